@@ -1,0 +1,216 @@
+"""Values and protocols that cross folders. Read this file first: every other file speaks these words.
+
+Shape letters, fixed once: B batch row, L canvas length, W window of queries, A asked positions,
+S cache slots, R key ranges, N heads, K kv heads, H head dim, D width, F mlp width, V vocabulary,
+Y layers. Arrays carry them as a suffix: `tokens_BxL`. `key_B` holds one random key per row.
+"""
+
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+
+from kernels_pallas.token_stats import StatSpec, TokenStats
+
+Array = jax.Array
+Params = Any
+State = Any
+
+__all__ = ["StatSpec", "TokenStats"]  # the kernel's own words, spoken by every policy
+
+
+# ---------------------------------------------------------------------------------------------
+# Text and noise
+
+
+@struct.dataclass
+class Mask:
+  """Which keys each query may see: `R` half-open ranges of key slots, and equal segments.
+
+  Without a cache key j is input j. With a cache key slots are canvas positions, and a window key
+  sits at its own slot. A key is visible iff some range holds it, the segments (if given) agree and
+  `dense` (if given) allows it; slots that are not filled are never visible.
+  """
+
+  lo_BxWxR: Array
+  hi_BxWxR: Array
+  q_segment_BxW: Array | None = None
+  k_segment_BxS: Array | None = None
+  dense_BxWxS: Array | None = None
+
+
+@struct.dataclass
+class Batch:
+  """Clean text, as the rows of `dlm.data` give it."""
+
+  tokens_BxL: Array
+  noisable_BxL: Array  # bool: False on prompt and padding
+  segment_BxL: Array  # 1, 2, ... by packed document; 0 on padding
+  position_BxL: Array  # restarts in every segment
+  extra: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Noisy:
+  """One draw of the forward process: all that a loss needs.
+
+  `inputs` may be longer than `targets` ([noisy; clean] training): the first L inputs are asked.
+  """
+
+  inputs_BxW: Array
+  targets_BxL: Array
+  weight_BxL: Array  # float32, the paper's w(t); 0 where nothing is asked
+  count_B: Array  # float32, what each row adds to the denominator of the loss
+  slot_BxW: Array  # rotary position of each input
+  time_BxW: (
+    Array  # float32 noise level in [0, 1], per input because blocks may differ; clean text: 0
+  )
+  mask: Mask
+  extra: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class LossSum:
+  """Sums, so that shards and microbatches add up; one division after the last of them.
+
+  `metrics` holds sums too, and is divided by `count` as the total is.
+  """
+
+  total: Array
+  count: Array
+  metrics: dict[str, Array]
+
+
+# ---------------------------------------------------------------------------------------------
+# The model, as everybody else sees it
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values by canvas position: slot s holds position s, rotary already applied.
+
+  An empty slot (`filled` False) is never attended to, whatever it holds.
+  """
+
+  k_YxBxSxKxH: Array
+  v_YxBxSxKxH: Array
+  filled_BxS: Array
+
+
+@struct.dataclass
+class LogitHead:
+  """Logits that need not exist: `hidden @ unembed.T`, soft-capped if `soft_cap`."""
+
+  hidden_BxAxD: Array
+  unembed_VxD: Array
+  soft_cap: float | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class ModelOutput:
+  head: LogitHead  # asked positions only
+  cache: KVCache | None
+  aux: dict[str, Array]  # router losses, expert load
+
+
+class Denoiser(Protocol):
+  """A bound linen module, or a table in a test. Hashable: equal denoisers share one compile."""
+
+  def __call__(
+    self,
+    params: Params,
+    tokens_BxW: Array,
+    *,
+    slot_BxW: Array,
+    mask: Mask,
+    time_BxW: Array | None = None,
+    cache: KVCache | None = None,
+    write_BxW: Array | None = None,
+    ask_BxA: Array | None = None,
+  ) -> ModelOutput:
+    """Runs the window. `ask` indexes the window (None: all of it).
+
+    With a cache the window attends to filled slots outside itself and to itself; the returned cache
+    holds the window's keys where `write`, and is otherwise unchanged.
+    """
+    ...
+
+  def empty_cache(self, batch: int, slots: int) -> KVCache: ...
+
+
+class Schedule(Protocol):
+  """Survival of a token: `alpha(t)` falls from about 1 at t=0 to about 0 at t=1."""
+
+  def alpha(self, t: Array) -> Array: ...
+  def dalpha(self, t: Array) -> Array:
+    """d alpha / dt, negative."""
+    ...
+
+
+class Objective(Protocol):
+  """One paper's training recipe."""
+
+  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy: ...
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum: ...
+
+
+class MaskRule(Protocol):
+  """What a model's attention may see at inference: `masks.Full()`, `masks.BlockCausal(32)`."""
+
+  def __call__(self, slot_BxW: Array, slots: int) -> Mask: ...
+
+
+# ---------------------------------------------------------------------------------------------
+# Sampling
+
+
+@struct.dataclass
+class Canvas:
+  """All that denoising changes; a row is a request."""
+
+  tokens_BxL: Array
+  open_BxL: Array  # bool: where the sampler may write
+  when_BxL: Array  # the row's forward (1, 2, ...) of the last write; -1 before: the trajectory
+  start_B: Array  # first slot of the row's active block
+  length_B: Array  # slots from here on are padding: never seen, never written
+  key_B: Array
+  done_B: Array
+  forwards_Bx3: Array  # whole canvas, window, commit: see FORWARD_KINDS
+  queries_B: Array  # query positions those forwards computed for this row
+
+
+FORWARD_KINDS = ("full", "window", "commit")
+
+
+@struct.dataclass
+class View:
+  """What a policy sees: the row's active block."""
+
+  tokens_BxA: Array
+  masked_BxA: Array  # bool: still to be decided
+  stats: TokenStats  # leaves are [B, A]
+  step_B: Array  # forwards already spent on the row's active block
+  mask_id: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Decision:
+  """Covers commit, remask (write the mask id), edit, re-noise, all-in and early stop."""
+
+  write_BxA: Array
+  token_BxA: Array
+  stop_B: Array  # the row ends here, whatever is still masked
+
+
+class Policy(Protocol):
+  """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one."""
+
+  def needs(self) -> StatSpec: ...
+  def init(self, masked_BxA: Array) -> State: ...
+  def decide(self, view: View, state: State, key_B: Array) -> tuple[Decision, State]: ...
+
+
+class Clock(Protocol):
+  """The noise level that a time-conditioned model is told while sampling."""
+
+  def __call__(self, masked_BxL: Array, open_BxL: Array, slot_BxW: Array) -> Array: ...
