@@ -1,7 +1,7 @@
 """Attention masks as ranges of key slots: R ranges per query, and document segments.
 
-Ranges are what a kernel can use without an [L, L] array; `dense` is for XLA, for tests and for masks
-that no range can say. Index conventions are those of `dlm.types.Mask`.
+Ranges are what a kernel can use without an [L, L] array; `visible` makes them dense for XLA and for
+tests. Index conventions are those of `dlm.types.Mask`.
 """
 
 import dataclasses

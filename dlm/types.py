@@ -1,4 +1,4 @@
-"""Values and protocols that cross folders. Read this file first: every other file speaks these words.
+"""Values and protocols that cross folders. Read this file first: all others speak these words.
 
 Shape letters, fixed once: B batch row, L canvas length, W window of queries, A asked positions,
 S cache slots, R key ranges, N heads, K kv heads, H head dim, D width, F mlp width, V vocabulary,

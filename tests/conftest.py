@@ -1,0 +1,29 @@
+"""Strictness for every test: keys used once, ranks explicit, float32 matmuls exact.
+
+Tests that need several devices live in tests/multidevice/ and run in a process of their own
+(`make test`), which asks for 8 forced CPU devices before jax starts.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
+  )
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def conformance_dir() -> pathlib.Path:
+  """Golden data of the authors' own code; DLM_CONFORMANCE_DIR points to unseen cases."""
+  default = pathlib.Path(__file__).parent / "conformance"
+  return pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", default))
