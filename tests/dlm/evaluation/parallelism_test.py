@@ -1,0 +1,190 @@
+"""The closed forms and AUP vectors are those of specs/evaluation.md 1.7 and 2.1."""
+
+import itertools
+import math
+
+import pytest
+
+from dlm.evaluation import parallelism
+from dlm.evaluation.parallelism import CurvePoint, Outcome
+
+
+def point(policy="p", setting="s", task="t", accuracy=50.0, tpf=1.0, n=10) -> CurvePoint:
+  return CurvePoint(
+    policy, setting, task, accuracy, tpf, tpf_mean=tpf, nfe=8.0, tokens_per_s=100.0, n=n
+  )
+
+
+@pytest.mark.parametrize(
+  "n, k, bits, accuracy",
+  [
+    (3, 2, 0.584963, 0.666667),
+    (3, 3, 2.169925, 0.222222),
+    (4, 2, 1.415037, 0.375),
+    (4, 3, 1.415037, 0.375),
+    (4, 4, 3.415037, 0.09375),
+    (5, 2, 0.906891, 0.533333),
+    (5, 3, 2.058894, 0.24),
+    (5, 4, 2.380822, 0.192),
+    (5, 5, 4.702750, 0.0384),
+    (6, 2, 1.678072, 0.3125),
+    (6, 3, 3.017922, 0.123457),
+    (6, 4, 2.847997, 0.138889),
+    (6, 5, 3.432959, 0.092593),
+    (6, 6, 6.017922, 0.015432),
+  ],
+)
+def test_shuffle_matches_the_closed_forms(n, k, bits, accuracy):
+  assert parallelism.shuffle_bits(n, k) == pytest.approx(bits, abs=1e-6)
+  assert parallelism.shuffle_accuracy(n, k) == pytest.approx(accuracy, abs=1e-6)
+  assert parallelism.shuffle_accuracy(n, k) == pytest.approx(2 ** -parallelism.shuffle_bits(n, k))
+
+
+@pytest.mark.parametrize(
+  "n, k, bits, accuracy",
+  [
+    (3, 2, 0.721928, 0.64),
+    (3, 3, 2.243856, 0.224),
+    (4, 2, 1.381043, 0.398866),
+    (4, 3, 1.463781, 0.365415),
+    (4, 4, 3.459561, 0.091852),
+    (5, 2, 0.913255, 0.532347),
+    (5, 3, 2.053543, 0.243623),
+    (5, 4, 2.392073, 0.190625),
+    (5, 5, 4.713795, 0.038137),
+  ],
+)
+def test_shuffle_without_the_unchanged_order(n, k, bits, accuracy):
+  assert parallelism.shuffle_bits(n, k, identity=False) == pytest.approx(bits, abs=1e-6)
+  assert parallelism.shuffle_accuracy(n, k, identity=False) == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.parametrize("identity", [True, False])
+@pytest.mark.parametrize("n", [2, 3, 6, 10])
+def test_one_item_at_a_time_loses_nothing(n, identity):
+  assert parallelism.shuffle_bits(n, 1, identity) == pytest.approx(0, abs=1e-9)
+  assert parallelism.shuffle_accuracy(n, 1, identity) == pytest.approx(1)
+
+
+def test_shuffle_by_enumeration_of_the_ideal_sampler():
+  n, k = 5, 2
+  orders = [order for order in itertools.permutations(range(n)) if order != tuple(range(n))]
+
+  def chance(order):
+    p = 1.0
+    for start in range(0, n, k):
+      seen = [o for o in orders if o[:start] == order[:start]]
+      for place in range(start, min(start + k, n)):
+        p *= sum(o[place] == order[place] for o in seen) / len(seen)
+    return p
+
+  chances = [chance(order) for order in orders]
+  assert parallelism.shuffle_accuracy(n, k, identity=False) == pytest.approx(sum(chances))
+  kl = sum(math.log2(1 / (len(orders) * p)) for p in chances) / len(orders)
+  assert parallelism.shuffle_bits(n, k, identity=False) == pytest.approx(kl)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_shuffle_rejects_impossible_steps(k):
+  with pytest.raises(ValueError, match=f"k={k} must lie in"):
+    parallelism.shuffle_bits(4, k)
+
+
+@pytest.mark.parametrize(
+  "points, y_max, expected",
+  [
+    ([(1, 80), (2, 79), (4, 76)], 80, 299.552345),
+    ([(1, 80), (2, 74), (4, 76)], 80, 298.120709),
+    ([(4, 76), (1, 80), (2, 85)], 80, 312.913806),
+    ([(1, 50)], 80, 50),
+    ([(1, 74.02), (9.11, 73.09)], 74.98, 637.65),
+  ],
+)
+def test_aup_vectors(points, y_max, expected):
+  assert parallelism.aup(points, y_max) == pytest.approx(expected, abs=5e-3)
+
+
+def test_aup_counts_a_drop_of_exactly_five_and_refuses_more():
+  straight = parallelism.aup([(1, 80), (4, 75)], 80)
+  assert parallelism.aup([(1, 80), (2, 75), (4, 75)], 80) < straight
+  assert parallelism.aup([(1, 80), (2, 74.9), (4, 75)], 80) == straight
+  with pytest.raises(ValueError, match="must stay within 5"):
+    parallelism.aup([(1, 80), (4, 74.9)], 80)
+  with pytest.raises(ValueError, match="at least one pair"):
+    parallelism.aup([], 80)
+
+
+def test_aup_by_policy_cuts_the_useless_end_and_shares_y_max():
+  points = [
+    point("a", accuracy=80, tpf=1),
+    point("a", accuracy=10, tpf=8),
+    point("a", accuracy=76, tpf=4),
+    point("b", accuracy=90, tpf=1),
+    point("mute", accuracy=0, tpf=0),
+  ]
+  assert parallelism.aup_by_policy(points) == {
+    "a": parallelism.aup([(1, 80), (4, 76)], 90),
+    "b": 90,
+    "mute": 0,
+  }
+  with pytest.raises(ValueError, match="one task"):
+    parallelism.aup_by_policy([*points, point(task="other")])
+
+
+def test_summarise_gives_both_averages():
+  outcomes = [
+    Outcome("p", "0.9", "copy", score=1, n_tokens=8, n_forwards=2, seconds=0.5),
+    Outcome("p", "0.9", "sort", score=1, n_tokens=1, n_forwards=1, seconds=1),
+    Outcome("p", "0.9", "copy", score=0, n_tokens=8, n_forwards=8, seconds=1.5),
+  ]
+  copy, sort = parallelism.summarise(outcomes)
+  assert (copy.task, sort.task) == ("copy", "sort")
+  assert copy == CurvePoint(
+    "p", "0.9", "copy", accuracy=50, tpf=1.6, tpf_mean=2.5, nfe=5, tokens_per_s=8, n=2
+  )
+
+
+def test_mean_weighs_tasks_equally_and_refuses_a_missing_task():
+  easy, hard = point(task="copy", accuracy=100, tpf=4, n=30), point(task="shuffle", accuracy=0)
+  (mean,) = parallelism.mean_over_tasks([easy, hard])
+  assert (mean.task, mean.accuracy, mean.tpf, mean.n) == ("mean", 50, 2.5, 40)
+  with pytest.raises(ValueError, match=r"other \(s\) has tasks \['copy'\]"):
+    parallelism.mean_over_tasks([easy, hard, point("other", task="copy")])
+
+
+def test_best_within_two_points_of_one_at_a_time():
+  points = [
+    point(setting="slow", accuracy=90, tpf=0.9),
+    point(setting="worse", accuracy=80, tpf=0.8),
+    point(setting="good", accuracy=88, tpf=3),
+    point(setting="fast", accuracy=87.9, tpf=9),
+  ]
+  assert parallelism.one_at_a_time(points).setting == "slow"
+  assert parallelism.best_within(points).setting == "good"
+  assert parallelism.best_within(points, 3).setting == "fast"
+  assert parallelism.one_at_a_time(points[2:]).setting == "good"  # nothing slower was run
+
+
+def test_interval_covers_without_leaving_the_scale():
+  low, high = point(accuracy=100, n=100).interval()
+  assert low == pytest.approx(96.30, abs=0.01) and high == 100
+  low, high = point(accuracy=50, n=100).interval()
+  assert (low, high) == (pytest.approx(40.38, abs=0.01), pytest.approx(59.62, abs=0.01))
+
+
+def test_table_prints_the_numbers():
+  lines = parallelism.table([point("threshold", "0.9", "copy", accuracy=97.25, tpf=3.456)]).split(
+    "\n"
+  )
+  assert len(lines) == 3
+  assert " ".join(lines[2].split()) == "copy threshold 0.9 97.2 3.46 3.46 8.0 100 10"
+
+
+@pytest.mark.parametrize(
+  "wrong, rule",
+  [({"score": 1.5}, "score=1.5"), ({"n_forwards": 0}, "at least 1"), ({"seconds": 0}, "positive")],
+)
+def test_outcome_names_what_is_wrong(wrong, rule):
+  right = {"score": 1, "n_tokens": 1, "n_forwards": 1, "seconds": 1.0}
+  with pytest.raises(ValueError, match=rule):
+    Outcome("p", "s", "t", **(right | wrong))
