@@ -1,0 +1,59 @@
+"""dlm: efficient diffusion language models in JAX, Flax linen and Pallas.
+
+Everything hangs on two paths. Each arrow is found in one file, in this order, in `dlm/train.py`
+and in `dlm/generate.py` + `dlm/sampling/loop.py`:
+
+  training   config -> build -> rows -> Batch -> objective.corrupt -> Noisy -> denoise
+             -> objective.loss -> LossSum -> update
+  sampling   prompt -> Canvas -> [ plan -> denoise -> LogitHead -> token_stats -> policy.decide
+             -> commit ]* -> text
+
+The tree. Start with `types.py`: the values and protocols that all others speak.
+
+  kernels_pallas/  one folder an op, one function each, several implementations behind it:
+                   token_stats (hidden x unembedding -> statistics per token) and linear_xent
+                   (-> cross-entropy); [rows, V] logits never exist in memory
+  dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
+  dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
+  dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
+                   outside, a bound `Denoiser`                    commit) and caches are small files
+  dlm/parallel     mesh, sharding rules, over_batch   data        tokenizers, sources, resumable rows
+  dlm/build        the only reader of a config        train       THE training path
+  dlm/checkpoint   orbax                              generate    THE sampling path
+  dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
+  dlm/evaluation   likelihood, tasks, accuracy against tokens per forward
+  experiments/     mains: flags and one call          configs/    tables: paper, command, numbers
+  tests/           mirrors the tree
+
+A published method is one small file (a policy, a cache, an objective, a schedule), one line in the
+name table of its folder's `__init__`, one test that holds the authors' numbers, one config.
+
+Imports point one way; tests/layering_test.py holds the table:
+
+  kernels_pallas -> jax                               types -> kernels_pallas.token_stats
+  masks, diffusion, parallel -> types                 data -> numpy alone
+  models -> types, masks, kernels_pallas
+  sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
+  objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
+  train, generate -> all above;  evaluation -> generate and all above but models
+  build -> all but train, generate, evaluation;  experiments -> anything
+
+The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling) needs no package
+but jax, flax, optax and numpy, so it runs where nothing else is installed.
+
+Names. The shape is a suffix, `x_BxLxD`, its letters fixed once:
+
+  B row   L canvas length   W window of queries   A asked positions   S cache slots
+  R key ranges (in kernels: rows)   N heads   K kv heads   H head dim   D width   F mlp width
+  V vocabulary   Y layers
+
+  canvas   prompt and answer, with the mask id where the sampler may write
+  commit   to write a token; also: to keep a finished block's keys and values
+  NFE      number of function evaluations: forwards      TPF   tokens per forward
+
+Static parts are frozen dataclasses (equal ones share one compile), arrays travel in flax structs,
+`key_B` holds one key per row, so a row alone equals the row in any batch. Losses are sums, divided
+once. Errors are ValueErrors that name the field, its value and the rule.
+"""
+
+__version__ = "0.1.0"

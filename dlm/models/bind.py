@@ -1,0 +1,82 @@
+"""A configuration becomes a `Denoiser`: pure functions of (params, inputs)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dlm import masks
+from dlm.models import cache as kv_cache
+from dlm.models.presets import ModelConfig
+from dlm.models.transformer import Transformer
+from dlm.types import Array, KVCache, Mask, ModelOutput, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Meets `dlm.types.Denoiser`. Equal models are equal static arguments of `jax.jit`."""
+
+  config: ModelConfig
+
+  def __call__(
+    self,
+    params: Params,
+    tokens_BxW: Array,
+    *,
+    slot_BxW: Array,
+    mask: Mask,
+    time_BxW: Array | None = None,
+    cache: KVCache | None = None,
+    write_BxW: Array | None = None,
+    ask_BxA: Array | None = None,
+  ) -> ModelOutput:
+    """ValueError: a time-conditioned model without `time`, `write` without a cache."""
+    if self.config.time_conditioned and time_BxW is None:
+      raise ValueError("this model is time_conditioned=True and needs time_BxW; got None")
+    if write_BxW is not None and cache is None:
+      raise ValueError("write_BxW asks to store keys, but cache is None")
+    return Transformer(self.config).apply(
+      {"params": params},
+      tokens_BxW,
+      slot_BxW=slot_BxW,
+      mask=mask,
+      time_BxW=time_BxW,
+      cache=cache,
+      write_BxW=write_BxW,
+      ask_BxA=ask_BxA,
+    )
+
+  def init(self, key: Array) -> Params:
+    """Fresh parameters, float32. Under `jax.jit(..., out_shardings=...)` they are born sharded."""
+    return nn.unbox(self._init_boxed(key))
+
+  def abstract(self) -> Params:
+    """Shapes of the parameters with their logical axes, for `dlm.parallel.shard_params`."""
+    return jax.eval_shape(self._init_boxed, jax.random.key(0))
+
+  def empty_cache(self, batch: int, slots: int) -> KVCache:
+    cfg = self.config
+    return kv_cache.empty(
+      layers=cfg.layers,
+      batch=batch,
+      slots=slots,
+      kv_heads=cfg.kv_heads,
+      head_dim=cfg.head_dim,
+      dtype=jnp.dtype(cfg.dtype),
+    )
+
+  def _init_boxed(self, key: Array) -> Params:
+    slot_1x1 = jnp.zeros((1, 1), jnp.int32)
+    variables = Transformer(self.config).init(
+      key,
+      slot_1x1,
+      slot_BxW=slot_1x1,
+      mask=masks.Full()(slot_1x1, 1),
+      time_BxW=jnp.zeros((1, 1), jnp.float32),
+    )
+    return variables["params"]
+
+
+def bind(config: ModelConfig) -> Model:
+  return Model(config)

@@ -1,0 +1,118 @@
+"""Layers that know nothing of diffusion: linear maps, norms, rotary positions, noise levels.
+
+Parameters name their axes ("embed", "heads", ...); `dlm.parallel` says which mesh axis each one is
+split over. Norms and rotations are computed in float32 whatever the activations are.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dlm.types import Array
+
+Initializer = jax.nn.initializers.Initializer
+
+
+class Einsum(nn.Module):
+  """`einsum(eqn, x, kernel)`, plus a bias over the kernel's output axes if asked.
+
+  The initial kernel is normal with variance `gain**2 / fan_in`; gain 0 starts from zeros.
+  """
+
+  eqn: str  # "BWD,DNH->BWNH"
+  shape: tuple[int, ...]  # of the kernel
+  names: tuple[str | None, ...]  # logical axes of the kernel
+  gain: float = 1.0
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    inputs, output = self.eqn.split("->")
+    letters = inputs.split(",")[1]
+    out_axes = [axis for axis, letter in enumerate(letters) if letter in output]
+    fan_in = 1
+    for axis, size in enumerate(self.shape):
+      fan_in *= 1 if axis in out_axes else size
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(nn.initializers.normal(self.gain * fan_in**-0.5), self.names),
+      self.shape,
+    )
+    y = jnp.einsum(self.eqn, x, kernel.astype(x.dtype))
+    if not self.bias:
+      return y
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.names[i] for i in out_axes)),
+      tuple(self.shape[i] for i in out_axes),
+    )
+    return y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) in float32, cast to x's dtype, then scaled (LLaMA's order)."""
+
+  eps: float
+  names: tuple[str | None, ...] = (None,)
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param(
+      "scale", nn.with_logical_partitioning(nn.initializers.ones, self.names), x.shape[-1:]
+    )
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    return wide.astype(x.dtype) * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
+
+
+class SwiGLU(nn.Module):
+  """down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
+
+  width: int
+  mlp: int
+  out_gain: float
+
+  @nn.compact
+  def __call__(self, x_BxWxD: Array) -> Array:
+    def project(name: str) -> Array:
+      linear = Einsum("BWD,DF->BWF", (self.width, self.mlp), ("embed", "mlp"), name=name)
+      return linear(x_BxWxD)
+
+    hidden_BxWxF = jax.nn.silu(project("gate")) * project("up")
+    down = Einsum(
+      "BWF,FD->BWD", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, name="down"
+    )
+    return down(hidden_BxWxF)
+
+
+def rotary(slot_BxW: Array, head_dim: int, base: float) -> tuple[Array, Array]:
+  """Cosines and sines [B, W, H/2] in float32: bfloat16 cannot tell slots above 256 apart."""
+  power = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  angle = slot_BxW.astype(jnp.float32)[..., None] * (base**-power)[None, None, :]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxWxNxH: Array, cos_sin: tuple[Array, Array]) -> Array:
+  """RoPE (arXiv 2104.09864) with the two halves of a head as pairs, as in LLaMA checkpoints."""
+  cos, sin = (part[:, :, None, :] for part in cos_sin)
+  a, b = jnp.split(x_BxWxNxH.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BxWxNxH.dtype)
+
+
+class TimeEmbedding(nn.Module):
+  """Noise level in [0, 1] -> sinusoids -> two-layer MLP, as in DiT (arXiv 2212.09748)."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, time_BxW: Array, dtype: jnp.dtype) -> Array:
+    half = self.width // 2
+    # Periods from 1/1000 of the noise range up: levels that differ visibly get distinct codes.
+    rate = 1000.0 * jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = time_BxW.astype(jnp.float32)[..., None] * rate[None, None, :]
+    x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype)
+    for name in ("inner", "outer"):
+      linear = Einsum("BWC,CE->BWE", (self.width, self.width), (None, None), name=name)
+      x = jax.nn.silu(linear(x))
+    return x
