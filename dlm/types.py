@@ -210,6 +210,24 @@ class Policy(Protocol):
   def decide(self, view: View, state: State, key_B: Array) -> tuple[Decision, State]: ...
 
 
+class CachePlan(Protocol):
+  """One paper's cache: when to run the whole canvas again, and whose keys to keep."""
+
+  cached: bool  # False: there is no cache, every forward is the whole canvas
+
+  def check(self, sees: MaskRule, block: int) -> None:
+    """Raises ValueError where the plan would be wrong for this attention rule and block."""
+    ...
+
+  def refresh_B(self, step_B: Array, fresh_B: Array) -> Array:
+    """Rows whose next forward must be the whole canvas; `fresh`: nothing is cached yet."""
+    ...
+
+  def write_BxW(self, slot_BxW: Array, start_B: Array) -> Array:
+    """Which slots of a forward enter the cache; `start`: first slot of the active block."""
+    ...
+
+
 class Clock(Protocol):
   """The noise level that a time-conditioned model is told while sampling."""
 

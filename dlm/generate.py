@@ -1,0 +1,200 @@
+"""THE sampling path: prompt -> Canvas -> [ plan -> denoise -> score -> decide -> commit ]* -> text.
+
+The bracket is `dlm.sampling.loop`; this file puts requests on canvases, runs the loop over every
+local device, and reads completions off the result.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from dlm import parallel
+from dlm.data import Tokenizer, encode_infill
+from dlm.sampling import loop
+from dlm.sampling.canvas import make_canvas
+from dlm.types import FORWARD_KINDS, Canvas, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Token ids of one row and where the sampler may write; `id` seeds its noise."""
+
+  id: int
+  prompt: str
+  tokens: np.ndarray
+  open: np.ndarray
+
+  @classmethod
+  def from_prompt(
+    cls, id: int, prompt: str, tokenizer: Tokenizer, max_new_tokens: int
+  ) -> "Request":
+    """The prompt, then `max_new_tokens` open positions."""
+    ids = tokenizer.encode(prompt)
+    tokens = np.concatenate([ids, np.full(max_new_tokens, tokenizer.mask_id, np.int32)])
+    return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
+
+  @classmethod
+  def from_infill(cls, id: int, text: str, tokenizer: Tokenizer) -> "Request":
+    """Text whose `[[n]]` spans are n open positions each (`[[[n]]` is literal)."""
+    tokens, free = encode_infill(text, tokenizer)
+    return cls(id, text, tokens, free)
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What became of a request. Definitions of the rates: specs/evaluation.md section 2."""
+
+  id: int
+  prompt: str
+  text: str  # what was written, up to the first stop id; for infilling the whole text
+  spans: list[str]  # each open span as text
+  tokens: list[int]  # ids written, in order of position, before the first stop id
+  when: list[int]  # by position of the row: the forward that wrote it, -1 where given
+  row: list[int]  # the row's ids as it ended
+  forwards: dict[str, int]  # by kind: full, window, commit
+  queries: int  # query positions those forwards computed
+  tpf: float  # tokens per forward
+  finished: bool  # False: max_forwards ended it with masks left
+  seconds: float  # wall time of its batch, without compilation
+
+
+class Generator:
+  """Runs one sampler over many requests, in batches of one shape: it compiles once a canvas size.
+
+  Args:
+    align: "canvas" or "prompt", see `make_canvas`.
+    batch: rows a batch; rounded up to a multiple of the devices that share it.
+    driver: "shard_map" or "pmap"; both run the same per-shard loop.
+  """
+
+  def __init__(
+    self,
+    sampler: loop.Sampler,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    *,
+    align: str = "canvas",
+    batch: int = 8,
+    driver: str = "shard_map",
+  ):
+    if batch < 1:
+      raise ValueError(f"Generator: batch={batch} must be at least 1")
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
+    self.batch = -(-batch // shards) * shards
+    # Shards whose model spans several devices must stop together: a collective inside loops of
+    # unequal length would wait for ever.
+    wide = any(mesh.shape[name] > 1 for name in ("fsdp", "tensor", "expert"))
+    axis = "data" if wide and mesh.shape["data"] > 1 else None
+
+    def shard(params: Params, canvas: Canvas) -> Canvas:
+      return loop.run(sampler, params, canvas, axis)
+
+    run = parallel.over_batch(
+      shard, mesh, batched_in=(False, True), batched_out=True, driver=driver
+    )
+    self._run = run if driver == "pmap" else jax.jit(run)
+    self._warm: set[tuple[int, ...]] = set()
+
+  def canvas(self, requests: Sequence[Request], seed: int) -> Canvas:
+    """The requests as rows of one canvas, filled up to a whole batch with rows that are done.
+
+    Slots are rounded up to powers of two times the block, so that few shapes are ever compiled.
+    """
+    block = self.sampler.block
+    slots = block
+    while slots < max(len(r.tokens) for r in requests):
+      slots *= 2
+    rows = [*requests, *[requests[-1]] * (self.batch - len(requests))]
+    canvas = make_canvas(
+      [r.tokens for r in rows],
+      [r.open for r in rows],
+      [r.id for r in rows],
+      slots=slots,
+      block=block,
+      align=self.align,
+      mask_id=self.sampler.mask_id,
+      seed=seed,
+    )
+    return canvas.replace(done_B=np.arange(self.batch) >= len(requests))
+
+  def __call__(
+    self,
+    params: Params,
+    requests: Sequence[Request],
+    *,
+    seed: int = 0,
+    on_batch: Callable[[list[Completion]], None] | None = None,
+  ) -> list[Completion]:
+    """Completes the requests in order; `on_batch` sees each batch as soon as it is there."""
+    done: list[Completion] = []
+    for first in range(0, len(requests), self.batch):
+      chunk = requests[first : first + self.batch]
+      canvas = self.canvas(chunk, seed)
+      canvas = jax.device_put(canvas, parallel.batch_sharding(self.mesh))
+      if canvas.tokens_BxL.shape not in self._warm:  # compilation is not sampling time
+        idle = canvas.replace(done_B=jax.numpy.ones_like(canvas.done_B))
+        jax.block_until_ready(self._run(params, idle))
+        self._warm.add(canvas.tokens_BxL.shape)
+      began = time.perf_counter()
+      canvas = jax.block_until_ready(self._run(params, canvas))
+      seconds = time.perf_counter() - began
+      host = jax.device_get(canvas.replace(key_B=None))
+      completions = [
+        _read(host, row, request, self.sampler, self.tokenizer, seconds)
+        for row, request in enumerate(chunk)
+      ]
+      done += completions
+      if on_batch:
+        on_batch(completions)
+    return done
+
+  def stream(
+    self, params: Params, requests: Sequence[Request], *, seed: int = 0
+  ) -> Iterator[Canvas]:
+    """The canvas before the first forward and after each one: the same step, driven by the host."""
+    canvas = self.canvas(requests, seed)
+    state = jax.jit(loop.start, static_argnums=0)(self.sampler, canvas)
+    step = jax.jit(loop.step, static_argnums=0)
+    yield state.canvas
+    while not bool(state.canvas.done_B.all()):
+      state = step(self.sampler, params, state)
+      yield state.canvas
+
+
+def _read(
+  canvas: Canvas,
+  row: int,
+  request: Request,
+  sampler: loop.Sampler,
+  tokenizer: Tokenizer,
+  seconds: float,
+) -> Completion:
+  """One row of a finished canvas (host arrays) as text."""
+  n = len(request.tokens)
+  ids, when = canvas.tokens_BxL[row, :n], canvas.when_BxL[row, :n]
+  written = np.flatnonzero(request.open & (when >= 0) & (ids != sampler.mask_id))
+  stops = written[np.isin(ids[written], sampler.eos_ids)]
+  if len(stops):
+    written = written[written < stops[0]]
+  edges = np.flatnonzero(np.diff(np.concatenate([[0], request.open.astype(np.int8), [0]])))
+  spans = [tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
+  suffix = bool(request.open[int(np.argmax(request.open)) :].all())
+  forwards = dict(zip(FORWARD_KINDS, map(int, canvas.forwards_Bx3[row]), strict=True))
+  return Completion(
+    id=request.id,
+    prompt=request.prompt,
+    text=tokenizer.decode(ids[written] if suffix else ids),
+    spans=spans,
+    tokens=ids[written].tolist(),
+    when=when.tolist(),
+    row=ids.tolist(),
+    forwards=forwards,
+    queries=int(canvas.queries_B[row]),
+    tpf=len(written) / max(sum(forwards.values()), 1),
+    finished=bool(len(stops)) or not bool((request.open & (ids == sampler.mask_id)).any()),
+    seconds=seconds,
+  )

@@ -1,0 +1,56 @@
+"""A fixed number of tokens per forward, best first."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm.sampling import select
+from dlm.sampling.score import confidence
+from dlm.types import Array, Decision, StatSpec, View
+
+ORDERS = ("confidence", "margin", "entropy", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+  """LLaDA's sampler (arXiv 2502.09992, 2.4): low-confidence remasking, or a random order.
+
+  Set one of `k` (tokens per forward) and `steps` (forwards per block, split as evenly as LLaDA's
+  code does: the first `n % steps` forwards write one token more). `order` is what "best" means:
+  the candidate's probability, top-1 minus top-2 probability, negative entropy, or a coin.
+  """
+
+  k: int = 0
+  steps: int = 0
+  order: str = "confidence"
+
+  def __post_init__(self):
+    if (self.k > 0) == (self.steps > 0) or min(self.k, self.steps) < 0:
+      raise ValueError(f"fixed: set one of k={self.k} and steps={self.steps}, positive")
+    if self.order not in ORDERS:
+      raise ValueError(f"fixed: order={self.order!r} is not one of {', '.join(ORDERS)}")
+
+  def needs(self) -> StatSpec:
+    return StatSpec(top2=self.order == "margin", entropy=self.order == "entropy")
+
+  def init(self, masked_BxA: Array) -> Array:
+    """State: how many tokens the block had to write when the row entered it."""
+    return masked_BxA.sum(-1)
+
+  def decide(self, view: View, state: Array, key_B: Array) -> tuple[Decision, Array]:
+    quota_B = jnp.full_like(state, self.k)
+    if self.steps:
+      quota_B = state // self.steps + (view.step_B < state % self.steps)
+    write_BxA = select.top(self._score(view, key_B), view.masked_BxA, quota_B)
+    return Decision(write_BxA, view.stats.token, jnp.zeros_like(state, bool)), state
+
+  def _score(self, view: View, key_B: Array) -> Array:
+    stats = view.stats
+    if self.order == "margin":
+      return jnp.exp(stats.top1 - stats.lse) - jnp.exp(stats.top2 - stats.lse)
+    if self.order == "entropy":
+      return -stats.entropy
+    if self.order == "random":
+      return jax.vmap(lambda key: jax.random.uniform(key, view.masked_BxA.shape[1:]))(key_B)
+    return confidence(stats)

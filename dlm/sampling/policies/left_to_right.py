@@ -1,0 +1,34 @@
+"""The leftmost tokens, as an autoregressive model writes them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from dlm.sampling import select
+from dlm.types import Array, Decision, StatSpec, View
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftToRight:
+  """Writes the `k` leftmost masked tokens of the block at every forward.
+
+  With k=1 this is autoregressive decoding; SDAR's "sequential" remasking (arXiv 2510.06303) is it
+  with k = block // steps.
+  """
+
+  k: int = 1
+
+  def __post_init__(self):
+    if self.k < 1:
+      raise ValueError(f"left_to_right: k={self.k} must be at least 1")
+
+  def needs(self) -> StatSpec:
+    return StatSpec()
+
+  def init(self, masked_BxA: Array) -> tuple[()]:
+    return ()
+
+  def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
+    leftness_BxA = jnp.zeros(view.masked_BxA.shape)  # equal scores: ties go to the lowest slot
+    write_BxA = select.top(leftness_BxA, view.masked_BxA, jnp.full_like(view.step_B, self.k))
+    return Decision(write_BxA, view.stats.token, jnp.zeros_like(view.step_B, bool)), state

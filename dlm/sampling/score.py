@@ -1,0 +1,43 @@
+"""From a logit head to the statistics that a policy reads: the only door to the vocabulary."""
+
+import jax
+import jax.numpy as jnp
+
+from dlm.types import Array, LogitHead, StatSpec, TokenStats
+from kernels_pallas.token_stats import token_stats
+
+
+def score(
+  head: LogitHead,
+  spec: StatSpec,
+  *,
+  current_BxA: Array,
+  key_B: Array,
+  slot_BxA: Array,
+  implementation: str | None = None,
+) -> TokenStats:
+  """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
+
+  Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks.
+  """
+  batch, asked, width = head.hidden_BxAxD.shape
+  key_R = None
+  if spec.temperature > 0:
+    key_R = jax.vmap(lambda key, slot_A: jax.vmap(lambda s: jax.random.fold_in(key, s))(slot_A))(
+      key_B, slot_BxA
+    ).reshape(-1)
+  stats = token_stats(
+    head.hidden_BxAxD.reshape(batch * asked, width),
+    head.unembed_VxD,
+    spec,
+    current_R=current_BxA.reshape(-1) if spec.current else None,
+    key_R=key_R,
+    soft_cap=head.soft_cap,
+    implementation=implementation,
+  )
+  return jax.tree.map(lambda x: x.reshape(batch, asked), stats)
+
+
+def confidence(stats: TokenStats) -> Array:
+  """Probability of the candidate, untempered. NaN (a broken model) counts as no confidence."""
+  return jnp.nan_to_num(jnp.exp(stats.logit - stats.lse), nan=0.0)

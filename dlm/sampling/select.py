@@ -1,0 +1,24 @@
+"""Choosing positions of a block, row by row. Ties go to the lowest slot; NaN scores rank last."""
+
+import jax.numpy as jnp
+
+from dlm.types import Array
+
+
+def rank(score_BxA: Array, eligible_BxA: Array) -> Array:
+  """0 for the best eligible position, 1 for the next, ...; ineligible ones rank last."""
+  score_BxA = jnp.where(jnp.isnan(score_BxA), -jnp.inf, score_BxA)
+  # Ineligible positions sort behind an eligible -inf: two keys, the first of them eligibility.
+  order_BxA = jnp.lexsort((-score_BxA, ~eligible_BxA), axis=-1)
+  return jnp.argsort(order_BxA, axis=-1)
+
+
+def top(score_BxA: Array, eligible_BxA: Array, k_B: Array) -> Array:
+  """The `k` best eligible positions of each row; all of them where fewer are eligible."""
+  return eligible_BxA & (rank(score_BxA, eligible_BxA) < k_B[:, None])
+
+
+def at_least(score_BxA: Array, eligible_BxA: Array, threshold: float) -> Array:
+  """Eligible positions with `score >= threshold`, and always the best one."""
+  best_BxA = rank(score_BxA, eligible_BxA) == 0
+  return eligible_BxA & ((score_BxA >= threshold) | best_BxA)
