@@ -1,0 +1,61 @@
+# `make demo` and `make test` do everything, set-up included: a virtual environment with pinned
+# packages, made once and again only when setup.cfg or the pins change.
+#
+#   make test PYTHON=python3.12     another interpreter (a name or a path), in a venv of its own
+
+# A pyenv shim can exist and yet fail, so a candidate counts only if it runs; pyenv's own versions
+# are tried after the names on PATH.
+PROBE := import ensurepip, sys, venv; assert sys.version_info >= (3, 11); \
+	print(sys.version_info.minor, sys.executable)
+FOUND := $(shell for name in $(or $(PYTHON),python3.11 python3.12 python3); do \
+	for python in $$name $$HOME/.pyenv/versions/*/bin/$$name; do \
+	$$python -c '$(PROBE)' 2>/dev/null && exit; done; done)
+MINOR := $(firstword $(FOUND))
+INTERPRETER := $(wordlist 2,9,$(FOUND))
+
+PINS := $(if $(filter 11,$(MINOR)),constraints.txt,constraints-py312.txt)
+VENV := $(if $(PYTHON),.venv-py3$(MINOR),.venv)
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(PINS)
+
+# Compiled programs outlive the process that compiled them: the second run of the tests is short.
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a small model, sample it, draw the results       -> runs/demo"
+	@echo "make test    style, then every test (CPU; 8 forced devices where several are needed)"
+	@echo "make lint    style alone        make bench   speed of the parts on this machine"
+	@echo "make clean   remove environments and caches (never runs/)"
+	@echo "PYTHON=python3.12 (or a path) chooses the interpreter; now: $(or $(INTERPRETER),none found)"
+
+$(READY): setup.cfg pyproject.toml $(PINS)
+	@test -n "$(INTERPRETER)" || { echo "No Python >= 3.11 with venv and pip among:" \
+	  "$(or $(PYTHON),python3.11 python3.12 python3). Name one: make test PYTHON=/path/to/python"; \
+	  exit 1; }
+	@echo "setting up $(VENV) with $(INTERPRETER) and $(PINS): a minute or two"
+	@"$(INTERPRETER)" -m venv $(VENV)
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[test,dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python experiments/demo.py --workdir=runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(TEST) -n 2 --ignore=tests/multidevice
+	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
+
+bench: $(READY)
+	$(BIN)/python experiments/benchmark.py --workdir=runs/bench
+
+clean:
+	rm -rf .venv .venv-py3* .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
