@@ -10,7 +10,7 @@ import optax
 from dlm.types import Array, Params
 
 NEVER_DECAYED = ("scale", "bias")  # names of norm gains and biases, also when layers are stacked
-EMBEDDING = "embed"
+EMBEDDING = "embed"  # the matrix that embeds, and unembeds if the model is tied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def is_decayed(config: OptimizerConfig, params: Params) -> Params:
     names = [str(getattr(key, "key", key)) for key in path]
     if any(name in NEVER_DECAYED for name in names):
       return False
-    return config.decay_embeddings or not any(EMBEDDING in name for name in names)
+    return config.decay_embeddings or EMBEDDING not in names
 
   return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -34,7 +34,7 @@ def test_learning_rate_by_update(fields, at, expected):
 
 def test_weight_decay_spares_norms_biases_and_embeddings():
   params = {
-    "embed": {"table": jnp.ones((3, 2))},
+    "embed": jnp.ones((3, 2)),
     "layers": {
       "norm": {"scale": jnp.ones((4, 2))},
       "mlp": {"up": jnp.ones(2), "bias": jnp.ones(4)},
@@ -48,7 +48,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings():
   moved["layers"]["mlp"]["up"] *= 0
   assert optax.tree.norm(moved) == 0
   everything = OptimizerConfig(lr=1.0, weight_decay=0.5, decay_embeddings=True)
-  assert optimizer.is_decayed(everything, params)["embed"]["table"]
+  assert optimizer.is_decayed(everything, params)["embed"]
 
 
 @pytest.mark.parametrize("name", sorted(optimizer.OPTIMIZERS))
