@@ -1,0 +1,168 @@
+"""What a run tells: JSON lines, TensorBoard event files, and a bar or plain lines on the screen."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+
+import jax
+
+JSONL = "metrics.jsonl"
+
+
+class Metrics:
+  """The record of one run, written by process 0 only. Close it, or use it in a `with`.
+
+  Args:
+    directory: where `metrics.jsonl` and the event files go; it exists.
+    step: the step that was restored: records of later steps are dropped, the run repeats them.
+    steps: length of the run, for the bar.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, step: int, steps: int):
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    path = pathlib.Path(directory) / JSONL
+    _truncate(path, step)
+    self._file = path.open("a")
+    self._events = _event_writer(directory, step)
+    self._screen = _bar(step, steps) or _Lines(steps)
+
+  def __enter__(self) -> "Metrics":
+    return self
+
+  def __exit__(self, *_) -> None:
+    if not self._active:
+      return
+    self._screen.close()
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Records named numbers; one that is not finite is `null` in the JSON lines."""
+    if not self._active:
+      return
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._record({"step": step, **finite})
+    if self._events is not None:
+      for name, value in values.items():
+        self._events.add_scalar(name, value, step)
+
+  def texts(self, step: int, name: str, texts: list[str]) -> None:
+    if not self._active:
+      return
+    self._record({"step": step, name: texts})
+    if self._events is not None:
+      self._events.add_text(name, "\n\n".join(f"```\n{text}\n```" for text in texts), step)
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    """Puts the step and its numbers on the screen: the bar, or one line."""
+    if self._active:
+      self._screen.show(step, values)
+
+  def say(self, message: str) -> None:
+    if self._active:
+      self._screen.say(message)
+
+  def _record(self, record: dict) -> None:
+    self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    self._file.flush()
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+  """Drops the records after `step`, and a last line that a kill cut short."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except ValueError:
+      continue
+  beside = path.with_name(f".{path.name}.tmp")
+  beside.write_text("".join(kept))
+  beside.replace(path)
+
+
+def _event_writer(directory: str | os.PathLike, step: int):
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    print("no TensorBoard event files: `pip install tensorboardX` writes them", file=sys.stderr)
+    return None
+  # Events of an earlier run past the restored step are hidden, as those JSON lines are dropped.
+  return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+
+def si(value: float) -> str:
+  """1234567 -> '1.23M'."""
+  for factor, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= factor:
+      return f"{value / factor:.3g}{letter}"
+  return f"{value:.3g}"
+
+
+def _numbers(values: dict[str, float]) -> str:
+  shown = {"loss": "{:.4f}".format, "tokens/s": si, "flop/s": si}
+  return "  ".join(f"{name} {form(values[name])}" for name, form in shown.items() if name in values)
+
+
+class _Lines:
+  """A line now and then, for log files and pipes."""
+
+  def __init__(self, steps: int):
+    self._steps = steps
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    left = ""
+    if "seconds/step" in values:
+      left = f"  eta {(self._steps - step) * values['seconds/step']:.0f} s"
+    print(f"step {step}/{self._steps}  {_numbers(values)}{left}", flush=True)
+
+  def say(self, message: str) -> None:
+    print(message, flush=True)
+
+  def close(self) -> None:
+    pass
+
+
+class _Bar:
+  """One line that moves, for a terminal."""
+
+  def __init__(self, step: int, steps: int):
+    from rich import progress
+
+    self._progress = progress.Progress(
+      progress.TextColumn("step"),
+      progress.MofNCompleteColumn(),
+      progress.BarColumn(),
+      progress.TextColumn("{task.fields[numbers]}"),
+      progress.TextColumn("eta"),
+      progress.TimeRemainingColumn(),
+    )
+    self._task = self._progress.add_task("train", total=steps, completed=step, numbers="compiling")
+    self._progress.start()
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    self._progress.update(self._task, completed=step, numbers=_numbers(values))
+
+  def say(self, message: str) -> None:
+    self._progress.console.print(message, markup=False, highlight=False)
+
+  def close(self) -> None:
+    self._progress.stop()
+
+
+def _bar(step: int, steps: int) -> _Bar | None:
+  """The bar, where there is a terminal to draw it on and `rich` to draw it."""
+  if not sys.stdout.isatty():
+    return None
+  try:
+    return _Bar(step, steps)
+  except ImportError:
+    print("no progress bar: `pip install rich` draws it", file=sys.stderr)
+    return None
