@@ -17,7 +17,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
-  dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, resumable rows
+  dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
   dlm/build        the only reader of a config        train       THE training path
   dlm/checkpoint   orbax                              generate    THE sampling path
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
