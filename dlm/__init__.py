@@ -21,7 +21,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/build        the only reader of a config        train       THE training path
   dlm/checkpoint   orbax                              generate    THE sampling path
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
-  dlm/evaluation   likelihood, tasks, accuracy against tokens per forward
+  dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
+                   against tokens per forward
   experiments/     mains: flags and one call          configs/    tables: paper, command, numbers
   tests/           mirrors the tree
 

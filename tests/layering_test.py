@@ -50,22 +50,20 @@ LAYERS = {
   "dlm.types": Layer(("kernels_pallas.token_stats",), ("jax", "flax")),
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
-  "dlm.parallel": Layer(("dlm.types",), ("jax", "flax", "numpy")),
-  "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
+  "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
+  "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
-  "dlm.sampling": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax", "numpy")),
+  "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.data": Layer((), ("numpy",)),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
-  "dlm.checkpoint": Layer(
-    ("dlm.types", "dlm.parallel"), ("jax", "flax", "numpy", "orbax", "etils")
-  ),
-  "dlm.metrics": Layer(("dlm.types",), ("jax", "numpy"), ("rich", "tensorboardX")),
+  "dlm.checkpoint": Layer(("dlm.types",), ("jax", "numpy", "orbax")),
+  "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
-  "dlm.build": Layer(PARTS, ("jax", "ml_collections")),
+  "dlm.build": Layer(PARTS, ("jax",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
-  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.generate"), ("jax", "flax", "optax", "numpy")),
+  "dlm.train": Layer((*PARTS, "dlm.build"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(
-    (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("jinja2", "matplotlib")
+    (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),
   "configs": Layer((), ("ml_collections",)),
   "experiments": Layer(
