@@ -241,7 +241,10 @@ def shuffle_bits(n: int, k: int, identity: bool = True) -> float:
 
 
 def shuffle_accuracy(n: int, k: int, identity: bool = True) -> float:
-  """Probability that this best sampler writes a valid shuffle; without `identity` a changed one."""
+  """Probability that this best sampler writes a valid shuffle; without `identity` a changed one.
+
+  It samples at temperature 1. Which places are decided first does not matter, by symmetry.
+  """
   free, kept = 1.0, 0.0  # chance to end well once the order has changed, and while it has not
   for m, s in reversed(_blocks(n, k)):
     if not identity:
