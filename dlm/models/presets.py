@@ -57,7 +57,7 @@ class ModelConfig:
   time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
-  remat: bool = False  # recompute each layer in the backward pass
+  remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):
     for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp"):

@@ -9,6 +9,7 @@ Parameters, stacked over layers on axis 0 under "layers":
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dlm import masks
@@ -17,6 +18,10 @@ from dlm.models.attention import Attention, Shared
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
 from dlm.models.presets import TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
+
+
+def _bias(sees_BxWxS: Array) -> Array:
+  return jnp.where(sees_BxWxS, jnp.float32(0), -jnp.inf)
 
 
 class Block(nn.Module):
@@ -33,7 +38,7 @@ class Block(nn.Module):
     attention_change, mlp_change = None, None
     if cfg.time_conditioned:
       modulation = Einsum(
-        "BWC,CMD->BWMD", (TIME_WIDTH, 6, cfg.width), (None, None, "embed"), gain=0.0,
+        "...C,CMD->...MD", (TIME_WIDTH, 6, cfg.width), (None, None, "embed"), gain=0.0,
         name="modulation",
       )  # fmt: skip
       change = jnp.split(modulation(shared.time_BxWxC), 6, axis=2)
@@ -104,25 +109,30 @@ class Transformer(nn.Module):
     if cache is None:
       window = slot_BxW.shape[1]
       key_BxW = jnp.broadcast_to(jnp.arange(window, dtype=jnp.int32), slot_BxW.shape)
-      sees_BxWxS, filled_BxS = None, None
+      bias_BxWxS, filled_BxS = None, None
     else:
       key_BxW, filled_BxS = slot_BxW, cache.filled_BxS
       slots = filled_BxS.shape[1]
       key_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), filled_BxS.shape)
       fresh_BxS = filled_BxS & ~kv_cache.in_window(slot_BxW, slots)
-      sees_BxWxS = masks.visible(mask, key_BxS) & fresh_BxS[:, None, :]
+      bias_BxWxS = _bias(masks.visible(mask, key_BxS) & fresh_BxS[:, None, :])
     return Shared(
       rotary=rotary(slot_BxW, cfg.head_dim, cfg.rope_base),
-      sees_BxWxW=masks.visible(mask, key_BxW),
-      sees_BxWxS=sees_BxWxS,
+      bias_BxWxW=_bias(masks.visible(mask, key_BxW)),
+      bias_BxWxS=bias_BxWxS,
       filled_BxS=filled_BxS,
       time_BxWxC=time_BxWxC,
     )
 
   def _layers(self) -> nn.Module:
-    """One traced block for all layers, so that compile time does not grow with depth."""
+    """One traced block for all layers, so that compile time does not grow with depth.
+
+    The backward pass recomputes attention weights and elementwise work in any case: to store them
+    for every layer takes more memory and, on CPUs, more time. With `remat` it recomputes all.
+    """
     cfg = self.config
-    block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+    keep = None if cfg.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    block = nn.remat(Block, prevent_cse=False, policy=keep)
     stack = nn.scan(
       block,
       variable_axes={"params": 0},

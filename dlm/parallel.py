@@ -1,0 +1,159 @@
+"""One program on many devices: the mesh, the names of axes, and functions that run shard by shard.
+
+Parameters are split by the names that `dlm.models` gives their axes; XLA inserts the communication
+("fsdp", "tensor", "expert" stay automatic). Only the batch is split by hand, over "data", because
+sampling loops must stop shard by shard and gradients are summed once.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor", "expert")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+  "batch": ("data", "fsdp"),
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocab": "tensor",
+  "expert": "expert",
+  "layers": None,
+  "head_dim": None,
+}
+
+Driver = Literal["shard_map", "pmap"]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -> Mesh:
+  """Mesh over all devices; one size may be -1 and takes the devices that the others leave."""
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert}
+  count = jax.device_count()
+  known = 1
+  for size in sizes.values():
+    known *= size if size > 0 else 1
+  free = [name for name, size in sizes.items() if size == -1]
+  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise ValueError(f"mesh sizes {sizes} must be positive, and at most one of them -1")
+  if free:
+    sizes[free[0]] = count // known
+    known *= sizes[free[0]]
+  if known != count:
+    raise ValueError(f"mesh sizes {sizes} make {known} devices, but there are {count}")
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shard_params(abstract_boxed_params: Any, mesh: Mesh) -> Any:
+  """Shardings for `Model.abstract()`, leaf by leaf, for `jax.jit(init, out_shardings=...)`.
+
+  ValueError where an axis of a parameter does not divide by the mesh axes it is split over.
+  """
+  specs = nn.get_partition_spec(abstract_boxed_params)
+  shardings = nn.logical_to_mesh_sharding(specs, mesh, list(RULES.items()))
+
+  def check(path, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
+    try:
+      sharding.shard_shape(leaf.shape)
+    except ValueError as error:
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise ValueError(
+        f"parameter {name} of shape {leaf.shape} does not divide over {sharding.spec} "
+        f"of mesh {dict(mesh.shape)}"
+      ) from error
+
+  jax.tree_util.tree_map_with_path(check, nn.unbox(abstract_boxed_params), shardings)
+  return shardings
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows of a global batch, split over all devices that hold different data."""
+  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def over_batch(
+  fn: Callable[..., Any],
+  mesh: Mesh,
+  *,
+  batched_in: tuple[bool, ...],
+  batched_out: bool | tuple[bool, ...],
+  driver: Driver = "shard_map",
+) -> Callable[..., Any]:
+  """Runs `fn` once per shard of "data"; with one shard this is `fn` itself.
+
+  Every leaf of an argument marked True leads with the batch axis; other arguments are whole on
+  every shard. Outputs marked True are joined along the batch, the others must be equal on all
+  shards (`sum_over_batch`). `batched_out` is a prefix of the output.
+  ValueError for unknown drivers and for batches that do not divide.
+  """
+  if driver not in get_args(Driver):
+    raise ValueError(f"unknown driver {driver!r}; known: {', '.join(get_args(Driver))}")
+  shards = mesh.shape["data"]
+  # A psum over a manual axis of size 1 beside larger automatic ones crashes XLA (jax 0.10).
+  if shards == 1:
+    return fn
+  per_shard = _shard_map if driver == "shard_map" else _pmap
+  run = per_shard(fn, mesh, batched_in, batched_out)
+
+  def checked(*args):
+    for arg, batched in zip(args, batched_in, strict=True):
+      for leaf in jax.tree.leaves(arg) if batched else []:
+        if leaf.shape[0] % shards:
+          raise ValueError(f"a batch of {leaf.shape[0]} rows must divide by data={shards}")
+    return run(*args)
+
+  return checked
+
+
+def sum_over_batch(tree: Any, mesh: Mesh) -> Any:
+  """Sum over the shards of `over_batch`; called inside its function."""
+  return jax.lax.psum(tree, "data") if mesh.shape["data"] > 1 else tree
+
+
+def _shard_map(fn, mesh, batched_in, batched_out):
+  def spec(batched: bool) -> PartitionSpec:
+    return PartitionSpec("data") if batched else PartitionSpec()
+
+  # check_vma=True would sum the gradients of whole arguments by itself, and sum_over_batch again.
+  return jax.shard_map(
+    fn,
+    mesh=mesh,
+    in_specs=jax.tree.map(spec, batched_in),
+    out_specs=jax.tree.map(spec, batched_out),
+    axis_names={"data"},
+    check_vma=False,
+  )
+
+
+def _pmap(fn, mesh, batched_in, batched_out):
+  shards = mesh.shape["data"]
+  if mesh.size != shards:
+    raise ValueError(f"pmap splits the batch only, but the mesh is {dict(mesh.shape)}")
+
+  def axis(batched: bool) -> int | None:
+    return 0 if batched else None
+
+  mapped = jax.pmap(
+    fn,
+    axis_name="data",
+    in_axes=jax.tree.map(axis, batched_in),
+    out_axes=jax.tree.map(axis, batched_out),
+    devices=mesh.devices.flatten(),
+  )
+
+  def cut(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:]), tree)
+
+  def join(batched: bool, tree: Any) -> Any:
+    if not batched:
+      return tree
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
+
+  def run(*args):
+    args = [cut(arg) if batched else arg for arg, batched in zip(args, batched_in, strict=True)]
+    return jax.tree.map(join, batched_out, mapped(*args))
+
+  return run
