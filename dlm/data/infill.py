@@ -1,0 +1,46 @@
+"""Markup for infilling: `[[8]]` stands for eight open tokens.
+
+`The cat [[4]] on the mat.` is fixed text, four masked tokens, fixed text. To write a span as plain
+text put one more bracket before it: `[[[8]]` is the text `[[8]]`. Any other bracket is itself.
+Fixed texts are tokenised one by one, as the spans cut them.
+"""
+
+import re
+
+import numpy as np
+
+from dlm.data.tokenizers import Tokenizer
+
+_SPAN = re.compile(r"\[(\[\[\d+\]\])|\[\[(\d+)\]\]")
+
+
+def parse_infill(text: str) -> tuple[str | int, ...]:
+  """Segments in order: fixed text (str, never empty) or the number of tokens to fill in (int)."""
+  segments, fixed, end = [], "", 0
+  for match in _SPAN.finditer(text):
+    fixed, end = fixed + text[end : match.start()], match.end()
+    if match[1]:
+      fixed += match[1]
+      continue
+    if int(match[2]) < 1:
+      raise ValueError(f"{match[0]} at character {match.start()} must ask for at least one token")
+    segments += [fixed, int(match[2])]
+    fixed = ""
+  return tuple(segment for segment in (*segments, fixed + text[end:]) if segment != "")
+
+
+def escape_infill(text: str) -> str:
+  """The markup of `text` itself: `parse_infill(escape_infill(text)) == (text,)`."""
+  return re.sub(r"(\[\[\d+\]\])", r"[\1", text)
+
+
+def encode_infill(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+  """Ids (int32, the mask id where open) and the open mask (bool) of marked-up text."""
+  ids, is_open = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
+  for segment in parse_infill(text):
+    if isinstance(segment, int):
+      ids.append(np.full(segment, tokenizer.mask_id, np.int32))
+    else:
+      ids.append(tokenizer.encode(segment))
+    is_open.append(np.full(ids[-1].size, isinstance(segment, int)))
+  return np.concatenate(ids), np.concatenate(is_open)

@@ -1,0 +1,14 @@
+"""Packages that the core does without, imported where they are used."""
+
+import importlib
+from types import ModuleType
+
+
+def require(module: str) -> ModuleType:
+  """Imports `module`, or says how to get it."""
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{module} cannot be imported ({error}); install it with: pip install 'dlm[data]'"
+    ) from error

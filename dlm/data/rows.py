@@ -1,0 +1,159 @@
+"""Training rows as a pure function of (seed, step).
+
+The global batch of a step is rows step * batch .. step * batch + batch - 1 of an endless stream,
+however many hosts read it: host h holds the contiguous slice [h * batch / n, (h + 1) * batch / n),
+the order in which `jax.make_array_from_process_local_data` lays shards over the data axis. Row g is
+drawn by hashing (seed, g), so resuming needs the step alone and neighbours are unrelated: noise
+levels that are stratified over a batch meet no order in the data (training_objectives G10).
+
+A single part is seen once per epoch, in a new order each time. In a mixture each row chooses its
+part by weight, and a part's epoch is thinned accordingly.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from dlm.data.corpus import Corpus, open_corpus
+from dlm.data.layouts import Packed, Padded, RowBatch
+from dlm.data.stateless import hash_words
+from dlm.data.tokenizers import Tokenizer
+
+MODES = ("pack", "pad")
+
+
+class Layout(Protocol):
+  """A corpus as an endless stream of rows."""
+
+  epoch_rows: int
+  report: dict[str, int | str]
+
+  def rows(self, row_B: np.ndarray) -> RowBatch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One corpus of a mixture, and how it is laid out in rows."""
+
+  corpus: Corpus
+  weight: float = 1.0
+  mode: str = "pack"
+  pad: str = "eos"
+  per_row: int = 1
+  document_mask: bool = True
+  too_long: str = "truncate"
+
+  def layout(self, tokenizer: Tokenizer, length: int, key: tuple[int, ...] | None) -> Layout:
+    """`key` names the shuffle; None keeps the corpus's order."""
+    if self.mode not in MODES:
+      raise ValueError(f"{self.corpus.name}: unknown mode={self.mode!r}; known: {', '.join(MODES)}")
+    if self.mode == "pack":
+      return Packed(self.corpus, length, self.document_mask, key)
+    return Padded(self.corpus, tokenizer, length, self.pad, self.per_row, self.too_long, key)
+
+
+LAYOUT_OPTIONS = ("mode", "pad", "per_row", "document_mask", "too_long")
+
+
+class Rows:
+  """`rows[step]` is this host's `RowBatch`, for any step >= 0.
+
+  `epoch_rows` is the size of one epoch of each part, `report` what was cut or dropped.
+  """
+
+  def __init__(
+    self,
+    parts: Iterable[Part],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+  ):
+    parts = tuple(parts)
+    _check(parts, length, batch, process_index, process_count)
+    self._layouts = [
+      part.layout(tokenizer, length, (seed, i) if shuffle else None) for i, part in enumerate(parts)
+    ]
+    weights = np.asarray([part.weight for part in parts], np.float64)
+    self._bounds = np.cumsum(weights / weights.sum())[:-1]
+    self._seed, self._batch, self._length = seed, batch, length
+    self._local = batch // process_count
+    self._offset = process_index * self._local
+    self.epoch_rows = tuple(layout.epoch_rows for layout in self._layouts)
+    self.report = tuple(layout.report for layout in self._layouts)
+
+  def __getitem__(self, step: int) -> RowBatch:
+    if step < 0:
+      raise IndexError(f"{step=} must not be negative")
+    row_B = step * self._batch + self._offset + np.arange(self._local, dtype=np.int64)
+    if len(self._layouts) == 1:
+      return self._layouts[0].rows(row_B)
+    # 53 bits of the hash as a float in [0, 1).
+    uniform_B = (hash_words(self._seed, len(self._layouts), row_B) >> np.uint64(11)) * 2.0**-53
+    part_B = np.searchsorted(self._bounds, uniform_B, side="right")
+    shape = (self._local, self._length)
+    out = RowBatch(*(np.zeros(shape, dtype) for dtype in (np.int32, bool, np.int32, np.int32)))
+    for i, layout in enumerate(self._layouts):
+      if (where := np.flatnonzero(part_B == i)).size:
+        for field, values in zip(out, layout.rows(row_B[where]), strict=True):
+          field[where] = values
+    return out
+
+
+def open_rows(
+  sources: Iterable[tuple],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  batch: int,
+  seed: int,
+  split: str = "train",
+  process_index: int = 0,
+  process_count: int = 1,
+  shuffle: bool = True,
+  **layout,
+) -> Rows:
+  """Rows of sources given as (spec, weight) or (spec, weight, options).
+
+  `layout` holds defaults of `Part`'s fields for every source; `options` (a mapping or pairs) may
+  override them for one source and holds the source's own options besides.
+  """
+  if unknown := set(layout) - set(LAYOUT_OPTIONS):
+    raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(LAYOUT_OPTIONS)}")
+  parts = []
+  for spec, weight, *rest in sources:
+    options: Mapping = dict(rest[0]) if rest else {}
+    own = {key: value for key, value in options.items() if key not in LAYOUT_OPTIONS}
+    chosen = layout | {key: value for key, value in options.items() if key in LAYOUT_OPTIONS}
+    corpus = open_corpus(spec, tokenizer, split=split, seed=seed, **own)
+    parts.append(Part(corpus, weight, **chosen))
+  return Rows(
+    parts,
+    tokenizer,
+    length=length,
+    batch=batch,
+    seed=seed,
+    process_index=process_index,
+    process_count=process_count,
+    shuffle=shuffle,
+  )
+
+
+def _check(parts, length: int, batch: int, process_index: int, process_count: int) -> None:
+  if not parts:
+    raise ValueError("rows need at least one source")
+  if length < 2:
+    raise ValueError(f"{length=} must be at least 2")
+  if batch < 1 or batch % process_count:
+    raise ValueError(f"{batch=} must be positive and divide by {process_count=}")
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"{process_index=} must be within 0..{process_count - 1}")
+  for part in parts:
+    if not part.weight > 0:
+      raise ValueError(f"{part.corpus.name}: weight={part.weight} must be positive")

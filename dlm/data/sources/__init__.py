@@ -1,0 +1,42 @@
+"""Where text comes from. A source is a sequence of `Example`; its splits never share a document."""
+
+from dlm.data.sources.example import SPLITS, Documents, Example, Source
+from dlm.data.sources.jsonl import read_jsonl
+from dlm.data.sources.lists import Lists
+from dlm.data.sources.stdlib import read_stdlib
+from dlm.data.sources.tfds import TfdsSource, read_tfds
+
+__all__ = [
+  "SOURCES",
+  "SPLITS",
+  "Documents",
+  "Example",
+  "Lists",
+  "Source",
+  "TfdsSource",
+  "open_source",
+]
+
+# Name -> (argument after the colon, split, seed, options) -> source.
+SOURCES = {
+  "stdlib": lambda _, split, seed, options: read_stdlib(split, **options),
+  "lists": lambda _, split, seed, options: Lists(split, seed, **options),
+  "jsonl": lambda path, split, seed, options: read_jsonl(path, split, **options),
+  "tfds": lambda name, split, seed, options: read_tfds(name, split, **options),
+}
+_WITH_ARGUMENT = ("jsonl", "tfds")
+KNOWN = "stdlib, lists, jsonl:PATH, tfds:NAME[:CONFIG]"
+
+
+def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) -> Source:
+  """The source that `spec` names; `options` are those of its function in this folder."""
+  name, _, argument = spec.partition(":")
+  if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
+    raise ValueError(f"unknown source {spec!r}; known: {KNOWN}")
+  try:
+    source = SOURCES[name](argument, split, seed, options)
+  except TypeError as error:
+    raise ValueError(f"source {spec!r}: {error}") from error
+  if not len(source):
+    raise ValueError(f"source {spec!r} is empty: no document falls into {split=}")
+  return source

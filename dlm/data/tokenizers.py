@@ -1,0 +1,231 @@
+"""Text to ids and back: bytes, BPE trained here, or any Hugging Face `tokenizer.json`.
+
+Ids that `encode` gives are always text: a user who types the spelling of the mask gets letters, not
+the mask (training_objectives G15). Special ids are only ever put in by code.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol, Self
+
+import numpy as np
+
+from dlm.data.install import require
+
+MASK_SIGN = "\u2591"
+ROLES = ("pad", "bos", "eos", "mask")
+SAVED_NAME = "dlm_tokenizer.json"
+
+# Spellings by which a tokenizer.json that does not name its roles is understood, best first.
+SPELLINGS = {
+  "pad": ("<|pad|>", "<pad>", "[PAD]"),
+  "bos": ("<|bos|>", "<s>", "<|startoftext|>", "[CLS]"),
+  "eos": ("<|eos|>", "</s>", "<|endoftext|>", "[SEP]"),
+  "mask": ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]", "|<MASK>|"),
+}
+
+
+class Tokenizer(Protocol):
+  """`decode` drops specials; text cut inside a character ends in U+FFFD."""
+
+  vocab_size: int  # largest id + 1, specials included
+  pad_id: int
+  bos_id: int
+  eos_id: int
+  mask_id: int
+  fingerprint: str  # equal fingerprints: equal ids for all text
+
+  def encode(self, text: str) -> np.ndarray: ...
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+  def decode(self, ids: Sequence[int], show_mask: bool = False) -> str: ...
+  def save(self, directory: str | pathlib.Path) -> None: ...
+  @classmethod
+  def load(cls, directory: str | pathlib.Path) -> Self: ...
+
+
+class ByteTokenizer:
+  """UTF-8: ids 0..255 are bytes, then pad, bos, eos, mask."""
+
+  pad_id, bos_id, eos_id, mask_id = 256, 257, 258, 259
+  vocab_size = 260
+  fingerprint = "byte"
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Sequence[int], show_mask: bool = False) -> str:
+    ids = _checked_ids(ids, self.vocab_size)
+    if not show_mask:
+      return _utf8(ids)
+    parts = np.split(ids, np.flatnonzero(ids == self.mask_id))
+    return MASK_SIGN.join(_utf8(part) for part in parts)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    _write_saved(directory, {"kind": "byte"})
+
+  @classmethod
+  def load(cls, directory: str | pathlib.Path) -> Self:
+    _read_saved(directory, "byte")
+    return cls()
+
+
+class BpeTokenizer:
+  """A `tokenizers.Tokenizer` with its four roles. Made by `train_bpe`, `from_file` or `load`."""
+
+  def __init__(self, tokenizer, roles: dict[str, int]):
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    for role in ROLES:
+      if not 0 <= roles[role] < size:
+        raise ValueError(f"{role}_id={roles[role]} is outside the vocabulary of {size} ids")
+    if roles["mask"] in (roles["pad"], roles["bos"], roles["eos"]):
+      raise ValueError(f"mask_id={roles['mask']} must be no other special's id, {roles=}")
+    tokenizer.encode_special_tokens = True  # a spelled special is text
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    self._tokenizer, self._roles = tokenizer, roles
+    self.vocab_size = size
+    self.pad_id, self.bos_id, self.eos_id, self.mask_id = (roles[role] for role in ROLES)
+    described = tokenizer.to_str() + json.dumps(roles, sort_keys=True)
+    self.fingerprint = "bpe-" + hashlib.sha256(described.encode()).hexdigest()[:16]
+
+  @classmethod
+  def from_file(cls, path: str | pathlib.Path, **roles: str | int) -> Self:
+    """Reads `tokenizer.json` (or the folder that holds it).
+
+    A role comes from `roles` (its spelling or id), else from `tokenizer_config.json` beside the
+    file, else from a known spelling among the added tokens, else it is added to the vocabulary.
+    """
+    path = pathlib.Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+      raise ValueError(f"no tokenizer at {path}: need a tokenizer.json")
+    if unknown := set(roles) - set(ROLES):
+      raise ValueError(f"unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}")
+    tokenizer = _library().Tokenizer.from_file(str(path))
+    named = _roles_of_config(path.parent / "tokenizer_config.json") | roles
+    return cls(tokenizer, {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES})
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.asarray(encoding.ids, np.int32) for encoding in found]
+
+  def decode(self, ids: Sequence[int], show_mask: bool = False) -> str:
+    ids = _checked_ids(ids, self.vocab_size)
+    if not show_mask:
+      return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    parts = np.split(ids, np.flatnonzero(ids == self.mask_id))
+    return MASK_SIGN.join(self.decode(part) for part in parts)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    _write_saved(directory, {"kind": "bpe", "roles": self._roles})
+    self._tokenizer.save(str(pathlib.Path(directory) / "tokenizer.json"))
+
+  @classmethod
+  def load(cls, directory: str | pathlib.Path) -> Self:
+    roles = _read_saved(directory, "bpe")["roles"]
+    path = pathlib.Path(directory) / "tokenizer.json"
+    return cls(_library().Tokenizer.from_file(str(path)), roles)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+  """Byte-level BPE of at most `vocab_size` ids (fewer if the text has no more pairs).
+
+  Deterministic. All 256 bytes are in the alphabet, so every text survives the round trip.
+  """
+  least = 256 + len(ROLES)
+  if vocab_size < least:
+    raise ValueError(f"{vocab_size=} must be at least {least}: 256 bytes and {len(ROLES)} specials")
+  lib = _library()
+  tokenizer = lib.Tokenizer(lib.models.BPE())
+  tokenizer.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = lib.decoders.ByteLevel()
+  specials = [SPELLINGS[role][0] for role in ROLES]
+  trainer = lib.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=specials,
+    initial_alphabet=sorted(lib.pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return BpeTokenizer(
+    tokenizer, {role: tokenizer.token_to_id(s) for role, s in zip(ROLES, specials, strict=True)}
+  )
+
+
+def _load_saved(directory: str) -> Tokenizer:
+  kind = _read_saved(directory, None)["kind"]
+  return {"byte": ByteTokenizer, "bpe": BpeTokenizer}[kind].load(directory)
+
+
+TOKENIZERS = {"bpe": BpeTokenizer.from_file, "saved": _load_saved}
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+  """`byte`; `bpe:PATH` a tokenizer.json or its folder; `saved:DIR` what `save(DIR)` wrote."""
+  if spec == "byte":
+    return ByteTokenizer()
+  kind, _, path = spec.partition(":")
+  if kind not in TOKENIZERS or not path:
+    raise ValueError(f"unknown tokenizer {spec!r}; known: byte, bpe:PATH, saved:DIR")
+  return TOKENIZERS[kind](path)
+
+
+def _library():
+  return require("tokenizers")
+
+
+def _utf8(ids: np.ndarray) -> str:
+  return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+def _checked_ids(ids: Sequence[int], size: int) -> np.ndarray:
+  ids = np.asarray(ids, np.int64)
+  outside = ids[(ids < 0) | (ids >= size)]
+  if outside.size:
+    raise ValueError(f"id {outside[0]} is outside the vocabulary of {size} ids")
+  return ids
+
+
+def _role_id(tokenizer, role: str, named: str | int | None) -> int:
+  """The id of a role; a spelling that the vocabulary lacks is added to it, as a special token."""
+  if isinstance(named, int):
+    return named  # its range is checked with the others
+  added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+  spelling = named or next((s for s in SPELLINGS[role] if s in added), SPELLINGS[role][0])
+  # Also marks an ordinary added token as special: only then is its spelling in a text plain text.
+  tokenizer.add_special_tokens([_library().AddedToken(spelling, special=True, normalized=False)])
+  return tokenizer.token_to_id(spelling)
+
+
+def _roles_of_config(path: pathlib.Path) -> dict[str, str]:
+  """Hugging Face writes a role as its spelling or as {"content": spelling}."""
+  if not path.is_file():
+    return {}
+  config = json.loads(path.read_text(encoding="utf-8"))
+  found = {role: config.get(f"{role}_token") for role in ROLES}
+  found = {role: x["content"] if isinstance(x, dict) else x for role, x in found.items()}
+  return {role: spelling for role, spelling in found.items() if spelling}
+
+
+def _write_saved(directory: str | pathlib.Path, facts: dict) -> None:
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / SAVED_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_saved(directory: str | pathlib.Path, kind: str | None) -> dict:
+  path = pathlib.Path(directory) / SAVED_NAME
+  if not path.is_file():
+    raise ValueError(f"no saved tokenizer in {directory}: {SAVED_NAME} is missing")
+  facts = json.loads(path.read_text(encoding="utf-8"))
+  if kind is not None and facts["kind"] != kind:
+    raise ValueError(f"{path} holds a tokenizer of kind {facts['kind']!r}, not {kind!r}")
+  return facts
