@@ -1,0 +1,40 @@
+"""Markup: spans, escapes, ids."""
+
+import numpy as np
+import pytest
+
+from dlm.data import ByteTokenizer, encode_infill, escape_infill, parse_infill
+
+
+@pytest.mark.parametrize(
+  ("text", "segments"),
+  [
+    ("The cat [[4]] mat.", ("The cat ", 4, " mat.")),
+    ("[[1]][[2]]x", (1, 2, "x")),
+    ("[[[8]] is text", ("[[8]] is text",)),
+    ("x = [[a]] [1] [[ 2 ]]", ("x = [[a]] [1] [[ 2 ]]",)),
+    ("[[[8]]: [[8]]", ("[[8]]: ", 8)),
+    ("", ()),
+  ],
+)
+def test_segments(text, segments):
+  assert parse_infill(text) == segments
+
+
+@pytest.mark.parametrize("text", ["a [[8]] b", "[[[8]]]", "[[[[12]]", "plain", "[[8]][[9]]"])
+def test_escaped_text_is_itself(text):
+  assert parse_infill(escape_infill(text)) == (text,)
+
+
+def test_an_empty_span_is_refused():
+  with pytest.raises(ValueError, match=r"\[\[0\]\] at character 2 must ask for at least one"):
+    parse_infill("a [[0]]")
+
+
+def test_ids_are_open_where_the_mask_is():
+  tokenizer = ByteTokenizer()
+  ids, is_open = encode_infill("a[[3]]b", tokenizer)
+  np.testing.assert_array_equal(is_open, [False, True, True, True, False])
+  np.testing.assert_array_equal(ids == tokenizer.mask_id, is_open)
+  assert tokenizer.decode(ids) == "ab"
+  assert encode_infill("", tokenizer)[0].shape == (0,)
