@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dlm.data.sources import KNOWN, Example, Source, open_source
+from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
 from dlm.data.tokenizers import Tokenizer
 
@@ -129,10 +129,5 @@ def open_corpus(
     if options:
       raise ValueError(f"tokens: takes no options, has {sorted(options)}")
     return open_tokens(spec.partition(":")[2], split, tokenizer)
-  try:
-    source = open_source(spec, split, seed=seed, **options)
-  except ValueError as error:
-    if "known: " + KNOWN in str(error):
-      raise ValueError(f"{error}, tokens:DIR") from None
-    raise
+  source = open_source(spec, split, seed=seed, **options)
   return GeneratedCorpus(source, tokenizer) if source.generated else tokenize(source, tokenizer)

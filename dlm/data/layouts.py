@@ -46,7 +46,7 @@ class Packed:
     self.epoch_rows = total // length
     self.report = {"name": corpus.name, "documents": len(corpus), "tokens": total}
 
-  def rows(self, row_B: np.ndarray):
+  def rows(self, row_B: np.ndarray) -> RowBatch:
     corpus, length = self._corpus, self._length
     total = corpus.tokens_T.size
     epoch_B, index_B = np.divmod(row_B, self.epoch_rows)
@@ -71,7 +71,7 @@ class Padded:
   """Whole examples, `per_row` in a row, each at the start of a slot of `length // per_row`.
 
   What follows an example in its slot is either EOS that the model learns to write (`pad="eos"`, the
-  example's own segment: LLaDA's fine-tuning, arXiv 2502.09992, appendix B.1) or padding that nobody
+  example's own segment: LLaDA's fine-tuning, arXiv 2502.09992) or padding that nobody
   sees (`pad="none"`, segment 0). Columns left over by the division are padding too. Examples that
   do not fit are cut, without EOS, or dropped; a prompt that fills the slot is always dropped.
   """

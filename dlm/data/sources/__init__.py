@@ -25,14 +25,16 @@ SOURCES = {
   "tfds": lambda name, split, seed, options: read_tfds(name, split, **options),
 }
 _WITH_ARGUMENT = ("jsonl", "tfds")
-KNOWN = "stdlib, lists, jsonl:PATH, tfds:NAME[:CONFIG]"
 
 
 def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) -> Source:
   """The source that `spec` names; `options` are those of its function in this folder."""
   name, _, argument = spec.partition(":")
   if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
-    raise ValueError(f"unknown source {spec!r}; known: {KNOWN}")
+    raise ValueError(
+      f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, tfds:NAME[:CONFIG]"
+      " (and tokens:DIR where rows are made)"
+    )
   try:
     source = SOURCES[name](argument, split, seed, options)
   except TypeError as error:

@@ -11,6 +11,7 @@ none); the items, then the answer, filled up with dots. Form "words" is prose wi
 """
 
 import dataclasses
+import functools
 import random
 import string
 
@@ -30,7 +31,7 @@ TASKS = {
   "remove_random": ("rmr", "Remove any one item"),
   "replace_random": ("rpr", 'Put "{word}" in place of any one item'),
 }
-# Pool -> its words.
+# Pool -> its words, separated by spaces.
 POOLS = {
   "letters": " ".join(string.ascii_uppercase),
   "names": (
@@ -76,14 +77,13 @@ class Lists:
     if not self.alphabet.isalnum() or len(set(self.alphabet)) != len(self.alphabet):
       raise ValueError(f"lists: alphabet={self.alphabet!r} must be different letters or digits")
     low, high = self.items
-    if not 2 <= low <= high < len(self._pool()) or (self.form == "grid" and high > 9):
+    if not 2 <= low <= high < len(self._words) or (self.form == "grid" and high > 9):
       raise ValueError(
-        f"lists: items={self.items} must be a range within 2..{len(self._pool()) - 1}"
+        f"lists: items={self.items} must be a range within 2..{len(self._words) - 1}"
         " (at most 9 in the grid)"
       )
     if self.size < 1:
       raise ValueError(f"lists: size={self.size} must be at least 1")
-    object.__setattr__(self, "_words", self._pool())
 
   def __len__(self) -> int:
     return self.size
@@ -101,12 +101,22 @@ class Lists:
     prompt, completion = self._grid(meta) if self.form == "grid" else _prose(meta)
     return Example(prompt, completion, meta)
 
-  def _pool(self) -> tuple[str, ...]:
+  @functools.cached_property
+  def _words(self) -> tuple[str, ...]:
     if self.form == "words":
       return tuple(POOLS[self.pool].split())
     if self.item_width == 1:
       return tuple(self.alphabet)
     return tuple(a + b for a in self.alphabet for b in self.alphabet)
+
+  @functools.cached_property
+  def _needs(self) -> tuple[bool, bool, bool]:
+    """Does some task name an index, name a word, make the list longer?"""
+    return (
+      any(task.endswith("index") for task in self.tasks),
+      any(task.startswith(("insert", "replace")) for task in self.tasks),
+      any(task.startswith("insert") for task in self.tasks),
+    )
 
   def _draw_items(self, draw: random.Random) -> tuple[str, ...]:
     return tuple(draw.sample(self._words, draw.randint(*self.items)))
@@ -114,12 +124,13 @@ class Lists:
   def _grid(self, meta: dict) -> tuple[str, str]:
     blank = BLANK * self.item_width
     high = self.items[1]
+    asks_index, asks_word, grows = self._needs
     head = [TASKS[meta["task"]][0]]
-    if any("index" in task for task in self.tasks):
+    if asks_index:
       head.append(BLANK if meta["index"] is None else str(meta["index"]))
-    if any(task.startswith(("insert", "replace")) for task in self.tasks):
+    if asks_word:
       head.append(meta["word"] or blank)
-    cells = high + any(task.startswith("insert") for task in self.tasks)
+    cells = high + grows
     body = [*meta["items"], *[blank] * (high - len(meta["items"]))]
     answer = [*meta["answer"], *[blank] * (cells - len(meta["answer"]))]
     return " ".join([*head, *body, "= "]), " ".join(answer)

@@ -200,7 +200,7 @@ def test_generated_items_must_fit_and_cannot_be_packed():
 
 
 def test_open_rows_lists_what_it_knows():
-  with pytest.raises(ValueError, match=r"known: stdlib, lists, .*, tokens:DIR"):
+  with pytest.raises(ValueError, match=r"known: stdlib, lists, .*tokens:DIR"):
     open_rows((("nothing", 1),), TOKENIZER, length=8, batch=1, seed=0)
   with pytest.raises(ValueError, match="unknown options"):
     open_rows((("stdlib", 1),), TOKENIZER, length=8, batch=1, seed=0, padding="eos")
