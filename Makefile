@@ -44,7 +44,7 @@ $(READY): setup.cfg pyproject.toml $(PINS)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python experiments/demo.py --workdir=runs/demo
+	$(BIN)/python -m experiments.demo --workdir=runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -55,7 +55,7 @@ test: lint
 	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
 
 bench: $(READY)
-	$(BIN)/python experiments/benchmark.py --workdir=runs/bench
+	$(BIN)/python -m experiments.benchmark --workdir=runs/bench
 
 clean:
 	rm -rf .venv .venv-py3* .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
