@@ -1,5 +1,84 @@
-"""Statistics of softmax(hidden @ unembed.T) per row, in passes over vocabulary tiles."""
+"""Statistics of softmax(hidden @ unembed.T) per row, in passes over vocabulary tiles.
 
+A diffusion sampler needs from the logits a token, how sure the model is of it, and little else. So
+[rows, vocabulary] logits, the largest array of a decoding step, never have to exist.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import dispatch, vocabulary
+from kernels_pallas.token_stats import reference, xla
 from kernels_pallas.token_stats.spec import StatSpec, TokenStats
 
-__all__ = ["StatSpec", "TokenStats"]
+__all__ = ["IMPLEMENTATIONS", "StatSpec", "TokenStats", "token_stats"]
+
+Array = jax.Array
+
+IMPLEMENTATIONS = {
+  "reference": reference.token_stats,
+  "xla": xla.token_stats,
+}
+
+
+def token_stats(
+  hidden_RxD: Array,
+  unembed_VxD: Array,
+  spec: StatSpec,
+  *,
+  current_R: Array | None = None,
+  key_R: Array | None = None,
+  soft_cap: float | None = None,
+  implementation: str | None = None,
+) -> TokenStats:
+  """What `spec` asks of the logits `l = hidden @ unembed.T`, per row. Not differentiable.
+
+  The candidate is the argmax of l (temperature 0), or of l / temperature + Gumbel noise over the
+  ids that top-k, and of those top-p, keep: a draw from the tempered softmax. Equal logits are kept
+  or cut together. The noise is a function of (row key, id), so all implementations draw alike.
+
+  Forbidden ids count as -inf everywhere, in `current` too. A row with a NaN logit has lse and
+  entropy NaN, and its candidate, top1 and top2 ignore the NaN ids. Where no id is left to choose,
+  the token is the lowest one that is not forbidden, and its logit and top1 are -inf: such rows
+  have probability NaN, and still never write a forbidden id.
+
+  Args:
+    hidden_RxD, unembed_VxD: float32 or bfloat16; products are summed in float32.
+    current_R: int32 id that stands there now, needed iff `spec.current`. Outside [0, V): -inf.
+    key_R: one typed threefry key a row, needed iff `spec.temperature` > 0.
+    soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
+    implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
+  """
+  rows = hidden_RxD.shape[0]
+  vocabulary.check(
+    "token_stats", hidden_RxD, unembed_VxD, forbidden=spec.forbidden, soft_cap=soft_cap
+  )
+  if spec.current:
+    if current_R is None:
+      raise ValueError("token_stats: spec.current=True needs current_R")
+    vocabulary.check_per_row("token_stats", "current_R", current_R, rows)
+  return dispatch.run(
+    "token_stats",
+    IMPLEMENTATIONS,
+    implementation,
+    hidden_RxD,
+    unembed_VxD,
+    spec,
+    current_R=current_R if spec.current else None,
+    key_data_Rx2=_key_data(key_R, rows, spec) if spec.temperature > 0 else None,
+    soft_cap=soft_cap,
+  )
+
+
+def _key_data(key_R: Array | None, rows: int, spec: StatSpec) -> Array:
+  """The two words of each row's key."""
+  if key_R is None:
+    raise ValueError(f"token_stats: temperature={spec.temperature} needs key_R, one key a row")
+  if not jnp.issubdtype(key_R.dtype, jax.dtypes.prng_key) or key_R.shape != (rows,):
+    raise ValueError(
+      f"token_stats: key_R must hold {rows} typed keys, not {key_R.dtype}{key_R.shape}"
+    )
+  key_data_Rx2 = jax.random.key_data(key_R)
+  if key_data_Rx2.shape != (rows, 2):
+    raise ValueError(f"token_stats: key_R must hold threefry2x32 keys, not {key_R.dtype}")
+  return key_data_Rx2

@@ -1,0 +1,43 @@
+"""Chooses an implementation: the fastest that this machine has, or the one that is named."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+_ORDER = {
+  "cpu": ("xla", "reference"),
+  "gpu": ("gpu", "xla", "reference"),
+  "tpu": ("tpu", "xla", "reference"),
+}
+_ORDER_ELSEWHERE = ("xla", "reference")
+
+
+def run(
+  op: str, table: Mapping[str, Callable], implementation: str | None, *args: Any, **kwargs: Any
+) -> Any:
+  """Calls `table[implementation](*args, **kwargs)`; None: the first of the backend's that can.
+
+  An implementation raises NotImplementedError where it does not serve these arguments or this
+  machine (the next is tried) and ValueError where the caller is mistaken (nothing else is tried).
+
+  Raises:
+    ValueError: the named implementation is not in the table.
+    NotImplementedError: none can; the message holds the reason of each. A named one: its own.
+  """
+  if implementation is not None:
+    if implementation not in table:
+      raise ValueError(f"{op}: {implementation=} is not one of {', '.join(table)}")
+    return table[implementation](*args, **kwargs)
+  backend = jax.default_backend()
+  reasons = []
+  for name in _ORDER.get(backend, _ORDER_ELSEWHERE):
+    if name not in table:
+      continue
+    try:
+      return table[name](*args, **kwargs)
+    except NotImplementedError as error:
+      reasons.append(f"{name}: {error}")
+  raise NotImplementedError(
+    f"{op}: no implementation serves this call on {backend!r}. " + "; ".join(reasons)
+  )

@@ -1,0 +1,96 @@
+"""Where top-k and top-p cut: the lowest logit that stays, without sorting the vocabulary.
+
+Both are exact about ties: equal logits stay or go together. Logits here are never NaN, and those of
+forbidden ids are -inf.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Sweep = Callable[[Callable[[Any, Array], Any], Any], Any]  # folds f(state, logits_RxT) over tiles
+
+# Each pass leaves a 16th of the interval in which the cut lies. Six leave 6e-8 of it, and it is
+# temperature * log(V / (1 - top_p)) wide: what float32 probabilities cannot tell apart. More cuts
+# per pass would save matmuls, but on CPU reading a tile 16 times already costs a matmul of D = 256.
+_CUTS = 16
+_PASSES = 6
+
+
+class KBest(NamedTuple):
+  best_RxK: Array  # the k best logits so far, descending
+  more_R: Array  # float32: how many others equal the last of them
+
+
+def no_best(lowest_R: Array, k: int) -> KBest:
+  """Before the first tile; `lowest` is -inf."""
+  best_RxK = jnp.broadcast_to(lowest_R[:, None], (lowest_R.shape[0], k))
+  return KBest(best_RxK, jnp.zeros_like(lowest_R))
+
+
+def add_k_best(kept: KBest, z_RxT: Array) -> KBest:
+  """The k best of those and of a tile."""
+  k = kept.best_RxK.shape[1]
+  pool_RxN = jnp.concatenate([kept.best_RxK, z_RxT], axis=1)
+  best_RxK = jax.lax.top_k(pool_RxN, k)[0]
+  last_Rx1 = best_RxK[:, -1:]
+  left_R = (pool_RxN == last_Rx1).sum(1) - (best_RxK == last_Rx1).sum(1)
+  still_R = kept.best_RxK[:, -1] == last_Rx1[:, 0]
+  return KBest(best_RxK, left_R.astype(jnp.float32) + jnp.where(still_R, kept.more_R, 0))
+
+
+def top_k_cut(kept: KBest, top_p: float, temperature: float) -> Array:
+  """[R]: the k-th best logit, or where top-p cuts among the ids that reach it."""
+  best_RxK = kept.best_RxK
+  if top_p == 1:
+    return best_RxK[:, -1]
+  weight_RxK = _weight(best_RxK, best_RxK[:, 0], temperature)
+  sum_RxK = jnp.cumsum(weight_RxK, axis=1)
+  total_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
+  needed_RxK = sum_RxK - weight_RxK < top_p * total_R[:, None]
+  return jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
+
+
+def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, top_p: float, temperature: float) -> Array:
+  """[R]: the lowest logit of the smallest best set with mass >= top_p.
+
+  Starts from an interval that holds the cut (all mass below its lower end is less than 1 - top_p)
+  and measures the mass above 16 values in it at once, `_PASSES` times. A fixed number of passes:
+  devices that share a collective must run the same loop.
+  """
+  high_R = finite(top1_R)
+  low_R = high_R + temperature * jnp.log((1 - top_p) / vocab)
+
+  def narrow(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    low_R, high_R = bounds
+    step_C = jnp.arange(_CUTS, dtype=jnp.float32)[::-1] / _CUTS  # 15/16 .. 0: ends at high, exactly
+    cut_CxR = high_R[None, :] - (high_R - low_R)[None, :] * step_C[:, None]
+
+    def add_mass(mass: tuple[Array, Array], z_RxT: Array) -> tuple[Array, Array]:
+      weight_RxT = _weight(z_RxT, top1_R, temperature)
+      above_CxR = jax.lax.map(
+        lambda cut_R: jnp.where(z_RxT >= cut_R[:, None], weight_RxT, 0).sum(1), cut_CxR
+      )
+      return mass[0] + above_CxR, mass[1] + weight_RxT.sum(1)
+
+    above_CxR, total_R = sweep(add_mass, (jnp.zeros_like(cut_CxR), jnp.zeros_like(high_R)))
+    enough_CxR = above_CxR >= top_p * total_R[None, :]
+    low_R = jnp.where(enough_CxR, cut_CxR, low_R[None, :]).max(0)
+    high_R = jnp.where(enough_CxR, high_R[None, :], cut_CxR).min(0)
+    return low_R, high_R
+
+  low_R, _ = jax.lax.fori_loop(0, _PASSES, narrow, (low_R, high_R))
+  return low_R
+
+
+def _weight(z_RxT: Array, top1_R: Array, temperature: float) -> Array:
+  """Tempered probability of each id, over that of the best."""
+  return jnp.exp((z_RxT - finite(top1_R)[:, None]) / temperature)
+
+
+def finite(top1_R: Array) -> Array:
+  """What to subtract before `exp`: in a row of -inf, 0, so that every weight is 0 and not NaN."""
+  return jnp.where(jnp.isfinite(top1_R), top1_R, 0)

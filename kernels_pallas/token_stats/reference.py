@@ -1,0 +1,70 @@
+"""The definition: all logits at once, sorted where that is the plainest way."""
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import vocabulary
+from kernels_pallas.token_stats.noise import gumbel
+from kernels_pallas.token_stats.spec import StatSpec, TokenStats
+
+Array = jax.Array
+
+
+def token_stats(
+  hidden_RxD: Array,
+  unembed_VxD: Array,
+  spec: StatSpec,
+  *,
+  current_R: Array | None,
+  key_data_Rx2: Array | None,
+  soft_cap: float | None,
+) -> TokenStats:
+  """See `kernels_pallas.token_stats.token_stats`."""
+  ids_V = jnp.arange(unembed_VxD.shape[0], dtype=jnp.int32)
+  allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
+  z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap)
+  z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
+  eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
+
+  score_RxV = eligible_RxV
+  if spec.temperature > 0:
+    kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec)
+    noisy_RxV = eligible_RxV / spec.temperature + gumbel(key_data_Rx2, ids_V)
+    score_RxV = jnp.where(kept_RxV, noisy_RxV, -jnp.inf)
+  some_R = (score_RxV > -jnp.inf).any(1)
+  fallback = vocabulary.first_allowed(ids_V.size, spec.forbidden)
+  token_R = jnp.where(some_R, jnp.argmax(score_RxV, axis=1), fallback).astype(jnp.int32)
+
+  lse_R = jax.nn.logsumexp(z_RxV, axis=1)
+  stats = TokenStats(
+    token=token_R,
+    logit=vocabulary.at_id(eligible_RxV, token_R)[1],
+    top1=eligible_RxV.max(1),
+    lse=lse_R,
+  )
+  if spec.top2:
+    best_RxV = jnp.argmax(eligible_RxV, axis=1)[:, None] == ids_V[None, :]
+    stats.top2 = jnp.where(best_RxV, -jnp.inf, eligible_RxV).max(1)
+  if spec.entropy:
+    log_p_RxV = jax.nn.log_softmax(z_RxV, axis=1)
+    p_RxV = jnp.exp(log_p_RxV)
+    entropy_R = -jnp.where(p_RxV > 0, p_RxV * log_p_RxV, 0).sum(1)
+    stats.entropy = jnp.where(jnp.isfinite(lse_R), entropy_R, jnp.nan)
+  if spec.current:
+    inside_R, logit_R = vocabulary.at_id(z_RxV, current_R)
+    stats.current = jnp.where(inside_R, logit_R, -jnp.inf)
+  return stats
+
+
+def _cut(eligible_RxV: Array, spec: StatSpec) -> Array:
+  """The lowest logit that top-k and then top-p keep, [R, 1]."""
+  sorted_RxV = jnp.sort(eligible_RxV, axis=1, descending=True)
+  cut_Rx1 = sorted_RxV[:, -1:]
+  if 0 < spec.top_k < sorted_RxV.shape[1]:
+    cut_Rx1 = sorted_RxV[:, spec.top_k - 1 : spec.top_k]
+  if spec.top_p < 1:
+    survivor_RxV = jnp.where(sorted_RxV >= cut_Rx1, sorted_RxV, -jnp.inf)
+    p_RxV = jax.nn.softmax(survivor_RxV / spec.temperature, axis=1)
+    needed_RxV = jnp.cumsum(p_RxV, axis=1) - p_RxV < spec.top_p
+    cut_Rx1 = jnp.where(needed_RxV, survivor_RxV, jnp.inf).min(1, keepdims=True)
+  return cut_Rx1

@@ -1,0 +1,43 @@
+import pytest
+
+from kernels_pallas import dispatch
+
+
+def refuse(*_, **__):
+  raise NotImplementedError("needs a bigger machine")
+
+
+def mistake(*_, **__):
+  raise ValueError("rows must be positive")
+
+
+def test_default_is_the_first_of_the_backend():
+  table = {"reference": lambda x: ("reference", x), "xla": lambda x: ("xla", x), "tpu": refuse}
+  assert dispatch.run("op", table, None, 3) == ("xla", 3)
+
+
+def test_not_implemented_means_try_the_next():
+  table = {"reference": lambda *, x: ("reference", x), "xla": refuse}
+  assert dispatch.run("op", table, None, x=3) == ("reference", 3)
+
+
+def test_a_callers_mistake_is_not_hidden_by_the_next():
+  with pytest.raises(ValueError, match="rows must be positive"):
+    dispatch.run("op", {"xla": mistake, "reference": lambda: 1}, None)
+
+
+def test_a_named_implementation_is_used_or_fails():
+  table = {"reference": lambda: "reference", "xla": refuse}
+  assert dispatch.run("op", table, "reference") == "reference"
+  with pytest.raises(NotImplementedError, match="bigger machine"):
+    dispatch.run("op", table, "xla")
+
+
+def test_an_unknown_name_lists_the_known():
+  with pytest.raises(ValueError, match=r"op: implementation='gpu' is not one of reference, xla"):
+    dispatch.run("op", {"reference": refuse, "xla": refuse}, "gpu")
+
+
+def test_all_failures_are_listed():
+  with pytest.raises(NotImplementedError, match=r"'cpu'.*xla: needs.*reference: needs"):
+    dispatch.run("op", {"reference": refuse, "xla": refuse}, None)

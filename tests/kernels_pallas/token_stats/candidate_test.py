@@ -1,0 +1,101 @@
+"""Which id is drawn: against sorted float64 numpy with the same noise, and as a distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.token_stats import StatSpec, noise
+
+ROWS = 192
+
+
+def keys(rows, seed=0):
+  return jax.random.key_data(jax.random.split(jax.random.key(seed), rows))
+
+
+def kept(z_V, spec):
+  """Bool [V]: what top-k and then top-p leave of float64 logits; ties stay or go together."""
+  cut = -np.inf
+  order_V = -np.sort(-z_V)
+  if 0 < spec.top_k < len(z_V):
+    cut = order_V[spec.top_k - 1]
+  if spec.top_p < 1:
+    survivors = order_V[order_V >= cut]
+    p = np.exp((survivors - survivors[0]) / spec.temperature)
+    mass = np.cumsum(p) / p.sum()
+    cut = survivors[np.argmax(mass >= spec.top_p)]
+  return (z_V >= cut) & (z_V > -np.inf)
+
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    {"temperature": 0.3},
+    {"temperature": 4.0, "top_k": 1},
+    {"temperature": 4.0, "top_k": 11},
+    {"temperature": 1.0, "top_k": 500},
+    {"temperature": 1.0, "top_p": 1e-6},
+    {"temperature": 0.3, "top_p": 0.93},
+    {"temperature": 4.0, "top_p": 0.63},
+    {"temperature": 4.0, "top_k": 5, "top_p": 0.6},
+    {"temperature": 1.0, "top_k": 11, "top_p": 0.95},
+  ],
+  ids=str,
+)
+def test_draws_what_sorted_numpy_draws(compute, draw):
+  rng = np.random.default_rng(3)
+  z_RxV = (rng.normal(size=(ROWS, 23)) * 2).astype(np.float32)
+  z_RxV[::2] = np.round(z_RxV[::2])  # half of the rows are full of ties
+  spec = StatSpec(forbidden=(1, 22), **draw)
+  key_data_Rx2 = keys(ROWS)
+  stats = compute(jnp.asarray(z_RxV), jnp.eye(23), spec, key_data_Rx2=key_data_Rx2)
+
+  gumbel_RxV = np.asarray(noise.gumbel(key_data_Rx2, jnp.arange(23)), np.float64)
+  plain_RxV = z_RxV.astype(np.float64)
+  plain_RxV[:, list(spec.forbidden)] = -np.inf
+  kept_RxV = np.stack([kept(z_V, spec) for z_V in plain_RxV])
+  score_RxV = np.where(kept_RxV, plain_RxV / spec.temperature + gumbel_RxV, -np.inf)
+  np.testing.assert_array_equal(stats.token, score_RxV.argmax(1))
+  np.testing.assert_array_equal(stats.logit, plain_RxV[np.arange(ROWS), score_RxV.argmax(1)])
+  np.testing.assert_array_equal(stats.top1, plain_RxV.max(1))  # plain: no noise, no cut
+
+
+def test_top_p_finds_its_cut_among_close_logits_far_from_zero(compute):
+  rng = np.random.default_rng(4)
+  z_RxV = (1e4 + rng.permuted(np.tile(np.arange(64) / 64, (ROWS, 1)), axis=1)).astype(np.float32)
+  spec = StatSpec(temperature=0.25, top_p=0.5)
+  key_data_Rx2 = keys(ROWS)
+  stats = compute(jnp.asarray(z_RxV), jnp.eye(64), spec, key_data_Rx2=key_data_Rx2)
+  kept_RxV = np.stack([kept(z_V, spec) for z_V in z_RxV.astype(np.float64)])
+  drawn_R = kept_RxV[np.arange(ROWS), stats.token]
+  assert drawn_R.all()
+  lowest_R = np.where(kept_RxV, z_RxV, np.inf).min(1)
+  assert (np.asarray(stats.logit) - lowest_R).min() == 0  # and the cut itself is drawn sometimes
+
+
+@pytest.mark.parametrize(
+  "spec", [StatSpec(temperature=0.7), StatSpec(temperature=1.5, top_k=6, top_p=0.9)]
+)
+def test_frequencies_are_those_of_the_tempered_softmax(compute, spec):
+  z_V = np.array([0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, 0.25])
+  draws = 20_000
+  hidden_RxV = jnp.broadcast_to(jnp.asarray(z_V, jnp.float32), (draws, 8))
+  stats = compute(hidden_RxV, jnp.eye(8), spec, key_data_Rx2=keys(draws, seed=5))
+  p_V = np.where(kept(z_V, spec), np.exp(z_V / spec.temperature), 0)
+  expected_V = draws * p_V / p_V.sum()
+  count_V = np.bincount(np.asarray(stats.token), minlength=8)
+  np.testing.assert_array_equal(count_V[p_V == 0], 0)
+  some_V = p_V > 0
+  chi2 = ((count_V - expected_V)[some_V] ** 2 / expected_V[some_V]).sum()
+  assert chi2 < 29.9  # 1 in 10,000 at 7 degrees of freedom
+
+
+def test_a_row_alone_draws_what_it_draws_in_a_batch(compute):
+  hidden_RxD = jax.random.normal(jax.random.key(0), (6, 8))
+  unembed_VxD = jax.random.normal(jax.random.key(1), (20, 8))
+  key_data_Rx2 = keys(6)
+  spec = StatSpec(temperature=1.0, top_k=12, top_p=0.9)
+  batch = compute(hidden_RxD, unembed_VxD, spec, key_data_Rx2=key_data_Rx2)
+  alone = compute(hidden_RxD[3:4], unembed_VxD, spec, key_data_Rx2=key_data_Rx2[3:4])
+  assert alone.token[0] == batch.token[3]

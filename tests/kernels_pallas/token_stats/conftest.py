@@ -1,0 +1,34 @@
+"""Every test of the op runs on every implementation, the streamed one also with ragged tiles."""
+
+import functools
+
+import jax
+import pytest
+
+from kernels_pallas.token_stats import IMPLEMENTATIONS
+
+
+@functools.cache
+def _jitted(param):
+  name, _, tile = param.partition(" in tiles of ")
+  implementation = IMPLEMENTATIONS[name]
+  if tile:
+    implementation = functools.partial(implementation, tile=int(tile))
+  return jax.jit(implementation, static_argnames=("spec", "soft_cap"))
+
+
+@pytest.fixture(params=["reference", "xla", "xla in tiles of 7"])
+def compute(request):
+  """`token_stats` on raw key words, compiled once for equal specs and shapes."""
+
+  def run(hidden_RxD, unembed_VxD, spec, *, current_R=None, key_data_Rx2=None, soft_cap=None):
+    return _jitted(request.param)(
+      hidden_RxD,
+      unembed_VxD,
+      spec=spec,
+      current_R=current_R,
+      key_data_Rx2=key_data_Rx2,
+      soft_cap=soft_cap,
+    )
+
+  return run
