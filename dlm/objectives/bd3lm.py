@@ -1,0 +1,172 @@
+"""BD3-LM: Block diffusion. arXiv 2503.09573, 3 and 5."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from dlm.diffusion import times
+from dlm.diffusion.schedules import LINEAR, MaskSchedule
+from dlm.objectives import streams
+from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
+from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+
+FULL_WINDOW = (1e-3, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bd3lm:
+  """Each block is denoised given the clean blocks before it, all at once over [noisy; clean].
+
+  One time per block, stratified over all blocks of the batch. Blocks are cut from the row's first
+  slot. A block as long as the row has nothing before it: one stream, half the work.
+
+  Args:
+    mask_id: id of [MASK]; it gets no probability.
+    block: slots in a block; must divide the length of a row.
+    schedule: noise schedule; the authors' log-linear here is p = t.
+    window: times are drawn from [lo, hi]. Within a window the weight stays that of the schedule,
+      but is 1 if lo > 0.5 (5.2: narrow windows train with less variance, and bound nothing).
+    resample_rounds: up to this many times, blocks whose masked share lies outside the window are
+      drawn again, at the same time; 0: off. The authors redraw without end; what is still outside
+      after the last round stays. Bounds of 1e-3 and of 1 are not enforced.
+    ignore_bos: keep the row's first token clean. It stays in the denominator, as in training.
+    times: "stratified" (the authors' "antithetic"), "iid" or "shared_offset".
+  """
+
+  mask_id: int
+  block: int
+  schedule: MaskSchedule = LINEAR
+  window: tuple[float, float] = FULL_WINDOW
+  resample_rounds: int = 0
+  ignore_bos: bool = True
+  times: str = "stratified"
+
+  def __post_init__(self):
+    streams.check_mask_id("Bd3lm", self.mask_id)
+    times.check("Bd3lm", self.times)
+    if self.block < 1:
+      raise ValueError(f"Bd3lm: block={self.block} must be at least 1")
+    lo, hi = self.window
+    if not 0 < lo <= hi <= 1:
+      raise ValueError(f"Bd3lm: window={self.window} must hold 0 < lo <= hi <= 1")
+    if self.resample_rounds < 0:
+      raise ValueError(f"Bd3lm: resample_rounds={self.resample_rounds} must not be negative")
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    """Draws "u_time", "stratum" [B * blocks], "u_mask" [B, L], "u_resample" [rounds, B, L]."""
+    key_time, key_mask, key_resample = jax.random.split(key, 3)
+    rows, length = batch.tokens_BxL.shape
+    blocks = rows * streams.blocks_of(length, self.block)
+    again = (self.resample_rounds, rows, length)
+    return times.draw(key_time, blocks) | {
+      "u_mask": jax.random.uniform(key_mask, (rows, length)),
+      "u_resample": jax.random.uniform(key_resample, again),
+    }
+
+  def times_of(self, draws: dict[str, Array], rows: int) -> Array:
+    """Time of each slot, [B, L], the same within a block."""
+    lo, hi = self.window
+    t_n = times.TIMES[self.times](draws["u_time"], draws["stratum"]) * (hi - lo) + lo
+    return jnp.repeat(t_n.reshape(rows, -1), self.block, axis=1)
+
+  def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
+    del step
+    rows, length = batch.tokens_BxL.shape
+    streams.blocks_of(length, self.block)
+    t_BxL = self.times_of(draws, rows)
+    level_BxL = self.schedule.masked(t_BxL)
+    noisable_BxL = streams.noisable(batch)
+    masked_BxL = self._resampled(draws["u_mask"] <= level_BxL, level_BxL, draws["u_resample"])
+    masked_BxL &= noisable_BxL
+    if self.ignore_bos:
+      masked_BxL &= (jnp.arange(length) > 0)[None]
+    weight_BxL = self.schedule.weight(t_BxL) if self.window[0] <= 0.5 else jnp.ones_like(t_BxL)
+    noisy = streams.one_stream(
+      batch, masked_BxL, weight_BxL, level_BxL, noisable_BxL.sum(-1), self.mask_id
+    )
+    return noisy if self.block == length else streams.noisy_and_clean(noisy, self.block)
+
+  def _resampled(self, masked_BxL: Array, level_BxL: Array, u_RxBxL: Array) -> Array:
+    """Draws blocks again whose masked share lies outside the window, once for each round."""
+    lo, hi = self.window
+
+    def again(masked_BxL: Array, u_BxL: Array) -> tuple[Array, None]:
+      blocks = masked_BxL.reshape(masked_BxL.shape[0], -1, self.block)
+      share = blocks.sum(-1) / self.block
+      outside = ((share < lo) & (lo != FULL_WINDOW[0])) | ((share > hi) & (hi != FULL_WINDOW[1]))
+      outside_BxL = jnp.repeat(outside, self.block, axis=1)
+      return jnp.where(outside_BxL, u_BxL <= level_BxL, masked_BxL), None
+
+    return jax.lax.scan(again, masked_BxL, u_RxBxL)[0]
+
+  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
+    return self.corrupt_with(self.draw(key, batch), batch, step)
+
+  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    """[B, L] in nats; the sum over a row estimates its bound where `not_a_likelihood` is None."""
+    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, (self.mask_id,))
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return weighted_cross_entropy(denoise, params, noisy, (self.mask_id,))
+
+  def not_a_likelihood(self) -> str | None:
+    """Why the loss is no bound on the negative log-likelihood; None if it is one."""
+    lo, hi = self.window
+    all_masked = self.block == 1 and lo >= 1  # then it is exact
+    if not (all_masked or (lo <= FULL_WINDOW[0] and hi >= 1)):
+      return f"window={self.window} leaves noise levels out; {FULL_WINDOW} has them all"
+    if self.ignore_bos:
+      return "ignore_bos counts a first token that it never predicts; False, with BOS not noisable"
+    return None if self.schedule.bound else f"{self.schedule} bounds nothing"
+
+
+# ---------------------------------------------------------------------------------------------
+# Search of the window whose loss varies least (arXiv 2503.09573, 5.2-5.3), between evaluations
+
+
+def window_candidates(
+  block: int,
+  *,
+  delta: float = 0.05,
+  widths: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9),
+) -> tuple[tuple[float, float], ...]:
+  """The full window, then those of each width from 0 up to 1 in steps of delta.
+
+  A lower bound of 0 becomes 1e-3. Blocks of one token choose between all times and t = 1.
+  """
+  if not 0 < delta <= 1 or not all(0 < width <= 1 for width in widths):
+    raise ValueError(f"{delta=} and {widths=} must lie in (0, 1]")
+  if block == 1:
+    return (FULL_WINDOW, (1.0, 1.0))
+  windows = [FULL_WINDOW]
+  for width in widths:
+    starts = math.floor((1 - width) / delta + 1e-6) + 1
+    windows += [
+      (max(i * delta, FULL_WINDOW[0]), min(i * delta + width, 1.0)) for i in range(starts)
+    ]
+  return tuple(windows)
+
+
+def block_means(loss_BxL: Array, block: int) -> Array:
+  """Mean loss of each block, [B, L / block]: what the search compares."""
+  rows, length = loss_BxL.shape
+  return loss_BxL.reshape(rows, streams.blocks_of(length, block), block).mean(-1)
+
+
+def least_variance(
+  windows: tuple[tuple[float, float], ...], losses: Array
+) -> tuple[tuple[float, float], Array]:
+  """The window of least variance, and the mean variance of each.
+
+  Args:
+    windows: candidates.
+    losses: [windows, batches, B, blocks] block means of each batch under each window.
+  """
+  if losses.ndim != 4 or len(windows) != losses.shape[0]:
+    raise ValueError(
+      f"losses {losses.shape} must be [windows, batches, B, blocks] for {len(windows)} windows"
+    )
+  variance = losses.reshape(*losses.shape[:2], -1).var(-1, ddof=1).mean(-1)
+  return windows[int(variance.argmin())], variance

@@ -1,0 +1,86 @@
+"""Weighted cross-entropy of the asked tokens: the loss line that most objectives share."""
+
+import jax
+import jax.numpy as jnp
+
+from dlm.types import Array, Denoiser, LogitHead, LossSum, Noisy, Params
+from kernels_pallas.linear_xent import linear_xent
+
+NOISE_BINS = 10
+
+
+def head_of(denoise: Denoiser, params: Params, noisy: Noisy) -> LogitHead:
+  """The model's head at the L noisy inputs; the clean half of [noisy; clean] is not asked."""
+  length = noisy.targets_BxL.shape[1]
+  ask_BxA = None
+  if noisy.inputs_BxW.shape[1] != length:
+    ask_BxA = jnp.broadcast_to(jnp.arange(length), noisy.targets_BxL.shape)
+  output = denoise(
+    params,
+    noisy.inputs_BxW,
+    slot_BxW=noisy.slot_BxW,
+    mask=noisy.mask,
+    time_BxW=noisy.time_BxW,
+    ask_BxA=ask_BxA,
+  )
+  return output.head
+
+
+def logits(head: LogitHead) -> Array:
+  """Float32 [B, A, V]. For the few methods that need whole distributions: V times the memory."""
+  logits_BxAxV = jnp.einsum(
+    "bad,vd->bav", head.hidden_BxAxD, head.unembed_VxD, preferred_element_type=jnp.float32
+  )
+  if head.soft_cap is None:
+    return logits_BxAxV
+  return head.soft_cap * jnp.tanh(logits_BxAxV / head.soft_cap)
+
+
+def cross_entropy(
+  denoise: Denoiser, params: Params, noisy: Noisy, forbidden: tuple[int, ...]
+) -> Array:
+  """-log p(target) in nats, float32 [B, L], softmax without the forbidden ids; 0 where not asked.
+
+  An asked target that is forbidden costs inf: the mask id must not occur in data.
+  """
+  head = head_of(denoise, params, noisy)
+  ce_R = linear_xent(
+    head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1]),
+    head.unembed_VxD,
+    noisy.targets_BxL.reshape(-1),
+    forbidden=forbidden,
+    soft_cap=head.soft_cap,
+  )
+  return jnp.where(noisy.weight_BxL > 0, ce_R.reshape(noisy.weight_BxL.shape), 0)
+
+
+def loss_sum(noisy: Noisy, loss_BxL: Array, ce_BxL: Array) -> LossSum:
+  """Sums a loss over the batch, with what a log needs.
+
+  Metrics (sums, divided by `count` like the total): "masked" the number of asked tokens, "ce"
+  their unweighted cross-entropy, and both by noise level, "masked_at_noise/i" and "ce_at_noise/i"
+  for levels in [i/10, (i+1)/10). Hence ce / masked is the mean cross-entropy of a masked token,
+  however often the two were divided.
+  """
+  asked_BxL = noisy.weight_BxL > 0
+  level_BxL = noisy.time_BxW[:, : asked_BxL.shape[1]]
+  bin_BxL = jnp.clip((level_BxL * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+
+  def by_noise(x_BxL: Array) -> Array:
+    return jax.ops.segment_sum(x_BxL.ravel(), bin_BxL.ravel(), num_segments=NOISE_BINS)
+
+  masked_N = by_noise(asked_BxL.astype(jnp.float32))
+  ce_N = by_noise(ce_BxL)
+  metrics = {"masked": masked_N.sum(), "ce": ce_N.sum()}
+  for i in range(NOISE_BINS):
+    metrics[f"masked_at_noise/{i}"] = masked_N[i]
+    metrics[f"ce_at_noise/{i}"] = ce_N[i]
+  return LossSum(total=loss_BxL.sum(), count=noisy.count_B.sum(), metrics=metrics)
+
+
+def weighted_cross_entropy(
+  denoise: Denoiser, params: Params, noisy: Noisy, forbidden: tuple[int, ...]
+) -> LossSum:
+  """Sum of weight * cross-entropy over the batch; see `loss_sum` for the metrics."""
+  ce_BxL = cross_entropy(denoise, params, noisy, forbidden)
+  return loss_sum(noisy, noisy.weight_BxL * ce_BxL, ce_BxL)

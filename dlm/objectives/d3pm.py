@@ -1,0 +1,79 @@
+"""D3PM, absorbing, discrete time. arXiv 2107.03006; the bound as MDLM's code computes it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm.objectives import streams
+from dlm.objectives.cross_entropy import head_of, logits, loss_sum
+from dlm.objectives.mdlm import Mdlm
+from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class D3pm(Mdlm):
+  """MDLM's noise; the model may also predict the mask id, and must reproduce clean text at t = 0.
+
+  Two forwards: the diffusion term of the masked tokens and the reconstruction term of all. Forms
+  [B, L, V] logits.
+
+  Args:
+    forbid_mask: give the mask id no probability (MDLM's `subs_masking`).
+  """
+
+  timesteps: int = 1000
+  forbid_mask: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.timesteps:
+      raise ValueError("D3pm: timesteps=0 must be positive, its time is discrete")
+
+  def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
+    """Adds to `extra`: "t_B", the time of each row, and "scored_BxL", what is reconstructed."""
+    noisy = super().corrupt_with(draws, batch, step)
+    return noisy.replace(extra={"t_B": self.times_of(draws), "scored_BxL": streams.noisable(batch)})
+
+  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    return self._losses(denoise, params, noisy)[0]
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return loss_sum(noisy, *self._losses(denoise, params, noisy))
+
+  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    """Bound and cross-entropy of the masked tokens, [B, L] each."""
+    logp_BxL, logp_mask_BxL = self._log_probs(denoise, params, noisy)
+    clean = noisy.replace(inputs_BxW=noisy.targets_BxL, time_BxW=jnp.zeros_like(noisy.time_BxW))
+    reconstruction_BxL = -self._log_probs(denoise, params, clean)[0]
+    asked_BxL = noisy.weight_BxL > 0
+    bound_BxL = self._bound(logp_BxL, jnp.exp(logp_mask_BxL), noisy.extra["t_B"][:, None])
+    loss_BxL = jnp.where(asked_BxL, bound_BxL, 0)
+    loss_BxL += jnp.where(noisy.extra["scored_BxL"], reconstruction_BxL, 0)
+    return loss_BxL, jnp.where(asked_BxL, -logp_BxL, 0)
+
+  def _log_probs(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    """Log-probabilities of the targets and of the mask id, [B, L] each."""
+    logits_BxLxV = logits(head_of(denoise, params, noisy))
+    if self.forbid_mask:
+      is_mask_V = jnp.arange(logits_BxLxV.shape[-1]) == self.mask_id
+      logits_BxLxV = jnp.where(is_mask_V[None, None], -jnp.inf, logits_BxLxV)
+    logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
+    target_BxLx1 = noisy.targets_BxL[..., None]
+    target_BxL = jnp.take_along_axis(logp_BxLxV, target_BxLx1, axis=-1)[..., 0]
+    return target_BxL, logp_BxLxV[..., self.mask_id]
+
+  def _bound(self, logp_BxL: Array, p_mask_BxL: Array, t_Bx1: Array) -> Array:
+    """T times the KL of one reverse step at a masked token, with alpha = 1 - t.
+
+    At the first step (t = 1/T) the second term has weight 0 and a divisor 0: it is left out.
+    """
+    step = 1 / self.timesteps
+    t_Bx1 = jnp.minimum(t_Bx1, 1 - 1e-4)
+    first_Bx1 = t_Bx1 < 1.5 * step
+    s_Bx1 = jnp.where(first_Bx1, 1.0, t_Bx1 - step)
+    now_BxL = jnp.log1p((1 - t_Bx1) * p_mask_BxL / t_Bx1)
+    before_BxL = jnp.log1p((1 - s_Bx1) * p_mask_BxL / s_Bx1)
+    reveal_BxL = step / t_Bx1 * (now_BxL - logp_BxL)
+    stay_BxL = jnp.where(first_Bx1, 0, (1 - step / t_Bx1) * (now_BxL - before_BxL))
+    return self.timesteps * (reveal_BxL + stay_BxL)

@@ -1,0 +1,90 @@
+"""What the model reads: one noisy stream, or [noisy; clean]. Both build a `Noisy` from a mask draw.
+
+Rotary positions are the batch's own (they restart in every packed document); documents do not see
+each other, and padding (segment 0) is seen by padding only and never asked.
+"""
+
+import jax.numpy as jnp
+
+from dlm import masks
+from dlm.diffusion import absorbing
+from dlm.types import Array, Batch, Noisy
+
+
+def noisable(batch: Batch) -> Array:
+  """Bool [B, L]: text that may be masked and scored; padding never is."""
+  return batch.noisable_BxL & (batch.segment_BxL > 0)
+
+
+def one_stream(
+  batch: Batch, masked_BxL: Array, weight_BxL: Array, level_BxL: Array, count_B: Array, mask_id: int
+) -> Noisy:
+  """Every input sees every input of its document (MDLM, LLaDA). W = L.
+
+  Args:
+    masked_BxL: bool, what is replaced by `mask_id`.
+    weight_BxL: weight of the cross-entropy where masked; elsewhere it is set to 0.
+    level_BxL: noise level told to the model.
+    count_B: what each row adds to the loss's denominator.
+  """
+  full = masks.Full()(batch.position_BxL, batch.position_BxL.shape[1])
+  return Noisy(
+    inputs_BxW=absorbing.mask_out(batch.tokens_BxL, masked_BxL, mask_id),
+    targets_BxL=batch.tokens_BxL,
+    weight_BxL=jnp.where(masked_BxL, weight_BxL, 0).astype(jnp.float32),
+    count_B=count_B.astype(jnp.float32),
+    slot_BxW=batch.position_BxL,
+    time_BxW=level_BxL.astype(jnp.float32),
+    mask=masks.in_segments(full, batch.segment_BxL),
+  )
+
+
+def noisy_rows(
+  batch: Batch, u_mask_BxL: Array, level_B: Array, weight_B: Array, mask_id: int
+) -> Noisy:
+  """One stream, one noise level a row: masks where u < level, counts all noisable tokens."""
+  noisable_BxL = noisable(batch)
+  shape = noisable_BxL.shape
+  return one_stream(
+    batch,
+    masked_BxL=(u_mask_BxL < level_B[:, None]) & noisable_BxL,
+    weight_BxL=jnp.broadcast_to(weight_B[:, None], shape),
+    level_BxL=jnp.broadcast_to(level_B[:, None], shape),
+    count_B=noisable_BxL.sum(-1),
+    mask_id=mask_id,
+  )
+
+
+def noisy_and_clean(noisy: Noisy, block: int) -> Noisy:
+  """Appends the clean text: noisy blocks see themselves and clean blocks strictly before. W = 2L.
+
+  Args:
+    noisy: one stream.
+    block: slots in a block; blocks are cut from the row's first slot.
+  """
+  batch, length = noisy.targets_BxL.shape
+
+  def twice(x_BxL: Array) -> Array:
+    return jnp.concatenate([x_BxL, x_BxL], axis=1)
+
+  return noisy.replace(
+    inputs_BxW=jnp.concatenate([noisy.inputs_BxW, noisy.targets_BxL], axis=1),
+    slot_BxW=twice(noisy.slot_BxW),
+    time_BxW=jnp.concatenate([noisy.time_BxW, jnp.zeros_like(noisy.time_BxW)], axis=1),
+    mask=masks.in_segments(
+      masks.noisy_clean(batch, length, block), twice(noisy.mask.q_segment_BxW)
+    ),
+  )
+
+
+def blocks_of(length: int, block: int) -> int:
+  """Number of blocks in a row; ValueError unless blocks fill it."""
+  if length % block:
+    raise ValueError(f"block={block} must divide the length of a row, {length}")
+  return length // block
+
+
+def check_mask_id(owner: str, mask_id: int) -> None:
+  """Raises ValueError unless `mask_id` is an id."""
+  if mask_id < 0:
+    raise ValueError(f"{owner}: mask_id={mask_id} must not be negative")
