@@ -51,7 +51,7 @@ def test_all_statistics(compute, dtype, soft_cap, vocab=38):
   rng = np.random.default_rng(0)
   hidden_RxD = jnp.asarray(rng.normal(size=(9, 8)) * 2, dtype)
   unembed_VxD = jnp.asarray(rng.normal(size=(vocab, 8)), dtype)
-  current_R = np.arange(9) * 2
+  current_R = np.arange(9) * 4 + 1  # 33 is met twice in tiles of 7
   spec = StatSpec(top2=True, entropy=True, current=True, forbidden=(4, vocab - 1))
   z_RxV = np.asarray(hidden_RxD, np.float64) @ np.asarray(unembed_VxD, np.float64).T
   if soft_cap is not None:
