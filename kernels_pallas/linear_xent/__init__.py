@@ -30,8 +30,8 @@ def linear_xent(
   Drop such rows with `where(weight > 0, weight * ce, 0)`: a row whose cotangent is 0 then has
   gradient exactly 0 ("xla": even where its hidden is NaN; "reference" differentiates by the book).
 
-  Inside `jax.shard_map` the gradient of a replicated `unembed` is the shard's own share, to be summed
-  by the caller: use `check_vma=False`.
+  Inside `jax.shard_map` use `check_vma=False`: the gradient of a replicated `unembed` is then the
+  shard's own share, for the caller to sum.
 
   Args:
     hidden_RxD, unembed_VxD: float32 or bfloat16, and so are their gradients; sums in float32.
