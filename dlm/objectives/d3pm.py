@@ -64,16 +64,16 @@ class D3pm(Mdlm):
     return target_BxL, logp_BxLxV[..., self.mask_id]
 
   def _bound(self, logp_BxL: Array, p_mask_BxL: Array, t_Bx1: Array) -> Array:
-    """T times the KL of one reverse step at a masked token, with alpha = 1 - t.
+    """T times the KL of one reverse step at a masked token, from t to s, with alpha = 1 - t.
 
-    At the first step (t = 1/T) the second term has weight 0 and a divisor 0: it is left out.
+    The authors' two logarithms of the stay term are one here: their difference is of order 1/T. At
+    the first step (s = 0) that term has weight 0 and, in their code, a divisor 0: it is left out.
     """
     step = 1 / self.timesteps
     t_Bx1 = jnp.minimum(t_Bx1, 1 - 1e-4)
     first_Bx1 = t_Bx1 < 1.5 * step
     s_Bx1 = jnp.where(first_Bx1, 1.0, t_Bx1 - step)
-    now_BxL = jnp.log1p((1 - t_Bx1) * p_mask_BxL / t_Bx1)
-    before_BxL = jnp.log1p((1 - s_Bx1) * p_mask_BxL / s_Bx1)
-    reveal_BxL = step / t_Bx1 * (now_BxL - logp_BxL)
-    stay_BxL = jnp.where(first_Bx1, 0, (1 - step / t_Bx1) * (now_BxL - before_BxL))
-    return self.timesteps * (reveal_BxL + stay_BxL)
+    reveal_BxL = jnp.log1p((1 - t_Bx1) * p_mask_BxL / t_Bx1) - logp_BxL
+    drop_BxL = step * p_mask_BxL / (t_Bx1 * (s_Bx1 + (1 - s_Bx1) * p_mask_BxL))
+    stay_BxL = jnp.where(first_Bx1, 0, self.timesteps * s_Bx1 * jnp.log1p(-drop_BxL))
+    return (reveal_BxL + stay_BxL) / t_Bx1
