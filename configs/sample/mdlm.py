@@ -1,0 +1,38 @@
+"""MDLM's ancestral sampler (arXiv 2406.07524, 3.2.3): a draw of the model in a random order.
+
+python experiments/sample.py --checkpoint=DIR --config=configs/sample/mdlm.py --prompt="..."
+One block holds all new tokens; more steps mean fewer tokens decided together.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.policy = ConfigDict(
+    {
+      "name": "ancestral",
+      "threshold": placeholder(float),
+      "factor": placeholder(float),
+      "k": placeholder(int),
+      "steps": 128,
+      "order": placeholder(str),
+      "schedule": "log_linear",
+    }
+  )
+  config.cache = ConfigDict({"name": "auto"})  # auto: "block" where it is exact, else "none"
+  config.commit = "fused"  # or "separate"
+  config.block = 128
+  config.align = "prompt"
+  config.max_new_tokens = 128
+  config.max_forwards = 0  # 0: twice the tokens asked for
+  config.temperature = 1.0
+  config.top_k = 0  # 0: off
+  config.top_p = 1.0  # 1: off
+  config.stop = True  # end a row at the tokenizer's or checkpoint's stop ids
+  config.seed = 0
+  config.batch = 8
+  config.parallel = "shard_map"  # or "pmap"
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
+  return config

@@ -1,0 +1,48 @@
+"""A denoiser that looks logits up: every sampler can be checked against arithmetic by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm.types import KVCache, LogitHead, ModelOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """logits[i] = own[i] + left[token i-1] + right[token i+1]; what lies past the row adds nothing.
+
+  `params` is {"own": [L, V], "left": [V, V], "right": [V, V]}; it only runs on whole canvases.
+  """
+
+  def __call__(
+    self, params, tokens_BxW, *, slot_BxW, mask, time_BxW=None, cache=None, write_BxW=None, ask_BxA
+  ):
+    vocab = params["own"].shape[1]
+    inside_BxW = slot_BxW < mask.hi_BxWxR[..., 0]
+    left_BxWxV = jnp.pad(params["left"][tokens_BxW[:, :-1]], ((0, 0), (1, 0), (0, 0)))
+    right_BxWxV = jnp.pad(
+      params["right"][tokens_BxW[:, 1:]] * inside_BxW[:, 1:, None], ((0, 0), (0, 1), (0, 0))
+    )
+    logits_BxWxV = params["own"][slot_BxW] + left_BxWxV + right_BxWxV
+    hidden_BxAxV = jnp.take_along_axis(logits_BxWxV, ask_BxA[..., None], axis=1)
+    return ModelOutput(LogitHead(hidden_BxAxV, jnp.eye(vocab)), None, {})
+
+  def empty_cache(self, batch: int, slots: int) -> KVCache:
+    raise NotImplementedError("a table has no cache")
+
+
+def random_table(seed: int, slots: int, vocab: int, scale: float = 2.0) -> dict[str, jax.Array]:
+  rng = np.random.default_rng(seed)
+  shapes = {"own": (slots, vocab), "left": (vocab, vocab), "right": (vocab, vocab)}
+  return {k: jnp.asarray(rng.normal(size=v) * scale, jnp.float32) for k, v in shapes.items()}
+
+
+def logits_by_hand(params: dict, row: np.ndarray) -> np.ndarray:
+  """[len(row), V] in float64, written as one would explain it."""
+  own, left, right = (np.asarray(params[k], np.float64) for k in ("own", "left", "right"))
+  out = own[: len(row)].copy()
+  out[1:] += left[row[:-1]]
+  out[:-1] += right[row[1:]]
+  return out
