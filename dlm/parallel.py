@@ -1,8 +1,10 @@
 """One program on many devices: the mesh, the names of axes, and functions that run shard by shard.
 
-Parameters are split by the names that `dlm.models` gives their axes; XLA inserts the communication
-("fsdp", "tensor", "expert" stay automatic). Only the batch is split by hand, over "data", because
-sampling loops must stop shard by shard and gradients are summed once.
+Parameters are split by the names that `dlm.models` gives their axes, and XLA inserts the
+communication. On a mesh of "data" alone the batch is split by hand: sampling loops then stop shard
+by shard, and gradients are summed once. Beside "fsdp", "tensor" or "expert" the batch is left to
+XLA too: devices that share a parameter must stop together anyway, and a lookup in a table split
+over automatic axes inside a region that is manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
 """
 
 from collections.abc import Callable
@@ -82,21 +84,22 @@ def over_batch(
   batched_out: bool | tuple[bool, ...],
   driver: Driver = "shard_map",
 ) -> Callable[..., Any]:
-  """Runs `fn` once per shard of "data"; with one shard this is `fn` itself.
+  """Runs `fn` once per shard of "data" if the mesh is data alone; otherwise this is `fn` itself.
 
-  Every leaf of an argument marked True leads with the batch axis; other arguments are whole on
-  every shard. Outputs marked True are joined along the batch, the others must be equal on all
-  shards (`sum_over_batch`). `batched_out` is a prefix of the output.
-  ValueError for unknown drivers and for batches that do not divide.
+  Under `jax.jit` both compute the same. Every leaf of an argument marked True leads with the batch
+  axis; other arguments are whole on every shard. Outputs marked True are joined along the batch,
+  the others must be equal on all shards (`sum_over_batch`); `batched_out` is a prefix of the
+  output. ValueError: an unknown driver, pmap beside other axes, a batch that does not divide.
   """
   if driver not in get_args(Driver):
     raise ValueError(f"unknown driver {driver!r}; known: {', '.join(get_args(Driver))}")
-  shards = mesh.shape["data"]
-  # A psum over a manual axis of size 1 beside larger automatic ones crashes XLA (jax 0.10).
-  if shards == 1:
+  if driver == "pmap" and mesh.size != mesh.shape["data"]:
+    raise ValueError(f"pmap splits the batch only, but the mesh is {dict(mesh.shape)}")
+  if not _by_hand(mesh):
     return fn
   per_shard = _shard_map if driver == "shard_map" else _pmap
   run = per_shard(fn, mesh, batched_in, batched_out)
+  shards = mesh.shape["data"]
 
   def checked(*args):
     for arg, batched in zip(args, batched_in, strict=True):
@@ -110,7 +113,11 @@ def over_batch(
 
 def sum_over_batch(tree: Any, mesh: Mesh) -> Any:
   """Sum over the shards of `over_batch`; called inside its function."""
-  return jax.lax.psum(tree, "data") if mesh.shape["data"] > 1 else tree
+  return jax.lax.psum(tree, "data") if _by_hand(mesh) else tree
+
+
+def _by_hand(mesh: Mesh) -> bool:
+  return 1 < mesh.shape["data"] == mesh.size
 
 
 def _shard_map(fn, mesh, batched_in, batched_out):
@@ -123,15 +130,12 @@ def _shard_map(fn, mesh, batched_in, batched_out):
     mesh=mesh,
     in_specs=jax.tree.map(spec, batched_in),
     out_specs=jax.tree.map(spec, batched_out),
-    axis_names={"data"},
     check_vma=False,
   )
 
 
 def _pmap(fn, mesh, batched_in, batched_out):
   shards = mesh.shape["data"]
-  if mesh.size != shards:
-    raise ValueError(f"pmap splits the batch only, but the mesh is {dict(mesh.shape)}")
 
   def axis(batched: bool) -> int | None:
     return 0 if batched else None
@@ -141,7 +145,7 @@ def _pmap(fn, mesh, batched_in, batched_out):
     axis_name="data",
     in_axes=jax.tree.map(axis, batched_in),
     out_axes=jax.tree.map(axis, batched_out),
-    devices=mesh.devices.flatten(),
+    devices=list(mesh.devices.flat),
   )
 
   def cut(tree: Any) -> Any:
