@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+from ml_collections import ConfigDict
+
+from dlm import build
+from dlm.diffusion.schedules import Linear, LogLinear
+from dlm.objectives import Autoregressive, Bd3lm, ExactCount, Mdlm
+
+CONFIG = {
+  "seed": 0,
+  "steps": 6,
+  "batch": 8,
+  "model": {"preset": "1m", "layers": 2},
+  "objective": {"name": "mdlm"},
+  "data": {"sources": (("lists", 1.0),), "length": 32, "mode": "pad"},
+  "optimizer": {"lr": 1e-2},
+  "checkpoint": {"keep_best": 0},
+}
+
+
+def changed(fields):
+  config = copy.deepcopy(CONFIG)
+  for field, value in fields.items():
+    *tables, name = field.split(".")
+    table = config
+    for each in tables:
+      table = table.setdefault(each, {})
+    table[name] = value
+  return config
+
+
+def test_preset_with_overrides_and_the_tokenizers_vocabulary():
+  model = build.everything(CONFIG).model.config
+  assert (model.width, model.layers, model.vocab) == (128, 2, 260)
+
+
+def test_config_dict_and_plain_dict_build_the_same():
+  plain, config_dict = build.everything(CONFIG), build.everything(ConfigDict(CONFIG))
+  for field in ("run", "model", "objective", "optimizer", "facts", "config"):
+    assert getattr(plain, field) == getattr(config_dict, field)
+
+
+def test_schedule_by_name_and_with_fields():
+  tokenizer = build.tokenizer(CONFIG)
+  named = build.objective(changed({"objective.schedule": "linear"}), tokenizer)
+  assert named == Mdlm(mask_id=259, schedule=Linear())
+  table = changed({"objective.schedule": {"name": "log_linear", "eps": 0.5}})
+  assert build.objective(table, tokenizer).schedule == LogLinear(eps=0.5)
+
+
+@pytest.mark.parametrize(
+  ("objective", "attention", "block", "shift"),
+  [
+    ({"name": "mdlm"}, "full", None, 0),
+    ({"name": "bd3lm", "block": 8}, "block_causal", 8, 0),
+    ({"name": "ar"}, "causal", None, 1),
+  ],
+)
+def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
+  facts = build.everything(changed({"objective": objective})).facts
+  assert (facts["attention"], facts["block"], facts["shift"]) == (attention, block, shift)
+  assert (facts["mask_id"], facts["eos_ids"]) == (259, [258])
+
+
+@pytest.mark.parametrize(
+  ("objective", "name", "expected"),
+  [
+    ({"name": "mdlm"}, "auto", ExactCount(259)),
+    ({"name": "bd3lm", "block": 8}, "auto", ExactCount(259, block=8)),
+    ({"name": "bd3lm", "block": 8}, "mdlm", Mdlm(259)),
+    ({"name": "bd3lm", "block": 8}, "training", Bd3lm(259, block=8)),
+    ({"name": "ar"}, "auto", Autoregressive(259)),
+  ],
+)
+def test_estimator_of_the_likelihood(objective, name, expected):
+  config = changed({"objective": objective})
+  assert build.estimator(config, build.tokenizer(config), name) == expected
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"stepz": 3}, r"config.stepz is unknown; known: .*steps"),
+    ({"steps": 0}, "steps=0 must be at least 1"),
+    ({"steps": "many"}, "steps='many' must be of type int"),
+    ({"parallel": "xmap"}, "'xmap' is unknown; known: shard_map, pmap"),
+    ({"model": 3}, "model=3 must be a table"),
+    ({"model.preset": "7m"}, "model.preset='7m' is unknown; known: .*30m"),
+    ({"model.widht": 3}, "model.widht is unknown; known: .*width"),
+    ({"model.width": 3.5}, "model.width=3.5 must be of type int"),
+    ({"model.vocab": 100}, "mask id 259 lies outside the vocabulary, 100 ids"),
+    ({"objective.name": "mlm"}, "objective.name='mlm' is unknown; known: ar, bd3lm"),
+    ({"objective.schedule": "lin"}, "schedule='lin' is unknown; known: .*log_linear"),
+    ({"objective.blok": 4}, "objective.blok is unknown; known: .*schedule"),
+    ({"objective": {"name": "bd3lm"}}, "objective.block is missing"),
+    ({"objective": {"name": "bd3lm", "block": 5}}, "block=5 must divide data.length=32"),
+    ({"data.lenght": 4}, "data.lenght is unknown; known: .*length.*sources"),
+    ({"data.sources": (("books", 1.0),)}, "books"),
+    ({"data.mode": "stack"}, "stack"),
+    ({"data.tokenizer": "words"}, "words"),
+    ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown"),
+    ({"optimizer.rate": 1.0}, "optimizer.rate is unknown; known: .*lr"),
+    ({"optimizer.warmup": 10}, "do not fit into steps=6"),
+    ({"mesh.data": 3}, "devices"),
+    ({"mesh.model": 1}, "mesh.model is unknown; known: data, expert, fsdp, tensor"),
+    ({"microbatches": 3}, "batch=8 must divide by 1 shards x microbatches=3"),
+    ({"eval.every": -1}, "eval.every=-1 must not be negative"),
+    ({"checkpoint.keep_best": 1}, "keep_best needs eval.every"),
+    ({"checkpoint.every": "x"}, "checkpoint.every='x' must be a number of updates"),
+    ({"checkpoint.keep": 1}, "checkpoint.keep is unknown; known: every, keep_best, keep_last"),
+  ],
+)
+def test_mistake_is_told_by_field_value_and_rule(fields, message):
+  with pytest.raises(ValueError, match=message):
+    build.everything(changed(fields))
+
+
+def test_missing_fields_are_named():
+  config = copy.deepcopy(CONFIG)
+  del config["data"]["length"]
+  with pytest.raises(ValueError, match=r"data.length is missing"):
+    build.everything(config)
