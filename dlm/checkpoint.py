@@ -26,18 +26,16 @@ from dlm.types import Array, Params
 
 STEPS = "checkpoints"
 
+
+class CheckpointError(ValueError):
+  """A folder that is another run's, or that cannot be read: the user's to mend, in one line."""
+
+
 # What a resumed run may change: none of it alters what one update computes, save that schedules
 # other than "constant" stretch with `steps`.
 RESUMABLE = (
-  "steps",
-  "log_every",
-  "microbatches",
-  "parallel",
-  "mesh",
-  "eval",
-  "sample",
-  "checkpoint",
-)
+  "steps", "log_every", "microbatches", "parallel", "mesh", "eval", "sample", "checkpoint",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,13 +48,17 @@ def write_folder(directory: str | os.PathLike, config: dict, facts: dict, tokeni
   A new folder appears complete or not at all: it is filled beside its place, then renamed.
 
   Raises:
-    ValueError: the folder belongs to another config (the message lists the differences), or is not
+    CheckpointError: the folder is another config's (the message lists the differences), or is not
       empty and no checkpoint folder.
   """
   directory = pathlib.Path(directory).absolute()
   config = json.loads(json.dumps(config))  # tuples become lists, as in the file
   if directory.is_dir() and any(directory.iterdir()):
-    _refuse_other(directory, read_json(directory, "config.json"), config)
+    found = differences(read_json(directory, "config.json"), config)
+    refused = [key for key in found if key.split(".")[0] not in RESUMABLE]
+    if refused:
+      lines = "; ".join(f"{key}: {found[key][0]!r} -> {found[key][1]!r}" for key in refused)
+      raise CheckpointError(f"workdir {directory} belongs to another config ({lines})")
   if jax.process_index() > 0:
     return
   if (directory / "config.json").exists():
@@ -72,14 +74,14 @@ def write_folder(directory: str | os.PathLike, config: dict, facts: dict, tokeni
 
 
 def read_json(directory: str | os.PathLike, name: str) -> dict:
-  """`config.json` or `facts.json` of a checkpoint folder; ValueError if it is none."""
+  """`config.json` or `facts.json` of a checkpoint folder; CheckpointError if it is none."""
   path = pathlib.Path(directory) / name
   try:
     return json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise ValueError(f"{directory} is no checkpoint folder: it holds no {name}") from error
+    raise CheckpointError(f"{directory} is no checkpoint folder: it holds no {name}") from error
   except ValueError as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
+    raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
@@ -97,14 +99,6 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
   for key, value in tree.items():
     flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
-
-
-def _refuse_other(directory: pathlib.Path, old: dict, new: dict) -> None:
-  found = differences(old, new)
-  refused = [key for key in found if key.split(".")[0] not in RESUMABLE]
-  if refused:
-    lines = "; ".join(f"{key}: {found[key][0]!r} -> {found[key][1]!r}" for key in refused)
-    raise ValueError(f"workdir {directory} belongs to another config ({lines})")
 
 
 def _replace_json(path: pathlib.Path, value: dict) -> None:
@@ -171,7 +165,7 @@ class Checkpoints:
     """The latest state, with the shapes, types and shardings of `state`, and its meta record.
 
     Raises:
-      ValueError: the step cannot be read, or a leaf is not what was saved.
+      CheckpointError: the step cannot be read, or a leaf is not what was saved.
     """
     step = self.latest()
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
@@ -213,7 +207,7 @@ def restore_params(
     The parameters, and the step they are from.
 
   Raises:
-    ValueError: no such step, it cannot be read, or a leaf is not what was saved.
+    CheckpointError: no such step, it cannot be read, or a leaf is not what was saved.
   """
   path = pathlib.Path(directory).absolute() / STEPS
   handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -224,11 +218,16 @@ def restore_params(
     best = manager.best_step()
     step = {"best": steps[-1] if best is None else best, "latest": steps[-1]}.get(which, which)
     if step not in steps:
-      raise ValueError(f"{path} holds no step {which!r}; it holds {', '.join(map(str, steps))}")
+      raise CheckpointError(
+        f"{path} holds no step {which!r}; it holds {', '.join(map(str, steps))}"
+      )
     with _readable(path / str(step)):
       trees = manager.item_metadata(step)["state"].tree
       item = "ema" if trees.get("ema") else "params"
-      target = {item: _targets(trees[item], shardings)}
+      if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, trees[item])
+      target = {item: jax.tree.map(_target, trees[item], shardings)}
       restored = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -274,19 +273,12 @@ def _steps(path: pathlib.Path) -> list[int]:
   found = path.iterdir() if path.is_dir() else ()
   steps = sorted(int(p.name) for p in found if p.name.isdigit() and any(p.iterdir()))
   if not steps:
-    raise ValueError(f"{path} holds no checkpoint")
+    raise CheckpointError(f"{path} holds no checkpoint")
   return steps
 
 
-def _targets(tree: Any, shardings: Any) -> Any:
-  if shardings is None:
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: first, tree)
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    tree,
-    shardings,
-  )
+def _target(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -335,4 +327,4 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
     yield
   except Exception as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise ValueError(f"checkpoint {path} cannot be restored: {reason}") from error
+    raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}") from error
