@@ -1,12 +1,17 @@
 """What a run tells: JSON lines, TensorBoard event files, and a bar or plain lines on the screen."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
 
 import jax
+
+from dlm.types import LossSum
 
 JSONL = "metrics.jsonl"
 
@@ -70,6 +75,54 @@ class Metrics:
   def _record(self, record: dict) -> None:
     self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
     self._file.flush()
+
+
+class Tally:
+  """Sums since the last record: loss and speed.
+
+  Args:
+    tokens, flops: of one update, over all devices.
+  """
+
+  def __init__(self, tokens: int, flops: float):
+    self._tokens, self._flops = tokens, flops
+    self._began: float | None = None  # None until an update has ended: the first one compiles
+    self._reset()
+
+  def _reset(self) -> None:
+    self._total, self._count, self._sums = 0.0, 0.0, {}
+    self._steps, self._seconds, self._last = 0, 0.0, {}
+
+  def add(self, loss: LossSum, last: dict[str, float]) -> None:
+    """Counts an update that has just ended; of `last` only the newest values are kept."""
+    self._total += float(loss.total)
+    self._count += float(loss.count)
+    for name, value in loss.metrics.items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    self._last = last
+    now = time.perf_counter()
+    if self._began is not None:
+      self._seconds += now - self._began
+      self._steps += 1
+    self._began = now
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """What happens inside is not training: neither it nor the update after it is timed."""
+    yield
+    self._began = None
+
+  def values(self) -> dict[str, float]:
+    """Means over what was added since the last call, and the speed of the updates timed."""
+    values = {"loss": self._total / self._count}
+    values |= {name: value / self._count for name, value in self._sums.items()} | self._last
+    if self._steps:
+      seconds = self._seconds / self._steps
+      values["tokens/s"] = self._tokens / seconds
+      values["flop/s"] = self._flops / seconds
+      values["seconds/step"] = seconds
+    self._reset()
+    return values
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:

@@ -1,0 +1,330 @@
+"""THE training path: rows -> Batch -> corrupt -> Noisy -> denoise -> loss -> LossSum -> update.
+
+`Step.update` is that arrow. Noise is drawn on the global batch: it is the same on any number of
+devices. Gradients are sums, divided once by the summed count: no matter how the batch was cut.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import lax
+
+from dlm import checkpoint, parallel
+from dlm.build import Training
+from dlm.checkpoint import Checkpoints
+from dlm.metrics import Metrics, Tally
+from dlm.optimizer import averaged, learning_rate, transformation
+from dlm.types import Array, Batch, LossSum, Noisy, Params
+
+Sums = TypeVar("Sums")  # a tree of arrays that add up
+Sampling = Callable[[Params, int], list[str]]  # parameters, step -> what the model wrote
+
+
+@struct.dataclass
+class TrainState:
+  step: Array  # updates done
+  params: Params
+  opt_state: optax.OptState
+  ema: Params | None  # running average of the parameters, where the config asks for one
+
+  def best_params(self) -> Params:
+    """What is evaluated and sampled from: the average where there is one."""
+    return self.params if self.ema is None else self.ema
+
+
+Updated = tuple[
+  TrainState, LossSum, dict[str, Array]
+]  # of the update: its loss, gradient norm, rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """The compiled functions of a run."""
+
+  training: Training
+
+  @functools.cached_property
+  def update(self) -> Callable[[TrainState, Batch], Updated]:
+    """The state after a batch; the one before is donated."""
+    corrupt = jax.jit(self.corrupt, static_argnums=0)
+    gradients = self._over_batch(self.gradients)
+    apply = jax.jit(self.apply, donate_argnums=0)
+
+    def update(state: TrainState, batch: Batch) -> Updated:
+      noisy = corrupt("train", batch, state.step)
+      loss, grads = gradients(state.params, noisy)
+      return apply(state, loss, grads)
+
+    return self._as_one(update, donate_argnums=0)
+
+  @functools.cached_property
+  def evaluate(self) -> Callable[[Params, Batch, Array], LossSum]:
+    """(parameters, batch, its index) -> loss. Its noise depends on seed and index alone."""
+    corrupt = jax.jit(self.corrupt, static_argnums=0)
+    loss = self._over_batch(self.loss)
+    return self._as_one(lambda params, batch, index: loss(params, corrupt("eval", batch, index)))
+
+  def corrupt(self, purpose: str, batch: Batch, step: Array) -> Noisy:
+    key = jax.random.fold_in(self.key(purpose), step)
+    noisy = self.training.objective.corrupt(key, batch, step)
+    return lax.with_sharding_constraint(noisy, parallel.batch_sharding(self.training.mesh))
+
+  def loss(self, params: Params, noisy: Noisy) -> LossSum:
+    return self.training.objective.loss(self.training.model, params, noisy)
+
+  def gradients(self, params: Params, noisy: Noisy) -> tuple[LossSum, Params]:
+    """The loss, and the gradient of its total."""
+
+    def total(params: Params) -> tuple[Array, LossSum]:
+      loss = self.loss(params, noisy)
+      return loss.total, loss
+
+    grads, loss = jax.grad(total, has_aux=True)(params)
+    return loss, grads
+
+  def apply(self, state: TrainState, loss: LossSum, grads: Params) -> Updated:
+    config, steps = self.training.optimizer, self.training.run.steps
+    grads = jax.tree.map(lambda g: g / loss.count, grads)
+    change, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, change)
+    ema = None if state.ema is None else averaged(config, state.ema, params, state.step)
+    lr = jnp.asarray(learning_rate(config, steps)(state.step), jnp.float32)
+    numbers = {"grad_norm": optax.tree.norm(grads), "lr": lr}
+    state = TrainState(state.step + 1, params, opt_state, ema)
+    return lax.with_sharding_constraint(state, self.shardings()), loss, numbers
+
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    return transformation(self.training.optimizer, self.training.run.steps)
+
+  def key(self, purpose: str) -> Array:
+    """One stream of randomness for each use of the run's seed."""
+    index = ("init", "train", "eval").index(purpose)
+    return jax.random.fold_in(jax.random.key(self.training.run.seed), index)
+
+  def init(self) -> TrainState:
+    """The first state; parameters, moments and average are born on their shards."""
+    return jax.jit(self._init, out_shardings=self.shardings())()
+
+  def _init(self) -> TrainState:
+    params = self.training.model.init(self.key("init"))
+    ema = None
+    if self.training.optimizer.ema is not None:
+      ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
+
+  def shardings(self) -> TrainState:
+    """Moments and average lie where their parameter lies."""
+    mesh = self.training.mesh
+    params = parallel.shard_params(self.training.model.abstract(), mesh)
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    shapes = jax.eval_shape(self._init)
+    keep = {"transform_non_params": lambda _: whole}
+    moments = optax.tree.map_params(
+      self.optimizer, lambda _, own: own, shapes.opt_state, params, **keep
+    )
+    return TrainState(whole, params, moments, None if shapes.ema is None else params)
+
+  def flops(self) -> float:
+    """Matmul FLOPs of one update: a backward costs two forwards, [noisy; clean] has 2L inputs."""
+    rows, length = self.training.run.batch, self.training.length
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
+    corrupt = functools.partial(self.corrupt, "train")
+    noisy = jax.eval_shape(corrupt, Batch(ids, flags, ids, ids), jnp.int32(0))
+    window = noisy.inputs_BxW.shape[1]
+    return 3.0 * rows * window * self.training.model.config.flops_per_token(window)
+
+  def _over_batch(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
+    """Sums `fn` over microbatches, then over the shards of the batch."""
+    run, mesh = self.training.run, self.training.mesh
+
+    def shard(params: Params, noisy: Noisy) -> Sums:
+      sums = sum_over_parts(functools.partial(fn, params), noisy, run.microbatches)
+      return parallel.sum_over_batch(sums, mesh)
+
+    return parallel.over_batch(
+      shard, mesh, batched_in=(False, True), batched_out=False, driver=run.parallel
+    )
+
+  def _as_one(self, fn: Callable, **donate: int) -> Callable:
+    """One program; pmap, over several shards, is one by itself and cannot be part of another."""
+    mapped = self.training.run.parallel == "pmap" and self.training.mesh.shape["data"] > 1
+    return fn if mapped else jax.jit(fn, **donate)
+
+
+def sum_over_parts(fn: Callable[[Noisy], Sums], noisy: Noisy, parts: int) -> Sums:
+  """Sum of `fn` over `parts` equal parts of the rows; one part's activations exist at a time."""
+  if parts == 1:
+    return fn(noisy)
+
+  def cut(x: Array) -> Array:
+    # Part m takes rows m, m + parts, ...: each device keeps the rows it has.
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  noisy = jax.tree.map(cut, noisy)
+  shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], noisy))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(total: Sums, part: Noisy) -> tuple[Sums, None]:
+    return jax.tree.map(jnp.add, total, fn(part)), None
+
+  return lax.scan(add, zeros, noisy)[0]
+
+
+def train(
+  training: Training, workdir: str | os.PathLike, samples: Sampling | None = None
+) -> TrainState:
+  """Trains from the start, or from the newest checkpoint in `workdir`, until the last step.
+
+  SIGTERM and Ctrl-C save and return after the update at hand; the same call goes on, bit for bit.
+
+  Args:
+    samples: writes what `training.sample` asks for; None: no samples.
+
+  Raises:
+    CheckpointError: `workdir` belongs to another config, or its checkpoint cannot be read.
+    FloatingPointError: the loss or the gradient is not finite; names the step.
+  """
+  checkpoint.write_folder(workdir, training.config, training.facts, training.tokenizer)
+  with Checkpoints(workdir, training.retention) as checkpoints:
+    step = Step(training)
+    state = step.init()
+    if checkpoints.latest() is not None:
+      state, _ = checkpoints.restore(state)
+    first = int(state.step)
+    with Metrics(workdir, step=first, steps=training.run.steps) as metrics, interruption() as event:
+      return _Loop(training, step, checkpoints, metrics, event, samples).run(state, first)
+
+
+@dataclasses.dataclass
+class _Loop:
+  """Updates, and what happens between them: records, evaluation, samples, checkpoints."""
+
+  training: Training
+  step: Step
+  checkpoints: Checkpoints
+  metrics: Metrics
+  interrupted: threading.Event
+  samples: Sampling | None
+
+  def run(self, state: TrainState, first: int) -> TrainState:
+    steps = self.training.run.steps
+    self.tally = Tally(self.training.run.batch * self.training.length, self.step.flops())
+    if first:
+      self.metrics.say(f"resumed at step {first}")
+    waiting = None  # the report of the update before, fetched while the next one runs
+    for done in range(first + 1, steps + 1):
+      batch = self.put(self.training.rows[done - 1])
+      with jax.transfer_guard("disallow"):
+        state, *report = self.step.update(state, batch)
+      if waiting is not None:
+        self.settle(*waiting)
+      waiting = done, *report
+      stopping = done < steps and (self.interrupted.is_set() or self.checkpoints.preempted(done))
+      if due := self.due(done, stopping):
+        self.settle(*waiting)
+        waiting = None
+        with self.tally.paused():
+          self.between(state, done, due)
+      if stopping:
+        self.metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
+        break
+    self.checkpoints.wait()
+    return state
+
+  def put(self, rows) -> Batch:
+    sharding = parallel.batch_sharding(self.training.mesh)
+    put = functools.partial(jax.make_array_from_process_local_data, sharding)
+    return Batch(*(put(field) for field in rows))
+
+  def settle(self, done: int, loss: LossSum, numbers: dict) -> None:
+    """Takes one update into the record; stops the run if it is not finite."""
+    loss, numbers = jax.device_get((loss, numbers))
+    for name, value in (("loss", loss.total), ("gradient", numbers["grad_norm"])):
+      if not np.isfinite(value):
+        raise FloatingPointError(f"{name} is {value} at step {done}; it was not saved")
+    self.tally.add(loss, {name: float(value) for name, value in numbers.items()})
+    if done % self.training.run.log_every == 0 or done == self.training.run.steps:
+      values = self.tally.values()
+      self.metrics.scalars(done, values)
+      self.metrics.show(done, values)
+
+  def due(self, done: int, stopping: bool) -> set[str]:
+    """What follows update `done`. A run that is told to stop only saves; else what is saved is
+    evaluated, so that "best" compares like with like."""
+    training = self.training
+    last = done == training.run.steps
+
+    def falls(every: int) -> bool:
+      return every > 0 and (last or done % every == 0)
+
+    if stopping:
+      return {"save"}
+    due = {"save"} if last or falls(training.save_every) else set()
+    if falls(training.eval.every) or (due and training.retention.keep_best):
+      due.add("evaluate")
+    if self.samples is not None and falls(training.sample.every):
+      due.add("sample")
+    return due
+
+  def between(self, state: TrainState, done: int, due: set[str]) -> None:
+    """Saves last: a state whose evaluation is not finite is not kept."""
+    loss = self.evaluate(state, done) if "evaluate" in due else None
+    if "sample" in due:
+      self.metrics.texts(done, "samples", self.samples(state.best_params(), done))
+    if "save" in due:
+      position = {"step": done, "seed": self.training.run.seed}
+      self.checkpoints.save(done, state, position, loss)
+
+  def evaluate(self, state: TrainState, done: int) -> float:
+    """Loss per token over the fixed test batches; sums in float64 on the host."""
+    total = count = 0.0
+    for index in range(self.training.eval.batches):
+      batch = self.put(self.training.eval_rows[index])
+      sums = jax.device_get(self.step.evaluate(state.best_params(), batch, jnp.int32(index)))
+      total, count = total + float(sums.total), count + float(sums.count)
+    loss = total / count
+    if not math.isfinite(loss):
+      raise FloatingPointError(f"evaluation loss is {loss} at step {done}; it was not saved")
+    values = {"eval/loss": loss}
+    if self.training.objective.not_a_likelihood() is None:
+      values |= {
+        "eval/bits_per_token": loss / math.log(2),
+        "eval/perplexity": math.exp(min(loss, 700)),
+      }
+    self.metrics.scalars(done, values)
+    self.metrics.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+    return loss
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[threading.Event]:
+  """The event that SIGTERM and Ctrl-C set meanwhile; a second Ctrl-C ends the process at once."""
+  event = threading.Event()
+
+  def ask(number: int, _frame) -> None:
+    if event.is_set() and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    event.set()
+
+  # With several processes jax's own notice of preemption makes them stop at the same step.
+  signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+  before = {number: signal.signal(number, ask) for number in signals}
+  try:
+    yield event
+  finally:
+    for handler in before.items():
+      signal.signal(*handler)

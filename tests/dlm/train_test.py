@@ -1,0 +1,159 @@
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm import build, checkpoint, train
+from dlm.train import Step
+from dlm.types import Batch
+
+CONFIG = {
+  "seed": 0,
+  "steps": 6,
+  "batch": 8,
+  "log_every": 2,
+  "model": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 48},
+  "objective": {"name": "bd3lm", "block": 8},
+  "data": {"sources": (("lists", 1.0, (("mode", "pad"),)),), "length": 32},
+  "optimizer": {"lr": 1e-2, "warmup": 2, "ema": 0.9},
+  "eval": {"every": 4, "batches": 2},
+  "checkpoint": {"every": 2, "keep_last": 2, "keep_best": 1},
+}
+
+
+def training(**changes):
+  """The config with dotted fields changed: `{"optimizer.lr": 1.0}`."""
+  config = json.loads(json.dumps(CONFIG))
+  for field, value in changes.items():
+    *tables, name = field.split(".")
+    table = config
+    for each in tables:
+      table = table[each]
+    table[name] = value
+  return build.everything(config)
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def records(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+  return workdir, train.train(training(), workdir)
+
+
+def test_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
+  train.train(training(steps=3), tmp_path / "run")
+  state = train.train(training(), tmp_path / "run")
+  same(state, unbroken[1])
+  logged = [{k: r[k] for k in ("step", "lr") if k in r} for r in records(tmp_path / "run")]
+  assert [r["step"] for r in logged if "lr" in r] == [2, 3, 4, 6]
+
+
+class StopsAt:
+  """Rows that send the process a signal when step `step` asks for them."""
+
+  def __init__(self, rows, step, number):
+    self.rows, self.step, self.number = rows, step, number
+
+  def __getitem__(self, step):
+    if step == self.step:
+      os.kill(os.getpid(), self.number)
+    return self.rows[step]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_after_the_update_at_hand(unbroken, tmp_path, capsys, number):
+  before = signal.getsignal(number)
+  run = training(**{"checkpoint.every": 0})
+  object.__setattr__(run, "rows", StopsAt(run.rows, 2, number))
+  state = train.train(run, tmp_path / "run")
+  assert int(state.step) == 3
+  assert "stopped and saved at step 3" in capsys.readouterr().out
+  assert signal.getsignal(number) == before
+  same(train.train(training(), tmp_path / "run"), unbroken[1])
+
+
+def test_second_interrupt_ends_at_once():
+  with pytest.raises(KeyboardInterrupt), train.interruption() as event:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert event.is_set()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(FloatingPointError, match=r"(loss|gradient) is \S+ at step \d"):
+    train.train(training(**{"optimizer.lr": 1e30, "optimizer.clip": None}), tmp_path / "run")
+  steps = {int(path.name) for path in (tmp_path / "run" / checkpoint.STEPS).iterdir()}
+  assert steps <= {2}
+
+
+def test_records_hold_loss_speed_and_evaluation(unbroken):
+  lines = records(unbroken[0])
+  assert [r["step"] for r in lines if "loss" in r] == [2, 4, 6]
+  assert {"loss", "grad_norm", "lr", "tokens/s", "flop/s"} <= lines[0].keys()
+  assert [r["step"] for r in lines if "eval/loss" in r] == [2, 4, 6]  # what is saved is evaluated
+  assert list(unbroken[0].glob("events.out.tfevents.*"))
+
+
+def test_checkpoint_folder_is_self_contained(unbroken):
+  workdir, state = unbroken
+  assert checkpoint.read_json(workdir, "facts.json") == {
+    "mask_id": 259,
+    "eos_ids": [258],
+    "shift": 0,
+    "attention": "block_causal",
+    "block": 8,
+    "vocab": 260,
+    "length": 32,
+  }
+  config = checkpoint.read_json(workdir, "config.json")
+  assert build.model(config, build.saved_tokenizer(workdir)) == training().model
+  params, step = checkpoint.restore_params(workdir, "latest")
+  assert step == 6
+  same(params, state.ema)
+
+
+def test_gradient_does_not_depend_on_how_the_batch_is_cut():
+  found = {}
+  for parts in (1, 2, 4):
+    run = training(microbatches=parts, **{"optimizer.name": "sgd", "optimizer.clip": None})
+    step = Step(run)
+    batch = Batch(*map(jnp.asarray, run.rows[0]))
+    noisy = step.corrupt("train", batch, jnp.int32(0))
+    found[parts] = jax.jit(step._over_batch(step.gradients))(step.init().params, noisy)
+  for parts in (2, 4):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * float(found[1][0].count)),
+      found[1][1],
+      found[parts][1],
+    )
+    np.testing.assert_allclose(found[1][0].total, found[parts][0].total, rtol=1e-6)
+
+
+def test_samples_are_asked_for_and_recorded(tmp_path):
+  def samples(params, step):
+    return [f"sample of step {step}"]
+
+  train.train(
+    training(steps=2, **{"sample": {"every": 1}, "optimizer.warmup": 0}), tmp_path / "run", samples
+  )
+  texts = [r["samples"] for r in records(tmp_path / "run") if "samples" in r]
+  assert texts == [["sample of step 1"], ["sample of step 2"]]
+
+
+def test_flops_count_both_halves_of_noisy_and_clean():
+  block = Step(training()).flops()
+  whole = Step(training(**{"objective.block": 32})).flops()
+  config = training().model.config
+  assert whole == 3 * 8 * 32 * config.flops_per_token(32)
+  assert block == 3 * 8 * 64 * config.flops_per_token(64)

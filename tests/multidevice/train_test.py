@@ -1,0 +1,80 @@
+"""One device and eight, by both drivers, train the same model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dlm import build, checkpoint, train
+from dlm.train import Step
+
+CONFIG = {
+  "seed": 0,
+  "steps": 3,
+  "batch": 16,
+  "log_every": 1,
+  "model": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp": 64},
+  "objective": {"name": "mdlm"},
+  "data": {"sources": (("lists", 1.0, (("mode", "pad"),)),), "length": 32},
+  "optimizer": {"lr": 1e-2, "ema": 0.9},
+  "eval": {"every": 3, "batches": 2},
+}
+
+
+def losses(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [r.get("loss", r.get("eval/loss")) for r in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """The run on one of the devices."""
+  workdir = tmp_path_factory.mktemp("runs") / "alone"
+  run = build.everything(CONFIG)
+  one = jax.make_mesh(
+    (1, 1, 1, 1),
+    run.mesh.axis_names,
+    axis_types=(jax.sharding.AxisType.Auto,) * 4,
+    devices=jax.devices()[:1],
+  )
+  object.__setattr__(run, "mesh", one)
+  train.train(run, workdir)
+  return workdir
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"parallel": "shard_map"},
+    {"parallel": "pmap"},
+    {"parallel": "shard_map", "microbatches": 2},
+    {"mesh": {"data": 2, "fsdp": 4}, "microbatches": 2},
+    {"mesh": {"data": 1, "fsdp": 4, "tensor": 2}},
+  ],
+  ids=["shard_map", "pmap", "microbatches", "data_fsdp", "fsdp_tensor"],
+)
+def test_eight_devices_give_the_losses_of_one(alone, tmp_path, changes):
+  train.train(build.everything(CONFIG | changes), tmp_path / "run")
+  np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
+
+
+def test_run_goes_on_and_is_sampled_on_another_mesh(alone, tmp_path):
+  split = {"mesh": {"data": 2, "fsdp": 4, "tensor": 1}}
+  train.train(build.everything(CONFIG | {"steps": 2}), tmp_path / "run")
+  run = build.everything(CONFIG | split)
+  state = train.train(run, tmp_path / "run")
+  np.testing.assert_allclose(losses(tmp_path / "run")[-1], losses(alone)[-1], rtol=1e-5)
+  params, step = checkpoint.restore_params(
+    tmp_path / "run", "latest", shardings=Step(run).shardings().params
+  )
+  assert step == 3
+  jax.tree.map(np.testing.assert_array_equal, params, state.ema)
+  here, there = params["embed"], state.params["embed"]
+  assert here.sharding.is_equivalent_to(there.sharding, here.ndim)
+  assert here.addressable_shards[0].data.shape == (260, 8)  # fsdp=4 splits the width
+
+
+def test_mesh_that_aborts_xla_is_refused():
+  with pytest.raises(ValueError, match="one of data, fsdp and tensor must be 1"):
+    build.everything(CONFIG | {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}})
