@@ -1,0 +1,1 @@
+"""Mains: flags and one call. Run them by path: `python experiments/train.py --help`."""

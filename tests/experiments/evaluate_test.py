@@ -1,0 +1,71 @@
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dlm import build, checkpoint, train
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = {
+  "seed": 0,
+  "steps": 2,
+  "batch": 8,
+  "model": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 48},
+  "objective": {"name": "bd3lm", "block": 8},
+  "data": {"sources": (("lists", 1.0, (("mode", "pad"),)),), "length": 32},
+  "optimizer": {"lr": 1e-2},
+  "checkpoint": {"keep_best": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  train.train(build.everything(CONFIG), workdir)
+  return workdir
+
+
+def evaluate(*arguments):
+  return subprocess.run(
+    [sys.executable, "experiments/evaluate.py", *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_prints_the_bound_in_three_units(folder):
+  done = evaluate(f"--checkpoint={folder}", "--batches=3")
+  assert done.returncode == 0, done.stderr
+  assert "step 2, test split, estimator ExactCount(mask_id=259, block=8" in done.stdout
+  assert "24 sequences" in done.stdout
+  nats, bits = (
+    float(re.search(rf"{name}/token +([0-9.]+) \+-", done.stdout)[1]) for name in ("nats", "bits")
+  )
+  assert 3 < nats < 7  # hardly trained: about log(260)
+  assert bits == pytest.approx(nats / 0.6931, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("--step=7",), "holds no step 7; it holds 2"),
+    (("--estimator=elbo",), "known: ar, bd3lm"),
+  ],
+)
+def test_mistake_is_one_line_and_exit_code_2(folder, arguments, message):
+  done = evaluate(f"--checkpoint={folder}", *arguments)
+  assert done.returncode == 2
+  assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_folder_without_a_checkpoint_is_refused(tmp_path):
+  done = evaluate(f"--checkpoint={tmp_path}")
+  assert done.returncode == 2 and "holds no config.json" in done.stderr
+  with pytest.raises(checkpoint.CheckpointError):
+    checkpoint.restore_params(tmp_path)
