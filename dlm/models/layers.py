@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
   """x / sqrt(mean(x^2) + eps) in float32, cast to x's dtype, then scaled (LLaMA's order)."""
 
   eps: float
-  names: tuple[str | None, ...] = (None,)
+  names: tuple[str | None, ...]  # logical axis of the scale
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
