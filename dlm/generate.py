@@ -15,6 +15,7 @@ from dlm import parallel
 from dlm.data import Tokenizer, encode_infill
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
+from dlm.sampling.sampler import Sampler
 from dlm.types import FORWARD_KINDS, Canvas, Params
 
 
@@ -28,18 +29,26 @@ class Request:
   open: np.ndarray
 
   @classmethod
-  def from_prompt(
-    cls, id: int, prompt: str, tokenizer: Tokenizer, max_new_tokens: int
+  def from_text(
+    cls, id: int, text: str, tokenizer: Tokenizer, *, slots: int, max_new_tokens: int = 0
   ) -> "Request":
-    """The prompt, then `max_new_tokens` open positions."""
-    ids = tokenizer.encode(prompt)
-    tokens = np.concatenate([ids, np.full(max_new_tokens, tokenizer.mask_id, np.int32)])
-    return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
+    """A prompt to continue, or a text to fill in where it holds `[[n]]`: n open positions.
 
-  @classmethod
-  def from_infill(cls, id: int, text: str, tokenizer: Tokenizer) -> "Request":
-    """Text whose `[[n]]` spans are n open positions each (`[[[n]]` is literal)."""
+    `[[[n]]` is the literal text `[[n]]`. A prompt is followed by `max_new_tokens` open positions;
+    0: as many as the canvas of `slots` holds. ValueError where it does not fit.
+    """
     tokens, free = encode_infill(text, tokenizer)
+    if not free.any():
+      new = max_new_tokens or slots - len(tokens)
+      tokens = np.concatenate([tokens, np.full(max(new, 0), tokenizer.mask_id, np.int32)])
+      free = np.arange(len(tokens)) >= len(tokens) - new
+      if new < 1 or len(tokens) > slots:
+        raise ValueError(
+          f"prompt {id}: {len(tokens) - max(new, 0)} tokens and {max(new, 1)} new ones exceed the "
+          f"canvas of {slots} slots"
+        )
+    if len(tokens) > slots:
+      raise ValueError(f"prompt {id}: {len(tokens)} tokens exceed the canvas of {slots} slots")
     return cls(id, text, tokens, free)
 
 
@@ -72,7 +81,7 @@ class Generator:
 
   def __init__(
     self,
-    sampler: loop.Sampler,
+    sampler: Sampler,
     tokenizer: Tokenizer,
     mesh: jax.sharding.Mesh,
     *,
@@ -85,13 +94,9 @@ class Generator:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
     self.batch = -(-batch // shards) * shards
-    # Shards whose model spans several devices must stop together: a collective inside loops of
-    # unequal length would wait for ever.
-    wide = any(mesh.shape[name] > 1 for name in ("fsdp", "tensor", "expert"))
-    axis = "data" if wide and mesh.shape["data"] > 1 else None
 
     def shard(params: Params, canvas: Canvas) -> Canvas:
-      return loop.run(sampler, params, canvas, axis)
+      return loop.run(sampler, params, canvas)
 
     run = parallel.over_batch(
       shard, mesh, batched_in=(False, True), batched_out=True, driver=driver
@@ -169,7 +174,7 @@ def _read(
   canvas: Canvas,
   row: int,
   request: Request,
-  sampler: loop.Sampler,
+  sampler: Sampler,
   tokenizer: Tokenizer,
   seconds: float,
 ) -> Completion:

@@ -1,8 +1,12 @@
 """Denoising in the terminal: every token, coloured by how long ago it was written."""
 
 import itertools
+import time
+from collections.abc import Iterable
 
 import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
 from rich.text import Text
 
 from dlm.data import Tokenizer
@@ -34,3 +38,31 @@ def render(canvas: Canvas, row: int, tokenizer: Tokenizer, mask_id: int) -> Text
     slots = list(run)
     out.append("░" * len(slots) if name == MASKED else tokenizer.decode(ids[slots]), name)
   return out
+
+
+def show(
+  canvases: Iterable[Canvas], rows: int, tokenizer: Tokenizer, mask_id: int, seconds: float = 0.05
+) -> None:
+  """Plays a stream of canvases in place, at least `seconds` a forward; the last one stays.
+
+  Where standard output is no terminal only the first and the last canvas are printed.
+  """
+  console = Console(highlight=False)
+
+  def frame(canvas: Canvas) -> Group:
+    lines = []
+    for row in range(rows):
+      forwards = int(canvas.forwards_Bx3[row].sum())
+      written = int((np.asarray(canvas.when_BxL[row]) >= 0).sum())
+      lines += [Text(f"{written} tokens, {forwards} forwards", "italic"), Text()]
+      lines.insert(-1, render(canvas, row, tokenizer, mask_id))
+    return Group(*lines)
+
+  if not console.is_terminal:
+    first, *_, last = canvases
+    console.print(frame(first), frame(last))
+    return
+  with Live(console=console, auto_refresh=False) as live:
+    for canvas in canvases:
+      live.update(frame(canvas), refresh=True)
+      time.sleep(seconds)

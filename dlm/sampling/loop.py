@@ -8,93 +8,29 @@ share one compiled step, and a row sampled alone equals the row in a batch:
   pending  the block before the active one is clean but not cached. commit="separate": the next
            forward is over that block alone and decides nothing. commit="fused": it rides in the
            active block's first forward, one forward fewer for the same tokens
-  done     no masked slot is left, a stop id was written, or max_forwards are spent
+  done     no masked slot is left, a stop id and all before it is written, or max_forwards are spent
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
+from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import (
   FORWARD_KINDS,
   Array,
-  CachePlan,
   Canvas,
-  Clock,
   Decision,
-  Denoiser,
   KVCache,
-  MaskRule,
   Params,
-  Policy,
   State,
-  StatSpec,
   TokenStats,
   View,
 )
-
-COMMITS = ("fused", "separate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampler:
-  """Everything static. Hashable: equal samplers share one compile.
-
-  Args:
-    block: tokens per block; the policy sees one block at a time.
-    max_forwards: a row ends after so many, whatever the model predicts (NaN, always [MASK]).
-    shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
-    temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
-      always forbidden.
-  """
-
-  denoise: Denoiser
-  policy: Policy
-  plan: CachePlan
-  sees: MaskRule
-  block: int
-  max_forwards: int
-  mask_id: int
-  eos_ids: tuple[int, ...] = ()
-  shift: int = 0
-  commit: str = "fused"
-  clock: Clock | None = None
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  forbidden: tuple[int, ...] = ()
-  implementation: str | None = None
-
-  def __post_init__(self):
-    for name in ("block", "max_forwards"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
-    if self.commit not in COMMITS:
-      raise ValueError(f"Sampler: commit={self.commit!r} is not one of {', '.join(COMMITS)}")
-    if self.shift not in (0, 1):
-      raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
-    if self.shift and self.plan.cached and self.commit != "fused":
-      raise ValueError(
-        "Sampler: with shift=1 the first token of a block is predicted by the token before it, "
-        "which only commit='fused' computes"
-      )
-    self.plan.check(self.sees, self.block)
-
-  def spec(self) -> StatSpec:
-    """The policy's needs, and how candidates are drawn."""
-    return dataclasses.replace(
-      self.policy.needs(),
-      temperature=self.temperature,
-      top_k=self.top_k,
-      top_p=self.top_p,
-      forbidden=(self.mask_id, *self.forbidden),
-    )
 
 
 @struct.dataclass
@@ -107,15 +43,13 @@ class LoopState:
   pending_B: Array  # the block before the active one waits to be cached
 
 
-def run(sampler: Sampler, params: Params, canvas: Canvas, axis: str | None = None) -> Canvas:
-  """Denoises every row. `axis`: mapped axis over which shards must stop together (see DESIGN)."""
-
-  def unfinished(state: LoopState) -> Array:
-    left = jnp.any(~state.canvas.done_B)
-    return jax.lax.pmax(left.astype(jnp.int32), axis) > 0 if axis else left
-
-  state = start(sampler, canvas)
-  state = jax.lax.while_loop(unfinished, lambda state: step(sampler, params, state), state)
+def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
+  """Denoises every row."""
+  state = jax.lax.while_loop(
+    lambda state: jnp.any(~state.canvas.done_B),
+    lambda state: step(sampler, params, state),
+    start(sampler, canvas),
+  )
   return state.canvas
 
 
@@ -308,7 +242,7 @@ def _advance(sampler: Sampler, state: LoopState, decides_B: Array, stop_B: Array
   canvas = state.canvas
   block = _Block.of(sampler, canvas)
   finished_B = decides_B & ~block.masked_BxA.any(-1)
-  stopped_B = stop_B | (finished_B & _has_stop_id(sampler, canvas, block))
+  stopped_B = stop_B | (decides_B & _stopped(sampler, canvas, block))
 
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
   end_B = canvas.start_B + sampler.block
@@ -331,14 +265,13 @@ def _advance(sampler: Sampler, state: LoopState, decides_B: Array, stop_B: Array
   return state.replace(policy=_where(moves_B, entered, state.policy))
 
 
-def _has_stop_id(sampler: Sampler, canvas: Canvas, block: _Block) -> Array:
-  """A stop id was written inside the block just finished."""
+def _stopped(sampler: Sampler, canvas: Canvas, block: _Block) -> Array:
+  """A stop id was written in the active block, and all before it is written too."""
   clipped_BxA = jnp.minimum(block.slot_BxA, canvas.tokens_BxL.shape[1] - 1)
   written_BxA = jnp.take_along_axis(canvas.when_BxL, clipped_BxA, axis=1) >= 0
-  stop_BxA = jnp.zeros_like(written_BxA)
-  for eos in sampler.eos_ids:
-    stop_BxA |= block.tokens_BxA == eos
-  return (stop_BxA & written_BxA).any(-1)
+  stop_BxA = written_BxA & jnp.isin(block.tokens_BxA, jnp.array(sampler.eos_ids, jnp.int32))
+  waits_BxA = block.masked_BxA & (jnp.cumsum(stop_BxA, axis=-1) == 0)
+  return stop_BxA.any(-1) & ~waits_BxA.any(-1)
 
 
 def _where(rows_B: Array, new: State, old: State) -> State:

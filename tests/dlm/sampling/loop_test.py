@@ -15,6 +15,7 @@ from dlm.sampling import loop
 from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import POLICIES, Ancestral, Factor, Fixed, LeftToRight, Threshold
+from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.table import Table, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS, BLOCK = 6, 7, 16, 4
@@ -23,7 +24,7 @@ run = jax.jit(loop.run, static_argnums=0)
 
 def sampler(policy, **fields):
   fields = {"block": BLOCK, "max_forwards": 64, "mask_id": MASK, **fields}
-  return loop.Sampler(Table(), policy, NoCache(), masks.Full(), **fields)
+  return Sampler(Table(), policy, NoCache(), masks.Full(), **fields)
 
 
 def canvas_of(rows, row_ids=None, slots=SLOTS, align="prompt", seed=0, block=BLOCK):
@@ -172,15 +173,16 @@ def test_a_mask_id_in_the_prompt_is_text():
   assert int(out.tokens_BxL[0, 1]) == MASK and int(out.forwards_Bx3.sum()) == 2
 
 
-def test_a_stop_id_ends_the_row_after_its_block():
+def test_a_stop_id_ends_the_row_once_all_before_it_is_written():
   params = random_table(1, SLOTS, VOCAB)
   params["own"] = params["own"].at[5, 2].set(100.0)  # slot 5, in the second block, says 2
   row = [1] + [MASK] * 15
-  out = run(sampler(Fixed(k=2), eos_ids=(2,)), params, canvas_of([row], align="canvas"))
-  stops = np.flatnonzero(np.asarray(out.tokens_BxL[0, 1:]) == 2) + 1
-  assert bool(out.done_B[0]) and len(stops)
-  ended = stops[0] // BLOCK * BLOCK + BLOCK
-  assert (out.tokens_BxL[0, :ended] != MASK).all() and (out.tokens_BxL[0, ended:] == MASK).all()
+  out = run(sampler(Fixed(k=1), eos_ids=(2,)), params, canvas_of([row], align="canvas"))
+  first = 1 + int(np.flatnonzero(np.asarray(out.tokens_BxL[0, 1:]) == 2)[0])
+  assert bool(out.done_B[0]) and first <= 5
+  assert (out.tokens_BxL[0, :first] != MASK).all(), "nothing before the stop id is left open"
+  last = int(out.when_BxL[0].max())
+  assert int(out.when_BxL[0, 1 : first + 1].max()) == last == int(out.forwards_Bx3.sum())
   # The same id in the prompt is no stop.
   out = run(sampler(Fixed(k=2), eos_ids=(1,)), params, canvas_of([[1] + [MASK] * 3]))
   assert (out.tokens_BxL[0, :4] != MASK).all()
