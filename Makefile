@@ -55,7 +55,7 @@ test: lint
 	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
 
 bench: $(READY)
-	$(BIN)/python -m experiments.benchmark --workdir=runs/bench
+	$(BIN)/python -m experiments.benchmark --suite=all --out=runs/bench
 
 clean:
 	rm -rf .venv .venv-py3* .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

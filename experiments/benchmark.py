@@ -1,0 +1,42 @@
+"""Speed and memory of the parts on this machine: `python -m experiments.benchmark --suite=all`.
+
+Prints a table per topic, ratio first, and writes DIR/<suite>.json. Baseline and ours run in the
+same process, in turns: on a shared machine only their ratios mean something. BENCHMARKS.md keeps
+the figures worth keeping.
+"""
+
+import os
+import pathlib
+import shlex
+import sys
+
+import jax
+from absl import app, flags
+
+from experiments.benchmarks import SIZES, SUITES, results
+
+SUITE = flags.DEFINE_enum("suite", "all", ["all", *SUITES], "What to measure.")
+SIZE = flags.DEFINE_enum("size", "default", SIZES, "tiny: seconds, to see that it runs.")
+OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the JSON files.")
+
+
+def measure(suite: str, size: str, out: pathlib.Path, command: str) -> None:
+  """Runs one suite, prints its tables and writes its file."""
+  before = os.getloadavg()
+  tables = SUITES[suite](size)
+  for table in tables:
+    print(f"{table}\n", flush=True)
+  load = {"before": before, "after": os.getloadavg()}
+  head = {"suite": suite, "size": size, "command": command, **results.facts(), "load": load}
+  results.write(out / f"{suite}.json", head, tables)
+
+
+def main(_) -> None:
+  jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured here
+  command = shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]])
+  for suite in SUITES if SUITE.value == "all" else [SUITE.value]:
+    measure(suite, SIZE.value, pathlib.Path(OUT.value), command)
+
+
+if __name__ == "__main__":
+  app.run(main)
