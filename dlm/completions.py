@@ -3,9 +3,11 @@
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 
-from dlm.generate import Completion
+from dlm.generate import Completion, Generator, Request
+from dlm.types import Params
 
 
 def read_prompts(path: str | pathlib.Path) -> list[str]:
@@ -49,6 +51,15 @@ def record(completion: Completion, trace: bool) -> dict:
   return kept | ({"row": completion.row, "when": completion.when} if trace else {})
 
 
+def describe(completions: Sequence[Completion]) -> str:
+  """Completions for the screen: the text, then what it cost."""
+  return "\n".join(
+    f"{c.text}\n[{len(c.tokens)} tokens, {sum(c.forwards.values())} forwards, "
+    f"{c.tpf:.2f} tokens a forward, {len(c.tokens) / c.seconds:.4g} tokens/s]"
+    for c in completions
+  )
+
+
 class Output:
   """FILE.jsonl, filled as FILE.jsonl.part beside it and renamed when the last line is there.
 
@@ -76,15 +87,33 @@ class Output:
     self._part.write_text("".join(whole))
     return len(whole) - 1
 
-  def add(self, records: Sequence[dict]) -> None:
-    fresh = not self._part.exists()
-    with self._part.open("a") as file:
-      if fresh:
-        file.write(self._job + "\n")
-      file.writelines(json.dumps(record) + "\n" for record in records)
+  def fill(
+    self,
+    generator: Generator,
+    params: Params,
+    requests: Sequence[Request],
+    *,
+    seed: int,
+    trace: bool,
+  ) -> None:
+    """Completes what is still missing, a line on the screen after each batch, and renames."""
+    began, tokens, done = time.perf_counter(), 0, self.done
+    if done:
+      print(f"resumed after {done} of {len(requests)} prompts", flush=True)
+    self._part.touch()
 
-  def finish(self) -> None:
-    """The job line goes, the file takes its name."""
+    def add(completions: list[Completion]) -> None:
+      nonlocal tokens, done
+      with self._part.open("a") as file:
+        if file.tell() == 0:
+          file.write(self._job + "\n")
+        file.writelines(json.dumps(record(c, trace)) + "\n" for c in completions)
+      done += len(completions)
+      tokens += sum(len(c.tokens) for c in completions)
+      seconds = time.perf_counter() - began
+      print(f"{done}/{len(requests)} prompts, {tokens / seconds:.4g} tokens/s", flush=True)
+
+    generator(params, requests[self.done :], seed=seed, on_batch=add)
     lines = self._part.read_text().splitlines(True)[1:]
     self._part.write_text("".join(lines))
     self._part.replace(self.path)

@@ -7,7 +7,7 @@ XLA too: devices that share a parameter must stop together anyway, and a lookup 
 over automatic axes inside a region that is manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -31,10 +31,16 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 Driver = Literal["shard_map", "pmap"]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -> Mesh:
-  """Mesh over all devices; one size may be -1 and takes the devices that the others leave."""
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  expert: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Mesh over `devices` (None: all); one size may be -1 and takes what the others leave."""
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert}
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   known = 1
   for size in sizes.values():
     known *= size if size > 0 else 1
@@ -46,7 +52,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -
     known *= sizes[free[0]]
   if known != count:
     raise ValueError(f"mesh sizes {sizes} make {known} devices, but there are {count}")
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
 def shard_params(abstract_boxed_params: Any, mesh: Mesh) -> Any:

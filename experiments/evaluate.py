@@ -5,17 +5,16 @@ diffusion model they are bounds, to be read as "at most".
 """
 
 import math
-import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
-from dlm import build, checkpoint
+from dlm import build, checkpoint, command
 from dlm.data import SPLITS
 from dlm.evaluation import likelihood
 from dlm.types import Batch
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A folder that training made.", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A folder that training made.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the training config's sources.")
 BATCHES = flags.DEFINE_integer("batches", 32, "How many batches of rows.", lower_bound=1)
@@ -40,13 +39,9 @@ def measure() -> likelihood.Likelihood:
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 
-def main(_) -> None:
-  logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
-  try:
+def main() -> None:
+  with command.mistakes():
     found = measure()
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    print("evaluate: " + " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
   error = found.standard_error
   print(f"{found.sequences} sequences, {found.tokens} tokens, {found.draws} draws each")
   print(f"nats/token  {found.nats_per_token:.4f} +- {error:.4f}")
@@ -55,4 +50,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main, required=(CHECKPOINT,))

@@ -8,10 +8,10 @@ Train on the folder with the source `tokens:OUT` and the tokenizer `saved:OUT/to
 """
 
 import ast
-import sys
 
-from absl import app, flags
+from absl import flags
 
+from dlm import command
 from dlm.data import load_tokenizer, open_source, train_bpe, write_tokens
 from dlm.data.install import require
 from dlm.data.prepare import on_stderr
@@ -59,13 +59,10 @@ def prepare() -> None:
     print(f"{OUT.value} {split}: {counts['documents']} documents, {counts['tokens']} tokens")
 
 
-def main(_) -> None:
-  try:
+def main() -> None:
+  with command.mistakes():
     prepare()
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    print(f"prepare_data: {error}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)

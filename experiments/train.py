@@ -5,55 +5,52 @@ the newest checkpoint in DIR. Ends with 0 when done or when stopped and saved, w
 of the caller (one line, nothing written), with 1 when the loss is no longer finite.
 """
 
+import runpy
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from dlm import build, train
+from dlm import build, command, train
 from dlm.checkpoint import CheckpointError
+from dlm.generate import Generator, Request
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples go here.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
-def refuse(error: Exception) -> None:
-  """Says what the caller got wrong, in one line, and exits with 2."""
-  print("train: " + " ".join(str(error).split()), file=sys.stderr)
-  sys.exit(2)
+def samples(training: build.Training) -> train.Sampling | None:
+  """What writes the samples that the config asks for along the way."""
+  if not training.sample.every:
+    return None
+  if jax.process_count() > 1:
+    raise ValueError("sample.every needs a single process: sample from the checkpoints instead")
+  config = runpy.run_path(training.sample.config)["get_config"]()
+  sampler, own = build.sampling(config, training.model, training.facts)
+  room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
+  prompts = enumerate(training.sample.prompts)
+  requests = [Request.from_text(i, text, training.tokenizer, **room) for i, text in prompts]
+  generator = Generator(
+    sampler, training.tokenizer, training.mesh, align=own.align, batch=len(requests)
+  )
+  return lambda params, step: [c.text for c in generator(params, requests, seed=step)]
 
 
-def parse(arguments: list[str]) -> list[str]:
-  try:
-    rest = flags.FLAGS(arguments)
-    for flag in (CONFIG, WORKDIR):
-      if flag.value is None:
-        raise ValueError(f"--{flag.name} is missing")
-    return rest
-  except (AttributeError, KeyError) as error:
-    refuse(ValueError(f"unknown config field {error.args[0]}"))
-  except (flags.Error, ValueError, TypeError, OSError) as error:
-    refuse(error)
-
-
-def main(_) -> None:
-  logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
+def main() -> None:
   if DISTRIBUTED.value:
     jax.distributed.initialize()
-  try:
+  with command.mistakes():
     training = build.everything(CONFIG.value)
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    refuse(error)
+    writes = samples(training)
   try:
-    train.train(training, WORKDIR.value)
-  except CheckpointError as error:
-    refuse(error)
+    with command.mistakes((CheckpointError,)):
+      train.train(training, WORKDIR.value, writes)
   except FloatingPointError as error:
     print(f"train: {error}", file=sys.stderr)
     sys.exit(1)
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse)
+  command.run(main, required=(CONFIG, WORKDIR))

@@ -59,6 +59,8 @@ LAYERS = {
   "dlm.checkpoint": Layer(("dlm.types",), ("jax", "numpy", "orbax")),
   "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
+  "dlm.completions": Layer(("dlm.generate", "dlm.types")),
+  "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer(PARTS, ("jax",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
   "dlm.train": Layer((*PARTS, "dlm.build"), ("jax", "flax", "optax", "numpy")),
