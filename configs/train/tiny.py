@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         name="adamw", lr=1e-2, schedule="constant", warmup=5, weight_decay=0.0, clip=1.0, ema=0.99
       ),
       eval=dict(every=30, batches=2),
-      sample=dict(every=0, config="configs/sample/quick.py", prompts=("",)),
+      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
       checkpoint=dict(every=30, keep_last=2, keep_best=1),
     )
   )

@@ -1,4 +1,6 @@
 import copy
+import importlib.util
+import pathlib
 
 import pytest
 from ml_collections import ConfigDict
@@ -114,6 +116,21 @@ def test_estimator_of_the_likelihood(objective, name, expected):
 def test_mistake_is_told_by_field_value_and_rule(fields, message):
   with pytest.raises(ValueError, match=message):
     build.everything(changed(fields))
+
+
+FILES = sorted((pathlib.Path(__file__).parents[2] / "configs" / "train").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_builds(path):
+  """With lists of bytes in place of text that the machine may not hold."""
+  spec = importlib.util.spec_from_file_location("config_under_test", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.data.update(sources=(("lists", 1.0),), tokenizer="byte", mode="pad")
+  training = build.everything(config)
+  assert training.rows[0].tokens_BxL.shape == (config.batch, config.data.length)
 
 
 def test_missing_fields_are_named():
