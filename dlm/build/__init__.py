@@ -1,0 +1,34 @@
+"""Configs become objects: the only folder of `dlm` that reads one.
+
+`everything` builds a training run, `sampling` the sampler of a checkpoint; each checks all of its
+config first, so that a mistake is told before anything compiles.
+"""
+
+from dlm.build.samplers import Sampling, sampling
+from dlm.build.tables import plain
+from dlm.build.training import (
+  Training,
+  estimator,
+  everything,
+  mesh,
+  model,
+  objective,
+  rows,
+  saved_tokenizer,
+  tokenizer,
+)
+
+__all__ = [
+  "Sampling",
+  "Training",
+  "estimator",
+  "everything",
+  "mesh",
+  "model",
+  "objective",
+  "plain",
+  "rows",
+  "sampling",
+  "saved_tokenizer",
+  "tokenizer",
+]

@@ -1,0 +1,114 @@
+"""A sampling config becomes the sampler of a checkpoint."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from dlm import masks
+from dlm.build import tables
+from dlm.models.bind import Model
+from dlm.parallel import Driver
+from dlm.sampling.caching import PLANS
+from dlm.sampling.canvas import ALIGNMENTS
+from dlm.sampling.clock import BlockMaskRatio, MaskRatio
+from dlm.sampling.policies import POLICIES
+from dlm.sampling.sampler import Sampler
+from dlm.types import CachePlan, Policy
+
+TABLES = ("policy", "cache", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """A sampling config's own fields, those outside its tables; 0 and "auto" as the configs say."""
+
+  commit: str = "fused"
+  block: int = 0
+  align: str = "auto"
+  slots: int = 0
+  max_new_tokens: int = 0
+  max_forwards: int = 0
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  stop: bool = True
+  seed: int = 0
+  batch: int = 8
+  parallel: str = "shard_map"
+
+  def __post_init__(self):
+    for field in ("block", "slots", "max_new_tokens", "max_forwards"):
+      if getattr(self, field) < 0:
+        raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+    tables.one_of("align", self.align, ("auto", *ALIGNMENTS))
+    tables.one_of("parallel", self.parallel, get_args(Driver))
+
+
+def sampling(
+  config: Mapping[str, Any], model: Model, facts: Mapping[str, Any]
+) -> tuple[Sampler, Sampling]:
+  """The sampler of a checkpoint, and the settings with every 0 and "auto" filled in.
+
+  Args:
+    config: a sampling config.
+    facts: facts.json of the checkpoint.
+
+  Raises:
+    ValueError: a field or a name is not one that can be, or the cache does not fit the model.
+  """
+  config = tables.plain(config)
+  tables.known("config", config, [f.name for f in dataclasses.fields(Sampling)] + [*TABLES])
+  own = tables.call("config", Sampling, {k: v for k, v in config.items() if k not in TABLES})
+  attention = facts["attention"]
+  block = own.block or facts["block"] or (1 if attention == "causal" else facts["length"])
+  slots = own.slots or facts["length"]
+  aligned = "canvas" if attention == "block_causal" else "prompt"
+  own = dataclasses.replace(
+    own,
+    block=block,
+    slots=slots,
+    align=aligned if own.align == "auto" else own.align,
+    max_forwards=own.max_forwards or 2 * slots,
+  )
+  sees = {
+    "full": masks.Full(),
+    "causal": masks.Causal(),
+    "block_causal": masks.BlockCausal(facts["block"] or block),
+  }[attention]
+  clock = None
+  if model.config.time_conditioned:
+    clock = BlockMaskRatio(block) if attention == "block_causal" else MaskRatio()
+  sampler = Sampler(
+    denoise=model,
+    policy=_policy(config),
+    plan=_plan(config, attention),
+    sees=sees,
+    block=block,
+    max_forwards=own.max_forwards,
+    mask_id=facts["mask_id"],
+    eos_ids=tuple(facts["eos_ids"]) if own.stop else (),
+    shift=facts["shift"],
+    commit=own.commit,
+    clock=clock,
+    temperature=own.temperature,
+    top_k=own.top_k,
+    top_p=own.top_p,
+  )
+  return sampler, own
+
+
+def _policy(config: Mapping[str, Any]) -> Policy:
+  """A policy by name; fields left None take the policy's own defaults."""
+  given = {key: value for key, value in tables.table(config, "policy").items() if value is not None}
+  make = tables.named("policy.name", given.pop("name", None), POLICIES)
+  if "schedule" in given:
+    given["schedule"] = tables.schedule("policy.schedule", given["schedule"])
+  return tables.call("policy", make, given, also=("name",))
+
+
+def _plan(config: Mapping[str, Any], attention: str) -> CachePlan:
+  given = dict(tables.table(config, "cache"))
+  name = given.pop("name", "auto")
+  if name == "auto":
+    name = "none" if attention == "full" else "block"
+  return tables.call("cache", tables.named("cache.name", name, PLANS), given, also=("name",))
