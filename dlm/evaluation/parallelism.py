@@ -262,17 +262,23 @@ def shuffle_accuracy(n: int, k: int, identity: bool = True) -> float:
 
 
 def table(points: Sequence[CurvePoint]) -> str:
-  """The report's table as plain text, one line per point."""
-  head = ("task", "policy", "setting", "accuracy", "TPF", "TPF mean", "NFE", "tokens/s", "n")
-  rows = [head]
-  for p in points:
-    numbers = (f"{p.accuracy:.1f}", f"{p.tpf:.2f}", f"{p.tpf_mean:.2f}", f"{p.nfe:.1f}")
-    rows.append((p.task, p.policy, p.setting, *numbers, f"{p.tokens_per_s:.0f}", str(p.n)))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+  """Plain text: a line per policy and setting, "accuracy @ TPF" per task, tokens/s over all."""
+  tasks = list(dict.fromkeys(p.task for p in points))
+  groups: dict[tuple[str, str], dict[str, CurvePoint]] = {}
+  for point in points:
+    groups.setdefault((point.policy, point.setting), {})[point.task] = point
+  rows = [("policy", "setting", *tasks, "tokens/s")]
+  for names, by_task in groups.items():
+    cells = [f"{p.accuracy:.1f} @ {p.tpf:.2f}" if (p := by_task.get(t)) else "" for t in tasks]
+    speed = sum(p.tokens_per_s for p in by_task.values()) / len(by_task)
+    rows.append((*names, *cells, f"{speed:.0f}"))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
   def line(row: Sequence[str]) -> str:
-    names = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-    numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+    names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
     return "  ".join(names + numbers)
 
-  return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+  return "\n".join(
+    [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
+  )

@@ -172,12 +172,15 @@ def test_interval_covers_without_leaving_the_scale():
   assert (low, high) == (pytest.approx(40.38, abs=0.01), pytest.approx(59.62, abs=0.01))
 
 
-def test_table_prints_the_numbers():
-  lines = parallelism.table([point("threshold", "0.9", "copy", accuracy=97.25, tpf=3.456)]).split(
-    "\n"
-  )
-  assert len(lines) == 3
-  assert " ".join(lines[2].split()) == "copy threshold 0.9 97.2 3.46 3.46 8.0 100 10"
+def test_table_has_a_line_per_setting_and_a_column_per_task():
+  points = [
+    point("threshold", "0.9", "copy", accuracy=97.25, tpf=3.456, tokens_per_s=100),
+    point("threshold", "0.9", "sort", accuracy=50, tpf=1, tokens_per_s=200),
+    point("factor", "1.0", "sort", accuracy=60, tpf=2, tokens_per_s=300),
+  ]
+  head, _, *lines = [" ".join(line.split()) for line in parallelism.table(points).split("\n")]
+  assert head == "policy setting copy sort tokens/s"
+  assert lines == ["threshold 0.9 97.2 @ 3.46 50.0 @ 1.00 150", "factor 1.0 60.0 @ 2.00 300"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""One set of problems, many samplers: graded outcomes, traces and fillings for the report."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dlm.data import Example, Source, Tokenizer
+from dlm.evaluation.parallelism import Outcome
+from dlm.evaluation.report import Filled, Infill, Trace, exact_characters
+from dlm.evaluation.tasks.lists import grade
+from dlm.generate import Completion, Generator, Request
+from dlm.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A request, and how well a completion answers it, in [0, 1]."""
+
+  task: str
+  request: Request
+  score: Callable[[Completion], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A policy by name, its parameters in words, and the generator that runs it."""
+
+  policy: str
+  setting: str
+  generator: Generator
+
+
+def list_problems(
+  task: str, source: Source, n: int, tokenizer: Tokenizer, *, first_id: int, max_new_tokens: int
+) -> list[Problem]:
+  """The first `n` items of a list source of that task."""
+  return [_list_problem(task, source[i], first_id + i, tokenizer, max_new_tokens) for i in range(n)]
+
+
+def _list_problem(
+  task: str, example: Example, id: int, tokenizer: Tokenizer, max_new_tokens: int
+) -> Problem:
+  prompt = tokenizer.encode(example.prompt)
+  request = Request.from_text(
+    id,
+    example.prompt,
+    tokenizer,
+    slots=len(prompt) + max_new_tokens,
+    max_new_tokens=max_new_tokens,
+  )
+  return Problem(task, request, lambda completion: grade(example, completion.text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hole:
+  """An excerpt with a hole; by position, so that a byte-level model's blocks can be aimed at."""
+
+  before: str
+  truth: str
+  after: str
+
+
+def holes(source: Source, n: int, *, start: int, size: int, end: int) -> list[Hole]:
+  """`n` excerpts of `end` characters, their hole at [start, start + size), spread over a source.
+
+  Excerpts are plain ASCII without line breaks and begin at a word; holes hold letters and spaces.
+  """
+  found = []
+  for text in (source[i].completion for i in range(len(source))):
+    for at in (i + 1 for i, c in enumerate(text) if c == " " and text[i + 1 : i + 2].isalpha()):
+      excerpt = text[at : at + end]
+      truth = excerpt[start : start + size]
+      plain = len(excerpt) == end and excerpt.isascii() and excerpt.isprintable()
+      if plain and "  " not in excerpt and truth.replace(" ", "").isalpha():
+        found.append(Hole(excerpt[:start], truth, excerpt[start + size :]))
+  if len(found) < n:
+    raise ValueError(f"holes: {source.name} offers {len(found)} excerpts, fewer than {n}")
+  return [found[i * len(found) // n] for i in range(n)]
+
+
+def hole_problem(hole: Hole, id: int, tokenizer: Tokenizer) -> Problem:
+  """Scored by the share of characters at their place; tokens must be bytes, one a character."""
+  tokens = tokenizer.encode(hole.before + hole.truth + hole.after)
+  slot = np.arange(len(tokens))
+  free = (slot >= len(hole.before)) & (slot < len(hole.before) + len(hole.truth))
+  tokens = np.where(free, tokenizer.mask_id, tokens).astype(np.int32)
+  request = Request(id, f"{hole.before}[[{len(hole.truth)}]]{hole.after}", tokens, free)
+  return Problem("infill", request, lambda done: exact_characters(hole.truth, done.spans[0]) / 100)
+
+
+def compare(
+  settings: Sequence[Setting], params: Params, problems: Sequence[Problem], *, seed: int
+) -> tuple[list[Outcome], dict[tuple[str, str], list[Completion]]]:
+  """Every setting on every problem; completions by (policy, setting), in the problems' order."""
+  outcomes, completions = [], {}
+  requests = [problem.request for problem in problems]
+  for setting in settings:
+    done = setting.generator(params, requests, seed=seed)
+    completions[setting.policy, setting.setting] = done
+    for problem, completion in zip(problems, done, strict=True):
+      outcomes.append(
+        Outcome(
+          policy=setting.policy,
+          setting=setting.setting,
+          task=problem.task,
+          score=problem.score(completion),
+          n_tokens=len(completion.tokens),
+          n_forwards=sum(completion.forwards.values()),
+          seconds=completion.seconds / setting.generator.batch,
+        )
+      )
+  return outcomes, completions
+
+
+def trace(
+  sample: str, policy: str, setting: str, problem: Problem, done: Completion, tokenizer: Tokenizer
+) -> Trace:
+  """How a completion was written, position by position."""
+  return Trace(
+    sample=sample,
+    policy=policy,
+    setting=setting,
+    tokens=tuple(tokenizer.decode(np.array([t]), show_mask=True) for t in done.row),
+    when=tuple(done.when),
+    forwards=sum(done.forwards.values()),
+    correct=problem.score(done) == 1 if problem.task != "infill" else None,
+  )
+
+
+def infill(sample: str, hole: Hole, completions: dict[tuple[str, str], Completion]) -> Infill:
+  """What each setting wrote into one hole."""
+  filled = tuple(
+    Filled(policy, setting, done.spans[0], done.tpf)
+    for (policy, setting), done in completions.items()
+  )
+  return Infill(sample, hole.before, hole.truth, hole.after, filled)
