@@ -32,7 +32,8 @@ PROBLEMS = flags.DEFINE_integer("problems", 64, "Held-out problems a task.", low
 DETERMINISTIC = ("copy", "reverse", "sort")
 ITEMS = 5
 TOKENS = 2 * ITEMS  # five letters, the spaces between them and the stop token
-HOLES = 12
+HOLES = 24
+HOLES_SHOWN = 6
 SLOTS = 32
 SPEEDS = (1, 2, 5)  # items of a shuffle decided together
 
@@ -51,7 +52,7 @@ GREEDY: tuple[tuple[str, str, Fields], ...] = (
   ("threshold", "0.6", {"name": "threshold", "threshold": 0.6}),
   ("factor", "1.0", {"name": "factor", "factor": 1.0}),
 )
-TRACED = (("confidence", "k=1"), ("threshold", "0.9"), ("confidence", "k=5"))
+SHOWN = (("confidence", "k=1"), ("threshold", "0.9"), ("confidence", "k=5"))  # traces, holes
 
 
 class Demo:
@@ -150,7 +151,16 @@ def traces(
   return tuple(
     comparison.trace(task, *key, problems[i], done[key][i], demo.training.tokenizer)
     for task, i in sorted(first.items(), key=lambda item: item[1])
-    for key in TRACED
+    for key in SHOWN
+  )
+
+
+def sentence(demo: Demo) -> str:
+  config, run = demo.training.model.config, demo.training.run
+  return (
+    f"A block-diffusion transformer of {config.n_params() / 1e6:.2f} million parameters read "
+    f"{run.steps * run.batch * demo.training.length / 1e6:.1f} million bytes of list problems and "
+    "Python's reference text. Below: how it writes, and what writing faster costs."
   )
 
 
@@ -205,7 +215,7 @@ def main() -> None:
   print("4/4 report", flush=True)
   made = report.Report(
     title="A diffusion language model, trained and sampled in minutes",
-    sentence="make demo",
+    sentence=sentence(demo),
     vocab=tokenizer.vocab_size,
     facts=facts(demo, seconds),
     losses=losses(workdir / "model"),
@@ -214,9 +224,9 @@ def main() -> None:
     traces=traces(demo, problems, done),
     infills=tuple(
       comparison.infill(
-        f"hole {i + 1}", hole, {key: c[len(tasks) * n + i] for key, c in done.items()}
+        f"hole {i + 1}", hole, {key: done[key][len(tasks) * n + i] for key in SHOWN}
       )
-      for i, hole in enumerate(holes)
+      for i, hole in enumerate(holes[:HOLES_SHOWN])
     ),
     notes=NOTES,
   )
