@@ -246,7 +246,7 @@ def restore_params(
 
 def _options(retention: Retention, read_only: bool = False) -> ocp.CheckpointManagerOptions:
   # `max_to_keep` with `best_fn` would delete the newest step; metrics reach the disk only with
-  # `best_fn`. Hence this pair (specs/platform_and_ecosystem.md, section 5).
+  # `best_fn`. Hence this pair (orbax-checkpoint 0.12).
   loss = lambda metrics: metrics["loss"]  # noqa: E731
   kept = [checkpoint_managers.LatestN(retention.keep_last)]
   if retention.keep_best:

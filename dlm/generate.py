@@ -54,7 +54,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-  """What became of a request. Definitions of the rates: specs/evaluation.md section 2."""
+  """What became of a request."""
 
   id: int
   prompt: str

@@ -2,7 +2,7 @@
 
 Every schedule says the same thing in four ways: `masked(t)` = p, the probability that a token is
 masked; `alpha(t)` = 1 - p; `dalpha(t)`, negative; `weight(t)` = -alpha'/(1 - alpha), which makes
-the weighted cross-entropy of masked tokens a bound on the likelihood (specs I1). `masked` is
+the weighted cross-entropy of masked tokens a bound on the likelihood. `masked` is
 written out for each of them: 1 - alpha would lose the digits of a small p in float32.
 
 "Cosine" means three curves in the literature. Here the class names the authors: `MdlmCosine`

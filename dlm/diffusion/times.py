@@ -2,7 +2,7 @@
 
 `stratum_n` is a permutation of 0..n-1 that says which n-th of [0, 1) an item draws from. `draw`
 shuffles it, because rows that lie next to each other in a corpus must not share a noise level
-(specs G10); the authors' codes use 0, 1, ... n-1. n counts the items of the global batch.
+the authors' codes use 0, 1, ... n-1. n counts the items of the global batch.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 An estimator is an objective whose loss is a bound (or exact), asked for each row's sum instead of
 the batch's: `ExactCount` (default: least variance), `Mdlm` or `Llada` (every token masked by
 itself), the same within blocks (`ExactCount(block=...)`, `Bd3lm`), `Autoregressive` (exact).
-`chain_rule` is the exact likelihood of one order of writing. See specs/evaluation.md, section 5.
+`chain_rule` is the exact likelihood of one order of writing.
 """
 
 import dataclasses

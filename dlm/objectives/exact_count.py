@@ -15,7 +15,7 @@ from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
 class ExactCount:
   """Masks k of the n noisable tokens of a row, k uniform on 1..n, and weighs them by n/k.
 
-  The same bound as masking each token by itself, with less variance (specs I3): the default of
+  The same bound as masking each token by itself, with less variance: the default of
   `evaluation.likelihood`. With a block, k is drawn for each block, given the clean ones before.
 
   Args:

@@ -13,7 +13,7 @@ class StatSpec:
 
   Statistics are those of the plain logits `l = hidden @ unembed.T` (soft-capped if asked) without
   the forbidden ids: temperature, top-k and top-p shape only the candidate. Confidence therefore is
-  untempered, as in LLaDA and SDAR's evaluation (specs: decoding_full_sequence 0.5, block 2).
+  untempered, as in LLaDA's code and SDAR's evaluation.
   """
 
   top2: bool = False  # second best logit, for margins

@@ -14,8 +14,8 @@ class Factor:
   """Writes the n surest tokens for the largest n with (n + 1)(1 - c_n) < `factor`; at least one.
 
   Fast-dLLM, arXiv 2505.22618, 3.3 (the condition under which parallel greedy choice equals the
-  sequential one, Theorem 1). This is the paper's rule: the authors' code is off by one when the
-  last rank fails (specs: decoding_full_sequence 3).
+  sequential one, Theorem 1). This is the paper's rule: the authors' code takes one token more when
+  the first rank to fail is the last.
   """
 
   factor: float = 1.0
