@@ -1,7 +1,7 @@
 """Times of a batch: n numbers in [0, 1), one for each stratum, from n uniforms.
 
 `stratum_n` is a permutation of 0..n-1 that says which n-th of [0, 1) an item draws from. `draw`
-shuffles it, because rows that lie next to each other in a corpus must not share a noise level
+shuffles it, because rows that lie next to each other in a corpus must not share a noise level;
 the authors' codes use 0, 1, ... n-1. n counts the items of the global batch.
 """
 
