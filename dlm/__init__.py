@@ -18,7 +18,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
   dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
-  dlm/build        the only reader of a config        train       THE training path
+  dlm/build        the only reader of a config:       train       THE training path
+                   building/ holds its parts
   dlm/checkpoint   orbax                              generate    THE sampling path
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal

@@ -61,7 +61,8 @@ LAYERS = {
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
   "dlm.completions": Layer(("dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
-  "dlm.build": Layer(PARTS, ("jax",)),
+  "dlm.building": Layer(PARTS, ("jax",)),
+  "dlm.build": Layer(("dlm.building",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
   "dlm.train": Layer((*PARTS, "dlm.build"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(

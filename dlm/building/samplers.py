@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dlm import masks
-from dlm.build import tables
+from dlm.building import tables
 from dlm.models.bind import Model
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS

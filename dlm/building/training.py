@@ -9,7 +9,7 @@ from typing import Any, get_args
 import jax
 
 from dlm import data, parallel
-from dlm.build import tables
+from dlm.building import tables
 from dlm.checkpoint import Retention
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS

@@ -1,12 +1,12 @@
-"""Configs become objects: the only folder of `dlm` that reads one.
+"""Configs become objects: the only place of `dlm` that reads one.
 
 `everything` builds a training run, `sampling` the sampler of a checkpoint; each checks all of its
 config first, so that a mistake is told before anything compiles.
 """
 
-from dlm.build.samplers import Sampling, sampling
-from dlm.build.tables import plain
-from dlm.build.training import (
+from dlm.building.samplers import Sampling, sampling
+from dlm.building.tables import plain
+from dlm.building.training import (
   Training,
   estimator,
   everything,

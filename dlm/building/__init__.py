@@ -1,0 +1,1 @@
+"""What `dlm.build` offers, by file: strict tables, training runs, samplers."""
