@@ -199,7 +199,7 @@ def _forward(
   if not sampler.plan.cached:
     return *whole(), canvas.length_B
 
-  before_B = jnp.where(state.pending_B, sampler.block, 0)
+  before_B = jnp.where(state.pending_B | bool(sampler.shift), sampler.block, 0)
   if sampler.commit == "separate":
 
     def window() -> tuple[TokenStats, KVCache | None]:
