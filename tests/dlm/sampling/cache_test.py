@@ -1,0 +1,219 @@
+"""The exact block cache changes what is computed, never what is written."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm import masks
+from dlm.models import ModelConfig, bind
+from dlm.sampling import loop
+from dlm.sampling.caching import PLANS
+from dlm.sampling.canvas import make_canvas
+from dlm.sampling.clock import BlockMaskRatio
+from dlm.sampling.policies import Factor, Fixed, LeftToRight, Threshold
+from dlm.sampling.sampler import Sampler
+from dlm.types import MaskRule, Policy
+from tests.dlm.models.small import jitter
+
+MASK, SLOTS = 22, 16
+MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
+TIMED = bind(dataclasses.replace(MODEL.config, time_conditioned=True))
+M = MASK
+ROWS = [
+  [M] * 16,  # no prompt
+  [1, 2, 3, 4, 5] + [M] * 6,  # a prompt that ends inside a block
+  [7] * 8 + [M] * 8,  # one that ends with its block
+  [6, M],  # done early
+  [M, 1, 2, M] + [3, 4] * 4 + [M, M, 5],  # two blocks between the holes stay as they are
+  [1, 2, M, 4, M, M, 7, 8, 9, 9, 9, 9, 9, M],  # holes in neighbours, then a jump
+]
+
+run = jax.jit(loop.run, static_argnums=0)
+
+
+@functools.cache
+def params_of(model):
+  """Random and sure of itself: confidences spread over (0, 1)."""
+  params = jitter(jax.jit(model.init)(jax.random.key(0)))
+  return params | {"final_norm": {"scale": 3 * params["final_norm"]["scale"]}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One sampler but for its cache, and the rows it works on."""
+
+  policy: Policy
+  sees: MaskRule
+  temperature: float = 0.0
+  align: str = "canvas"
+  block: int = 4
+  shift: int = 0
+  eos_ids: tuple[int, ...] = ()
+  timed: bool = False
+  separate: bool = False  # is it also run with separate commits?
+
+  def sampler(self, cache, commit="fused", **changes):
+    own = ("policy", "sees", "block", "temperature", "shift", "eos_ids")
+    fields = {name: getattr(self, name) for name in own} | changes
+    return Sampler(
+      denoise=TIMED if self.timed else MODEL,
+      plan=PLANS[cache](),
+      max_forwards=64,
+      mask_id=MASK,
+      commit=commit,
+      clock=BlockMaskRatio(4) if self.timed else None,
+      **fields,
+    )
+
+  def canvas(self, rows=ROWS, row_ids=None):
+    rows = [np.asarray(row) for row in rows]
+    return make_canvas(
+      rows, [row == MASK for row in rows], row_ids or list(range(len(rows))), slots=SLOTS,
+      block=self.block, align=self.align, mask_id=MASK, seed=1,
+    )  # fmt: skip
+
+  def params(self):
+    return params_of(TIMED if self.timed else MODEL)
+
+
+FOUR, CAUSAL = masks.BlockCausal(4), masks.Causal()
+CASES = {
+  "fixed": Case(Fixed(k=1), FOUR),
+  "random_stops": Case(
+    Fixed(steps=2, order="random"), FOUR, temperature=1.0, eos_ids=(3, 11, 19), separate=True
+  ),
+  "two_blocks_stops": Case(Factor(1.0), FOUR, block=8, eos_ids=(1, 2, 13, 14)),
+  "timed": Case(Threshold(0.4), FOUR, temperature=1.0, timed=True),
+  "causal": Case(LeftToRight(2), CAUSAL, temperature=1.0, align="prompt", separate=True),
+  "shifted": Case(Threshold(0.4), CAUSAL, temperature=1.0, align="prompt", shift=1),
+}
+
+
+def same_text(a, b):
+  np.testing.assert_array_equal(a.tokens_BxL, b.tokens_BxL)
+  np.testing.assert_array_equal(a.when_BxL, b.when_BxL)
+  np.testing.assert_array_equal(a.done_B, b.done_B)
+
+
+def same_row(alone, together, i):
+  for name in ("tokens_BxL", "when_BxL", "forwards_Bx3", "queries_B"):
+    np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[i])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_cached_rows_equal_uncached_ones(case):
+  plain = run(case.sampler("none"), case.params(), case.canvas())
+  decided = plain.forwards_Bx3[:, 0]
+  assert plain.done_B.all() and len(set(decided.tolist())) > 2, "rows end at different times"
+  np.testing.assert_array_equal(plain.queries_B, decided * plain.length_B)
+  left = ((plain.tokens_BxL == MASK) & plain.open_BxL).any(-1)
+  assert left.any() == bool(case.eos_ids), "a stop id ends some row early"
+
+  fused = run(case.sampler("block"), case.params(), case.canvas())
+  same_text(fused, plain)
+  full, window, commits = fused.forwards_Bx3.T
+  np.testing.assert_array_equal(full + window, decided)
+  assert window.sum() > full.sum() and (commits == 0).all()
+  if case.separate:
+    separate = run(case.sampler("block", "separate"), case.params(), case.canvas())
+    same_text(separate, plain)
+    np.testing.assert_array_equal(separate.forwards_Bx3[:, :2], fused.forwards_Bx3[:, :2])
+    np.testing.assert_array_equal(separate.queries_B, fused.queries_B)
+
+
+def test_forwards_and_queries_are_counted_by_kind():
+  """Fixed(k=1), blocks of 4: how many forwards a row takes follows from its masks alone."""
+  case = CASES["fixed"]
+  fused = run(case.sampler("block"), case.params(), case.canvas())
+  separate = run(case.sampler("block", "separate"), case.params(), case.canvas())
+  same_text(separate, fused)
+  # By row: forwards over the whole canvas (where clean blocks come first, and after a jump),
+  # windows, and blocks whose keys the next one needs: a forward each, or queries in a window.
+  for row, (full, windows, blocks) in enumerate(
+    [(0, 16, 3), (1, 5, 1), (1, 7, 1), (0, 1, 0), (1, 3, 0), (1, 3, 1)]
+  ):
+    queries = full * len(ROWS[row]) + 4 * windows + 4 * blocks
+    assert fused.forwards_Bx3[row].tolist() == [full, windows, 0]
+    assert separate.forwards_Bx3[row].tolist() == [full, windows, blocks]
+    assert int(fused.queries_B[row]) == int(separate.queries_B[row]) == queries
+
+
+def test_shifted_windows_always_hold_the_block_before():
+  case = CASES["shifted"]
+  out = run(case.sampler("block"), case.params(), case.canvas())
+  full, window, _ = out.forwards_Bx3.T
+  np.testing.assert_array_equal(out.queries_B, full * out.length_B + window * 8)
+
+
+def test_row_alone_equals_the_row_in_a_batch_with_separate_commits():
+  case = CASES["random_stops"]
+  s = case.sampler("block", "separate")
+  together = run(s, case.params(), case.canvas())
+  for i, row in enumerate(ROWS):
+    same_row(run(s, case.params(), case.canvas([row], [i])), together, i)
+
+
+class Spy:
+  """Decides as `policy` does, and keeps what it saw."""
+
+  def __init__(self, policy):
+    self.policy, self.init = policy, policy.init
+
+  def needs(self):
+    return dataclasses.replace(self.policy.needs(), top2=True, entropy=True)
+
+  def decide(self, view, state, key_B):
+    self.view = view
+    return self.policy.decide(view, state, key_B)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(sampler, params, state):
+  """One step, and the view that its policy had."""
+  spy = Spy(sampler.policy)
+  state = loop.step(dataclasses.replace(sampler, policy=spy), params, state)
+  return state, spy.view
+
+
+@pytest.mark.parametrize("case", [CASES["timed"], CASES["shifted"]], ids=["timed", "shifted"])
+def test_policy_sees_the_statistics_of_an_uncached_model(case):
+  """A row alone never waits, so cached and uncached loops go in step; and it is as in a batch."""
+  plain, cached, params = case.sampler("none"), case.sampler("block"), case.params()
+  together = run(cached, params, case.canvas())
+  for i, row in enumerate(ROWS):
+    a, b = (loop.start(s, case.canvas([row], [i])) for s in (plain, cached))
+    while not a.canvas.done_B.all():
+      (a, want), (b, got) = step(plain, params, a), step(cached, params, b)
+      masked = np.asarray(got.masked_BxA)
+      np.testing.assert_array_equal(masked, want.masked_BxA)
+      for name in ("logit", "top1", "top2", "lse", "entropy"):
+        x, y = (np.asarray(getattr(view.stats, name))[masked] for view in (got, want))
+        np.testing.assert_allclose(x, y, atol=1e-5, err_msg=name)
+      same_text(a.canvas, b.canvas)
+    same_row(b.canvas, together, i)
+
+
+def test_cached_loops_of_a_broken_model_end():
+  case = CASES["fixed"]
+  params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), case.params())
+  for commit in ("fused", "separate"):
+    out = run(case.sampler("block", commit), params, case.canvas())
+    assert out.done_B.all() and not ((out.tokens_BxL == MASK) & out.open_BxL).any()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"sees": masks.Full()}, "cache 'block' is exact only for block-causal or causal attention"),
+    ({"block": 6}, "block=6 to be a multiple of the model's block 4"),
+    ({"block": 2}, "block=2 to be a multiple of the model's block 4"),
+    ({"sees": CAUSAL, "shift": 1, "commit": "separate"}, "only commit='fused' computes"),
+  ],
+)
+def test_what_would_not_be_exact_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    CASES["fixed"].sampler("block", **changes)
