@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from dlm import parallel
+from dlm import masks, parallel
 from dlm.data import Tokenizer, encode_infill
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
@@ -66,7 +66,7 @@ class Completion:
   forwards: dict[str, int]  # by kind: full, window, commit
   queries: int  # query positions those forwards computed
   tpf: float  # tokens per forward
-  finished: bool  # False: max_forwards ended it with masks left
+  finished: bool  # False: max_forwards ended it with masks left before the first stop id
   seconds: float  # wall time of its batch, without compilation
 
 
@@ -91,6 +91,12 @@ class Generator:
   ):
     if batch < 1:
       raise ValueError(f"Generator: batch={batch} must be at least 1")
+    block_causal = isinstance(sampler.sees, masks.BlockCausal)
+    if sampler.plan.cached and block_causal and align != "canvas":
+      raise ValueError(
+        f"a cache is exact only in blocks that are the model's own: align={align!r} cuts others; "
+        "use 'canvas', or cache 'none'"
+      )
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
     self.batch = -(-batch // shards) * shards
@@ -101,7 +107,8 @@ class Generator:
     run = parallel.over_batch(
       shard, mesh, batched_in=(False, True), batched_out=True, driver=driver
     )
-    self._run = run if driver == "pmap" else jax.jit(run)
+    mapped = driver == "pmap" and mesh.shape["data"] > 1  # over one shard `run` is `shard` itself
+    self._run = run if mapped else jax.jit(run)
     self._warm: set[tuple[int, ...]] = set()
 
   def canvas(self, requests: Sequence[Request], seed: int) -> Canvas:
@@ -183,8 +190,8 @@ def _read(
   ids, when = canvas.tokens_BxL[row, :n], canvas.when_BxL[row, :n]
   written = np.flatnonzero(request.open & (when >= 0) & (ids != sampler.mask_id))
   stops = written[np.isin(ids[written], sampler.eos_ids)]
-  if len(stops):
-    written = written[written < stops[0]]
+  end = stops[0] if len(stops) else n
+  written = written[written < end]
   edges = np.flatnonzero(np.diff(np.concatenate([[0], request.open.astype(np.int8), [0]])))
   spans = [tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
   suffix = bool(request.open[int(np.argmax(request.open)) :].all())
@@ -200,6 +207,6 @@ def _read(
     forwards=forwards,
     queries=int(canvas.queries_B[row]),
     tpf=len(written) / max(sum(forwards.values()), 1),
-    finished=bool(len(stops)) or not bool((request.open & (ids == sampler.mask_id)).any()),
+    finished=not bool((request.open & (ids == sampler.mask_id))[:end].any()),
     seconds=seconds,
   )
