@@ -13,7 +13,7 @@ from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
 from dlm.sampling.sampler import Sampler
-from dlm.types import CachePlan, Policy
+from dlm.types import CachePlan, MaskRule, Policy
 
 TABLES = ("policy", "cache", "mesh")
 
@@ -77,11 +77,13 @@ def sampling(
   }[attention]
   clock = None
   if model.config.time_conditioned:
-    clock = BlockMaskRatio(block) if attention == "block_causal" else MaskRatio()
+    # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
+    levels = {"block_causal": facts["block"] or block, "causal": 1}
+    clock = MaskRatio() if attention == "full" else BlockMaskRatio(levels[attention])
   sampler = Sampler(
     denoise=model,
     policy=_policy(config),
-    plan=_plan(config, attention),
+    plan=_plan(config, sees, own),
     sees=sees,
     block=block,
     max_forwards=own.max_forwards,
@@ -106,9 +108,13 @@ def _policy(config: Mapping[str, Any]) -> Policy:
   return tables.call("policy", make, given, also=("name",))
 
 
-def _plan(config: Mapping[str, Any], attention: str) -> CachePlan:
+def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling) -> CachePlan:
+  """The cache by name; "auto" is "block" where that is exact, else "none"."""
   given = dict(tables.table(config, "cache"))
   name = given.pop("name", "auto")
   if name == "auto":
-    name = "none" if attention == "full" else "block"
+    exact = isinstance(sees, masks.Causal)
+    if isinstance(sees, masks.BlockCausal):
+      exact = own.align == "canvas" and own.block % sees.block == 0
+    name = "block" if exact else "none"
   return tables.call("cache", tables.named("cache.name", name, PLANS), given, also=("name",))
