@@ -17,7 +17,8 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
     ValueError: names the line that is neither, or the file that holds none.
   """
   prompts = []
-  for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), start=1):
+  # Lines of bytes: a str would also be cut at characters that JSON may hold, such as U+2028.
+  for number, line in enumerate(pathlib.Path(path).read_bytes().splitlines(), start=1):
     if not line.strip():
       continue
     try:
@@ -73,6 +74,8 @@ class Output:
     self._part = self.path.with_name(self.path.name + ".part")
     if not self.path.parent.is_dir():
       raise ValueError(f"--out: {self.path.parent} is not a folder")
+    if self.path.is_dir():
+      raise ValueError(f"--out: {self.path} is a folder")
     text = json.dumps(job, sort_keys=True)
     self._job = json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()})
     self.done = self._resume()
@@ -82,7 +85,9 @@ class Output:
     if not self._part.exists():
       return 0
     whole = [line for line in self._part.read_text().splitlines(True) if line.endswith("\n")]
-    if not whole or whole[0].strip() != self._job:
+    if not whole:
+      return 0
+    if whole[0].strip() != self._job:
       raise ValueError(f"{self._part} belongs to another job: finish that one or delete it")
     self._part.write_text("".join(whole))
     return len(whole) - 1
@@ -100,13 +105,12 @@ class Output:
     began, tokens, done = time.perf_counter(), 0, self.done
     if done:
       print(f"resumed after {done} of {len(requests)} prompts", flush=True)
-    self._part.touch()
+    else:
+      self._part.write_text(self._job + "\n")
 
     def add(completions: list[Completion]) -> None:
       nonlocal tokens, done
       with self._part.open("a") as file:
-        if file.tell() == 0:
-          file.write(self._job + "\n")
         file.writelines(json.dumps(record(c, trace)) + "\n" for c in completions)
       done += len(completions)
       tokens += sum(len(c.tokens) for c in completions)
