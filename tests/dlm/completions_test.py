@@ -1,0 +1,198 @@
+"""Prompts in, completions out, and a run that goes on after a fall."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from dlm import masks, parallel
+from dlm.completions import Output, describe, read_prompts, record
+from dlm.data import ByteTokenizer
+from dlm.generate import Completion, Generator, Request
+from dlm.sampling.caching import NoCache
+from dlm.sampling.policies import Fixed
+from dlm.sampling.sampler import Sampler
+from tests.dlm.sampling.table import Table, random_table
+
+DONE = Completion(
+  id=3,
+  prompt="ab",
+  text="cd",
+  spans=["cd"],
+  tokens=[99, 100],
+  when=[-1, -1, 1, 2],
+  row=[97, 98, 99, 100],
+  forwards={"full": 1, "window": 2, "commit": 0},
+  queries=12,
+  tpf=2 / 3,
+  finished=True,
+  seconds=0.5,
+)
+
+
+# -------------------------------------------------------------------------------------------------
+# Lines
+
+
+def test_prompts_are_strings_or_tables(tmp_path):
+  file = tmp_path / "in.jsonl"
+  file.write_bytes(
+    b'{"prompt": "a", "answer": 3}\n\n"b\\nc"\r\n{"prompt": ""}\n' + '"\u2028\x85é"'.encode()
+  )
+  assert read_prompts(file) == ["a", "b\nc", "", "\u2028\x85é"]
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    (b'{"prompt": "a"', r"in.jsonl, line 3: not JSON \(Expecting"),
+    (b'"\xff"', r"in.jsonl, line 3: not JSON \('utf-8' codec"),
+    (b"plain words", "in.jsonl, line 3: not JSON"),
+    (b'{"text": "a"}', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
+    (b'{"prompt": 3}', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
+    (b'["a"]', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
+  ],
+)
+def test_bad_line_is_named_by_its_number(tmp_path, line, message):
+  (tmp_path / "in.jsonl").write_bytes(b'"a"\n\n' + line + b'\n"b"\n')
+  with pytest.raises(ValueError, match=message):
+    read_prompts(tmp_path / "in.jsonl")
+
+
+def test_file_without_prompts_is_refused(tmp_path):
+  (tmp_path / "in.jsonl").write_text("\n \n")
+  with pytest.raises(ValueError, match=r"in.jsonl holds no prompt"):
+    read_prompts(tmp_path / "in.jsonl")
+
+
+def test_record_says_what_it_cost():
+  assert record(DONE, trace=False) == {
+    "id": 3,
+    "prompt": "ab",
+    "text": "cd",
+    "spans": ["cd"],
+    "tokens": [99, 100],
+    "forwards": {"full": 1, "window": 2, "commit": 0, "all": 3},
+    "query_positions": 12,
+    "tokens_per_forward": 0.6667,
+    "tokens_per_second": 4.0,
+    "finished": True,
+  }
+  traced = record(DONE, trace=True)
+  assert (traced["row"], traced["when"]) == ([97, 98, 99, 100], [-1, -1, 1, 2])
+  assert describe([DONE]) == "cd\n[2 tokens, 3 forwards, 0.67 tokens a forward, 4 tokens/s]"
+
+
+# -------------------------------------------------------------------------------------------------
+# Files
+
+TOKENIZER = ByteTokenizer()
+JOB = {"config": {"temperature": 1.0}, "prompts": 5}
+
+
+@pytest.fixture(scope="module")
+def sampling():
+  """A generator of two rows a batch, its parameters, and five requests."""
+  sampler = Sampler(
+    Table(), Fixed(k=2, order="random"), NoCache(), masks.Full(), block=4, max_forwards=9,
+    mask_id=TOKENIZER.mask_id, temperature=1.0,
+  )  # fmt: skip
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  requests = [
+    Request.from_text(i, text, TOKENIZER, slots=8) for i, text in enumerate(["a", "", "bc", "", ""])
+  ]
+  return Generator(sampler, TOKENIZER, mesh, batch=2), random_table(0, 8, 260), requests
+
+
+def fill(path, sampling, job=JOB, fall_after=None):
+  """Fills `path`, or is interrupted after so many of its three batches."""
+  generator, params, requests = sampling
+
+  def run(params, requests, *, seed, on_batch):
+    stop = None if fall_after is None else 2 * fall_after
+    generator(params, requests[:stop], seed=seed, on_batch=on_batch)
+    if fall_after is not None:
+      raise KeyboardInterrupt
+
+  Output(path, job).fill(run, params, requests, seed=1, trace=True)
+
+
+def lines(path):
+  """Records without their timings."""
+  read = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in each.items() if k != "tokens_per_second"} for each in read]
+
+
+@pytest.fixture(scope="module")
+def unbroken(sampling, tmp_path_factory):
+  path = tmp_path_factory.mktemp("whole") / "out.jsonl"
+  fill(path, sampling)
+  assert [entry.name for entry in path.parent.iterdir()] == ["out.jsonl"]
+  return lines(path)
+
+
+def test_every_prompt_gets_its_line_in_order(unbroken, sampling):
+  generator, params, requests = sampling
+  assert [each["id"] for each in unbroken] == [0, 1, 2, 3, 4]
+  want = [record(c, trace=True) for c in generator(params, requests, seed=1)]
+  assert unbroken == [{k: v for k, v in w.items() if k != "tokens_per_second"} for w in want]
+
+
+@pytest.mark.parametrize(("batches", "done"), [(0, 0), (1, 2), (2, 4), (3, 5)])
+def test_interrupted_run_goes_on_to_the_file_of_an_unbroken_one(
+  unbroken, sampling, tmp_path, capsys, batches, done
+):
+  path = tmp_path / "out.jsonl"
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=batches)
+  assert not path.exists()
+  capsys.readouterr()
+  fill(path, sampling)
+  assert lines(path) == unbroken
+  assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
+  said = capsys.readouterr().out
+  assert (f"resumed after {done} of 5 prompts" in said) == (done > 0)
+  assert ("5/5 prompts" in said) == (done < 5)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 75, -30])
+def test_line_cut_off_by_a_crash_is_done_again(unbroken, sampling, tmp_path, kept):
+  """In the line that names the job, just behind it, or in the last record."""
+  path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=2)
+  part.write_bytes(part.read_bytes()[:kept])
+  fill(path, sampling)
+  assert lines(path) == unbroken
+
+
+def test_part_of_another_job_is_refused_and_kept(sampling, tmp_path):
+  path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=1)
+  before = part.read_bytes()
+  other = JOB | {"config": {"temperature": 0.5}}
+  with pytest.raises(ValueError, match=r"out.jsonl.part belongs to another job"):
+    fill(path, sampling, job=other)
+  assert part.read_bytes() == before and not path.exists()
+  Output(path, dict(reversed(JOB.items())))  # the order of fields is no difference
+
+
+def test_place_that_cannot_be_written_is_refused_at_once(tmp_path):
+  with pytest.raises(ValueError, match="none is not a folder"):
+    Output(tmp_path / "none" / "out.jsonl", JOB)
+  with pytest.raises(ValueError, match="is a folder"):
+    Output(tmp_path, JOB)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_traces_are_kept_only_where_asked(sampling, tmp_path):
+  generator, params, requests = sampling
+  path = tmp_path / "out.jsonl"
+  Output(path, JOB).fill(generator, params, requests[:1], seed=1, trace=False)
+  (line,) = lines(path)
+  assert (
+    "when" not in line
+    and line["tokens"] == dataclasses.asdict(generator(params, requests[:1], seed=1)[0])["tokens"]
+  )
