@@ -138,7 +138,7 @@ def test_stop_token_behind_masks_does_not_finish_a_row():
 # Batches
 
 
-TEXTS = ["", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q"]
+TEXTS = ["0", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q"]
 
 
 def plain(completions):
