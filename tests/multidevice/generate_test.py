@@ -1,0 +1,67 @@
+"""Eight devices write what one does, however rows and parameters are split."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dlm import masks, parallel
+from dlm.data import ByteTokenizer
+from dlm.generate import Generator, Request
+from dlm.models import ModelConfig, bind
+from dlm.sampling.caching import ExactBlock
+from dlm.sampling.policies import Threshold
+from dlm.sampling.sampler import Sampler
+
+MODEL = bind(ModelConfig(vocab=260, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=32))
+BYTES = ByteTokenizer()
+SAMPLER = Sampler(
+  MODEL, Threshold(0.4), ExactBlock(), masks.BlockCausal(4), block=4, max_forwards=32,
+  mask_id=BYTES.mask_id, eos_ids=(BYTES.eos_id,), temperature=1.0,
+)  # fmt: skip
+TEXTS = ["0", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q", "[[1]]ab", "last"]
+REQUESTS = [Request.from_text(id, text, BYTES, slots=16) for id, text in enumerate(TEXTS)]
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def params():
+  params = jax.jit(MODEL.init)(jax.random.key(0))
+  return params | {"final_norm": {"scale": 3 * params["final_norm"]["scale"]}}
+
+
+def complete(generator, params):
+  return [dataclasses.replace(c, seconds=0.0) for c in generator(params, REQUESTS, seed=SEED)]
+
+
+@pytest.fixture(scope="module")
+def alone(params):
+  """All nine rows on one of the devices."""
+  mesh = parallel.make_mesh(1, devices=jax.devices()[:1])
+  done = complete(Generator(SAMPLER, BYTES, mesh, batch=9), params)
+  assert len({sum(c.forwards.values()) for c in done}) > 2, "rows end at different times"
+  return done
+
+
+@pytest.mark.parametrize(
+  ("sizes", "driver"),
+  [((8,), "shard_map"), ((8,), "pmap"), ((2, 2, 2), "shard_map")],
+  ids=["shard_map", "pmap", "data_fsdp_tensor"],
+)
+def test_eight_devices_write_what_one_does(params, alone, sizes, driver):
+  mesh = parallel.make_mesh(*sizes)
+  sharded = jax.device_put(params, parallel.shard_params(MODEL.abstract(), mesh))
+  generator = Generator(SAMPLER, BYTES, mesh, batch=5, driver=driver)
+  assert generator.batch == 8, "rounded up to a whole number of rows a device"
+  assert complete(generator, sharded) == alone  # nine rows: the second batch is filled up
+
+
+def test_stream_beside_sharded_parameters_writes_the_same(params, alone):
+  mesh = parallel.make_mesh(2, 2, 2)
+  sharded = jax.device_put(params, parallel.shard_params(MODEL.abstract(), mesh))
+  generator = Generator(SAMPLER, BYTES, mesh, batch=4)
+  *_, last = generator.stream(sharded, REQUESTS[:4], seed=SEED)
+  for row, done in enumerate(alone[:4]):
+    np.testing.assert_array_equal(last.tokens_BxL[row, : len(done.row)], done.row)
+    np.testing.assert_array_equal(last.when_BxL[row, : len(done.row)], done.when)
