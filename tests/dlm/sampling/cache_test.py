@@ -71,7 +71,7 @@ class Case:
 
   @property
   def rows(self):
-    """Slots that see masks alone are equally sure, and round-off would choose: give them a token."""
+    """Slots that see masks alone are equally sure, and round-off chooses: give them a token."""
     by_confidence = isinstance(self.policy, Threshold | Factor) or self.policy == Fixed(k=1)
     return [[3] + [M] * 15, *ROWS[1:]] if by_confidence else ROWS
 
