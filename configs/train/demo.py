@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
       seed=0,
-      steps=800,
+      steps=700,
       batch=32,
       microbatches=1,
       parallel="shard_map",
@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
       optimizer=dict(
         name="adamw", lr=3e-3, schedule="cosine", warmup=50, weight_decay=0.01, clip=1.0, ema=0.99
       ),
-      eval=dict(every=200, batches=4),
+      eval=dict(every=175, batches=4),
       sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=400, keep_last=1, keep_best=1),
+      checkpoint=dict(every=350, keep_last=1, keep_best=1),
     )
   )
