@@ -50,6 +50,7 @@ class Sampler:
         "which only commit='fused' computes"
       )
     self.plan.check(self.sees, self.block)
+    self.spec()  # raises where no candidate can be drawn so
 
   def spec(self) -> StatSpec:
     """The policy's needs, and how candidates are drawn."""

@@ -249,6 +249,8 @@ def test_equal_samplers_compile_once():
     (lambda: Ancestral(LogLinear(eps=0.0), 0), "steps=0"),
     (lambda: sampler(Fixed(k=1), commit="later"), "fused, separate"),
     (lambda: sampler(Fixed(k=1), block=0), "block=0"),
+    (lambda: sampler(Fixed(k=1), temperature=-1.0), "temperature=-1.0"),
+    (lambda: sampler(Fixed(k=1), top_p=0.0), "top_p=0.0"),
     (lambda: canvas_of([[1] * 20 + [MASK]]), "exceed the canvas of 16"),
     (lambda: canvas_of([[1, 2]]), "nothing to write"),
     (lambda: canvas_of(ROWS, align="left"), "canvas, prompt"),
