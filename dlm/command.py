@@ -24,7 +24,8 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
         raise ValueError(f"{rest[1]!r} belongs to no flag")
       return rest
     except (AttributeError, KeyError) as error:  # ml_collections: no such field
-      refuse(f"unknown config field {error.args[0]}")
+      field = error.args[0]  # of an AttributeError: the KeyError that it came from
+      refuse(f"unknown config field {field.args[0] if isinstance(field, KeyError) else field}")
     except (flags.Error, TypeError, *MISTAKES) as error:
       refuse(error)
 
