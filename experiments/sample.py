@@ -39,16 +39,18 @@ def main() -> None:
     # On a pod every process samples its share of the prompts on its own devices.
     requests = requests[jax.process_index() :: jax.process_count()]
     mesh = build.mesh(build.plain(CONFIG.value), jax.local_devices())
-    job = [trained, build.plain(CONFIG.value), STEP.value, texts]
-    output = Output(OUT.value, job) if OUT.value else None
-    params, _ = checkpoint.restore_params(
+    if LIVE.value and OUT.value:
+      raise ValueError("--live shows and --out writes: give one of them")
+    generator = Generator(
+      sampler, tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
+    )
+    params, step = checkpoint.restore_params(
       folder,
       int(STEP.value) if STEP.value.isdigit() else STEP.value,
       shardings=parallel.shard_params(model.abstract(), mesh),
     )
-  generator = Generator(
-    sampler, tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
-  )
+    job = [trained, step, build.plain(CONFIG.value), texts, TRACE.value]
+    output = Output(OUT.value, job) if OUT.value else None
   if LIVE.value:
     shown = requests[: generator.batch]
     canvases = generator.stream(params, shown, seed=own.seed)
