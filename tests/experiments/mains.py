@@ -1,0 +1,44 @@
+"""Mains in processes of their own, forked from one that has the heavy imports behind it."""
+
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import runpy
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+  ["dlm.build", "dlm.command", "dlm.completions", "dlm.live", "ml_collections.config_flags"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+  returncode: int
+  stdout: str
+  stderr: str
+
+
+def run(folder: pathlib.Path, main: str | pathlib.Path, *arguments: object) -> Done:
+  """`python main arguments...` from the root of the tree; `folder` holds what it prints."""
+  out, err = folder / "stdout", folder / "stderr"
+  argv = [str(main), *map(str, arguments)]
+  process = _processes.Process(target=_main, args=(argv, out, err))
+  process.start()
+  process.join(300)
+  assert process.exitcode is not None, "the main hangs"
+  done = Done(process.exitcode, out.read_text(), err.read_text())
+  out.unlink()
+  err.unlink()
+  return done
+
+
+def _main(argv: list[str], out: pathlib.Path, err: pathlib.Path) -> None:
+  for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+  os.chdir(ROOT)
+  sys.argv = argv
+  runpy.run_path(argv[0], run_name="__main__")
