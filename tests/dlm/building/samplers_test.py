@@ -1,0 +1,77 @@
+"""What "auto" and 0 in a sampling config become, by what the checkpoint says of its model."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import pytest
+
+from dlm import build, masks
+from dlm.models import ModelConfig, bind
+from dlm.sampling.caching import ExactBlock, NoCache
+from dlm.sampling.clock import BlockMaskRatio, MaskRatio
+from dlm.sampling.policies import Ancestral, Fixed, Threshold
+
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
+MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
+TIMED = bind(dataclasses.replace(MODEL.config, time_conditioned=True))
+FACTS = {"mask_id": 259, "eos_ids": [258], "shift": 0, "attention": "full", "block": None}
+MDLM = FACTS | {"length": 64}
+BD3LM = MDLM | {"attention": "block_causal", "block": 16}
+AR = MDLM | {"attention": "causal", "shift": 1}
+
+
+def sampling(facts, name="default", model=MODEL, **fields):
+  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+  config.update(fields)
+  return build.sampling(config, model, facts)
+
+
+@pytest.mark.parametrize(
+  ("facts", "sees", "block", "align", "plan"),
+  [
+    (MDLM, masks.Full(), 64, "prompt", NoCache()),
+    (BD3LM, masks.BlockCausal(16), 16, "canvas", ExactBlock()),
+    (AR, masks.Causal(), 1, "prompt", ExactBlock()),
+  ],
+  ids=["mdlm", "bd3lm", "ar"],
+)
+def test_the_checkpoint_fills_in_what_is_open(facts, sees, block, align, plan):
+  sampler, own = sampling(facts)
+  assert (sampler.sees, sampler.block, sampler.plan) == (sees, block, plan)
+  assert (own.align, own.slots, own.block, own.max_forwards) == (align, 64, block, 128)
+  assert (sampler.shift, sampler.mask_id, sampler.eos_ids) == (facts["shift"], 259, (258,))
+  assert sampler.policy == Threshold() and sampler.clock is None
+  assert sampling(facts, stop=False)[0].eos_ids == ()
+
+
+@pytest.mark.parametrize(
+  ("facts", "fields", "plan"),
+  [
+    (BD3LM, {"align": "prompt"}, NoCache()),
+    (BD3LM, {"block": 8}, NoCache()),
+    (BD3LM, {"block": 32}, ExactBlock()),
+    (AR, {"align": "canvas", "block": 8}, ExactBlock()),
+  ],
+)
+def test_cache_auto_is_block_only_where_that_is_exact(facts, fields, plan):
+  assert sampling(facts, **fields)[0].plan == plan
+
+
+@pytest.mark.parametrize(
+  ("facts", "clock"),
+  [(MDLM, MaskRatio()), (BD3LM, BlockMaskRatio(16)), (AR, BlockMaskRatio(1))],
+  ids=["mdlm", "bd3lm", "ar"],
+)
+def test_clock_is_that_of_training_whatever_the_block(facts, clock):
+  assert sampling(facts, model=TIMED, block=32)[0].clock == clock
+
+
+@pytest.mark.parametrize(
+  ("name", "policy"),
+  [("llada", Fixed(steps=8)), ("fast_dllm", Threshold(0.9)), ("mdlm", Ancestral)],
+)
+def test_configs_of_papers_sample_any_checkpoint(name, policy):
+  for facts in (MDLM, BD3LM, AR):
+    sampler, _ = sampling(facts, name)
+    assert policy in (sampler.policy, type(sampler.policy))
