@@ -24,9 +24,12 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
 OUT = flags.DEFINE_string("out", None, "A JSONL file of completions; default: the screen.")
 TRACE = flags.DEFINE_bool("trace", False, "Also write which forward wrote each token.")
 LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
 def main() -> None:
+  if DISTRIBUTED.value:
+    jax.distributed.initialize()
   with command.mistakes():
     folder = CHECKPOINT.value
     trained = build.plain(checkpoint.read_json(folder, "config.json"))
@@ -36,8 +39,9 @@ def main() -> None:
     texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
     room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
     requests = [Request.from_text(i, text, tokenizer, **room) for i, text in enumerate(texts)]
-    # On a pod every process samples its share of the prompts on its own devices.
-    requests = requests[jax.process_index() :: jax.process_count()]
+    # On a pod every process samples its share of the prompts on its own devices, to its own file.
+    process, processes = jax.process_index(), jax.process_count()
+    requests = requests[process::processes]
     mesh = build.mesh(build.plain(CONFIG.value), jax.local_devices())
     if LIVE.value and OUT.value:
       raise ValueError("--live shows and --out writes: give one of them")
@@ -50,7 +54,8 @@ def main() -> None:
       shardings=parallel.shard_params(model.abstract(), mesh),
     )
     job = [trained, step, build.plain(CONFIG.value), texts, TRACE.value]
-    output = Output(OUT.value, job) if OUT.value else None
+    out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
+    output = Output(out, job) if out else None
   if LIVE.value:
     shown = requests[: generator.batch]
     canvases = generator.stream(params, shown, seed=own.seed)

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   config.align = "auto"
   config.slots = 0  # of the canvas; 0: the length of the model's training rows
   config.max_new_tokens = 256
-  config.max_forwards = 0  # a row's; 0: twice the slots
+  config.max_forwards = 0  # a row's; 0: as many as it may need
   config.temperature = 0.0
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off

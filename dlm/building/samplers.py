@@ -63,12 +63,15 @@ def sampling(
   block = own.block or facts["block"] or (1 if attention == "causal" else facts["length"])
   slots = own.slots or facts["length"]
   aligned = "canvas" if attention == "block_causal" else "prompt"
+  policy = _policy(config)
+  # A token a forward and a commit a token; policies that count steps may take all of them.
+  enough = max(2 * slots, -(-slots // block) * (getattr(policy, "steps", 0) + 1))
   own = dataclasses.replace(
     own,
     block=block,
     slots=slots,
     align=aligned if own.align == "auto" else own.align,
-    max_forwards=own.max_forwards or 2 * slots,
+    max_forwards=own.max_forwards or enough,
   )
   sees = {
     "full": masks.Full(),
@@ -82,7 +85,7 @@ def sampling(
     clock = MaskRatio() if attention == "full" else BlockMaskRatio(levels[attention])
   sampler = Sampler(
     denoise=model,
-    policy=_policy(config),
+    policy=policy,
     plan=_plan(config, sees, own),
     sees=sees,
     block=block,
