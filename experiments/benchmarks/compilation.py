@@ -32,7 +32,7 @@ class Size:
   rounds: int
 
 
-SIZES = {"tiny": Size((2, 3), 1), "default": Size((2, 8, 32), 3)}
+SIZES = {"tiny": Size((2, 3), 1), "default": Size((2, 8, 32), 2)}
 WIDTHS = dict(width=64, heads=2, kv_heads=2, head_dim=32, mlp=128)
 LENGTH = 64
 

@@ -37,7 +37,7 @@ TINY = Size(
   rounds=2,
 )
 CPU = Size(
-  ModelConfig.from_preset("1m", vocab=260),
+  ModelConfig.from_preset("1m", vocab=260, layers=2),
   shapes=((1, 256), (8, 256), (1, 1024), (8, 1024)),
   block=32,
   steps=2,
