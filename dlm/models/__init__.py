@@ -1,6 +1,6 @@
 """Transformers behind the `Denoiser` protocol: presets, layers, attention, transformer, bind."""
 
 from dlm.models.bind import Model, bind
-from dlm.models.presets import PRESETS, ModelConfig
+from dlm.models.presets import PRESETS, ModelConfig, MoeConfig
 
-__all__ = ["PRESETS", "Model", "ModelConfig", "bind"]
+__all__ = ["PRESETS", "Model", "ModelConfig", "MoeConfig", "bind"]

@@ -88,19 +88,24 @@ class SwiGLU(nn.Module):
     return down(hidden_BxWxF)
 
 
-def rotary(slot_BxW: Array, head_dim: int, base: float) -> tuple[Array, Array]:
-  """Cosines and sines [B, W, H/2] in float32: bfloat16 cannot tell slots above 256 apart."""
-  power = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+def rotary(slot_BxW: Array, dim: int, base: float) -> tuple[Array, Array]:
+  """Cosines and sines [B, W, dim/2] in float32: bfloat16 cannot tell slots above 256 apart."""
+  power = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
   angle = slot_BxW.astype(jnp.float32)[..., None] * (base**-power)[None, None, :]
   return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x_BxWxNxH: Array, cos_sin: tuple[Array, Array]) -> Array:
-  """RoPE (arXiv 2104.09864) with the two halves of a head as pairs, as in LLaMA checkpoints."""
+  """RoPE (arXiv 2104.09864) with the two halves of a head as pairs, as in LLaMA checkpoints.
+
+  Where the angles are fewer than half a head, the channels after the pairs pass as they are.
+  """
   cos, sin = (part[:, :, None, :] for part in cos_sin)
-  a, b = jnp.split(x_BxWxNxH.astype(jnp.float32), 2, axis=-1)
+  half = cos.shape[-1]
+  a, b, tail = jnp.split(x_BxWxNxH, [half, 2 * half], axis=-1)
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_BxWxNxH.dtype)
+  return jnp.concatenate([turned.astype(tail.dtype), tail], axis=-1)
 
 
 class TimeEmbedding(nn.Module):

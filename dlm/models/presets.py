@@ -7,9 +7,60 @@ TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524
 
 DTYPES = ("float32", "bfloat16")
 
+SCORES = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+  """Experts in place of an MLP: each token is computed by `per_token` of them, never dropped.
+
+  LLaDA-MoE (arXiv 2509.24389) and LLaDA2 route as specs moe_distill_rl 2.1 and 2.2 say.
+  """
+
+  experts: int
+  per_token: int
+  mlp: int  # width of one expert
+  shared: int = 0  # width of the expert that every token also passes, ungated; 0: there is none
+  dense_layers: int = 0  # the first layers keep a plain MLP of width `ModelConfig.mlp`
+  score: str = "softmax"  # of the router's logits over all experts, in float32
+  bias: bool = False  # one per expert, added to the scores for the choice; no gradient reaches it
+  bias_in_weight: bool = False  # LLaDA-MoE's code: the biased score is the weight too
+  renormalise: bool = False  # the chosen experts' weights sum to 1
+  scale: float = 1.0  # of the weights, after that
+  groups: int = 1  # equal groups of consecutive experts
+  top_groups: int = 1  # only the best groups, by the sum of their two best scores, are chosen from
+
+  def __post_init__(self):
+    lowest = {"experts": 1, "per_token": 1, "mlp": 1, "shared": 0, "dense_layers": 0, "groups": 1}
+    for name, least in lowest.items():
+      if getattr(self, name) < least:
+        raise ValueError(f"MoeConfig: {name}={getattr(self, name)} must be at least {least}")
+    if self.score not in SCORES:
+      raise ValueError(f"MoeConfig: score={self.score!r} must be one of {', '.join(SCORES)}")
+    if self.bias_in_weight and not self.bias:
+      raise ValueError("MoeConfig: bias_in_weight=True needs bias=True")
+    if self.scale <= 0:
+      raise ValueError(f"MoeConfig: scale={self.scale} must be positive")
+    if self.experts % self.groups:
+      raise ValueError(
+        f"MoeConfig: experts={self.experts} must be a multiple of groups={self.groups}"
+      )
+    if self.groups > 1 and self.experts == self.groups:
+      raise ValueError(f"MoeConfig: groups={self.groups} must hold at least two experts each")
+    if not 1 <= self.top_groups <= self.groups:
+      raise ValueError(
+        f"MoeConfig: top_groups={self.top_groups} must lie in 1..groups={self.groups}"
+      )
+    eligible = self.experts // self.groups * self.top_groups
+    if self.per_token > eligible:
+      raise ValueError(
+        f"MoeConfig: per_token={self.per_token} exceeds the {eligible} experts of the best groups"
+      )
+
+
 # From 30m on the name counts a tied vocabulary of 32k; smaller models serve small vocabularies, and
-# their names leave the embedding out. The last three are the checkpoints' own shapes; their
-# vocabularies have 126464, 152064 and 151936 rows.
+# their names leave the embedding out. The last five are the checkpoints' own shapes; their
+# vocabularies have 126464, 152064, 151936, 157184 and 157184 rows.
 PRESETS: dict[str, dict[str, Any]] = {
   "1m": dict(width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=512),
   "3m": dict(width=192, layers=6, heads=6, kv_heads=6, head_dim=32, mlp=576),
@@ -35,6 +86,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     width=4096, layers=36, heads=32, kv_heads=8, head_dim=128, mlp=12288,
     rope_base=1e6, qk_norm=True, tied=False,
   ),
+  # arXiv 2509.24389; `mlp` is read by no layer
+  "llada-moe-7b": dict(
+    width=2048, layers=16, heads=16, kv_heads=16, head_dim=128, mlp=8192,
+    rope_base=5e4, norm_eps=1e-5, qk_norm=True, tied=False,
+    moe=MoeConfig(experts=64, per_token=8, mlp=1024),
+  ),
+  "llada2-mini": dict(
+    width=2048, layers=20, heads=16, kv_heads=4, head_dim=128, mlp=5120,
+    rope_base=6e5, rotary_dim=64, qk_norm=True, tied=False,
+    moe=MoeConfig(
+      experts=256, per_token=8, mlp=512, shared=512, dense_layers=1, score="sigmoid", bias=True,
+      renormalise=True, scale=2.5, groups=8, top_groups=4,
+    ),
+  ),
 }  # fmt: skip
 
 
@@ -49,7 +114,9 @@ class ModelConfig:
   kv_heads: int
   head_dim: int
   mlp: int
+  moe: MoeConfig | None = None
   rope_base: float = 10000.0
+  rotary_dim: int = 0  # leading channels of a head that are rotated; 0: all
   norm_eps: float = 1e-6
   qk_norm: bool = False  # RMSNorm of every query and key head, before the rotation (Qwen3)
   qkv_bias: bool = False  # Qwen2
@@ -69,6 +136,14 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f"ModelConfig: head_dim={self.head_dim} must be even, rotary pairs it up")
+    if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+      raise ValueError(
+        f"ModelConfig: rotary_dim={self.rotary_dim} must be even and in 0..head_dim={self.head_dim}"
+      )
+    if self.moe is not None and self.moe.dense_layers >= self.layers:
+      raise ValueError(
+        f"ModelConfig: moe.dense_layers={self.moe.dense_layers} must be below layers={self.layers}"
+      )
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
     if self.dtype not in DTYPES:
@@ -85,15 +160,27 @@ class ModelConfig:
       raise ValueError(f"unknown model fields {unknown}; known: {', '.join(fields)}")
     return cls(**{**PRESETS[name], "vocab": vocab, **overrides})
 
-  def _matmul_params(self) -> int:
-    """Weights that multiply every token: all but the embedding lookup, norms and biases."""
+  def _matmul_params(self, experts: int = 0) -> int:
+    """Weights that multiply every token: all but the embedding lookup, norms and biases.
+
+    `experts`: how many of a layer's routed experts count.
+    """
     attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
-    layer = attention + 3 * self.width * self.mlp
-    time = 0
+    dense, routed = self.stacks()
+    feed_forward = dense * 3 * self.width * self.mlp
+    if self.moe is not None:
+      moe = self.moe
+      feed_forward += routed * self.width * (moe.experts + 3 * (experts * moe.mlp + moe.shared))
+    modulation, time = 0, 0
     if self.time_conditioned:
-      layer += TIME_WIDTH * 6 * self.width
+      modulation = TIME_WIDTH * 6 * self.width
       time = 2 * TIME_WIDTH * TIME_WIDTH
-    return self.layers * layer + time + self.vocab * self.width
+    return self.layers * (attention + modulation) + feed_forward + time + self.vocab * self.width
+
+  def stacks(self) -> tuple[int, int]:
+    """Layers with a plain MLP, which come first, and layers with experts."""
+    dense = self.layers if self.moe is None else self.moe.dense_layers
+    return dense, self.layers - dense
 
   def n_params(self) -> int:
     """Exact size of the parameter tree."""
@@ -103,9 +190,18 @@ class ModelConfig:
     if self.qkv_bias:
       layer += (self.heads + 2 * self.kv_heads) * self.head_dim
     lookup = 0 if self.tied else self.vocab * self.width
-    return self._matmul_params() + self.layers * layer + self.width + lookup
+    experts, router_bias = 0, 0
+    if self.moe is not None:
+      experts = self.moe.experts
+      router_bias = self.stacks()[1] * experts if self.moe.bias else 0
+    others = self.layers * layer + self.width + lookup + router_bias
+    return self._matmul_params(experts) + others
 
   def flops_per_token(self, context: int) -> int:
-    """Matmul FLOPs of one forward for a token that sees `context` keys; a backward costs twice."""
+    """Matmul FLOPs of one forward for a token that sees `context` keys; a backward costs twice.
+
+    Of the experts only those that a token is routed to count.
+    """
     attention = 4 * context * self.heads * self.head_dim * self.layers
-    return 2 * self._matmul_params() + attention
+    active = 0 if self.moe is None else self.moe.per_token
+    return 2 * self._matmul_params(active) + attention

@@ -117,7 +117,7 @@ class Transformer(nn.Module):
       fresh_BxS = filled_BxS & ~kv_cache.in_window(slot_BxW, slots)
       bias_BxWxS = _bias(masks.visible(mask, key_BxS) & fresh_BxS[:, None, :])
     return Shared(
-      rotary=rotary(slot_BxW, cfg.head_dim, cfg.rope_base),
+      rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base),
       bias_BxWxW=_bias(masks.visible(mask, key_BxW)),
       bias_BxWxS=bias_BxWxS,
       filled_BxS=filled_BxS,
