@@ -8,6 +8,7 @@ Y layers. Arrays carry them as a suffix: `tokens_BxL`. `key_B` holds one random 
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from kernels_pallas.token_stats import StatSpec, TokenStats
@@ -54,7 +55,8 @@ class Batch:
 class Noisy:
   """One draw of the forward process: all that a loss needs.
 
-  `inputs` may be longer than `targets` ([noisy; clean] training): the first L inputs are asked.
+  `inputs` may be longer than `targets` ([noisy; clean] training): the first L inputs are asked,
+  unless `ask` says which input predicts each target.
   """
 
   inputs_BxW: Array
@@ -66,6 +68,7 @@ class Noisy:
     Array  # float32 noise level in [0, 1], per input because blocks may differ; clean text: 0
   )
   mask: Mask
+  ask_BxL: Array | None = None
   extra: dict[str, Array] = struct.field(default_factory=dict)
 
 
@@ -184,12 +187,18 @@ FORWARD_KINDS = ("full", "window", "commit")
 
 @struct.dataclass
 class View:
-  """What a policy sees: the row's active block."""
+  """What a policy sees: the row's active block, or, for a policy of scope "canvas", every slot."""
 
+  slot_BxA: Array
   tokens_BxA: Array
-  masked_BxA: Array  # bool: still to be decided
+  masked_BxA: Array  # bool: to be decided, may be decided now; ends with the active block
+  later_BxA: Array  # bool: masked, but behind the active block or without statistics
+  open_BxA: Array  # bool: may be written at all
+  scored_BxA: Array  # bool: the forward computed it; elsewhere `stats` mean nothing
   stats: TokenStats  # leaves are [B, A]
+  start_B: Array  # first slot of the active block
   step_B: Array  # forwards already spent on the row's active block
+  turn_B: Array  # forwards already spent on the row; commits are not counted
   mask_id: int = struct.field(pytree_node=False)
 
 
@@ -199,32 +208,78 @@ class Decision:
 
   write_BxA: Array
   token_BxA: Array
-  stop_B: Array  # the row ends here, whatever is still masked
+  stop_B: Array | None = None  # the row ends here, whatever is still masked
+  stay_B: Array | None = None  # the row stays in its block, though nothing in it is masked
+  leave_B: Array | None = None  # the row leaves its block for good, whatever is still masked
 
 
 class Policy(Protocol):
   """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one."""
 
+  scope: str  # "block": any block at a time; "canvas": it must see all slots
+
   def needs(self) -> StatSpec: ...
-  def init(self, masked_BxA: Array) -> State: ...
+  def enter(self, masked_BxA: Array, state: State | None) -> State:
+    """State of rows that enter a block with these masks; `state`: the last block's, None: first."""
+    ...
+
   def decide(self, view: View, state: State, key_B: Array) -> tuple[Decision, State]: ...
 
 
+@struct.dataclass
+class Progress:
+  """Where each row stands before a forward: what a cache plan goes by."""
+
+  start_B: Array
+  step_B: Array
+  turn_B: Array
+  fresh_B: Array  # nothing is cached of what stands before the active block
+  pending_B: Array  # the block before the active one is final, but not cached
+  commits_B: Array  # this forward is over that block alone and decides nothing
+  masked_BxL: Array
+  wrote_BxL: Array  # written after the row's last forward
+  next_BxL: Array | None  # what the policy is going to write, where it knows
+  filled_BxL: Array  # cached
+  inside_BxL: Array  # slots of the row, not padding
+  block: int = struct.field(pytree_node=False)
+
+  @property
+  def slot_L(self) -> Array:
+    return jnp.arange(self.masked_BxL.shape[1])
+
+  @property
+  def active_BxL(self) -> Array:
+    """Bool: the active block."""
+    offset_BxL = self.slot_L[None, :] - self.start_B[:, None]
+    return (offset_BxL >= 0) & (offset_BxL < self.block)
+
+
 class CachePlan(Protocol):
-  """One paper's cache: when to run the whole canvas again, and whose keys to keep."""
+  """One paper's cache: when to run the whole canvas again, what to run else, whose keys to keep."""
 
   cached: bool  # False: there is no cache, every forward is the whole canvas
+  commits: bool  # finished blocks enter the cache by a forward after their last decision
+  anchor: bool  # with shift: the query before a window rides along, to predict its first slot
+  settles: bool  # a row never leaves its block right after a whole-canvas forward
 
-  def check(self, sees: MaskRule, block: int) -> None:
-    """Raises ValueError where the plan would be wrong for this attention rule and block."""
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
+    """Raises ValueError where the plan would be wrong, with the reason."""
     ...
 
-  def refresh_B(self, step_B: Array, fresh_B: Array) -> Array:
-    """Rows whose next forward must be the whole canvas; `fresh`: nothing is cached yet."""
+  def refresh_B(self, at: Progress) -> Array:
+    """Rows whose next forward must be the whole canvas."""
     ...
 
-  def write_BxW(self, slot_BxW: Array, start_B: Array) -> Array:
-    """Which slots of a forward enter the cache; `start`: first slot of the active block."""
+  def window_BxL(self, at: Progress) -> Array:
+    """Bool: slots that any other forward computes; attention finds the rest in the cache."""
+    ...
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    """Sizes a window is padded to, ascending: each is compiled."""
+    ...
+
+  def keep_BxL(self, at: Progress) -> Array:
+    """Bool: slots whose keys enter the cache if this forward computes them."""
     ...
 
 

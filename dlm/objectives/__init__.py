@@ -8,6 +8,7 @@ noise through the second half. Noise is drawn for the global batch from a key of
 from dlm.objectives.ar import Autoregressive
 from dlm.objectives.bd3lm import Bd3lm
 from dlm.objectives.d3pm import D3pm
+from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.exact_count import ExactCount
 from dlm.objectives.llada import Llada, LladaSft
 from dlm.objectives.mdlm import Mdlm
@@ -23,16 +24,20 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "llada": Llada,
   "llada_sft": LladaSft,
   "bd3lm": Bd3lm,
+  "diffullama": DiffuLlama,
 }
 
 __all__ = [
   "OBJECTIVES",
+  "Annealed",
   "Autoregressive",
   "Bd3lm",
   "D3pm",
+  "DiffuLlama",
   "ExactCount",
   "Llada",
   "LladaSft",
   "Mdlm",
   "Sedd",
+  "Shifted",
 ]

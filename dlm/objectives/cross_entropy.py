@@ -10,10 +10,10 @@ NOISE_BINS = 10
 
 
 def head_of(denoise: Denoiser, params: Params, noisy: Noisy) -> LogitHead:
-  """The model's head at the L noisy inputs; the clean half of [noisy; clean] is not asked."""
+  """The model's head at the inputs that predict the L targets: the noisy ones, or `noisy.ask`."""
   length = noisy.targets_BxL.shape[1]
-  ask_BxA = None
-  if noisy.inputs_BxW.shape[1] != length:
+  ask_BxA = noisy.ask_BxL
+  if ask_BxA is None and noisy.inputs_BxW.shape[1] != length:
     ask_BxA = jnp.broadcast_to(jnp.arange(length), noisy.targets_BxL.shape)
   output = denoise(
     params,

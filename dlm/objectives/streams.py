@@ -77,6 +77,29 @@ def noisy_and_clean(noisy: Noisy, block: int) -> Noisy:
   )
 
 
+def first_of_document(batch: Batch) -> Array:
+  """Bool [B, L]: tokens with nothing of their document before them in the row."""
+  first_BxL = batch.segment_BxL != jnp.roll(batch.segment_BxL, 1, axis=1)
+  return first_BxL.at[:, 0].set(True)
+
+
+def shifted(noisy: Noisy, block: int | None = None) -> Noisy:
+  """Asks the input before each token. The row's first token, which has none, asks its own.
+
+  In [noisy; clean] the first token of a block asks the clean token before it, which sees what it
+  sees when the block is sampled: clean text alone.
+
+  Args:
+    block: slots in a block of [noisy; clean].
+  """
+  length = noisy.targets_BxL.shape[1]
+  index_L = jnp.arange(length)
+  ask_L = jnp.maximum(index_L - 1, 0)
+  if noisy.inputs_BxW.shape[1] != length:
+    ask_L += jnp.where((index_L % block == 0) & (index_L > 0), length, 0)
+  return noisy.replace(ask_BxL=jnp.broadcast_to(ask_L, noisy.targets_BxL.shape))
+
+
 def blocks_of(length: int, block: int) -> int:
   """Number of blocks in a row; ValueError unless blocks fill it."""
   if length % block:
