@@ -1,4 +1,4 @@
-"""One decoder for all dense models: LLaMA/Qwen layers, any mask, optional cache and noise level.
+"""One decoder for all models: LLaMA/Qwen layers, with experts or not, any mask, optional cache.
 
 Parameters, stacked over layers on axis 0 under "layers":
   embed [V, D], unembed [V, D] unless tied, final_norm/scale [D], time/{inner,outer}/kernel [C, C]
@@ -6,6 +6,10 @@ Parameters, stacked over layers on axis 0 under "layers":
   layers/attention/{query,key}_norm/scale [H], layers/{attention,mlp}_norm/scale [D]
   layers/mlp/{gate,up}/kernel [D, F], layers/mlp/down/kernel [F, D]
   layers/modulation/kernel [C, 6, D]
+With `ModelConfig.moe` instead of layers/mlp:
+  layers/moe/router/kernel [D, E], /bias [E], layers/moe/{gate,up}/kernel [E, D, F], down/kernel
+  [E, F, D], layers/moe/shared/{gate,up,down}/kernel as in mlp
+and the first `dense_layers` layers are a stack of their own, "dense_layers", with mlp.
 """
 
 import flax.linen as nn
@@ -16,6 +20,7 @@ from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Shared
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
+from dlm.models.moe import EXPERT_PRODUCT, Moe
 from dlm.models.presets import TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
 
@@ -28,11 +33,16 @@ class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)); each modulated by the noise level if asked."""
 
   config: ModelConfig
+  routed: bool  # experts in place of the MLP
 
   @nn.compact
   def __call__(
-    self, x_BxWxD: Array, cached: tuple[Array, Array] | None, shared: Shared
-  ) -> tuple[Array, tuple[Array, Array] | None]:
+    self, x_BxWxD: Array, layer: Array, stored: tuple[Array, Array] | None, shared: Shared
+  ) -> tuple[Array, tuple[tuple[Array, Array] | None, dict[str, Array]]]:
+    """`stored`: keys and values of all layers, of which the block reads those of `layer`.
+
+    Returns the stream, the window's keys and values if there is a cache, and the router's facts.
+    """
     cfg = self.config
     out_gain = (2 * cfg.layers) ** -0.5  # the residual stream keeps its scale at any depth
     attention_change, mlp_change = None, None
@@ -52,12 +62,19 @@ class Block(nn.Module):
       x = RMSNorm(cfg.norm_eps, ("embed",), name=name)(x)
       return x if change is None else x * (1 + change[0]) + change[1]
 
+    cached = None
+    if stored is not None:
+      cached = tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in stored)
     y, keys = Attention(cfg, out_gain, name="attention")(
       normed("attention_norm", x_BxWxD, attention_change), cached, shared
     )
     x_BxWxD = residual(x_BxWxD, y, attention_change)
-    y = SwiGLU(cfg.width, cfg.mlp, out_gain, name="mlp")(normed("mlp_norm", x_BxWxD, mlp_change))
-    return residual(x_BxWxD, y, mlp_change), None if cached is None else keys
+    y, facts = normed("mlp_norm", x_BxWxD, mlp_change), {}
+    if self.routed:
+      y, facts = Moe(cfg, out_gain, name="moe")(y)
+    else:
+      y = SwiGLU(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
+    return residual(x_BxWxD, y, mlp_change), (None if cached is None else keys, facts)
 
 
 class Transformer(nn.Module):
@@ -81,10 +98,11 @@ class Transformer(nn.Module):
     embed_VxD = self._table("embed")
     unembed_VxD = embed_VxD if cfg.tied else self._table("unembed")
 
-    x_BxWxD = embed_VxD[tokens_BxW].astype(dtype)
+    # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
+    x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     shared = self._shared(slot_BxW, mask, time_BxW, cache)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
-    x_BxWxD, keys = self._layers()(x_BxWxD, stored, shared)
+    x_BxWxD, keys, facts = self._layers(x_BxWxD, stored, shared)
     if write_BxW is not None:
       cache = kv_cache.write(cache, *keys, slot_BxW, write_BxW)
 
@@ -92,7 +110,8 @@ class Transformer(nn.Module):
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
     hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
     head = LogitHead(hidden_BxAxD, unembed_VxD.astype(dtype), soft_cap=cfg.soft_cap)
-    return ModelOutput(head=head, cache=cache, aux={})
+    aux = {name.replace("_BxW", "_YxBxW"): fact for name, fact in facts.items()}
+    return ModelOutput(head=head, cache=cache, aux=aux)
 
   def _table(self, name: str) -> Array:
     cfg = self.config
@@ -124,21 +143,43 @@ class Transformer(nn.Module):
       time_BxWxC=time_BxWxC,
     )
 
-  def _layers(self) -> nn.Module:
-    """One traced block for all layers, so that compile time does not grow with depth.
+  def _layers(
+    self, x_BxWxD: Array, stored: tuple[Array, Array] | None, shared: Shared
+  ) -> tuple[Array, tuple[Array, Array] | None, dict[str, Array]]:
+    """All layers: plain ones, then those with experts. Keys of all of them, facts of the latter."""
+    dense, routed = self.config.stacks()
+    keys, facts = [], {}
+    if dense:
+      stack = self._stack("dense_layers" if routed else "layers", dense, routed=False)
+      x_BxWxD, (own, _) = stack(x_BxWxD, jnp.arange(dense), stored, shared)
+      keys.append(own)
+    if routed:
+      stack = self._stack("layers", routed, routed=True)
+      x_BxWxD, (own, facts) = stack(x_BxWxD, dense + jnp.arange(routed), stored, shared)
+      keys.append(own)
+    return x_BxWxD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *keys), facts
+
+  def _stack(self, name: str, layers: int, *, routed: bool) -> nn.Module:
+    """One traced block for all its layers, so that compile time does not grow with depth.
 
     The backward pass recomputes attention weights and elementwise work in any case: to store them
     for every layer takes more memory and, on CPUs, more time. With `remat` it recomputes all.
     """
     cfg = self.config
-    keep = None if cfg.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policies = jax.checkpoint_policies
+    keep = None
+    if not cfg.remat:
+      keep = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(EXPERT_PRODUCT)
+      )
     block = nn.remat(Block, prevent_cse=False, policy=keep)
     stack = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
-      length=cfg.layers,
+      # The cache goes in whole: a stack that were given its layers of it would need a copy.
+      in_axes=(0, nn.broadcast, nn.broadcast),
+      length=layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return stack(cfg, name="layers")
+    return stack(cfg, routed, name=name)
