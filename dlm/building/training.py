@@ -19,8 +19,9 @@ from dlm.objectives import OBJECTIVES
 from dlm.optimizer import OptimizerConfig, learning_rate
 from dlm.types import Objective
 
-# What a model trained so may attend to when it samples; all other objectives see everything.
-ATTENTION = {"ar": "causal", "bd3lm": "block_causal"}
+# What a model trained so may attend to when it samples; any other sees the blocks up to its own, or
+# everything where its objective has no blocks.
+ATTENTION = {"ar": "causal"}
 EXACT_COUNT = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count")  # may be evaluated by it
 SHIFT = {"ar": 1}  # logits at i predict token i + 1
 
@@ -209,13 +210,14 @@ def mesh(
 
 def facts(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
   """What a sampler must know of a model: kept in the checkpoint folder as facts.json."""
-  name = tables.table(config, "objective")["name"]
+  own = tables.table(config, "objective")
+  name, block = own["name"], own.get("block")
   return {
     "mask_id": tokenizer.mask_id,
     "eos_ids": [tokenizer.eos_id],
     "shift": SHIFT.get(name, 0),
-    "attention": ATTENTION.get(name, "full"),
-    "block": tables.table(config, "objective").get("block"),
+    "attention": ATTENTION.get(name, "full" if block is None else "block_causal"),
+    "block": block,
     "vocab": tokenizer.vocab_size,
     "length": tables.table(config, "data")["length"],
   }

@@ -56,6 +56,8 @@ def test_schedule_by_name_and_with_fields():
   [
     ({"name": "mdlm"}, "full", None, 0),
     ({"name": "bd3lm", "block": 8}, "block_causal", 8, 0),
+    ({"name": "exact_count"}, "full", None, 0),
+    ({"name": "exact_count", "block": 8}, "block_causal", 8, 0),
     ({"name": "ar"}, "causal", None, 1),
   ],
 )
