@@ -99,13 +99,18 @@ def check(
       f"{op}: hidden {hidden_RxD.shape} and unembed {unembed_VxD.shape} must be [R, D] and [V, D]"
     )
   vocab = unembed_VxD.shape[0]
-  outside = [i for i in forbidden if not 0 <= i < vocab]
-  if outside:
-    raise ValueError(f"{op}: forbidden ids {outside} must lie in [0, {vocab})")
+  check_ids(op, "forbidden", forbidden, vocab)
   if len(set(forbidden)) == vocab:
     raise ValueError(f"{op}: all {vocab} ids are forbidden, so none is left to choose")
   if soft_cap is not None and not soft_cap > 0:
     raise ValueError(f"{op}: {soft_cap=} must be positive (None: off)")
+
+
+def check_ids(op: str, name: str, ids: tuple[int, ...], vocab: int) -> None:
+  """Raises ValueError for ids that do not exist."""
+  unknown = [i for i in ids if not 0 <= i < vocab]
+  if unknown:
+    raise ValueError(f"{op}: {name} ids {unknown} must lie in [0, {vocab})")
 
 
 def check_per_row(op: str, name: str, ids_R: Array, rows: int) -> None:

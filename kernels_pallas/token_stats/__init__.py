@@ -34,10 +34,11 @@ def token_stats(
   """What `spec` asks of the logits `l = hidden @ unembed.T`, per row. Not differentiable.
 
   The candidate is the argmax of l (temperature 0), or of l / temperature + Gumbel noise over the
-  ids that top-k, and of those top-p, keep: a draw from the tempered softmax. Equal logits are kept
-  or cut together. The noise is a function of (row key, id), so all implementations draw alike.
+  ids that top-k and top-p keep: a draw from the tempered softmax. Equal logits are kept or cut
+  together. The noise is a function of (row key, id), so all implementations draw alike.
 
-  Forbidden ids count as -inf everywhere, in `current` too. A row with a NaN logit has lse and
+  Forbidden ids count as -inf everywhere, in `current` too, and with `spec.shaped` so do those that
+  are cut. A row with a NaN logit has lse and
   entropy NaN, and its candidate, top1 and top2 ignore the NaN ids. Where no id is left to choose,
   the token is the lowest one that is not forbidden, and its logit and top1 are -inf: such rows
   have probability NaN, and still never write a forbidden id.
@@ -53,6 +54,7 @@ def token_stats(
   vocabulary.check(
     "token_stats", hidden_RxD, unembed_VxD, forbidden=spec.forbidden, soft_cap=soft_cap
   )
+  vocabulary.check_ids("token_stats", "outside", spec.outside, unembed_VxD.shape[0])
   if spec.current:
     if current_R is None:
       raise ValueError("token_stats: spec.current=True needs current_R")

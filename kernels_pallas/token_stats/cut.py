@@ -42,14 +42,18 @@ def add_k_best(kept: KBest, z_RxT: Array) -> KBest:
   return KBest(best_RxK, left_R.astype(jnp.float32) + jnp.where(still_R, kept.more_R, 0))
 
 
-def top_k_cut(kept: KBest, top_p: float, temperature: float) -> Array:
-  """[R]: the k-th best logit, or where top-p cuts among the ids that reach it."""
+def top_k_cut(kept: KBest, top_p: float, temperature: float, all_R: Array | None) -> Array:
+  """[R]: the k-th best logit, or where top-p cuts among the ids that reach it.
+
+  `all`: the mass of which top-p is a share, that of the best id being 1; None: what top-k keeps.
+  """
   best_RxK = kept.best_RxK
   if top_p == 1:
     return best_RxK[:, -1]
   weight_RxK = _weight(best_RxK, best_RxK[:, 0], temperature)
   sum_RxK = jnp.cumsum(weight_RxK, axis=1)
-  total_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
+  kept_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
+  total_R = kept_R if all_R is None else all_R
   needed_RxK = sum_RxK - weight_RxK < top_p * total_R[:, None]
   return jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
 

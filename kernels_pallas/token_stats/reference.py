@@ -26,11 +26,15 @@ def token_stats(
   z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 
-  score_RxV = eligible_RxV
-  if spec.temperature > 0:
+  kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
+  if spec.cuts(ids_V.size):
     kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec)
-    noisy_RxV = eligible_RxV / spec.temperature + gumbel(key_data_Rx2, ids_V)
-    score_RxV = jnp.where(kept_RxV, noisy_RxV, -jnp.inf)
+  score_RxV = jnp.where(kept_RxV, eligible_RxV / spec.divisor, -jnp.inf)
+  if spec.shaped:
+    z_RxV = jnp.where(kept_RxV | jnp.isnan(z_RxV), z_RxV / spec.divisor, -jnp.inf)
+    eligible_RxV = score_RxV
+  if spec.temperature > 0:
+    score_RxV = score_RxV + gumbel(key_data_Rx2, ids_V)
   some_R = (score_RxV > -jnp.inf).any(1)
   fallback = vocabulary.first_allowed(ids_V.size, spec.forbidden)
   token_R = jnp.where(some_R, jnp.argmax(score_RxV, axis=1), fallback).astype(jnp.int32)
@@ -53,18 +57,22 @@ def token_stats(
   if spec.current:
     inside_R, logit_R = vocabulary.at_id(z_RxV, current_R)
     stats.current = jnp.where(inside_R, logit_R, -jnp.inf)
+  if spec.outside:
+    outside_1xV = vocabulary.allowed(ids_V, spec.outside)[None, :]
+    stats.lse_outside = jax.nn.logsumexp(jnp.where(outside_1xV, z_RxV, -jnp.inf), axis=1)
   return stats
 
 
 def _cut(eligible_RxV: Array, spec: StatSpec) -> Array:
-  """The lowest logit that top-k and then top-p keep, [R, 1]."""
+  """The lowest logit that top-k and top-p keep, [R, 1]."""
   sorted_RxV = jnp.sort(eligible_RxV, axis=1, descending=True)
   cut_Rx1 = sorted_RxV[:, -1:]
   if 0 < spec.top_k < sorted_RxV.shape[1]:
     cut_Rx1 = sorted_RxV[:, spec.top_k - 1 : spec.top_k]
   if spec.top_p < 1:
-    survivor_RxV = jnp.where(sorted_RxV >= cut_Rx1, sorted_RxV, -jnp.inf)
-    p_RxV = jax.nn.softmax(survivor_RxV / spec.temperature, axis=1)
+    kept_RxV = sorted_RxV >= cut_Rx1
+    counted_RxV = kept_RxV if spec.top_p_of == "top_k" else jnp.ones_like(kept_RxV)
+    p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / spec.divisor, -jnp.inf), axis=1)
     needed_RxV = jnp.cumsum(p_RxV, axis=1) - p_RxV < spec.top_p
-    cut_Rx1 = jnp.where(needed_RxV, survivor_RxV, jnp.inf).min(1, keepdims=True)
+    cut_Rx1 = jnp.where(kept_RxV & needed_RxV, sorted_RxV, jnp.inf).min(1, keepdims=True)
   return cut_Rx1

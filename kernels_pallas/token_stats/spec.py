@@ -6,22 +6,31 @@ import jax
 
 Array = jax.Array
 
+TOP_P_OF = ("top_k", "all")
+
 
 @dataclasses.dataclass(frozen=True)
 class StatSpec:
   """Static: which statistics a policy needs. Hashable, so equal needs share one compile.
 
-  Statistics are those of the plain logits `l = hidden @ unembed.T` (soft-capped if asked) without
-  the forbidden ids: temperature, top-k and top-p shape only the candidate. Confidence therefore is
-  untempered, as in LLaDA's code and SDAR's evaluation.
+  Plain logits are `l = hidden @ unembed.T` (soft-capped if asked) without the forbidden ids. Shaped
+  ones are `l / temperature` (temperature 0: l) of the ids that top-k and top-p keep; the candidate
+  is a draw from their softmax (temperature 0: the argmax).
+
+  Statistics are those of the plain logits, so confidence is untempered, as in LLaDA's code and
+  SDAR's evaluation. With `shaped` they are those of the shaped logits, also at temperature 0, as
+  in Dream (arXiv 2508.15487), SDAR's own sampler and P-ReAct (arXiv 2602.07035).
   """
 
   top2: bool = False  # second best logit, for margins
   entropy: bool = False
   current: bool = False  # logit of the token that stands there now
+  outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
+  shaped: bool = False  # statistics of the shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
-  top_k: int = 0  # 0: off. Candidates below the k-th best logit are dropped; ties at it stay
-  top_p: float = 1.0  # 1: off. Smallest set of best tempered candidates with mass >= top_p
+  top_k: int = 0  # 0: off. Ids below the k-th best logit are dropped; ties at it stay
+  top_p: float = 1.0  # 1: off. The smallest set of best ids with mass >= top_p stays
+  top_p_of: str = "top_k"  # that mass is a share of what top-k keeps (SDAR), or of "all" (Dream)
   forbidden: tuple[int, ...] = ()  # ids that must not be chosen; their probability is 0
 
   def __post_init__(self):
@@ -31,6 +40,18 @@ class StatSpec:
       raise ValueError(f"StatSpec: top_k={self.top_k} must not be negative (0: off)")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"StatSpec: top_p={self.top_p} must lie in (0, 1] (1: off)")
+    if self.top_p_of not in TOP_P_OF:
+      raise ValueError(f"StatSpec: top_p_of={self.top_p_of!r} is not one of {', '.join(TOP_P_OF)}")
+
+  @property
+  def divisor(self) -> float:
+    """What shaped logits are divided by."""
+    return self.temperature or 1.0
+
+  def cuts(self, vocab: int) -> bool:
+    """Whether top-k or top-p matter: at temperature 0 they leave the argmax as it is."""
+    cutting = 0 < self.top_k < vocab or self.top_p < 1
+    return cutting and (self.shaped or self.temperature > 0)
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +63,10 @@ class TokenStats:
   """
 
   token: Array  # int32 candidate, noise included
-  logit: Array  # its plain logit
-  top1: Array  # best plain logit
-  lse: Array  # logsumexp of the plain logits
+  logit: Array  # its logit, without the noise
+  top1: Array  # best logit
+  lse: Array  # logsumexp of the logits
   top2: Array | None = None
   entropy: Array | None = None
   current: Array | None = None
+  lse_outside: Array | None = None  # logsumexp over the ids that are not in `outside`

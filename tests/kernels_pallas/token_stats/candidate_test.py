@@ -6,26 +6,9 @@ import numpy as np
 import pytest
 
 from kernels_pallas.token_stats import StatSpec, noise
+from tests.kernels_pallas.token_stats.twin import allowed, kept, keys, shaped
 
 ROWS = 192
-
-
-def keys(rows, seed=0):
-  return jax.random.key_data(jax.random.split(jax.random.key(seed), rows))
-
-
-def kept(z_V, spec):
-  """Bool [V]: what top-k and then top-p leave of float64 logits; ties stay or go together."""
-  cut = -np.inf
-  order_V = -np.sort(-z_V)
-  if 0 < spec.top_k < len(z_V):
-    cut = order_V[spec.top_k - 1]
-  if spec.top_p < 1:
-    survivors = order_V[order_V >= cut]
-    p = np.exp((survivors - survivors[0]) / spec.temperature)
-    mass = np.cumsum(p) / p.sum()
-    cut = survivors[np.argmax(mass >= spec.top_p)]
-  return (z_V >= cut) & (z_V > -np.inf)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +23,7 @@ def kept(z_V, spec):
     {"temperature": 4.0, "top_p": 0.63},
     {"temperature": 4.0, "top_k": 5, "top_p": 0.6},
     {"temperature": 1.0, "top_k": 11, "top_p": 0.95},
+    {"temperature": 1.0, "top_k": 5, "top_p": 0.8, "top_p_of": "all"},
   ],
   ids=str,
 )
@@ -52,10 +36,8 @@ def test_draws_what_sorted_numpy_draws(compute, draw):
   stats = compute(jnp.asarray(z_RxV), jnp.eye(23), spec, key_data_Rx2=key_data_Rx2)
 
   gumbel_RxV = np.asarray(noise.gumbel(key_data_Rx2, jnp.arange(23)), np.float64)
-  plain_RxV = z_RxV.astype(np.float64)
-  plain_RxV[:, list(spec.forbidden)] = -np.inf
-  kept_RxV = np.stack([kept(z_V, spec) for z_V in plain_RxV])
-  score_RxV = np.where(kept_RxV, plain_RxV / spec.temperature + gumbel_RxV, -np.inf)
+  plain_RxV = allowed(z_RxV, spec)
+  score_RxV = shaped(z_RxV, spec) + gumbel_RxV
   np.testing.assert_array_equal(stats.token, score_RxV.argmax(1))
   np.testing.assert_array_equal(stats.logit, plain_RxV[np.arange(ROWS), score_RxV.argmax(1)])
   np.testing.assert_array_equal(stats.top1, plain_RxV.max(1))  # plain: no noise, no cut

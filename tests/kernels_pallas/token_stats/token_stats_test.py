@@ -9,34 +9,9 @@ import pytest
 
 from kernels_pallas import token_stats as ops
 from kernels_pallas.token_stats import StatSpec, token_stats
+from tests.kernels_pallas.token_stats.twin import assert_equal_stats, lse, truth
 
 ALL = StatSpec(top2=True, entropy=True, current=True)
-
-
-def truth(z_RxV, spec, current_R):
-  """The plain statistics of float64 logits."""
-  z_RxV = z_RxV.copy()
-  z_RxV[:, list(spec.forbidden)] = -np.inf
-  best_RxV = -np.sort(-z_RxV, axis=1)
-  lse_R = best_RxV[:, 0] + np.log(np.exp(z_RxV - best_RxV[:, :1]).sum(1))
-  log_p_RxV = z_RxV - lse_R[:, None]
-  p_RxV = np.exp(log_p_RxV)
-  return {
-    "token": z_RxV.argmax(1),
-    "logit": z_RxV.max(1),
-    "top1": best_RxV[:, 0],
-    "lse": lse_R,
-    "top2": best_RxV[:, 1],
-    "entropy": -np.where(p_RxV > 0, p_RxV * np.where(p_RxV > 0, log_p_RxV, 0), 0).sum(1),
-    "current": z_RxV[np.arange(len(z_RxV)), current_R],
-  }
-
-
-def assert_equal_stats(stats, expected, rtol=1e-6, atol=4e-6):
-  for name, value_R in expected.items():
-    actual_R = np.asarray(getattr(stats, name))
-    assert actual_R.dtype == (np.int32 if name == "token" else np.float32), name
-    np.testing.assert_allclose(actual_R, value_R, rtol=rtol, atol=atol, err_msg=name)
 
 
 def of_logits(compute, logits_RxV, spec, current_R=None):
@@ -64,7 +39,8 @@ def test_all_statistics(compute, dtype, soft_cap, vocab=38):
 
 def test_what_is_not_asked_is_not_there(compute):
   stats = of_logits(compute, np.eye(3), StatSpec())
-  assert (stats.top2, stats.entropy, stats.current) == (None, None, None)
+  not_asked = (stats.top2, stats.entropy, stats.current, stats.lse_outside)
+  assert not_asked == (None,) * 4
 
 
 def test_ties_go_to_the_lowest_id_and_top2_equals_top1(compute):
@@ -135,18 +111,20 @@ def test_a_nan_logit_is_never_chosen_and_makes_the_row_undefined(compute):
     {"temperature": 0.5},
     {"temperature": 0.5, "top_k": 3, "top_p": 0.5},
     {"temperature": 0.5, "top_p": 0.5},
+    {"shaped": True, "top_k": 3, "top_p": 0.5, "top_p_of": "all"},
+    {"shaped": True, "top_p": 0.5},
   ],
   ids=str,
 )
-@pytest.mark.parametrize("fill,lse", [(np.nan, np.nan), (-np.inf, -np.inf)])
-def test_a_row_without_any_logit_gets_the_lowest_allowed_id(compute, draw, fill, lse):
+@pytest.mark.parametrize("fill,log_mass", [(np.nan, np.nan), (-np.inf, -np.inf)])
+def test_a_row_without_any_logit_gets_the_lowest_allowed_id(compute, draw, fill, log_mass):
   spec = StatSpec(entropy=True, forbidden=(0, 1), **draw)
   key_data_Rx2 = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
   stats = of_column(compute, np.full(20, fill), spec, key_data_Rx2=key_data_Rx2)
   np.testing.assert_array_equal(stats.token, [2, 2])
   np.testing.assert_array_equal(stats.logit, [-np.inf] * 2)
   np.testing.assert_array_equal(stats.top1, [-np.inf] * 2)
-  np.testing.assert_array_equal(stats.lse, [lse] * 2)
+  np.testing.assert_array_equal(stats.lse, [log_mass] * 2)
   assert np.isnan(stats.entropy).all()
 
 
@@ -170,6 +148,31 @@ def test_forbidden_ids_do_not_exist(compute):
   assert_equal_stats(stats, {name: expected[name] for name in ("top1", "top2", "lse", "entropy")})
   np.testing.assert_array_equal(stats.token, [17, 17, 17])
   np.testing.assert_array_equal(stats.current, [-np.inf, 17, -np.inf])
+
+
+def test_lse_outside_is_exact_where_the_rest_is_nothing(compute):
+  logits_RxV = np.zeros((3, 20))
+  logits_RxV[0, 3] = 1e3  # all the mass, and outside
+  logits_RxV[1, 19] = 80
+  logits_RxV[2] = np.linspace(-1e4, 1e4, 20)
+  spec = StatSpec(outside=(3, 19), forbidden=(19, 7, 8))
+  stats = of_logits(compute, logits_RxV, spec)
+  rest_RxV = np.delete(logits_RxV, (3, 7, 8, 19), axis=1)
+  np.testing.assert_allclose(stats.lse_outside, lse(rest_RxV), rtol=1e-6)
+  assert stats.lse[0] == 1e3
+
+
+def test_lse_outside_of_undefined_or_empty_rows(compute):
+  logits_V = np.zeros(20)
+  logits_V[12] = np.nan
+  spec = StatSpec(outside=(12,))
+  np.testing.assert_allclose(
+    of_column(compute, logits_V, spec).lse_outside, np.log([19, 19]), rtol=1e-6
+  )
+  spec = StatSpec(outside=(11,))
+  assert np.isnan(of_column(compute, logits_V, spec).lse_outside).all()
+  spec = StatSpec(outside=tuple(range(20)))
+  np.testing.assert_array_equal(of_column(compute, logits_V, spec).lse_outside, [-np.inf] * 2)
 
 
 def test_a_current_id_outside_the_vocabulary_is_minus_infinity(compute):
@@ -216,8 +219,18 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
     StatSpec(top2=True, entropy=True, current=True, temperature=1.0),
     StatSpec(temperature=1.0, top_k=9, top_p=0.9),
     StatSpec(temperature=1.0, top_p=0.9),
+    StatSpec(
+      top2=True,
+      entropy=True,
+      current=True,
+      shaped=True,
+      outside=(3,),
+      top_k=9,
+      top_p=0.9,
+      top_p_of="all",
+    ),
   ],
-  ids=["drawn", "top_k", "top_p"],
+  ids=["drawn", "top_k", "top_p", "shaped"],
 )
 def test_memory_does_not_grow_with_the_vocabulary(spec):
   def temporaries(implementation, rows, vocab):
@@ -253,6 +266,10 @@ def test_mistakes_are_named():
     token_stats(hidden_RxD, unembed_VxD, StatSpec(forbidden=(1, 5)))
   with pytest.raises(ValueError, match="all 5 ids are forbidden"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(forbidden=tuple(range(5))))
+  with pytest.raises(ValueError, match=r"outside ids \[-1\] must lie in \[0, 5\)"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(outside=(4, -1)))
+  with pytest.raises(ValueError, match="top_p_of='dream' is not one of top_k, all"):
+    StatSpec(top_p_of="dream")
   with pytest.raises(ValueError, match=r"soft_cap=0\.0 must be positive"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(), soft_cap=0.0)
   with pytest.raises(ValueError, match="needs current_R"):
