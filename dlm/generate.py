@@ -39,17 +39,24 @@ class Request:
     """
     tokens, free = encode_infill(text, tokenizer)
     if not free.any():
-      new = max_new_tokens or slots - len(tokens)
-      tokens = np.concatenate([tokens, np.full(max(new, 0), tokenizer.mask_id, np.int32)])
-      free = np.arange(len(tokens)) >= len(tokens) - new
-      if new < 1 or len(tokens) > slots:
-        raise ValueError(
-          f"prompt {id}: {len(tokens) - max(new, 0)} tokens and {max(new, 1)} new ones exceed the "
-          f"canvas of {slots} slots"
-        )
+      room = {"slots": slots, "max_new_tokens": max_new_tokens}
+      return cls.from_ids(id, text, tokens, tokenizer.mask_id, **room)
     if len(tokens) > slots:
       raise ValueError(f"prompt {id}: {len(tokens)} tokens exceed the canvas of {slots} slots")
     return cls(id, text, tokens, free)
+
+  @classmethod
+  def from_ids(
+    cls, id: int, prompt: str, ids: np.ndarray, mask_id: int, *, slots: int, max_new_tokens: int = 0
+  ) -> "Request":
+    """Ids to continue, as `from_text` continues a prompt."""
+    new = max_new_tokens or slots - len(ids)
+    if new < 1 or len(ids) + new > slots:
+      raise ValueError(
+        f"prompt {id}: {len(ids)} tokens and {max(new, 1)} new ones exceed the canvas of {slots} slots"
+      )
+    tokens = np.concatenate([ids, np.full(new, mask_id, np.int32)])
+    return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Generator:
     if batch < 1:
       raise ValueError(f"Generator: batch={batch} must be at least 1")
     block_causal = isinstance(sampler.sees, masks.BlockCausal)
-    if sampler.plan.cached and block_causal and align != "canvas":
+    if sampler.plan.commits and block_causal and align != "canvas":
       raise ValueError(
         f"a cache is exact only in blocks that are the model's own: align={align!r} cuts others; "
         "use 'canvas', or cache 'none'"

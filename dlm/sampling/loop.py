@@ -17,20 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm import masks
+from dlm.sampling.forward import at_slot, forward, masked, scope
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.score import score
-from dlm.types import (
-  FORWARD_KINDS,
-  Array,
-  Canvas,
-  Decision,
-  KVCache,
-  Params,
-  State,
-  TokenStats,
-  View,
-)
+from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
 
 
 @struct.dataclass
@@ -39,7 +28,7 @@ class LoopState:
   cache: KVCache | None
   policy: State
   step_B: Array  # deciding forwards spent on the active block
-  fresh_B: Array  # nothing cached yet
+  fresh_B: Array  # nothing is cached of what stands before the active block
   pending_B: Array  # the block before the active one waits to be cached
 
 
@@ -56,11 +45,10 @@ def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
 def start(sampler: Sampler, canvas: Canvas) -> LoopState:
   """The state before the first forward."""
   batch, slots = canvas.tokens_BxL.shape
-  block = _Block.of(sampler, canvas)
   return LoopState(
     canvas=canvas,
     cache=sampler.denoise.empty_cache(batch, slots) if sampler.plan.cached else None,
-    policy=sampler.policy.init(block.masked_BxA),
+    policy=sampler.policy.enter(_in_block(sampler, canvas), None),
     step_B=jnp.zeros(batch, jnp.int32),
     fresh_B=canvas.start_B > 0,
     pending_B=jnp.zeros(batch, bool),
@@ -71,19 +59,23 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   """One forward of the model and what follows from it."""
   canvas = state.canvas
   # 1. plan: which kind of forward, and which rows take part in it.
-  refresh_B = sampler.plan.refresh_B(state.step_B, state.fresh_B) & ~canvas.done_B
+  at = _progress(sampler, state)
+  refresh_B = sampler.plan.refresh_B(at) & ~canvas.done_B
   full = refresh_B.any()
   act_B = ~canvas.done_B & (refresh_B | ~full)
-  commits_B = act_B & state.pending_B & ~full & (sampler.commit == "separate")
+  separate = sampler.plan.commits and sampler.commit == "separate"
+  commits_B = act_B & state.pending_B & ~full & separate
   decides_B = act_B & ~commits_B
+  at = at.replace(commits_B=commits_B)
 
   # 2. denoise and score.
-  block = _Block.of(sampler, canvas)
   key_noise_B, key_policy_B = _row_keys(canvas)
-  stats, cache, queries_B = _forward(sampler, params, state, block, key_noise_B, act_B, full)
+  seen = forward(
+    sampler, params, canvas, state.cache, at, act_B=act_B, full=full, key_B=key_noise_B
+  )
 
   # 3. decide.
-  view = View(block.tokens_BxA, block.masked_BxA, stats, state.step_B, sampler.mask_id)
+  view = _view(sampler, state, at, seen.stats, seen.scored_BxA)
   decision, policy = sampler.policy.decide(view, state.policy, key_policy_B)
 
   # 4. commit tokens, then move each row on.
@@ -91,166 +83,137 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   kind_BxK = (kind[:, None] == jnp.arange(len(FORWARD_KINDS))[None, :]) & act_B[:, None]
   canvas = canvas.replace(
     forwards_Bx3=canvas.forwards_Bx3 + kind_BxK,
-    queries_B=canvas.queries_B + jnp.where(act_B, queries_B, 0),
+    queries_B=canvas.queries_B + jnp.where(act_B, seen.queries_B, 0),
   )
-  canvas = _write(canvas, block, decision, decides_B)
+  canvas = _write(canvas, view, decision, decides_B)
+  if sampler.on_eos == "fill":
+    canvas = _fill_after_eos(sampler, canvas, decides_B)
   state = state.replace(
     canvas=canvas,
-    cache=cache,
+    cache=seen.cache,
     policy=_where(decides_B, policy, state.policy),
     step_B=state.step_B + decides_B,
     fresh_B=state.fresh_B & ~act_B,
     pending_B=state.pending_B & ~act_B,
   )
-  return _advance(sampler, state, decides_B, decision.stop_B & decides_B)
+  if sampler.plan.settles:
+    stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
+    decision = decision.replace(stay_B=stay_B | full)
+  return _advance(sampler, state, decision, decides_B)
 
 
-@struct.dataclass
-class _Block:
-  """The active block of each row; slots past the canvas's end are never masked."""
+def _progress(sampler: Sampler, state: LoopState) -> Progress:
+  canvas = state.canvas
+  turn_B = _turn(canvas)
+  slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
+  cache, upcoming = state.cache, getattr(sampler.policy, "upcoming", None)
+  return Progress(
+    start_B=canvas.start_B,
+    step_B=state.step_B,
+    turn_B=turn_B,
+    fresh_B=state.fresh_B,
+    pending_B=state.pending_B,
+    commits_B=jnp.zeros_like(canvas.done_B),
+    masked_BxL=masked(canvas, sampler.mask_id),
+    wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
+    next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
+    filled_BxL=jnp.zeros_like(canvas.open_BxL) if cache is None else cache.filled_BxS,
+    inside_BxL=slot_L[None, :] < canvas.length_B[:, None],
+    block=sampler.block,
+  )
 
-  slot_BxA: Array
-  tokens_BxA: Array
-  masked_BxA: Array
 
-  @classmethod
-  def of(cls, sampler: Sampler, canvas: Canvas) -> "_Block":
-    slots = canvas.tokens_BxL.shape[1]
-    slot_BxA = canvas.start_B[:, None] + jnp.arange(sampler.block)[None, :]
-    inside_BxA = slot_BxA < slots
-    clipped_BxA = jnp.minimum(slot_BxA, slots - 1)
-    masked_BxL = _masked(canvas, sampler.mask_id)
-    return cls(
-      slot_BxA=slot_BxA,
-      tokens_BxA=jnp.take_along_axis(canvas.tokens_BxL, clipped_BxA, axis=1),
-      masked_BxA=jnp.take_along_axis(masked_BxL, clipped_BxA, axis=1) & inside_BxA,
-    )
+def _view(
+  sampler: Sampler, state: LoopState, at: Progress, stats: State, scored_BxA: Array
+) -> View:
+  canvas, slot_BxA = state.canvas, scope(sampler, state.canvas)
+  inside_BxA = slot_BxA < canvas.tokens_BxL.shape[1]
+  masked_BxA = at_slot(at.masked_BxL, slot_BxA) & inside_BxA
+  now_BxA = masked_BxA & scored_BxA & (slot_BxA < (canvas.start_B + sampler.block)[:, None])
+  return View(
+    slot_BxA=slot_BxA,
+    tokens_BxA=at_slot(canvas.tokens_BxL, slot_BxA),
+    masked_BxA=now_BxA,
+    later_BxA=masked_BxA & ~now_BxA,
+    open_BxA=at_slot(canvas.open_BxL, slot_BxA) & inside_BxA,
+    scored_BxA=scored_BxA,
+    stats=stats,
+    start_B=canvas.start_B,
+    step_B=state.step_B,
+    turn_B=at.turn_B,
+    mask_id=sampler.mask_id,
+  )
 
 
-def _masked(canvas: Canvas, mask_id: int) -> Array:
-  """Still to be written. A mask id in the prompt is text: only open slots count."""
-  return canvas.open_BxL & (canvas.tokens_BxL == mask_id)
+def _turn(canvas: Canvas) -> Array:
+  """Deciding forwards so far. Commits are not counted: fused and separate then draw the same."""
+  return canvas.forwards_Bx3[:, 0] + canvas.forwards_Bx3[:, 1]
 
 
 def _row_keys(canvas: Canvas) -> tuple[Array, Array]:
-  """This forward's keys (candidates, policy), from the row's key and its deciding forwards so far.
-
-  Commit forwards are not counted: fused and separate commits then draw the same noise.
-  """
-  turn_B = canvas.forwards_Bx3[:, 0] + canvas.forwards_Bx3[:, 1]
+  """This forward's keys (candidates, policy): of the row's key and its deciding forwards so far."""
   key_Bx2 = jax.vmap(lambda key, turn: jax.random.split(jax.random.fold_in(key, turn)))(
-    canvas.key_B, turn_B
+    canvas.key_B, _turn(canvas)
   )
   return key_Bx2[:, 0], key_Bx2[:, 1]
 
 
-def _forward(
-  sampler: Sampler,
-  params: Params,
-  state: LoopState,
-  block: _Block,
-  key_B: Array,
-  act_B: Array,
-  full: Array,
-) -> tuple[TokenStats, KVCache | None, Array]:
-  """Runs the model over the whole canvas or a window; statistics of the active block.
-
-  Also returns the query positions each row asked for.
-  """
-  canvas = state.canvas
-  batch, slots = canvas.tokens_BxL.shape
-  masked_BxL = _masked(canvas, sampler.mask_id)
-
-  def over(first_B: Array, width: int) -> tuple[TokenStats, KVCache | None]:
-    """One forward over `width` slots from `first`, moved left where it would leave the canvas."""
-    width = min(width, slots)
-    first_B = jnp.clip(first_B, 0, slots - width)
-    slot_BxW = first_B[:, None] + jnp.arange(width)[None, :]
-    ask_BxA = jnp.clip(block.slot_BxA - sampler.shift - first_B[:, None], 0, width - 1)
-    write_BxW = None
-    if sampler.plan.cached:
-      write_BxW = sampler.plan.write_BxW(slot_BxW, canvas.start_B) & act_B[:, None]
-    time_BxW = None
-    if sampler.clock is not None:
-      time_BxW = sampler.clock(masked_BxL, canvas.open_BxL, slot_BxW)
-    out = sampler.denoise(
-      params,
-      jnp.take_along_axis(canvas.tokens_BxL, slot_BxW, axis=1),
-      slot_BxW=slot_BxW,
-      mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
-      time_BxW=time_BxW,
-      cache=state.cache,
-      write_BxW=write_BxW,
-      ask_BxA=ask_BxA,
-    )
-    stats = score(
-      out.head,
-      sampler.spec(),
-      current_BxA=block.tokens_BxA,
-      key_B=key_B,
-      slot_BxA=block.slot_BxA,
-      implementation=sampler.implementation,
-    )
-    return stats, out.cache
-
-  def whole() -> tuple[TokenStats, KVCache | None]:
-    return over(jnp.zeros(batch, jnp.int32), slots)
-
-  if not sampler.plan.cached:
-    return *whole(), canvas.length_B
-
-  before_B = jnp.where(state.pending_B | bool(sampler.shift), sampler.block, 0)
-  if sampler.commit == "separate":
-
-    def window() -> tuple[TokenStats, KVCache | None]:
-      return over(canvas.start_B - before_B, sampler.block)
-
-    queries_B = jnp.full_like(canvas.start_B, sampler.block)
-  else:
-
-    def window() -> tuple[TokenStats, KVCache | None]:
-      wide = jnp.any(state.pending_B & act_B) | bool(sampler.shift)
-      return jax.lax.cond(
-        wide,
-        lambda: over(canvas.start_B - sampler.block, 2 * sampler.block),
-        lambda: over(canvas.start_B, sampler.block),
-      )
-
-    queries_B = before_B + sampler.block
-  stats, cache = jax.lax.cond(full, whole, window)
-  return stats, cache, jnp.where(full, canvas.length_B, queries_B)
-
-
-def _write(canvas: Canvas, block: _Block, decision: Decision, decides_B: Array) -> Canvas:
+def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> Canvas:
   """Puts the decided tokens on the canvas; closed slots and padding stay as they are."""
-  slots = canvas.tokens_BxL.shape[1]
-  row_Bx1 = jnp.arange(canvas.tokens_BxL.shape[0])[:, None]
-  clipped_BxA = jnp.minimum(block.slot_BxA, slots - 1)
-  open_BxA = jnp.take_along_axis(canvas.open_BxL, clipped_BxA, axis=1)
-  write_BxA = decision.write_BxA & open_BxA & decides_B[:, None]
-  slot_BxA = jnp.where(write_BxA, block.slot_BxA, slots)  # out of range: dropped
-  turn_B = canvas.forwards_Bx3[:, 0] + canvas.forwards_Bx3[:, 1]
-  turn_BxA = jnp.broadcast_to(turn_B[:, None], slot_BxA.shape)
+  batch, slots = canvas.tokens_BxL.shape
+  row_Bx1 = jnp.arange(batch)[:, None]
+  write_BxA = decision.write_BxA & view.open_BxA & decides_B[:, None]
+  slot_BxA = jnp.where(write_BxA, view.slot_BxA, slots)  # out of range: dropped
+  turn_BxA = jnp.broadcast_to(_turn(canvas)[:, None], slot_BxA.shape)
   return canvas.replace(
     tokens_BxL=canvas.tokens_BxL.at[row_Bx1, slot_BxA].set(decision.token_BxA, mode="drop"),
     when_BxL=canvas.when_BxL.at[row_Bx1, slot_BxA].set(turn_BxA, mode="drop"),
   )
 
 
-def _advance(sampler: Sampler, state: LoopState, decides_B: Array, stop_B: Array) -> LoopState:
+def _fill_after_eos(sampler: Sampler, canvas: Canvas, rows_B: Array) -> Canvas:
+  """All open slots behind the first stop id that was written become that stop id."""
+  stop_BxL = _written_stops(sampler, canvas)
+  seen_BxL = jnp.cumsum(stop_BxL, axis=1) > 0
+  first_Bx1 = jnp.argmax(stop_BxL, axis=1)[:, None]
+  eos_Bx1 = jnp.take_along_axis(canvas.tokens_BxL, first_Bx1, axis=1)
+  fill_BxL = seen_BxL & canvas.open_BxL & rows_B[:, None] & (canvas.tokens_BxL != eos_Bx1)
+  turn_Bx1 = _turn(canvas)[:, None]
+  return canvas.replace(
+    tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
+    when_BxL=jnp.where(fill_BxL, turn_Bx1, canvas.when_BxL),
+  )
+
+
+def _written_stops(sampler: Sampler, canvas: Canvas) -> Array:
+  stops = jnp.array(sampler.eos_ids, jnp.int32)
+  return canvas.open_BxL & (canvas.when_BxL >= 0) & jnp.isin(canvas.tokens_BxL, stops)
+
+
+def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: Array) -> LoopState:
   """Rows whose block is finished move to their next block with a masked slot, or are done."""
   canvas = state.canvas
-  block = _Block.of(sampler, canvas)
-  finished_B = decides_B & ~block.masked_BxA.any(-1)
-  stopped_B = stop_B | (decides_B & _stopped(sampler, canvas, block))
-
-  slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
+  masked_BxL = masked(canvas, sampler.mask_id)
+  slot_L = jnp.arange(masked_BxL.shape[1])
   end_B = canvas.start_B + sampler.block
-  later_BxL = _masked(canvas, sampler.mask_id) & (slot_L[None, :] >= end_B[:, None])
+  later_BxL = masked_BxL & (slot_L[None, :] >= end_B[:, None])
+
+  finished_B = ~_left(sampler, canvas, masked_BxL).any(-1)
+  if decision.stay_B is not None:
+    finished_B &= ~decision.stay_B
+  if decision.leave_B is not None:
+    finished_B |= decision.leave_B
+  finished_B &= decides_B
+  if sampler.on_eos == "fill_block":
+    canvas = _fill_after_eos(sampler, canvas, finished_B)
+    later_BxL &= masked(canvas, sampler.mask_id)
+  stopped_B = _stopped(sampler, canvas, masked_BxL, finished_B) & decides_B
+  if decision.stop_B is not None:
+    stopped_B |= decision.stop_B & decides_B
+
   more_B = later_BxL.any(-1)
   jump_B = jnp.where(more_B, (jnp.argmax(later_BxL, axis=-1) - end_B) // sampler.block, 0)
   moves_B = finished_B & more_B & ~stopped_B
-
   spent_B = canvas.forwards_Bx3.sum(-1) >= sampler.max_forwards
   done_B = canvas.done_B | stopped_B | (finished_B & ~more_B) | spent_B
   start_B = jnp.where(moves_B, end_B + jump_B * sampler.block, canvas.start_B)
@@ -261,17 +224,37 @@ def _advance(sampler: Sampler, state: LoopState, decides_B: Array, stop_B: Array
     fresh_B=state.fresh_B | (moves_B & (jump_B > 0)),
     pending_B=state.pending_B | (moves_B & (jump_B == 0)),
   )
-  entered = sampler.policy.init(_Block.of(sampler, state.canvas).masked_BxA)
+  entered = sampler.policy.enter(_in_block(sampler, state.canvas), state.policy)
   return state.replace(policy=_where(moves_B, entered, state.policy))
 
 
-def _stopped(sampler: Sampler, canvas: Canvas, block: _Block) -> Array:
-  """A stop id was written in the active block, and all before it is written too."""
-  clipped_BxA = jnp.minimum(block.slot_BxA, canvas.tokens_BxL.shape[1] - 1)
-  written_BxA = jnp.take_along_axis(canvas.when_BxL, clipped_BxA, axis=1) >= 0
-  stop_BxA = written_BxA & jnp.isin(block.tokens_BxA, jnp.array(sampler.eos_ids, jnp.int32))
-  waits_BxA = block.masked_BxA & (jnp.cumsum(stop_BxA, axis=-1) == 0)
-  return stop_BxA.any(-1) & ~waits_BxA.any(-1)
+def _left(sampler: Sampler, canvas: Canvas, masked_BxL: Array) -> Array:
+  """Masked slots that keep a row in its block: those in it, and for scope "canvas" before it."""
+  offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
+  left_BxL = masked_BxL & (offset_BxL < sampler.block)
+  return left_BxL if sampler.scope == "canvas" else left_BxL & (offset_BxL >= 0)
+
+
+def _in_block(sampler: Sampler, canvas: Canvas) -> Array:
+  """The active block's masked slots, in scope [B, A]."""
+  slot_BxA = scope(sampler, canvas)
+  offset_BxA = slot_BxA - canvas.start_B[:, None]
+  inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
+  inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
+  return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
+
+
+def _stopped(sampler: Sampler, canvas: Canvas, masked_BxL: Array, finished_B: Array) -> Array:
+  """A stop id was written in the active block, and all the block before it is written too."""
+  if sampler.on_eos not in ("stop", "stop_block"):
+    return jnp.zeros_like(finished_B)
+  offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
+  block_BxL = (offset_BxL >= 0) & (offset_BxL < sampler.block)
+  stop_BxL = _written_stops(sampler, canvas) & block_BxL
+  if sampler.on_eos == "stop_block":
+    return stop_BxL.any(-1) & finished_B
+  waits_BxL = masked_BxL & block_BxL & (jnp.cumsum(stop_BxL, axis=-1) == 0)
+  return stop_BxL.any(-1) & ~waits_BxL.any(-1)
 
 
 def _where(rows_B: Array, new: State, old: State) -> State:

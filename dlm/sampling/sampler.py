@@ -5,6 +5,8 @@ import dataclasses
 from dlm.types import CachePlan, Clock, Denoiser, MaskRule, Policy, StatSpec
 
 COMMITS = ("fused", "separate")
+SCOPES = ("block", "canvas")
+ON_EOS = ("stop", "stop_block", "fill", "fill_block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +16,11 @@ class Sampler:
   Args:
     block: tokens per block; the policy sees one block at a time.
     max_forwards: a row ends after so many, whatever the model predicts (NaN, always [MASK]).
+    scope: "block": the policy sees the active block; "canvas": every slot, and masked slots before
+      the active block are its too. None: what the policy asks for.
+    on_eos: what a stop id does. "stop": the row ends when all before it in its block is written;
+      "stop_block": when the whole block is. "fill": what stands behind it becomes the stop id,
+      after every forward, or with "fill_block" when its block is finished.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
     temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
       always forbidden.
@@ -27,6 +34,8 @@ class Sampler:
   max_forwards: int
   mask_id: int
   eos_ids: tuple[int, ...] = ()
+  on_eos: str = "stop"
+  scope: str | None = None
   shift: int = 0
   commit: str = "fused"
   clock: Clock | None = None
@@ -40,16 +49,25 @@ class Sampler:
     for name in ("block", "max_forwards"):
       if getattr(self, name) < 1:
         raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
-    if self.commit not in COMMITS:
-      raise ValueError(f"Sampler: commit={self.commit!r} is not one of {', '.join(COMMITS)}")
+    for name, known in (("commit", COMMITS), ("on_eos", ON_EOS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"Sampler: {name}={getattr(self, name)!r} is not one of {', '.join(known)}"
+        )
+    object.__setattr__(self, "scope", self.scope or self.policy.scope)
+    if self.scope not in SCOPES or (self.policy.scope == "canvas" and self.scope != "canvas"):
+      raise ValueError(
+        f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
+        f"policy must see all slots; {self.policy}"
+      )
     if self.shift not in (0, 1):
       raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
-    if self.shift and self.plan.cached and self.commit != "fused":
+    if self.shift and self.plan.commits and self.commit != "fused":
       raise ValueError(
         "Sampler: with shift=1 the first token of a block is predicted by the token before it, "
         "which only commit='fused' computes"
       )
-    self.plan.check(self.sees, self.block)
+    self.plan.check(self.sees, self.block, self.policy)
     self.spec()  # raises where no candidate can be drawn so
 
   def spec(self) -> StatSpec:

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from dlm import masks
-from dlm.types import Array, MaskRule
+from dlm.types import Array, MaskRule, Policy, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +17,17 @@ class ExactBlock:
   """
 
   cached = True
+  commits = True
+  anchor = True
+  settles = False
 
-  def check(self, sees: MaskRule, block: int) -> None:
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses attention rules under which a cached block could still change."""
+    if policy.scope == "canvas":
+      raise ValueError(
+        f"cache 'block' keeps finished blocks for good, but {policy} may write to them again. "
+        "Use cache 'none'."
+      )
     if isinstance(sees, masks.Causal):
       return
     if not isinstance(sees, masks.BlockCausal):
@@ -30,8 +40,18 @@ class ExactBlock:
         f"cache 'block' needs block={block} to be a multiple of the model's block {sees.block}"
       )
 
-  def refresh_B(self, step_B: Array, fresh_B: Array) -> Array:
-    return fresh_B
+  def refresh_B(self, at: Progress) -> Array:
+    return at.fresh_B
 
-  def write_BxW(self, slot_BxW: Array, start_B: Array) -> Array:
-    return slot_BxW < start_B[:, None]
+  def window_BxL(self, at: Progress) -> Array:
+    """The active block; the one before it too where it waits, or alone where it is committed."""
+    before_B = jnp.where(at.pending_B, at.block, 0)
+    offset_BxL = at.slot_L[None, :] - at.start_B[:, None]
+    end_B = jnp.where(at.commits_B, 0, at.block)
+    return (offset_BxL >= -before_B[:, None]) & (offset_BxL < end_B[:, None])
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    return (block, 2 * block)
+
+  def keep_BxL(self, at: Progress) -> Array:
+    return at.slot_L[None, :] < at.start_B[:, None]

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dlm.types import Array, MaskRule
+from dlm.types import Array, MaskRule, Policy, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +12,21 @@ class NoCache:
   """Every forward sees the whole canvas: what bidirectional models ask for. Exact for all."""
 
   cached = False
+  commits = False
+  anchor = True
+  settles = False
 
-  def check(self, sees: MaskRule, block: int) -> None:
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Fits every model."""
 
-  def refresh_B(self, step_B: Array, fresh_B: Array) -> Array:
-    return jnp.ones_like(fresh_B)
+  def refresh_B(self, at: Progress) -> Array:
+    return jnp.ones_like(at.fresh_B)
 
-  def write_BxW(self, slot_BxW: Array, start_B: Array) -> Array:
-    return jnp.zeros_like(slot_BxW, bool)
+  def window_BxL(self, at: Progress) -> Array:
+    return at.inside_BxL
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    return (slots,)
+
+  def keep_BxL(self, at: Progress) -> Array:
+    return jnp.zeros_like(at.inside_BxL)

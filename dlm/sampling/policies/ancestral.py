@@ -17,6 +17,7 @@ class Ancestral:
   temperature 1: other temperatures are the user's choice.
   """
 
+  scope = "block"
   schedule: Schedule
   steps: int = 128
 
@@ -27,7 +28,7 @@ class Ancestral:
   def needs(self) -> StatSpec:
     return StatSpec()
 
-  def init(self, masked_BxA: Array) -> tuple[()]:
+  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
@@ -38,4 +39,4 @@ class Ancestral:
     chance_B = jnp.where(view.step_B >= self.steps - 1, 1.0, chance_B)
     u_BxA = jax.vmap(lambda key: jax.random.uniform(key, view.masked_BxA.shape[1:]))(key_B)
     write_BxA = view.masked_BxA & (u_BxA < chance_B[:, None])
-    return Decision(write_BxA, view.stats.token, jnp.zeros_like(view.step_B, bool)), state
+    return Decision(write_BxA, view.stats.token), state

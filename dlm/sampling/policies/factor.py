@@ -18,6 +18,7 @@ class Factor:
   the first rank to fail is the last.
   """
 
+  scope = "block"
   factor: float = 1.0
 
   def __post_init__(self):
@@ -27,7 +28,7 @@ class Factor:
   def needs(self) -> StatSpec:
     return StatSpec()
 
-  def init(self, masked_BxA: Array) -> tuple[()]:
+  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
@@ -36,4 +37,4 @@ class Factor:
     fits_BxA = view.masked_BxA & ((rank_BxA + 2) * (1 - confidence_BxA) < self.factor)
     n_B = jnp.where(fits_BxA, rank_BxA + 1, 1).max(-1)
     write_BxA = view.masked_BxA & (rank_BxA < n_B[:, None])
-    return Decision(write_BxA, view.stats.token, jnp.zeros_like(view.step_B, bool)), state
+    return Decision(write_BxA, view.stats.token), state

@@ -21,6 +21,7 @@ class Fixed:
   the candidate's probability, top-1 minus top-2 probability, negative entropy, or a coin.
   """
 
+  scope = "block"
   k: int = 0
   steps: int = 0
   order: str = "confidence"
@@ -34,7 +35,7 @@ class Fixed:
   def needs(self) -> StatSpec:
     return StatSpec(top2=self.order == "margin", entropy=self.order == "entropy")
 
-  def init(self, masked_BxA: Array) -> Array:
+  def enter(self, masked_BxA: Array, state: Array | None) -> Array:
     """State: how many tokens the block had to write when the row entered it."""
     return masked_BxA.sum(-1)
 
@@ -43,7 +44,7 @@ class Fixed:
     if self.steps:
       quota_B = state // self.steps + (view.step_B < state % self.steps)
     write_BxA = select.top(self._score(view, key_B), view.masked_BxA, quota_B)
-    return Decision(write_BxA, view.stats.token, jnp.zeros_like(state, bool)), state
+    return Decision(write_BxA, view.stats.token), state
 
   def _score(self, view: View, key_B: Array) -> Array:
     stats = view.stats

@@ -16,6 +16,7 @@ class LeftToRight:
   with k = block // steps.
   """
 
+  scope = "block"
   k: int = 1
 
   def __post_init__(self):
@@ -25,10 +26,10 @@ class LeftToRight:
   def needs(self) -> StatSpec:
     return StatSpec()
 
-  def init(self, masked_BxA: Array) -> tuple[()]:
+  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     leftness_BxA = jnp.zeros(view.masked_BxA.shape)  # equal scores: ties go to the lowest slot
     write_BxA = select.top(leftness_BxA, view.masked_BxA, jnp.full_like(view.step_B, self.k))
-    return Decision(write_BxA, view.stats.token, jnp.zeros_like(view.step_B, bool)), state
+    return Decision(write_BxA, view.stats.token), state

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from dlm.sampling import select
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
@@ -16,6 +14,7 @@ class Threshold:
   Fast-dLLM, arXiv 2505.22618, 3.3. Algorithm 1 prints `>`; the authors' code tests `>=`, as here.
   """
 
+  scope = "block"
   threshold: float = 0.9
 
   def __post_init__(self):
@@ -25,9 +24,9 @@ class Threshold:
   def needs(self) -> StatSpec:
     return StatSpec()
 
-  def init(self, masked_BxA: Array) -> tuple[()]:
+  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     write_BxA = select.at_least(confidence(view.stats), view.masked_BxA, self.threshold)
-    return Decision(write_BxA, view.stats.token, jnp.zeros_like(view.step_B, bool)), state
+    return Decision(write_BxA, view.stats.token), state

@@ -1,0 +1,150 @@
+"""One forward of the loop: which slots, the model over them, and what is read off its logits."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dlm import masks
+from dlm.sampling.sampler import Sampler
+from dlm.sampling.score import score
+from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
+
+
+@struct.dataclass
+class Scored:
+  """What came of a forward."""
+
+  stats: TokenStats  # of the slots in scope
+  scored_BxA: Array  # bool: those the forward computed
+  cache: KVCache | None
+  queries_B: Array  # positions computed for each row
+
+
+def masked(canvas: Canvas, mask_id: int) -> Array:
+  """Still to be written. A mask id in the prompt is text: only open slots count."""
+  return canvas.open_BxL & (canvas.tokens_BxL == mask_id)
+
+
+def scope(sampler: Sampler, canvas: Canvas) -> Array:
+  """Slots [B, A] that the policy sees; some may lie past the canvas's end."""
+  if sampler.scope == "canvas":
+    batch, slots = canvas.tokens_BxL.shape
+    return jnp.broadcast_to(jnp.arange(slots)[None, :], (batch, slots))
+  return canvas.start_B[:, None] + jnp.arange(sampler.block)[None, :]
+
+
+def at_slot(x_BxL: Array, slot_BxA: Array) -> Array:
+  """x[b, slot[b, a]]; slots past the end read the last one."""
+  return jnp.take_along_axis(x_BxL, jnp.minimum(slot_BxA, x_BxL.shape[1] - 1), axis=1)
+
+
+def forward(
+  sampler: Sampler,
+  params: Params,
+  canvas: Canvas,
+  cache: KVCache | None,
+  at: Progress,
+  *,
+  act_B: Array,
+  full: Array,
+  key_B: Array,
+) -> Scored:
+  """Runs the model over the whole canvas if `full`, else over each row's window."""
+  slots = canvas.tokens_BxL.shape[1]
+  everywhere_BxL = jnp.ones_like(at.inside_BxL)
+
+  def whole() -> tuple[TokenStats, KVCache | None]:
+    emptied = cache
+    if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
+      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~act_B[:, None])
+    return _over(sampler, params, canvas, emptied, at, everywhere_BxL, slots, act_B, key_B)
+
+  if not sampler.plan.cached:
+    stats, _ = whole()
+    return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B)
+
+  window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
+  if sampler.shift and sampler.plan.anchor:
+    window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
+  size_B = window_BxL.sum(-1)
+  need = jnp.where(act_B, size_B, 0).max()
+  ladder = _ladder(sampler, slots)
+
+  def window() -> tuple[TokenStats, KVCache | None]:
+    rungs = [
+      lambda width=width: _over(sampler, params, canvas, cache, at, window_BxL, width, act_B, key_B)
+      for width in ladder
+    ]
+    rung = jnp.searchsorted(jnp.array(ladder), need)
+    return jax.lax.switch(jnp.minimum(rung, len(ladder) - 1), rungs)
+
+  stats, cache = jax.lax.cond(full, whole, window)
+  computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
+  queries_B = jnp.where(full, canvas.length_B, size_B)
+  return Scored(stats, _scored(sampler, canvas, computed_BxL), cache, queries_B)
+
+
+def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
+  """Window sizes; with shift each has room for the query before it."""
+  extra = int(bool(sampler.shift) and sampler.plan.anchor)
+  widths = {min(width + extra, slots) for width in sampler.plan.widths(sampler.block, slots)}
+  return tuple(sorted(widths))
+
+
+def _scored(sampler: Sampler, canvas: Canvas, computed_BxL: Array) -> Array:
+  """Slots in scope whose predicting query was computed; slot 0 has only its own."""
+  slot_BxA = scope(sampler, canvas)
+  asked_BxA = jnp.maximum(slot_BxA - sampler.shift, 0)
+  return at_slot(computed_BxL, asked_BxA) & (slot_BxA < computed_BxL.shape[1])
+
+
+def _over(
+  sampler: Sampler,
+  params: Params,
+  canvas: Canvas,
+  cache: KVCache | None,
+  at: Progress,
+  window_BxL: Array,
+  width: int,
+  act_B: Array,
+  key_B: Array,
+) -> tuple[TokenStats, KVCache | None]:
+  """One forward over the window's slots, in order, padded with slots past the canvas's end."""
+  slots = window_BxL.shape[1]
+  slot_BxA = scope(sampler, canvas)
+  order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
+  slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
+  # Query w predicts slot + shift. The w-th slot of the window is found by counting.
+  asked_BxA = jnp.clip(slot_BxA - sampler.shift, 0, slots - 1)
+  ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
+  write_BxW = None
+  if cache is not None:
+    keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & act_B[:, None]
+    write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
+  time_BxW = None
+  if sampler.clock is not None:
+    inside_BxW = jnp.minimum(slot_BxW, slots - 1)
+    time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, inside_BxW)
+  by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
+  target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
+  out = sampler.denoise(
+    params,
+    at_slot(canvas.tokens_BxL, slot_BxW),
+    slot_BxW=slot_BxW,
+    mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
+    time_BxW=time_BxW,
+    cache=cache,
+    write_BxW=write_BxW,
+    ask_BxA=None if by_query else ask_BxA,
+  )
+  stats = score(
+    out.head,
+    sampler.spec(),
+    current_BxA=at_slot(canvas.tokens_BxL, target_BxA),
+    key_B=key_B,
+    slot_BxA=target_BxA,
+    implementation=sampler.implementation,
+  )
+  if by_query:
+    stats = jax.tree.map(lambda x: at_slot(x, ask_BxA), stats)
+  return stats, out.cache
