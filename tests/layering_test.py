@@ -55,16 +55,19 @@ LAYERS = {
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.data": Layer((), ("numpy",)),
+  "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
+  "dlm.weights": Layer((*WORDS, "dlm.models"), ("jax", "flax", "numpy", "safetensors")),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
   "dlm.checkpoint": Layer(("dlm.types",), ("jax", "numpy", "orbax")),
   "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
   "dlm.completions": Layer(("dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
-  "dlm.building": Layer(PARTS, ("jax",)),
+  "dlm.building": Layer((*PARTS, "dlm.weights"), ("jax",)),
+  "dlm.interruption": Layer((), ("jax",)),
   "dlm.build": Layer(("dlm.building",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
-  "dlm.train": Layer((*PARTS, "dlm.build"), ("jax", "flax", "optax", "numpy")),
+  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),
@@ -76,7 +79,10 @@ LAYERS = {
   ),
   "colab": Layer(("dlm", "kernels_pallas", "experiments"), ("jax", "numpy", "ml_collections")),
 }
-CORE = ("kernels_pallas", *WORDS, "dlm.diffusion", "dlm.models", "dlm.objectives", "dlm.sampling")
+CORE = (
+  "kernels_pallas", *WORDS, "dlm.diffusion", "dlm.models", "dlm.objectives", "dlm.sampling",
+  "dlm.weights",
+)  # fmt: skip
 
 
 def files() -> list[pathlib.Path]:

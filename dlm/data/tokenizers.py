@@ -40,6 +40,7 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray: ...
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
   def decode(self, ids: Sequence[int], show_mask: bool = False) -> str: ...
+  def specials(self) -> dict[str, int]: ...
   def save(self, directory: str | pathlib.Path) -> None: ...
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self: ...
@@ -64,6 +65,9 @@ class ByteTokenizer:
       return _utf8(ids)
     parts = np.split(ids, np.flatnonzero(ids == self.mask_id))
     return MASK_SIGN.join(_utf8(part) for part in parts)
+
+  def specials(self) -> dict[str, int]:
+    return {}  # its specials have no spelling
 
   def save(self, directory: str | pathlib.Path) -> None:
     _write_saved(directory, {"kind": "byte"})
@@ -94,11 +98,13 @@ class BpeTokenizer:
     self.fingerprint = "bpe-" + hashlib.sha256(described.encode()).hexdigest()[:16]
 
   @classmethod
-  def from_file(cls, path: str | pathlib.Path, **roles: str | int) -> Self:
+  def from_file(cls, path: str | pathlib.Path, *, extend: bool = True, **roles: str | int) -> Self:
     """Reads `tokenizer.json` (or the folder that holds it).
 
     A role comes from `roles` (its spelling or id), else from `tokenizer_config.json` beside the
-    file, else from a known spelling among the added tokens, else it is added to the vocabulary.
+    file, else from a known spelling among the added tokens. Then the end of text serves as padding
+    and as beginning, so that no id is added which a model's embedding lacks; a mask or end of text
+    that the file lacks is added to the vocabulary, or without `extend` a ValueError.
     """
     path = pathlib.Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
@@ -106,9 +112,15 @@ class BpeTokenizer:
       raise ValueError(f"no tokenizer at {path}: need a tokenizer.json")
     if unknown := set(roles) - set(ROLES):
       raise ValueError(f"unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}")
-    tokenizer = _library().Tokenizer.from_file(str(path))
+    tokenizer = _read_library_file(path)
     named = _roles_of_config(path.parent / "tokenizer_config.json") | roles
-    return cls(tokenizer, {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES})
+    found = {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES}
+    for role in ("eos", "mask"):
+      if found[role] is None and not extend:
+        raise ValueError(f"{path} names no {role} token, nor does tokenizer_config.json beside it")
+      if found[role] is None:
+        found[role] = _add_special(tokenizer, SPELLINGS[role][0])
+    return cls(tokenizer, {role: found["eos"] if x is None else x for role, x in found.items()})
 
   def encode(self, text: str) -> np.ndarray:
     return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -124,6 +136,11 @@ class BpeTokenizer:
     parts = np.split(ids, np.flatnonzero(ids == self.mask_id))
     return MASK_SIGN.join(self.decode(part) for part in parts)
 
+  def specials(self) -> dict[str, int]:
+    """Ids by their spelling, which a chat template may write and a user may not."""
+    found = self._tokenizer.get_added_tokens_decoder().items()
+    return {token.content: id for id, token in found if token.special}
+
   def save(self, directory: str | pathlib.Path) -> None:
     _write_saved(directory, {"kind": "bpe", "roles": self._roles})
     self._tokenizer.save(str(pathlib.Path(directory) / "tokenizer.json"))
@@ -131,8 +148,7 @@ class BpeTokenizer:
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self:
     roles = _read_saved(directory, "bpe")["roles"]
-    path = pathlib.Path(directory) / "tokenizer.json"
-    return cls(_library().Tokenizer.from_file(str(path)), roles)
+    return cls(_read_library_file(pathlib.Path(directory) / "tokenizer.json"), roles)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
@@ -194,13 +210,26 @@ def _checked_ids(ids: Sequence[int], size: int) -> np.ndarray:
   return ids
 
 
-def _role_id(tokenizer, role: str, named: str | int | None) -> int:
-  """The id of a role; a spelling that the vocabulary lacks is added to it, as a special token."""
+def _read_library_file(path: pathlib.Path):
+  """ValueError where the library, which raises bare Exceptions, cannot read it."""
+  library = _library()
+  try:
+    return library.Tokenizer.from_file(str(path))
+  except Exception as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _role_id(tokenizer, role: str, named: str | int | None) -> int | None:
+  """The id of a role; None where nothing names it."""
   if isinstance(named, int):
     return named  # its range is checked with the others
   added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-  spelling = named or next((s for s in SPELLINGS[role] if s in added), SPELLINGS[role][0])
-  # Also marks an ordinary added token as special: only then is its spelling in a text plain text.
+  spelling = named or next((s for s in SPELLINGS[role] if s in added), None)
+  return None if spelling is None else _add_special(tokenizer, spelling)
+
+
+def _add_special(tokenizer, spelling: str) -> int:
+  """Also marks an ordinary token as special: only then is its spelling in a text plain text."""
   tokenizer.add_special_tokens([_library().AddedToken(spelling, special=True, normalized=False)])
   return tokenizer.token_to_id(spelling)
 

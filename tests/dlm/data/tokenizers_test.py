@@ -106,7 +106,8 @@ def without_specials(path):
 def test_a_foreign_tokenizer_gets_the_roles_it_lacks(tmp_path):
   size = without_specials(tmp_path)
   found = load_tokenizer(f"bpe:{tmp_path}")
-  assert found.vocab_size == size + 3  # mask, pad, bos; eos is <|endoftext|>
+  assert found.vocab_size == size + 1  # the mask; <|endoftext|> is the end, and the rest
+  assert found.pad_id == found.bos_id == found.eos_id
   assert found.decode([found.eos_id, found.mask_id]) == ""
   text = f"a{SPELLINGS['mask'][0]}b<|endoftext|>"
   assert found.decode(found.encode(text)) == text
@@ -125,6 +126,12 @@ def test_roles_come_from_the_config_beside_the_file_or_from_the_caller(tmp_path)
     BpeTokenizer.from_file(tmp_path, mask=99999)
   with pytest.raises(ValueError, match="unknown roles"):
     BpeTokenizer.from_file(tmp_path, sep="[SEP]")
+
+
+def test_damaged_file_is_named(tmp_path):
+  (tmp_path / "tokenizer.json").write_text('{"model": ')
+  with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
+    BpeTokenizer.from_file(tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["bytes", "bpe", "bpe:", "hf:x"])
