@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
+from dlm.sampling import guidance
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
@@ -56,7 +57,9 @@ def forward(
   def whole() -> tuple[TokenStats, KVCache | None]:
     emptied = cache
     if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
-      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~act_B[:, None])
+      stale_BxS = jnp.broadcast_to(act_B[:, None], canvas.open_BxL.shape)
+      stale_BxS = guidance.twice(stale_BxS) if sampler.guidance else stale_BxS
+      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_BxS)
     return _over(sampler, params, canvas, emptied, at, everywhere_BxL, slots, act_B, key_B)
 
   if not sampler.plan.cached:
@@ -127,9 +130,11 @@ def _over(
     time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, inside_BxW)
   by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
-  out = sampler.denoise(
+  out = guidance.denoise(
+    sampler,
     params,
     at_slot(canvas.tokens_BxL, slot_BxW),
+    at_slot(canvas.open_BxL, slot_BxW),
     slot_BxW=slot_BxW,
     mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
     time_BxW=time_BxW,

@@ -45,9 +45,10 @@ def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
 def start(sampler: Sampler, canvas: Canvas) -> LoopState:
   """The state before the first forward."""
   batch, slots = canvas.tokens_BxL.shape
+  rows = 2 * batch if sampler.guidance else batch
   return LoopState(
     canvas=canvas,
-    cache=sampler.denoise.empty_cache(batch, slots) if sampler.plan.cached else None,
+    cache=sampler.denoise.empty_cache(rows, slots) if sampler.plan.cached else None,
     policy=sampler.policy.enter(_in_block(sampler, canvas), None),
     step_B=jnp.zeros(batch, jnp.int32),
     fresh_B=canvas.start_B > 0,
@@ -117,7 +118,9 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     masked_BxL=masked(canvas, sampler.mask_id),
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
     next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
-    filled_BxL=jnp.zeros_like(canvas.open_BxL) if cache is None else cache.filled_BxS,
+    filled_BxL=jnp.zeros_like(canvas.open_BxL)
+    if cache is None
+    else cache.filled_BxS[: len(turn_B)],
     inside_BxL=slot_L[None, :] < canvas.length_B[:, None],
     block=sampler.block,
   )

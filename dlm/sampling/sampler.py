@@ -23,7 +23,10 @@ class Sampler:
       after every forward, or with "fill_block" when its block is finished.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
     temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
-      always forbidden.
+      forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot stays masked).
+    doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
+      confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
+    guidance: scale of classifier-free guidance, 0: off; two rows a forward.
   """
 
   denoise: Denoiser
@@ -43,6 +46,9 @@ class Sampler:
   top_k: int = 0
   top_p: float = 1.0
   forbidden: tuple[int, ...] = ()
+  doubtful: tuple[int, ...] = ()
+  may_predict_mask: bool = False
+  guidance: float = 0.0
   implementation: str | None = None
 
   def __post_init__(self):
@@ -60,6 +66,8 @@ class Sampler:
         f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
         f"policy must see all slots; {self.policy}"
       )
+    if self.guidance < 0:
+      raise ValueError(f"Sampler: guidance={self.guidance} must not be negative (0: off)")
     if self.shift not in (0, 1):
       raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
     if self.shift and self.plan.commits and self.commit != "fused":
@@ -77,5 +85,6 @@ class Sampler:
       temperature=self.temperature,
       top_k=self.top_k,
       top_p=self.top_p,
-      forbidden=(self.mask_id, *self.forbidden),
+      forbidden=self.forbidden if self.may_predict_mask else (self.mask_id, *self.forbidden),
+      outside=self.doubtful,
     )

@@ -35,6 +35,10 @@ def score(
     soft_cap=head.soft_cap,
     implementation=implementation,
   )
+  if spec.outside:  # confidences are taken as if these ids did not exist
+    among_R = jnp.isin(stats.token, jnp.array(spec.outside, jnp.int32))
+    stats.logit = jnp.where(among_R, -jnp.inf, stats.logit)
+    stats.lse = stats.lse_outside
   return jax.tree.map(lambda x: x.reshape(batch, asked), stats)
 
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
+from dlm.sampling import chance
 from dlm.types import Array, Decision, Schedule, StatSpec, View
 
 
@@ -37,6 +37,6 @@ class Ancestral:
     alpha_t_B, alpha_s_B = self.schedule.alpha(t_B), self.schedule.alpha(s_B)
     chance_B = (alpha_s_B - alpha_t_B) / jnp.maximum(1 - alpha_t_B, 1e-9)
     chance_B = jnp.where(view.step_B >= self.steps - 1, 1.0, chance_B)
-    u_BxA = jax.vmap(lambda key: jax.random.uniform(key, view.masked_BxA.shape[1:]))(key_B)
+    u_BxA = chance.uniform(key_B, view.masked_BxA.shape[1])
     write_BxA = view.masked_BxA & (u_BxA < chance_B[:, None])
     return Decision(write_BxA, view.stats.token), state

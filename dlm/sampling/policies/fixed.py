@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
-from dlm.sampling import select
+from dlm.sampling import chance, select
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
@@ -17,7 +16,8 @@ class Fixed:
   """LLaDA's sampler (arXiv 2502.09992, 2.4): low-confidence remasking, or a random order.
 
   Set one of `k` (tokens per forward) and `steps` (forwards per block, split as evenly as LLaDA's
-  code does: the first `n % steps` forwards write one token more). `order` is what "best" means:
+  code does: the first `n % steps` forwards write one token more). With `exact_steps` a block takes
+  all its `steps` forwards, as LLaDA's code does, though nothing may be left to write. `order` is what "best" means:
   the candidate's probability, top-1 minus top-2 probability, negative entropy, or a coin.
   """
 
@@ -25,10 +25,13 @@ class Fixed:
   k: int = 0
   steps: int = 0
   order: str = "confidence"
+  exact_steps: bool = False
 
   def __post_init__(self):
     if (self.k > 0) == (self.steps > 0) or min(self.k, self.steps) < 0:
       raise ValueError(f"fixed: set one of k={self.k} and steps={self.steps}, positive")
+    if self.exact_steps and not self.steps:
+      raise ValueError("fixed: exact_steps=True needs steps")
     if self.order not in ORDERS:
       raise ValueError(f"fixed: order={self.order!r} is not one of {', '.join(ORDERS)}")
 
@@ -44,7 +47,9 @@ class Fixed:
     if self.steps:
       quota_B = state // self.steps + (view.step_B < state % self.steps)
     write_BxA = select.top(self._score(view, key_B), view.masked_BxA, quota_B)
-    return Decision(write_BxA, view.stats.token), state
+    stay_B = view.step_B + 1 < self.steps if self.exact_steps else None
+    leave_B = None if stay_B is None else ~stay_B
+    return Decision(write_BxA, view.stats.token, stay_B=stay_B, leave_B=leave_B), state
 
   def _score(self, view: View, key_B: Array) -> Array:
     stats = view.stats
@@ -53,5 +58,5 @@ class Fixed:
     if self.order == "entropy":
       return -stats.entropy
     if self.order == "random":
-      return jax.vmap(lambda key: jax.random.uniform(key, view.masked_BxA.shape[1:]))(key_B)
+      return chance.uniform(key_B, view.masked_BxA.shape[1])
     return confidence(stats)

@@ -1,0 +1,185 @@
+"""Runs a recorded decoding case through the real loop, one forward at a time.
+
+The loop, the policies and the plans are the product's. Only chance is replaced: where a case brings
+the numbers that the authors' code drew, candidates and coins come from them.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm import weights
+from dlm.models import bind
+from dlm.sampling import chance, forward, loop
+from dlm.sampling.canvas import make_canvas
+from dlm.sampling.sampler import Sampler
+from dlm.sampling.score import score
+
+
+@dataclasses.dataclass
+class Case:
+  """A line of cases.jsonl. `used`: arguments that were read; an unread one is a wrong test."""
+
+  folder: pathlib.Path
+  line: dict
+  used: set[str] = dataclasses.field(default_factory=set)
+
+  @property
+  def name(self) -> str:
+    return self.line["name"]
+
+  @property
+  def method(self) -> str:
+    return self.line["method"]
+
+  @property
+  def expected(self) -> dict:
+    return self.line["expected"]
+
+  def arg(self, name: str, default=None):
+    self.used.add(name)
+    value = self.line["args"].get(name, default)
+    return default if value is None else value
+
+  def check_all_used(self) -> None:
+    ignored = set(self.line["args"]) - self.used
+    assert not ignored, f"{self.name} has arguments that its checker does not read: {ignored}"
+
+
+def read(folder: pathlib.Path) -> list[Case]:
+  path = folder / "cases.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [Case(folder, json.loads(line)) for line in lines]
+
+
+@functools.cache
+def model_of(folder: pathlib.Path):
+  source = weights.open_source(folder / "model")
+  return bind(source.model), weights.load(source)
+
+
+def canvas_of(case: Case, generated: int, mask_id: int, block: int, start: str = "prompt"):
+  """The case's prompts without padding, then `generated` masks; masks in a prompt are open too.
+
+  Rows start at the end of their prompt, as the authors' blocks do ("canvas": at the block of slots
+  that holds it).
+  """
+  keep = case.line.get("attention_mask") or case.arg("attention_mask")
+  prompts = [np.array(row) for row in case.line["prompt_ids"]]
+  if keep is not None:
+    prompts = [row[np.array(k) > 0] for row, k in zip(prompts, keep, strict=True)]
+  rows = [np.concatenate([row, np.full(generated, mask_id)]) for row in prompts]
+  canvas = make_canvas(
+    rows,
+    [row == mask_id for row in rows],
+    list(range(len(rows))),
+    slots=max(map(len, rows)),
+    block=block,
+    align="prompt",
+    mask_id=mask_id,
+    seed=0,
+  )
+  ends = np.array([len(row) for row in prompts])
+  first = ends if start == "prompt" else ends // block * block
+  return canvas.replace(start_B=jnp.asarray(first, jnp.int32)), prompts
+
+
+@dataclasses.dataclass
+class Trace:
+  """What happened: canvases after every forward (host), and the state at the end."""
+
+  prompts: list[np.ndarray]
+  states: list
+
+  @property
+  def canvases(self):
+    return [state.canvas for state in self.states[1:]]
+
+  def row(self, canvas, b: int) -> np.ndarray:
+    return np.asarray(canvas.tokens_BxL[b, : int(canvas.length_B[b])])
+
+  def generated(self, canvas, b: int) -> np.ndarray:
+    return self.row(canvas, b)[len(self.prompts[b]) :]
+
+  def forwards(self) -> np.ndarray:
+    return np.asarray(self.states[-1].canvas.forwards_Bx3.sum(-1))
+
+  def queries(self, b: int) -> list[int]:
+    spent = [int(state.canvas.queries_B[b]) for state in self.states]
+    return list(np.diff(spent))
+
+
+def play(sampler: Sampler, params, canvas, prompts, draws=None, turns: int = 400) -> Trace:
+  """Steps the loop until every row is done. `draws(i, state)`: the chance of forward i, or None."""
+  state = jax.jit(loop.start, static_argnums=0)(sampler, canvas)
+  states = [state]
+  while not np.asarray(state.canvas.done_B).all():
+    assert len(states) <= turns, "does not end"
+    chances = draws(len(states) - 1, state) if draws else None
+    state = _step(sampler, params, state, chances)
+    states.append(state)
+  return Trace(prompts, states)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(sampler, params, state, chances):
+  if chances is None:
+    return loop.step(sampler, params, state)
+  recorded = functools.partial(_score, chances.get("gumbel_BxLxV"))
+  coins = functools.partial(_coins, state, sampler, chances.get("uniform_BxL"))
+  with mock.patch.object(forward, "score", recorded), mock.patch.object(chance, "uniform", coins):
+    return loop.step(sampler, params, state)
+
+
+def _score(gumbel_BxLxV, head, spec, *, current_BxA, key_B, slot_BxA, implementation):
+  """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
+  cold = dataclasses.replace(spec, temperature=0.0)
+  if spec.shaped:  # statistics of the tempered logits: temper the hidden rows
+    head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
+  stats = score(
+    head, cold, current_BxA=current_BxA, key_B=key_B, slot_BxA=slot_BxA,
+    implementation=implementation,
+  )  # fmt: skip
+  if gumbel_BxLxV is None or spec.temperature == 0:
+    return stats
+  z = jnp.einsum("bad,vd->bav", head.hidden_BxAxD, head.unembed_VxD)
+  forbidden = jnp.isin(jnp.arange(z.shape[-1]), jnp.array(spec.forbidden, jnp.int32))
+  z = jnp.where(forbidden[None, None], -jnp.inf, z)
+  plain, scale = z, 1.0 if spec.shaped else spec.temperature
+  if spec.shaped:
+    plain = shape(z, spec)
+    z = plain
+  noise = jnp.take_along_axis(gumbel_BxLxV, slot_BxA[..., None], axis=1)
+  token = jnp.argmax(z / scale + noise, axis=-1).astype(jnp.int32)
+  stats.token = token
+  logit = jnp.take_along_axis(plain, token[..., None], axis=-1)[..., 0]
+  among = jnp.isin(token, jnp.array(spec.outside, jnp.int32))
+  stats.logit = jnp.where(among, -jnp.inf, logit)
+  return stats
+
+
+def shape(z, spec):
+  """Dream's top-p, then its top-k, on tempered logits."""
+  if spec.top_p < 1:
+    order = jnp.sort(z, axis=-1, descending=True)
+    p = jax.nn.softmax(order, axis=-1)
+    kept = jnp.cumsum(p, axis=-1) - p <= spec.top_p
+    cut = jnp.where(kept, order, jnp.inf).min(-1, keepdims=True)
+    z = jnp.where(z >= cut, z, -jnp.inf)
+  if spec.top_k:
+    kth = jax.lax.top_k(z, spec.top_k)[0][..., -1:]
+    z = jnp.where(z >= kth, z, -jnp.inf)
+  return z
+
+
+def _coins(state, sampler, uniform_BxL, key_B, width):
+  """Recorded coins by canvas slot, for the slots in scope."""
+  slot_BxA = forward.scope(sampler, state.canvas)
+  assert slot_BxA.shape[1] == width
+  return forward.at_slot(uniform_BxL, slot_BxA)
