@@ -77,12 +77,17 @@ def logits(hidden_RxD: Array, unembed_TxD: Array, soft_cap: float | None) -> Arr
   return z_RxT if soft_cap is None else soft_cap * jnp.tanh(z_RxT / soft_cap)
 
 
+def at_ids(x_RxT: Array, id_RxJ: Array, start: Array | int = 0) -> tuple[Array, Array]:
+  """Whether each row's ids lie in the tile, and their values there (anything if they do not)."""
+  offset_RxJ = id_RxJ - start
+  inside_RxJ = (offset_RxJ >= 0) & (offset_RxJ < x_RxT.shape[1])
+  return inside_RxJ, jnp.take_along_axis(x_RxT, jnp.where(inside_RxJ, offset_RxJ, 0), axis=1)
+
+
 def at_id(x_RxT: Array, id_R: Array, start: Array | int = 0) -> tuple[Array, Array]:
-  """Whether each row's id lies in the tile, and its value there (anything where it does not)."""
-  offset_R = id_R - start
-  inside_R = (offset_R >= 0) & (offset_R < x_RxT.shape[1])
-  offset_R = jnp.where(inside_R, offset_R, 0)
-  return inside_R, jnp.take_along_axis(x_RxT, offset_R[:, None], axis=1)[:, 0]
+  """`at_ids` of one id a row."""
+  inside_Rx1, value_Rx1 = at_ids(x_RxT, id_R[:, None], start)
+  return inside_Rx1[:, 0], value_Rx1[:, 0]
 
 
 def check(
@@ -119,3 +124,9 @@ def check_per_row(op: str, name: str, ids_R: Array, rows: int) -> None:
     raise ValueError(
       f"{op}: {name} must be an integer for each of {rows} rows, not {ids_R.dtype}{ids_R.shape}"
     )
+
+
+def check_ids_per_row(op: str, name: str, id_RxJ: Array, rows: int) -> None:
+  """Raises ValueError unless `id_RxJ` holds integers, equally many a row."""
+  if id_RxJ.ndim != 2 or id_RxJ.shape[0] != rows or not jnp.issubdtype(id_RxJ.dtype, jnp.integer):
+    raise ValueError(f"{op}: {name} must be integers [{rows}, J], not {id_RxJ.dtype}{id_RxJ.shape}")

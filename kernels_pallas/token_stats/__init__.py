@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from kernels_pallas import dispatch, vocabulary
 from kernels_pallas.token_stats import reference, xla
-from kernels_pallas.token_stats.spec import StatSpec, TokenStats
+from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
-__all__ = ["IMPLEMENTATIONS", "StatSpec", "TokenStats", "token_stats"]
+__all__ = ["IMPLEMENTATIONS", "Inputs", "StatSpec", "TokenStats", "token_stats"]
 
 Array = jax.Array
 
@@ -28,6 +28,8 @@ def token_stats(
   *,
   current_R: Array | None = None,
   key_R: Array | None = None,
+  gather_id_RxJ: Array | None = None,
+  embed_VxD: Array | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
@@ -38,27 +40,33 @@ def token_stats(
   together. The noise is a function of (row key, id), so all implementations draw alike.
 
   Forbidden ids count as -inf everywhere, in `current` too, and with `spec.shaped` so do those that
-  are cut. A row with a NaN logit has lse and
-  entropy NaN, and its candidate, top1 and top2 ignore the NaN ids. Where no id is left to choose,
-  the token is the lowest one that is not forbidden, and its logit and top1 are -inf: such rows
-  have probability NaN, and still never write a forbidden id.
+  are cut. A row with a NaN logit has lse, entropy and soft NaN, and its candidate, top1 and top2
+  ignore the NaN ids. Where no id is left to choose, the token is the lowest one that is not
+  forbidden, and its logit and top1 are -inf: such rows have probability NaN, and still never write
+  a forbidden id.
 
   Args:
     hidden_RxD, unembed_VxD: float32 or bfloat16; products are summed in float32.
     current_R: int32 id that stands there now, needed iff `spec.current`. Outside [0, V): -inf.
     key_R: one typed threefry key a row, needed iff `spec.temperature` > 0.
+    gather_id_RxJ: int32 ids whose plain logits are wanted, needed iff `spec.gather`. Outside
+      [0, V): -inf.
+    embed_VxD: what `spec.soft` averages, of any width, needed iff it does.
     soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
-  rows = hidden_RxD.shape[0]
+  vocab = unembed_VxD.shape[0]
   vocabulary.check(
     "token_stats", hidden_RxD, unembed_VxD, forbidden=spec.forbidden, soft_cap=soft_cap
   )
-  vocabulary.check_ids("token_stats", "outside", spec.outside, unembed_VxD.shape[0])
-  if spec.current:
-    if current_R is None:
-      raise ValueError("token_stats: spec.current=True needs current_R")
-    vocabulary.check_per_row("token_stats", "current_R", current_R, rows)
+  vocabulary.check_ids("token_stats", "outside", spec.outside, vocab)
+  inputs = Inputs(
+    key_data_Rx2=_key_data(key_R, hidden_RxD.shape[0], spec) if spec.temperature > 0 else None,
+    current_R=current_R if spec.current else None,
+    gather_id_RxJ=gather_id_RxJ if spec.gather else None,
+    embed_VxD=embed_VxD if spec.soft else None,
+  )
+  _check(spec, inputs, hidden_RxD.shape[0], vocab)
   return dispatch.run(
     "token_stats",
     IMPLEMENTATIONS,
@@ -66,10 +74,27 @@ def token_stats(
     hidden_RxD,
     unembed_VxD,
     spec,
-    current_R=current_R if spec.current else None,
-    key_data_Rx2=_key_data(key_R, rows, spec) if spec.temperature > 0 else None,
+    inputs,
     soft_cap=soft_cap,
   )
+
+
+def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
+  """Raises ValueError where the arrays are not those that the spec asks for."""
+  if spec.current:
+    if inputs.current_R is None:
+      raise ValueError("token_stats: spec.current=True needs current_R")
+    vocabulary.check_per_row("token_stats", "current_R", inputs.current_R, rows)
+  if spec.gather:
+    if inputs.gather_id_RxJ is None:
+      raise ValueError("token_stats: spec.gather=True needs gather_id_RxJ")
+    vocabulary.check_ids_per_row("token_stats", "gather_id_RxJ", inputs.gather_id_RxJ, rows)
+  if spec.soft:
+    if inputs.embed_VxD is None:
+      raise ValueError("token_stats: spec.soft=True needs embed_VxD")
+    shape = inputs.embed_VxD.shape
+    if len(shape) != 2 or shape[0] != vocab:
+      raise ValueError(f"token_stats: embed_VxD must be [{vocab}, D], not {shape}")
 
 
 def _key_data(key_R: Array | None, rows: int, spec: StatSpec) -> Array:

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from kernels_pallas import vocabulary
 from kernels_pallas.token_stats.cut import finite
 from kernels_pallas.token_stats.noise import gumbel
-from kernels_pallas.token_stats.spec import StatSpec
+from kernels_pallas.token_stats.spec import Inputs, StatSpec
 
 Array = jax.Array
 
 
 class Seen(NamedTuple):
-  """The logits of one tile."""
+  """The logits of one tile; -inf where the id is forbidden or was in an earlier tile."""
 
-  z_RxT: Array  # -inf where the id is forbidden or was in an earlier tile
+  plain_RxT: Array
+  z_RxT: Array  # plain ones at first, and what later is made of them
   eligible_RxT: Array  # the same, NaN as -inf: what may be chosen
   ids_T: Array
 
@@ -38,7 +39,7 @@ class Seen(NamedTuple):
       kept_RxT = self.eligible_RxT >= cut_R[:, None]
       z_RxT = jnp.where(kept_RxT | jnp.isnan(z_RxT), z_RxT, -jnp.inf)
       eligible_RxT = jnp.where(kept_RxT, eligible_RxT, -jnp.inf)
-    return Seen(z_RxT, eligible_RxT, self.ids_T)
+    return self._replace(z_RxT=z_RxT, eligible_RxT=eligible_RxT)
 
 
 class Mass(NamedTuple):
@@ -51,13 +52,16 @@ class Mass(NamedTuple):
     return finite(self.top1_R) + self.log_R
 
 
-class Moments(NamedTuple):
-  """Statistics of the ids so far."""
+class Stats(NamedTuple):
+  """Statistics of the ids so far, None where they are not asked for."""
 
   mass: Mass
   top2_R: Array | None
   entropy_R: Array | None
+  soft_RxD: Array | None
   current_R: Array | None
+  gathered_RxJ: Array | None
+  outside: Mass | None
 
 
 class Candidate(NamedTuple):
@@ -68,13 +72,21 @@ class Candidate(NamedTuple):
   logit_R: Array
 
 
-def no_moments(lowest_R: Array, spec: StatSpec) -> Moments:
+def no_stats(lowest_R: Array, spec: StatSpec, inputs: Inputs) -> Stats:
   """Before the first tile; `lowest` is -inf."""
-  return Moments(
+
+  def filled(value_R: Array, like: Array) -> Array:
+    return jnp.broadcast_to(value_R[:, None], (value_R.size, like.shape[1]))
+
+  zero_R = jnp.zeros_like(lowest_R)
+  return Stats(
     mass=Mass(lowest_R, lowest_R),
     top2_R=lowest_R if spec.top2 else None,
-    entropy_R=jnp.zeros_like(lowest_R) if spec.entropy else None,
+    entropy_R=zero_R if spec.entropy else None,
+    soft_RxD=filled(zero_R, inputs.embed_VxD) if spec.soft else None,
     current_R=lowest_R if spec.current else None,
+    gathered_RxJ=filled(lowest_R, inputs.gather_id_RxJ) if spec.gather else None,
+    outside=Mass(lowest_R, lowest_R) if spec.outside else None,
   )
 
 
@@ -97,26 +109,44 @@ def merge(old: Mass, new: Mass) -> tuple[Mass, Array, Array]:
   return Mass(top1_R, log_R), log_old_R - log_R, log_new_R - log_R
 
 
-def add_moments(so_far: Moments, seen: Seen, spec: StatSpec, current_R: Array | None) -> Moments:
+def add_mass(mass: Mass, seen: Seen) -> Mass:
+  return merge(mass, mass_of(seen))[0]
+
+
+def add_stats(so_far: Stats, seen: Seen, spec: StatSpec, inputs: Inputs) -> Stats:
+  """The statistics of those ids and of a tile."""
   tile = mass_of(seen)
   mass, log_old_R, log_new_R = merge(so_far.mass, tile)
-  top2_R = entropy_R = logit_R = None
+  log_p_RxT = (seen.z_RxT - finite(tile.top1_R)[:, None]) - tile.log_R[:, None]
+  start = seen.ids_T[0]
+  stats = so_far._replace(mass=mass)
   if spec.top2:
-    top2_R = jnp.maximum(
-      jnp.minimum(so_far.mass.top1_R, tile.top1_R),
-      jnp.maximum(so_far.top2_R, _second(seen.eligible_RxT, tile.top1_R)),
-    )
+    lower_R = jnp.minimum(so_far.mass.top1_R, tile.top1_R)
+    tile_top2_R = _second(seen.eligible_RxT, tile.top1_R)
+    top2_R = jnp.maximum(lower_R, jnp.maximum(so_far.top2_R, tile_top2_R))
+    stats = stats._replace(top2_R=top2_R)
   if spec.entropy:
-    log_p_RxT = (seen.z_RxT - finite(tile.top1_R)[:, None]) - tile.log_R[:, None]
     tile_entropy_R = -_expect(log_p_RxT, log_p_RxT).sum(1)
     # Entropy of a mixture: that of the choice of tile, plus the mean of those within tiles.
     entropy_R = _expect(log_old_R, so_far.entropy_R - log_old_R)
     entropy_R += _expect(log_new_R, tile_entropy_R - log_new_R)
+    stats = stats._replace(entropy_R=entropy_R)
+  if spec.soft:
+    embed_TxD = jax.lax.dynamic_slice_in_dim(inputs.embed_VxD, start, seen.ids_T.size)
+    p_RxT = _expect(log_p_RxT, jnp.ones_like(log_p_RxT))
+    tile_RxD = jnp.einsum("rt,td->rd", p_RxT, embed_TxD, preferred_element_type=jnp.float32)
+    soft_RxD = _expect(log_old_R[:, None], so_far.soft_RxD)
+    stats = stats._replace(soft_RxD=soft_RxD + _expect(log_new_R[:, None], tile_RxD))
   if spec.current:
-    inside_R, logit_R = vocabulary.at_id(seen.z_RxT, current_R, seen.ids_T[0])
-    # A clamped last tile meets some ids again, and there they are -inf.
-    logit_R = jnp.where(inside_R & (logit_R != -jnp.inf), logit_R, so_far.current_R)
-  return Moments(mass, top2_R, entropy_R, logit_R)
+    current_Rx1 = so_far.current_R[:, None]
+    current_Rx1 = _add_at_ids(current_Rx1, seen.z_RxT, start, inputs.current_R[:, None])
+    stats = stats._replace(current_R=current_Rx1[:, 0])
+  if spec.gather:
+    gathered_RxJ = _add_at_ids(so_far.gathered_RxJ, seen.plain_RxT, start, inputs.gather_id_RxJ)
+    stats = stats._replace(gathered_RxJ=gathered_RxJ)
+  if spec.outside:
+    stats = stats._replace(outside=add_mass(so_far.outside, seen.without(spec.outside)))
+  return stats
 
 
 def _second(z_RxT: Array, best_R: Array) -> Array:
@@ -130,6 +160,13 @@ def _expect(log_p: Array, value: Array) -> Array:
   """p * value, and 0 where p is 0 (or undefined), whatever the value is."""
   p = jnp.exp(log_p)
   return jnp.where(p > 0, p * value, 0)
+
+
+def _add_at_ids(so_far_RxJ: Array, z_RxT: Array, start: Array, id_RxJ: Array) -> Array:
+  """The logits of each row's ids, as far as tiles have met them."""
+  inside_RxJ, z_RxJ = vocabulary.at_ids(z_RxT, id_RxJ, start)
+  # A clamped last tile meets some ids again, and there they are -inf.
+  return jnp.where(inside_RxJ & (z_RxJ != -jnp.inf), z_RxJ, so_far_RxJ)
 
 
 def add_candidate(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
 from kernels_pallas.token_stats.noise import gumbel
-from kernels_pallas.token_stats.spec import StatSpec, TokenStats
+from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
 Array = jax.Array
 
@@ -14,16 +14,15 @@ def token_stats(
   hidden_RxD: Array,
   unembed_VxD: Array,
   spec: StatSpec,
+  inputs: Inputs,
   *,
-  current_R: Array | None,
-  key_data_Rx2: Array | None,
   soft_cap: float | None,
 ) -> TokenStats:
   """See `kernels_pallas.token_stats.token_stats`."""
   ids_V = jnp.arange(unembed_VxD.shape[0], dtype=jnp.int32)
   allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
   z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap)
-  z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
+  plain_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 
   kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
@@ -34,7 +33,7 @@ def token_stats(
     z_RxV = jnp.where(kept_RxV | jnp.isnan(z_RxV), z_RxV / spec.divisor, -jnp.inf)
     eligible_RxV = score_RxV
   if spec.temperature > 0:
-    score_RxV = score_RxV + gumbel(key_data_Rx2, ids_V)
+    score_RxV = score_RxV + gumbel(inputs.key_data_Rx2, ids_V)
   some_R = (score_RxV > -jnp.inf).any(1)
   fallback = vocabulary.first_allowed(ids_V.size, spec.forbidden)
   token_R = jnp.where(some_R, jnp.argmax(score_RxV, axis=1), fallback).astype(jnp.int32)
@@ -54,9 +53,20 @@ def token_stats(
     p_RxV = jnp.exp(log_p_RxV)
     entropy_R = -jnp.where(p_RxV > 0, p_RxV * log_p_RxV, 0).sum(1)
     stats.entropy = jnp.where(jnp.isfinite(lse_R), entropy_R, jnp.nan)
+  if spec.soft:
+    soft_RxD = jnp.einsum(
+      "rv,vd->rd",
+      jax.nn.softmax(z_RxV, axis=1),
+      inputs.embed_VxD,
+      preferred_element_type=jnp.float32,
+    )
+    stats.soft = jnp.where(jnp.isfinite(lse_R)[:, None], soft_RxD, jnp.nan)
   if spec.current:
-    inside_R, logit_R = vocabulary.at_id(z_RxV, current_R)
+    inside_R, logit_R = vocabulary.at_id(z_RxV, inputs.current_R)
     stats.current = jnp.where(inside_R, logit_R, -jnp.inf)
+  if spec.gather:
+    inside_RxJ, logit_RxJ = vocabulary.at_ids(plain_RxV, inputs.gather_id_RxJ)
+    stats.gathered = jnp.where(inside_RxJ, logit_RxJ, -jnp.inf)
   if spec.outside:
     outside_1xV = vocabulary.allowed(ids_V, spec.outside)[None, :]
     stats.lse_outside = jax.nn.logsumexp(jnp.where(outside_1xV, z_RxV, -jnp.inf), axis=1)

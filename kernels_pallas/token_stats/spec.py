@@ -25,6 +25,8 @@ class StatSpec:
   top2: bool = False  # second best logit, for margins
   entropy: bool = False
   current: bool = False  # logit of the token that stands there now
+  gather: bool = False  # plain logits of a few ids that each row names
+  soft: bool = False  # mean embedding under the softmax of the logits
   outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
   shaped: bool = False  # statistics of the shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
@@ -56,6 +58,17 @@ class StatSpec:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class Inputs:
+  """The arrays that a spec asks for (see `token_stats`), None where it does not."""
+
+  key_data_Rx2: Array | None = None  # the two words of each row's key
+  current_R: Array | None = None
+  gather_id_RxJ: Array | None = None
+  embed_VxD: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class TokenStats:
   """Per position. Fields not asked for are None. Logits and lse are float32, entropy in nats.
 
@@ -70,3 +83,5 @@ class TokenStats:
   entropy: Array | None = None
   current: Array | None = None
   lse_outside: Array | None = None  # logsumexp over the ids that are not in `outside`
+  soft: Array | None = None  # float32 [R, D] mean embedding
+  gathered: Array | None = None  # [R, J] plain logits of the ids asked for, whatever is `shaped`

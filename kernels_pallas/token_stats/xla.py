@@ -4,35 +4,26 @@ One pass where nothing is cut. With top-k a pass before it finds the cut, with t
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
 from kernels_pallas.token_stats import cut, folds
-from kernels_pallas.token_stats.folds import Candidate, Mass, Moments, Seen
-from kernels_pallas.token_stats.spec import StatSpec, TokenStats
+from kernels_pallas.token_stats.folds import Candidate, Mass, Seen, Stats
+from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
 Array = jax.Array
 Sweep = Callable[[Callable[[Any, Seen], Any], Any], Any]  # folds f(state, seen) over tiles
-
-
-class Found(NamedTuple):
-  """What the last pass gathers."""
-
-  candidate: Candidate
-  moments: Moments
-  outside: Mass | None
 
 
 def token_stats(
   hidden_RxD: Array,
   unembed_VxD: Array,
   spec: StatSpec,
+  inputs: Inputs,
   *,
-  current_R: Array | None,
-  key_data_Rx2: Array | None,
   soft_cap: float | None,
   tile: int | None = None,
 ) -> TokenStats:
@@ -45,32 +36,23 @@ def token_stats(
       z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
       z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
       eligible_RxT = jnp.where(jnp.isnan(z_RxT), -jnp.inf, z_RxT)
-      return fold(state, Seen(z_RxT, eligible_RxT, part.ids_T))
+      return fold(state, Seen(z_RxT, z_RxT, eligible_RxT, part.ids_T))
 
     return vocabulary.sweep(step, state, unembed_VxD, tile=tile, forbidden=spec.forbidden)
 
   lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
   cut_R = _cut(sweep, spec, lowest_R, vocab) if spec.cuts(vocab) else None
 
-  def add(found: Found, seen: Seen) -> Found:
+  def add(found: tuple[Candidate, Stats], seen: Seen) -> tuple[Candidate, Stats]:
+    candidate, stats = found
     shaped = seen.shaped(spec.divisor, cut_R)
     told = shaped if spec.shaped else seen
-    return Found(
-      candidate=folds.add_candidate(found.candidate, shaped, told, key_data_Rx2),
-      moments=folds.add_moments(found.moments, told, spec, current_R),
-      outside=_add_mass(found.outside, told.without(spec.outside)) if spec.outside else None,
-    )
+    candidate = folds.add_candidate(candidate, shaped, told, inputs.key_data_Rx2)
+    return candidate, folds.add_stats(stats, told, spec, inputs)
 
-  nothing = Found(
-    candidate=folds.no_candidate(lowest_R, vocabulary.first_allowed(vocab, spec.forbidden)),
-    moments=folds.no_moments(lowest_R, spec),
-    outside=Mass(lowest_R, lowest_R) if spec.outside else None,
-  )
-  return _result(sweep(add, nothing))
-
-
-def _add_mass(mass: Mass, seen: Seen) -> Mass:
-  return folds.merge(mass, folds.mass_of(seen))[0]
+  fallback = vocabulary.first_allowed(vocab, spec.forbidden)
+  nothing = folds.no_candidate(lowest_R, fallback), folds.no_stats(lowest_R, spec, inputs)
+  return _result(*sweep(add, nothing))
 
 
 def _cut(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array:
@@ -91,7 +73,7 @@ def _cut(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array:
     best, mass = state
     if of_all:
       tempered_RxT = seen.eligible_RxT / spec.divisor
-      mass = _add_mass(mass, Seen(tempered_RxT, tempered_RxT, seen.ids_T))
+      mass = folds.add_mass(mass, seen._replace(z_RxT=tempered_RxT, eligible_RxT=tempered_RxT))
     return cut.add_k_best(best, seen.eligible_RxT), mass
 
   no_mass = Mass(lowest_R, lowest_R) if of_all else None
@@ -100,18 +82,22 @@ def _cut(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array:
   return cut.top_k_cut(best, spec.top_p, spec.divisor, all_R)
 
 
-def _result(found: Found) -> TokenStats:
-  mass, top2_R, entropy_R, current_R = found.moments
-  lse_R = mass.lse()
+def _result(candidate: Candidate, stats: Stats) -> TokenStats:
+  lse_R, entropy_R, soft_RxD = stats.mass.lse(), stats.entropy_R, stats.soft_RxD
+  defined_R = jnp.isfinite(lse_R)
   if entropy_R is not None:
-    entropy_R = jnp.where(jnp.isfinite(lse_R), entropy_R, jnp.nan)
+    entropy_R = jnp.where(defined_R, entropy_R, jnp.nan)
+  if soft_RxD is not None:
+    soft_RxD = jnp.where(defined_R[:, None], soft_RxD, jnp.nan)
   return TokenStats(
-    token=found.candidate.token_R,
-    logit=found.candidate.logit_R,
-    top1=mass.top1_R,
+    token=candidate.token_R,
+    logit=candidate.logit_R,
+    top1=stats.mass.top1_R,
     lse=lse_R,
-    top2=top2_R,
+    top2=stats.top2_R,
     entropy=entropy_R,
-    current=current_R,
-    lse_outside=found.outside.lse() if found.outside is not None else None,
+    current=stats.current_R,
+    lse_outside=stats.outside.lse() if stats.outside is not None else None,
+    soft=soft_RxD,
+    gathered=stats.gathered_RxJ,
   )

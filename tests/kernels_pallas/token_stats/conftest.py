@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from kernels_pallas.token_stats import IMPLEMENTATIONS
+from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs
 
 
 @functools.cache
@@ -21,14 +21,9 @@ def _jitted(param):
 def compute(request):
   """`token_stats` on raw key words, compiled once for equal specs and shapes."""
 
-  def run(hidden_RxD, unembed_VxD, spec, *, current_R=None, key_data_Rx2=None, soft_cap=None):
+  def run(hidden_RxD, unembed_VxD, spec, *, soft_cap=None, **inputs):
     return _jitted(request.param)(
-      hidden_RxD,
-      unembed_VxD,
-      spec=spec,
-      current_R=current_R,
-      key_data_Rx2=key_data_Rx2,
-      soft_cap=soft_cap,
+      hidden_RxD, unembed_VxD, spec=spec, inputs=Inputs(**inputs), soft_cap=soft_cap
     )
 
   return run

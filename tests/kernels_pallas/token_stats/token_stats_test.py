@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import token_stats as ops
-from kernels_pallas.token_stats import StatSpec, token_stats
+from kernels_pallas.token_stats import Inputs, StatSpec, token_stats
 from tests.kernels_pallas.token_stats.twin import assert_equal_stats, lse, truth
 
 ALL = StatSpec(top2=True, entropy=True, current=True)
@@ -39,8 +39,8 @@ def test_all_statistics(compute, dtype, soft_cap, vocab=38):
 
 def test_what_is_not_asked_is_not_there(compute):
   stats = of_logits(compute, np.eye(3), StatSpec())
-  not_asked = (stats.top2, stats.entropy, stats.current, stats.lse_outside)
-  assert not_asked == (None,) * 4
+  there = {name for name, value in vars(stats).items() if value is not None}
+  assert there == {"token", "logit", "top1", "lse"}
 
 
 def test_ties_go_to_the_lowest_id_and_top2_equals_top1(compute):
@@ -188,14 +188,23 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
   hidden_RxD = jax.random.normal(jax.random.key(0), (4, 8))
   unembed_VxD = jax.random.normal(jax.random.key(1), (20, 8))
   key_R = jax.random.split(jax.random.key(2), 4)
-  spec = StatSpec(top2=True, entropy=True, current=True, temperature=1.0, top_p=0.9)
+  spec = StatSpec(
+    top2=True,
+    entropy=True,
+    current=True,
+    gather=True,
+    soft=True,
+    outside=(3,),
+    shaped=True,
+    temperature=1.0,
+    top_p=0.9,
+  )
 
   def walk(hidden_RxD, unembed_VxD, key_data_Rx2):
     def step(state):
       i, token_R = state
-      stats = implementation(
-        hidden_RxD, unembed_VxD, spec, current_R=token_R, key_data_Rx2=key_data_Rx2
-      )
+      inputs = Inputs(key_data_Rx2, token_R, token_R[:, None], unembed_VxD)
+      stats = implementation(hidden_RxD, unembed_VxD, spec, inputs)
       return i + 1, stats.token
 
     start_R = jnp.zeros_like(hidden_RxD[:, 0], dtype=jnp.int32)
@@ -217,6 +226,7 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
   "spec",
   [
     StatSpec(top2=True, entropy=True, current=True, temperature=1.0),
+    StatSpec(gather=True, soft=True),
     StatSpec(temperature=1.0, top_k=9, top_p=0.9),
     StatSpec(temperature=1.0, top_p=0.9),
     StatSpec(
@@ -230,14 +240,23 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
       top_p_of="all",
     ),
   ],
-  ids=["drawn", "top_k", "top_p", "shaped"],
+  ids=["drawn", "gather, soft", "top_k", "top_p", "shaped"],
 )
 def test_memory_does_not_grow_with_the_vocabulary(spec):
   def temporaries(implementation, rows, vocab):
     shapes = [(rows, 8), (vocab, 8)]
     call = functools.partial(token_stats, spec=spec, implementation=implementation)
     compiled = (
-      jax.jit(lambda h, u, c, k: call(h, u, current_R=c, key_R=jax.random.wrap_key_data(k)))
+      jax.jit(
+        lambda h, u, c, k: call(
+          h,
+          u,
+          current_R=c,
+          key_R=jax.random.wrap_key_data(k),
+          gather_id_RxJ=c[:, None],
+          embed_VxD=u,
+        )
+      )
       .lower(
         *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
         jax.ShapeDtypeStruct((rows,), jnp.int32),
@@ -276,6 +295,15 @@ def test_mistakes_are_named():
     token_stats(hidden_RxD, unembed_VxD, current)
   with pytest.raises(ValueError, match=r"current_R must be an integer for each of 2 rows"):
     token_stats(hidden_RxD, unembed_VxD, current, current_R=jnp.zeros(2))
+  with pytest.raises(ValueError, match="needs gather_id_RxJ"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(gather=True))
+  with pytest.raises(ValueError, match=r"gather_id_RxJ must be integers \[2, J\], not int32\(2,\)"):
+    gather_id_R = jnp.zeros(2, jnp.int32)
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(gather=True), gather_id_RxJ=gather_id_R)
+  with pytest.raises(ValueError, match="needs embed_VxD"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(soft=True))
+  with pytest.raises(ValueError, match=r"embed_VxD must be \[5, D\], not \(4, 5\)"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(soft=True), embed_VxD=unembed_VxD.T)
   with pytest.raises(ValueError, match=r"temperature=1\.0 needs key_R"):
     token_stats(hidden_RxD, unembed_VxD, sampled)
   with pytest.raises(ValueError, match="must hold 2 typed keys"):
