@@ -1,5 +1,6 @@
 """A cache changes what is computed, never what comes out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from dlm import masks
+from dlm.models import MoeConfig
 from dlm.models import cache as kv_cache
 from dlm.types import KVCache
 from tests.dlm.models.small import SMALL, canvas_logits, dense_logits, init, random_tokens, variant
 
 LENGTH = 12
+MOE = MoeConfig(experts=4, per_token=2, mlp=8, shared=8, dense_layers=1)
 
 
 def windows(start_B, width: int):
@@ -49,7 +52,14 @@ def poison(cache: KVCache) -> KVCache:
     pytest.param(masks.Causal(), (1, 5, 2, 4), id="causal"),
   ],
 )
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": True, "kv_heads": 4, "qkv_bias": True}])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"qk_norm": True, "kv_heads": 4, "qkv_bias": True},
+    pytest.param({"layers": 3, "moe": MOE, "rotary_dim": 2}, id="experts"),
+  ],
+)
 def test_cached_logits_equal_uncached(rule, widths, changes):
   model = variant(**changes)
   params, tokens = init(model), random_tokens(2, LENGTH)
@@ -162,3 +172,20 @@ def test_writing_in_a_loop_copies_no_cache():
 
   memory = jax.jit(fill, donate_argnums=0).lower(cache).compile().memory_analysis()
   assert memory.temp_size_in_bytes < cache.k_YxBxSxKxH.nbytes / 4
+
+
+def test_a_second_stack_of_layers_copies_no_cache():
+  """Both stacks read their layers out of the one cache."""
+  model = variant(layers=16, moe=dataclasses.replace(MOE, dense_layers=8))
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  cache = jax.eval_shape(lambda: model.empty_cache(2, 4096))
+  slot = windows([0, 4], 4)
+
+  @jax.jit
+  def hidden(params, cache):
+    mask = masks.Full()(slot, 4096)
+    return model(params, slot, slot_BxW=slot, mask=mask, cache=cache).head.hidden_BxAxD
+
+  memory = hidden.lower(params, cache).compile().memory_analysis()
+  one_stack = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / 2
+  assert memory.temp_size_in_bytes < one_stack

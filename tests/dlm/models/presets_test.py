@@ -3,9 +3,10 @@ import dataclasses
 import jax
 import pytest
 
-from dlm.models import PRESETS, ModelConfig, bind
+from dlm.models import PRESETS, ModelConfig, MoeConfig, bind
 
 SMALL = ModelConfig(vocab=11, width=12, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=10)
+MOE = MoeConfig(experts=4, per_token=2, mlp=5)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,9 @@ SMALL = ModelConfig(vocab=11, width=12, layers=3, heads=4, kv_heads=2, head_dim=
     {"tied": False},
     {"time_conditioned": True},
     {"qk_norm": True, "qkv_bias": True, "tied": False, "time_conditioned": True, "kv_heads": 1},
+    {"moe": MOE},
+    {"moe": dataclasses.replace(MOE, shared=7, dense_layers=2, bias=True), "qk_norm": True},
+    {"moe": dataclasses.replace(MOE, dense_layers=1), "time_conditioned": True},
   ],
 )
 def test_n_params_counts_the_tree(changes):
@@ -31,10 +35,12 @@ def test_n_params_counts_the_tree(changes):
     ("llada-8b", 126464, 8_015_581_184),
     ("dream-7b", 152064, 7_615_616_512),
     ("qwen3-8b", 151936, 8_190_735_360),
+    ("llada-moe-7b", 157184, 7_356_880_896),
+    ("llada2-mini", 157184, 16_255_643_392),
   ],
 )
 def test_named_shapes_have_the_checkpoints_size(name, vocab, count):
-  """Counts of the published checkpoints (specs moe_distill_rl 3)."""
+  """Counts of the published checkpoints (specs moe_distill_rl 2 and 3)."""
   assert ModelConfig.from_preset(name, vocab=vocab).n_params() == count
 
 
@@ -57,6 +63,16 @@ def test_flops_are_two_per_weight_and_four_per_attended_channel():
   assert config.flops_per_token(10) - config.flops_per_token(0) == 10 * 4 * 4096 * 32
 
 
+def test_flops_count_the_experts_that_a_token_is_routed_to():
+  """LLaDA2-mini: 1.43 B active with the lookup table (specs moe_distill_rl 2.2)."""
+  config = ModelConfig.from_preset("llada2-mini", vocab=157184)
+  active = config.flops_per_token(0) / 2 + config.vocab * config.width
+  assert active == pytest.approx(1.433e9, rel=1e-3)
+  one_more = dataclasses.replace(config.moe, per_token=9)
+  step = dataclasses.replace(config, moe=one_more).flops_per_token(0) - config.flops_per_token(0)
+  assert step == 2 * 19 * 3 * 2048 * 512
+
+
 def test_overrides_win_over_the_preset():
   config = ModelConfig.from_preset("1m", vocab=260, layers=2, qk_norm=True)
   assert (config.vocab, config.layers, config.width, config.qk_norm) == (260, 2, 128, True)
@@ -70,11 +86,34 @@ def test_overrides_win_over_the_preset():
     ({"head_dim": 5}, "head_dim=5"),
     ({"dtype": "float64"}, "float32, bfloat16"),
     ({"soft_cap": 0.0}, "soft_cap=0.0"),
+    ({"rotary_dim": 3}, "rotary_dim=3 must be even"),
+    ({"rotary_dim": 8}, "in 0..head_dim=6"),
+    ({"moe": dataclasses.replace(MOE, dense_layers=3)}, "dense_layers=3 must be below layers=3"),
   ],
 )
 def test_impossible_configurations_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"experts": 0}, "experts=0 must be at least 1"),
+    ({"shared": -1}, "shared=-1 must be at least 0"),
+    ({"per_token": 5}, "per_token=5 exceeds the 4 experts"),
+    ({"per_token": 3, "groups": 2}, "per_token=3 exceeds the 2 experts"),
+    ({"score": "relu"}, "score='relu' must be one of softmax, sigmoid"),
+    ({"bias_in_weight": True}, "needs bias=True"),
+    ({"scale": 0.0}, "scale=0.0 must be positive"),
+    ({"groups": 3}, "experts=4 must be a multiple of groups=3"),
+    ({"groups": 4, "top_groups": 4}, "groups=4 must hold at least two experts each"),
+    ({"groups": 2, "top_groups": 3}, "top_groups=3 must lie in 1..groups=2"),
+  ],
+)
+def test_impossible_experts_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(MOE, **changes)
 
 
 def test_unknown_names_list_the_known_ones():

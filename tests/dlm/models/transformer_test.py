@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dlm import masks
-from dlm.models import ModelConfig, bind
+from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.models.layers import rotary, rotate
 from tests.dlm.models.small import (
   SMALL,
   canvas_logits,
@@ -59,6 +60,15 @@ def test_options_that_are_off_own_no_parameters():
   assert set(tree["layers"]) == {"attention", "attention_norm", "mlp", "mlp_norm"}
   assert set(tree["layers"]["attention"]) == {"query", "key", "value", "out"}
   assert set(tree["layers"]["attention"]["query"]) == {"kernel"}
+
+
+def test_ids_outside_the_vocabulary_read_the_nearest_row():
+  """A checkpoint without a mask token has its mask id one past the last row."""
+  params = init(SMALL)
+  outside = jnp.array([[3, 23, 4, 99, -1]], jnp.int32)
+  clipped = jnp.array([[3, 22, 4, 22, 0]], jnp.int32)
+  want = canvas_logits(SMALL, params, clipped)
+  np.testing.assert_array_equal(canvas_logits(SMALL, params, outside), want)
 
 
 def test_initial_scales():
@@ -113,6 +123,42 @@ def test_equals_a_plain_numpy_network():
   block = np.arange(9) // 3
   want = reference_logits(model.config, params, np.asarray(tokens[0]), block[:, None] >= block)
   np.testing.assert_allclose(logits[0], want, atol=2e-5, rtol=2e-5)
+
+
+def test_a_partial_rotation_leaves_the_tail_of_a_head_untouched():
+  """And turns the leading channels as if they were the whole head."""
+  x_BxWxNxH = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 2, 8)), jnp.float32)
+  angles = rotary(slots_like(x_BxWxNxH[:, :, 0, 0]), 6, 100.0)
+  turned = rotate(x_BxWxNxH, angles)
+  np.testing.assert_array_equal(turned[..., 6:], x_BxWxNxH[..., 6:])
+  np.testing.assert_array_equal(turned[..., :6], rotate(x_BxWxNxH[..., :6], angles))
+  assert (np.abs(turned - x_BxWxNxH)[:, 1:, :, :6] > 0).all()
+
+
+def test_the_model_rotates_as_many_channels_as_asked():
+  """A query and a key that live in the tail alone cannot tell slots apart."""
+  params, tokens = init(SMALL), random_tokens(1, 6)
+  attention = params["layers"]["attention"]
+  tail = jnp.array([0.0, 0.0, 1.0, 1.0])[None, None, None]
+  blind = {
+    name: {"kernel": attention[name]["kernel"] * tail} if name in ("query", "key") else leaf
+    for name, leaf in attention.items()
+  }
+  blind = {**params, "layers": {**params["layers"], "attention": blind}}
+  slot = slots_like(tokens)
+
+  def spread(rotary_dim: int) -> float:
+    model = variant(rotary_dim=rotary_dim)
+    mask = masks.Full()(slot, 6)
+
+    @jax.jit
+    def hidden(slot):
+      return model(blind, tokens, slot_BxW=slot, mask=mask).head.hidden_BxAxD
+
+    return float(np.abs(hidden(slot) - hidden(slot * 3)).max())
+
+  assert spread(2) == 0
+  assert spread(0) > 1e-3
 
 
 def test_only_distances_between_slots_matter():
@@ -236,12 +282,13 @@ def equations(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("with_cache", [False, True])
-def test_depth_does_not_grow_the_program(with_cache):
+@pytest.mark.parametrize("moe", [None, MoeConfig(experts=4, per_token=2, mlp=8, dense_layers=1)])
+def test_depth_does_not_grow_the_program(with_cache, moe):
   tokens = random_tokens(1, 4)
   slot = slots_like(tokens)
 
   def size(layers: int) -> int:
-    model = variant(layers=layers)
+    model = variant(layers=layers, moe=moe)
 
     def loss(params):
       cache, write = (model.empty_cache(1, 8), slot < 2) if with_cache else (None, None)
