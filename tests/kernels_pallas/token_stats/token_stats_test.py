@@ -203,7 +203,9 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
   def walk(hidden_RxD, unembed_VxD, key_data_Rx2):
     def step(state):
       i, token_R = state
-      inputs = Inputs(key_data_Rx2, token_R, token_R[:, None], unembed_VxD)
+      id_Rx1 = token_R[:, None]
+      bias_Rx1 = jnp.zeros_like(id_Rx1, dtype=jnp.float32)
+      inputs = Inputs(key_data_Rx2, token_R, id_Rx1, id_Rx1, bias_Rx1, unembed_VxD)
       stats = implementation(hidden_RxD, unembed_VxD, spec, inputs)
       return i + 1, stats.token
 
@@ -240,7 +242,7 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
       top_p_of="all",
     ),
   ],
-  ids=["drawn", "gather, soft", "top_k", "top_p", "shaped"],
+  ids=["drawn", "gather, bias, soft", "top_k", "top_p", "shaped"],
 )
 def test_memory_does_not_grow_with_the_vocabulary(spec):
   def temporaries(implementation, rows, vocab):
@@ -254,6 +256,8 @@ def test_memory_does_not_grow_with_the_vocabulary(spec):
           current_R=c,
           key_R=jax.random.wrap_key_data(k),
           gather_id_RxJ=c[:, None],
+          bias_id_RxJ=c[:, None] if spec.gather else None,
+          bias_RxJ=c[:, None].astype(jnp.float32) if spec.gather else None,
           embed_VxD=u,
         )
       )
@@ -300,6 +304,19 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"gather_id_RxJ must be integers \[2, J\], not int32\(2,\)"):
     gather_id_R = jnp.zeros(2, jnp.int32)
     token_stats(hidden_RxD, unembed_VxD, StatSpec(gather=True), gather_id_RxJ=gather_id_R)
+  bias_id_RxJ, bias_RxJ = jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 3))
+  with pytest.raises(ValueError, match="must be given together"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(), bias_RxJ=bias_RxJ)
+  with pytest.raises(
+    ValueError, match=r"bias_id_RxJ must be integers \[2, J\], not float32\(2, 3\)"
+  ):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(), bias_id_RxJ=bias_RxJ, bias_RxJ=bias_RxJ)
+  with pytest.raises(
+    ValueError, match=r"must be float32\(2, 3\) like its ids, not float32\(2, 2\)"
+  ):
+    token_stats(
+      hidden_RxD, unembed_VxD, StatSpec(), bias_id_RxJ=bias_id_RxJ, bias_RxJ=bias_RxJ[:, :2]
+    )
   with pytest.raises(ValueError, match="needs embed_VxD"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(soft=True))
   with pytest.raises(ValueError, match=r"embed_VxD must be \[5, D\], not \(4, 5\)"):
