@@ -1,0 +1,188 @@
+"""How a family names its tensors, and what becomes of them: one table, read in both directions.
+
+A table maps a parameter's path (see `dlm.models.transformer`) to the name of its tensor and a
+layout. In the name `{i}` counts layers and `{e}` experts. A layout is written as an einsum: on the
+left the stored axes, comma-separated, on the right ours: "NH,D->DNH" is a matrix of N * H rows and
+D columns that becomes our [D, N, H], its transpose. Parameters that share a name lie in it one
+below the other, in the table's order.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+Table = Mapping[str, tuple[str, str]]
+
+_LAYER = "model.layers.{i}."
+
+_SWIGLU = {
+  "layers/mlp/gate/kernel": (_LAYER + "mlp.gate_proj.weight", "F,D->DF"),
+  "layers/mlp/up/kernel": (_LAYER + "mlp.up_proj.weight", "F,D->DF"),
+  "layers/mlp/down/kernel": (_LAYER + "mlp.down_proj.weight", "D,F->FD"),
+}
+_ENDS = {
+  "embed": ("model.embed_tokens.weight", "V,D->VD"),
+  "unembed": ("lm_head.weight", "V,D->VD"),
+  "final_norm/scale": ("model.norm.weight", "D->D"),
+}
+_NORMS = {
+  "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "D->D"),
+  "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "D->D"),
+}
+
+# Qwen2 has the biases, Qwen3 the norms of queries and keys.
+QWEN: Table = {
+  **_ENDS,
+  **_NORMS,
+  **_SWIGLU,
+  "layers/attention/query/kernel": (_LAYER + "self_attn.q_proj.weight", "NH,D->DNH"),
+  "layers/attention/key/kernel": (_LAYER + "self_attn.k_proj.weight", "KH,D->DKH"),
+  "layers/attention/value/kernel": (_LAYER + "self_attn.v_proj.weight", "KH,D->DKH"),
+  "layers/attention/out/kernel": (_LAYER + "self_attn.o_proj.weight", "D,NH->NHD"),
+  "layers/attention/query/bias": (_LAYER + "self_attn.q_proj.bias", "NH->NH"),
+  "layers/attention/key/bias": (_LAYER + "self_attn.k_proj.bias", "KH->KH"),
+  "layers/attention/value/bias": (_LAYER + "self_attn.v_proj.bias", "KH->KH"),
+  "layers/attention/query_norm/scale": (_LAYER + "self_attn.q_norm.weight", "H->H"),
+  "layers/attention/key_norm/scale": (_LAYER + "self_attn.k_norm.weight", "H->H"),
+}
+
+_BLOCK = "model.transformer.blocks.{i}."
+
+LLADA: Table = {
+  "embed": ("model.transformer.wte.weight", "V,D->VD"),
+  "unembed": ("model.transformer.ff_out.weight", "V,D->VD"),  # a block's down projection too
+  "final_norm/scale": ("model.transformer.ln_f.weight", "D->D"),
+  "layers/attention_norm/scale": (_BLOCK + "attn_norm.weight", "D->D"),
+  "layers/mlp_norm/scale": (_BLOCK + "ff_norm.weight", "D->D"),
+  "layers/attention/query/kernel": (_BLOCK + "q_proj.weight", "NH,D->DNH"),
+  "layers/attention/key/kernel": (_BLOCK + "k_proj.weight", "KH,D->DKH"),
+  "layers/attention/value/kernel": (_BLOCK + "v_proj.weight", "KH,D->DKH"),
+  "layers/attention/out/kernel": (_BLOCK + "attn_out.weight", "D,NH->NHD"),
+  "layers/mlp/gate/kernel": (_BLOCK + "ff_proj.weight", "F,D->DF"),
+  "layers/mlp/up/kernel": (_BLOCK + "up_proj.weight", "F,D->DF"),
+  "layers/mlp/down/kernel": (_BLOCK + "ff_out.weight", "D,F->FD"),
+}
+
+_EXPERT = _LAYER + "mlp.experts.{e}."
+_EXPERTS = {
+  "layers/moe/router/kernel": (_LAYER + "mlp.gate.weight", "E,D->DE"),
+  "layers/moe/gate/kernel": (_EXPERT + "gate_proj.weight", "F,D->DF"),
+  "layers/moe/up/kernel": (_EXPERT + "up_proj.weight", "F,D->DF"),
+  "layers/moe/down/kernel": (_EXPERT + "down_proj.weight", "D,F->FD"),
+}
+
+QWEN_MOE: Table = {**QWEN, **_EXPERTS}
+
+LLADA_MOE: Table = {
+  **QWEN_MOE,
+  "layers/moe/router/bias": (_LAYER + "mlp.expert_bias", "E->E"),
+  "layers/moe/shared/gate/kernel": (_LAYER + "shared_expert.gate_proj.weight", "S,D->DS"),
+  "layers/moe/shared/up/kernel": (_LAYER + "shared_expert.up_proj.weight", "S,D->DS"),
+  "layers/moe/shared/down/kernel": (_LAYER + "shared_expert.down_proj.weight", "D,S->SD"),
+}
+
+_FUSED = _LAYER + "attention.query_key_value.weight"
+
+LLADA2_MOE: Table = {
+  **_ENDS,
+  **_NORMS,
+  **_SWIGLU,
+  **_EXPERTS,
+  "embed": ("model.word_embeddings.weight", "V,D->VD"),
+  "layers/attention/query/kernel": (_FUSED, "NH,D->DNH"),
+  "layers/attention/key/kernel": (_FUSED, "KH,D->DKH"),
+  "layers/attention/value/kernel": (_FUSED, "KH,D->DKH"),
+  "layers/attention/out/kernel": (_LAYER + "attention.dense.weight", "D,NH->NHD"),
+  "layers/attention/query_norm/scale": (_LAYER + "attention.query_layernorm.weight", "H->H"),
+  "layers/attention/key_norm/scale": (_LAYER + "attention.key_layernorm.weight", "H->H"),
+  "layers/moe/router/bias": (_LAYER + "mlp.gate.expert_bias", "E->E"),
+  "layers/moe/shared/gate/kernel": (_LAYER + "mlp.shared_experts.gate_proj.weight", "S,D->DS"),
+  "layers/moe/shared/up/kernel": (_LAYER + "mlp.shared_experts.up_proj.weight", "S,D->DS"),
+  "layers/moe/shared/down/kernel": (_LAYER + "mlp.shared_experts.down_proj.weight", "D,S->SD"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """One tensor's axes, stored and ours."""
+
+  groups: tuple[tuple[int, ...], ...]  # the sizes that each stored axis merges
+  flip: bool  # ours are the stored axes in opposite order
+
+  @classmethod
+  def of(cls, layout: str, ours: tuple[int, ...]) -> "Layout":
+    left, right = layout.split("->")
+    sizes = dict(zip(right, ours, strict=True))
+    groups = left.split(",")
+    return cls(
+      groups=tuple(tuple(sizes[letter] for letter in group) for group in groups),
+      flip="".join(groups) != right,
+    )
+
+  @property
+  def stored(self) -> tuple[int, ...]:
+    return tuple(map(math.prod, self.groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one stored tensor holds of one parameter."""
+
+  name: str
+  row: int  # where it begins on the tensor's first axis
+  path: str
+  at: tuple[int, ...]  # the place in the stack: layer, expert
+  layout: Layout
+
+
+def paths(tree: Any) -> dict[str, Any]:
+  """Leaves of a parameter tree by path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def rule(table: Table, path: str) -> tuple[str, str] | None:
+  """Name and layout of a parameter; dense and routed layers share the rules of "layers"."""
+  return table.get(path.replace("dense_layers/", "layers/", 1))
+
+
+def count(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> int:
+  """How many parts `parts` yields."""
+  return sum(math.prod(_stack(table, path, shape)) for path, shape in shapes.items())
+
+
+def parts(table: Table, shapes: Mapping[str, tuple[int, ...]], dense: int) -> Iterator[Part]:
+  """All parts of all parameters, parameter by parameter, in the table's order.
+
+  Args:
+    shapes: of the parameters by path; each has a rule.
+    dense: layers in the stack "dense_layers", which come before those in "layers".
+  """
+  below: dict[tuple[str, str], int] = {}  # rows that a name's earlier parameters take
+  order = list(table)
+
+  def place(path: str) -> int:
+    return order.index(path.replace("dense_layers/", "layers/", 1))
+
+  for path in sorted(shapes, key=place):
+    template, eqn = rule(table, path)
+    stack = _stack(table, path, shapes[path])
+    layout = Layout.of(eqn, shapes[path][len(stack) :])
+    key = template, path.partition("/")[0]
+    row = below.get(key, 0)
+    below[key] = row + layout.stored[0]
+    first = dense if path.startswith("layers/") else 0
+    for at in itertools.product(*map(range, stack)):
+      layer, expert = (*at, 0, 0)[:2]
+      name = template.replace("{i}", str(first + layer)).replace("{e}", str(expert))
+      yield Part(name, row, path, at, layout)
+
+
+def _stack(table: Table, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The leading axes that are spread over tensors: layers, experts."""
+  template, _ = rule(table, path)
+  return shape[: ("{i}" in template) + ("{e}" in template)]

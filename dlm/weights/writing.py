@@ -1,0 +1,146 @@
+"""Parameters -> a directory in Hugging Face layout: what `reading` reads, bit for bit."""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from dlm.models.presets import DTYPES, ModelConfig
+from dlm.types import Params
+from dlm.weights import names
+from dlm.weights.configs import CONFIG, config_of
+from dlm.weights.families import FAMILIES
+from dlm.weights.files import INDEX, SINGLE, WeightsError
+from dlm.weights.reading import FLOAT32_ONLY
+
+
+def export(
+  directory: str | os.PathLike,
+  family: str,
+  model: ModelConfig,
+  params: Params,
+  *,
+  facts: Mapping[str, Any],
+  config: Mapping[str, Any] | None = None,
+  dtype: str | None = None,
+  shard_bytes: int = 5 * 2**30,
+) -> None:
+  """Writes config.json and the tensors. The directory appears complete or not at all.
+
+  The host holds one shard at a time. Of several processes the first writes, so each parameter must
+  lie on its devices whole.
+
+  Args:
+    family: a key of FAMILIES; its config.json must be able to say what `model` and `facts` say.
+    config: of the checkpoint that `params` come from, whose other fields are kept.
+    dtype: of the tensors, "float32" or "bfloat16"; None: as they are. Router biases: float32.
+    shard_bytes: a file's most bytes of tensors, where it holds more than one.
+
+  Raises:
+    WeightsError: the directory is not empty.
+    ValueError: the family cannot say what the model is, or cannot name one of its parameters.
+  """
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}, or None for as they are")
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise WeightsError(f"{directory} exists and is not empty: nothing is written over")
+  leaves = names.paths(params)
+  kind = dtype or str(leaves["embed"].dtype)
+  written = config_of(family, model, facts, config or {}, kind)
+  tensors = _tensors(family, model, leaves)
+  if jax.process_index() > 0:
+    return
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    beside.chmod(0o755)
+    _write_tensors(beside, tensors, leaves, dtype, shard_bytes)
+    (beside / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    beside.rename(directory)
+  except BaseException:
+    shutil.rmtree(beside)
+    raise
+
+
+def _tensors(
+  family: str, model: ModelConfig, leaves: Mapping[str, jax.Array]
+) -> dict[str, list[names.Part]]:
+  """What each tensor is made of, from its first row on."""
+  table = FAMILIES[family].table
+  nameless = [path for path in leaves if names.rule(table, path) is None]
+  if nameless:
+    raise ValueError(f"family {family!r} has no tensor for {', '.join(nameless)}")
+  shapes = {path: leaf.shape for path, leaf in leaves.items()}
+  tensors: dict[str, list[names.Part]] = {}
+  for part in names.parts(table, shapes, model.moe.dense_layers if model.moe else 0):
+    tensors.setdefault(part.name, []).append(part)
+  return tensors
+
+
+def _write_tensors(
+  directory: pathlib.Path,
+  tensors: Mapping[str, list[names.Part]],
+  leaves: Mapping[str, jax.Array],
+  dtype: str | None,
+  shard_bytes: int,
+) -> None:
+  def kind(part: names.Part) -> np.dtype:
+    wanted = "float32" if part.path.endswith(FLOAT32_ONLY) else dtype or leaves[part.path].dtype
+    return jnp.dtype(wanted)
+
+  shards: list[list[str]] = [[]]
+  total = in_shard = 0
+  for name, parts in tensors.items():
+    size = sum(math.prod(part.layout.stored) * kind(part).itemsize for part in parts)
+    if shards[-1] and in_shard + size > shard_bytes:
+      shards.append([])
+      in_shard = 0
+    shards[-1].append(name)
+    in_shard, total = in_shard + size, total + size
+
+  host = _Host(leaves)
+  count = len(shards)
+  where = {}
+  for number, shard in enumerate(shards, 1):
+    file = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+    made = {}
+    for name in shard:
+      pieces = [_stored(host, part).astype(kind(part)) for part in tensors[name]]
+      made[name] = np.ascontiguousarray(np.concatenate(pieces))
+      where[name] = file
+    save_file(made, directory / file, metadata={"format": "pt"})
+  if count > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class _Host:
+  """Layers of parameters on the host; the last one is kept, for its experts are asked in turn."""
+
+  def __init__(self, leaves: Mapping[str, jax.Array]):
+    self._leaves = leaves
+    self._key: tuple[str, int] | None = None
+    self._layer: np.ndarray | None = None
+
+  def __call__(self, path: str, at: tuple[int, ...]) -> np.ndarray:
+    if not at:
+      return jax.device_get(self._leaves[path])
+    if self._key != (path, at[0]):
+      self._key, self._layer = (path, at[0]), jax.device_get(self._leaves[path][at[0]])
+    return self._layer[at[1:]]
+
+
+def _stored(host: _Host, part: names.Part) -> np.ndarray:
+  """A parameter's slice on the axes of its tensor."""
+  ours, layout = host(part.path, part.at), part.layout
+  return ours.reshape(layout.stored[::-1]).T if layout.flip else ours.reshape(layout.stored)
