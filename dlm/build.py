@@ -1,9 +1,13 @@
 """Configs become objects: the only place of `dlm` that reads one.
 
-`everything` builds a training run, `sampling` the sampler of a checkpoint; each checks all of its
-config first, so that a mistake is told before anything compiles.
+`everything` builds a training run, `pretrained` opens a checkpoint of ours or of others, and
+`sampling` builds its sampler; each checks all that it is given first, so that a mistake is told
+before anything compiles.
 """
 
+from dlm.building.folders import write_checkpoint, write_huggingface
+from dlm.building.models import model, saved_tokenizer, tokenizer
+from dlm.building.pretrained import Pretrained, pretrained
 from dlm.building.samplers import Sampling, sampling
 from dlm.building.tables import plain
 from dlm.building.training import (
@@ -11,14 +15,12 @@ from dlm.building.training import (
   estimator,
   everything,
   mesh,
-  model,
   objective,
   rows,
-  saved_tokenizer,
-  tokenizer,
 )
 
 __all__ = [
+  "Pretrained",
   "Sampling",
   "Training",
   "estimator",
@@ -27,8 +29,11 @@ __all__ = [
   "model",
   "objective",
   "plain",
+  "pretrained",
   "rows",
   "sampling",
   "saved_tokenizer",
   "tokenizer",
+  "write_checkpoint",
+  "write_huggingface",
 ]

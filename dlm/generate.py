@@ -53,7 +53,8 @@ class Request:
     new = max_new_tokens or slots - len(ids)
     if new < 1 or len(ids) + new > slots:
       raise ValueError(
-        f"prompt {id}: {len(ids)} tokens and {max(new, 1)} new ones exceed the canvas of {slots} slots"
+        f"prompt {id}: {len(ids)} tokens and {max(new, 1)} new ones exceed the "
+        f"canvas of {slots} slots"
       )
     tokens = np.concatenate([ids, np.full(new, mask_id, np.int32)])
     return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))

@@ -4,14 +4,13 @@
 devices. Gradients are sums, divided once by the summed count: no matter how the batch was cut.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
-import signal
+import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -24,6 +23,7 @@ from jax import lax
 from dlm import checkpoint, parallel
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
+from dlm.interruption import interruption
 from dlm.metrics import Metrics, Tally
 from dlm.optimizer import averaged, learning_rate, transformation
 from dlm.types import Array, Batch, LossSum, Noisy, Params
@@ -76,8 +76,10 @@ class Step:
     loss = self._over_batch(self.loss)
     return self._as_one(lambda params, batch, index: loss(params, corrupt("eval", batch, index)))
 
-  def corrupt(self, purpose: str, batch: Batch, step: Array) -> Noisy:
-    key = jax.random.fold_in(self.key(purpose), step)
+  def corrupt(self, purpose: str, batch: Batch, index: Array) -> Noisy:
+    """Noise of the index-th batch; evaluation sees the objective as it is at the end of the run."""
+    key = jax.random.fold_in(self.key(purpose), index)
+    step = index if purpose == "train" else jnp.int32(self.training.run.steps)
     noisy = self.training.objective.corrupt(key, batch, step)
     return lax.with_sharding_constraint(noisy, parallel.batch_sharding(self.training.mesh))
 
@@ -116,10 +118,24 @@ class Step:
 
   def init(self) -> TrainState:
     """The first state; parameters, moments and average are born on their shards."""
-    return jax.jit(self._init, out_shardings=self.shardings())()
+    shardings, source = self.shardings(), self.training.source
+    if source is None:
+      return jax.jit(self._random, out_shardings=shardings)()
+    params, _ = source.params(shardings.params, "float32")
+    return jax.jit(self._start, out_shardings=shardings, donate_argnums=0)(params)
 
-  def _init(self) -> TrainState:
-    params = self.training.model.init(self.key("init"))
+  def abstract(self) -> TrainState:
+    """Shapes and shardings of a state, to restore one into."""
+
+    def place(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return jax.tree.map(place, jax.eval_shape(self._random), self.shardings())
+
+  def _random(self) -> TrainState:
+    return self._start(self.training.model.init(self.key("init")))
+
+  def _start(self, params: Params) -> TrainState:
     ema = None
     if self.training.optimizer.ema is not None:
       ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
@@ -130,7 +146,7 @@ class Step:
     mesh = self.training.mesh
     params = parallel.shard_params(self.training.model.abstract(), mesh)
     whole = jax.sharding.NamedSharding(mesh, jax.P())
-    shapes = jax.eval_shape(self._init)
+    shapes = jax.eval_shape(self._random)
     keep = {"transform_non_params": lambda _: whole}
     moments = optax.tree.map_params(
       self.optimizer, lambda _, own: own, shapes.opt_state, params, **keep
@@ -195,15 +211,19 @@ def train(
     samples: writes what `training.sample` asks for; None: no samples.
 
   Raises:
-    CheckpointError: `workdir` belongs to another config, or its checkpoint cannot be read.
+    CheckpointError, WeightsError: `workdir` belongs to another config, or its checkpoint, or the
+      one that the run starts from, cannot be read.
     FloatingPointError: the loss or the gradient is not finite; names the step.
   """
+  step = Step(training)
+  begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
+  state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
   checkpoint.write_folder(workdir, training.config, training.facts, training.tokenizer)
   with Checkpoints(workdir, training.retention) as checkpoints:
-    step = Step(training)
-    state = step.init()
     if checkpoints.latest() is not None:
-      state, _ = checkpoints.restore(state)
+      state, _ = checkpoints.restore(step.abstract())
+    elif state is None:  # ended before its first checkpoint
+      state = step.init()
     first = int(state.step)
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, interruption() as event:
       return _Loop(training, step, checkpoints, metrics, event, samples).run(state, first)
@@ -308,23 +328,3 @@ class _Loop:
     self.metrics.scalars(done, values)
     self.metrics.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
     return loss
-
-
-@contextlib.contextmanager
-def interruption() -> Iterator[threading.Event]:
-  """The event that SIGTERM and Ctrl-C set meanwhile; a second Ctrl-C ends the process at once."""
-  event = threading.Event()
-
-  def ask(number: int, _frame) -> None:
-    if event.is_set() and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    event.set()
-
-  # With several processes jax's own notice of preemption makes them stop at the same step.
-  signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-  before = {number: signal.signal(number, ask) for number in signals}
-  try:
-    yield event
-  finally:
-    for handler in before.items():
-      signal.signal(*handler)

@@ -1,20 +1,24 @@
 """Likelihood of a text split: `python experiments/evaluate.py --checkpoint=DIR`.
 
-Prints nats and bits per token and perplexity, each with its standard error over sequences. From a
-diffusion model they are bounds, to be read as "at most".
+DIR is a checkpoint folder or a Hugging Face directory. The text is that of the checkpoint's own
+training, or with --config=FILE.py that of another training config's `data`: published weights come
+without. Prints nats and bits per token and perplexity, each with its standard error over sequences;
+from a diffusion model they are bounds, to be read as "at most".
 """
 
 import math
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
-from dlm import build, checkpoint, command
+from dlm import build, command
 from dlm.data import SPLITS
 from dlm.evaluation import likelihood
 from dlm.types import Batch
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A folder that training made.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data to take.", lock_config=True)
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the training config's sources.")
 BATCHES = flags.DEFINE_integer("batches", 32, "How many batches of rows.", lower_bound=1)
@@ -24,15 +28,23 @@ ESTIMATOR = flags.DEFINE_string("estimator", "auto", "auto, training, or an obje
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 
 
+def text_of(trained: build.Pretrained) -> dict:
+  """The checkpoint's config, with the data, batch and seed that are to be measured."""
+  given = trained.config if CONFIG.value is None else build.plain(CONFIG.value)
+  missing = [field for field in ("data", "batch", "seed") if field not in given]
+  if missing:
+    raise ValueError(f"{CHECKPOINT.value} was trained on no data known here: give --config")
+  given = {field: given[field] for field in ("data", "batch", "seed")}
+  return trained.config | given | ({"batch": BATCH.value} if BATCH.value else {})
+
+
 def measure() -> likelihood.Likelihood:
-  config = build.plain(checkpoint.read_json(CHECKPOINT.value, "config.json"))
-  config["batch"] = BATCH.value or config["batch"]
-  tokenizer = build.saved_tokenizer(CHECKPOINT.value)
+  which = int(STEP.value) if STEP.value.isdigit() else STEP.value
+  trained = build.pretrained(CHECKPOINT.value, which)
+  config, tokenizer, model = text_of(trained), trained.tokenizer, trained.model
   rows = build.rows(config, tokenizer, SPLIT.value)
   estimator = build.estimator(config, tokenizer, ESTIMATOR.value)
-  model = build.model(config, tokenizer)
-  which = int(STEP.value) if STEP.value.isdigit() else STEP.value
-  params, step = checkpoint.restore_params(CHECKPOINT.value, which)
+  params, step = trained.params()
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")
   batches = (Batch(*jax.device_put(tuple(rows[index]))) for index in range(BATCHES.value))
   key = jax.random.key(SEED.value)

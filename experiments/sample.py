@@ -1,44 +1,61 @@
-r"""Samples from a checkpoint: one prompt, or a file of them.
+r"""Samples from a checkpoint or a Hugging Face directory: one prompt, or a file of them.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/default.py --prompt="def f("
 python experiments/sample.py --checkpoint=DIR --config=... --prompts=IN.jsonl --out=OUT.jsonl
 
 `[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8]]\n    return y' is filled in;
 `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line. The same command takes up an
-interrupted OUT.jsonl.
+interrupted OUT.jsonl. With --chat a prompt is what a user says, put through the checkpoint's chat
+template; a line may hold {"messages": [{"role": "...", "content": "..."}, ...]}.
 """
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dlm import build, checkpoint, command, live, parallel
+from dlm import build, command, live, parallel
 from dlm.completions import Output, describe, read_prompts
+from dlm.data import chat
 from dlm.generate import Generator, Request
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "How to sample.", lock_config=True)
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A folder that training made.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
+CHAT = flags.DEFINE_bool("chat", False, "A prompt is a message, not a text to continue.")
 OUT = flags.DEFINE_string("out", None, "A JSONL file of completions; default: the screen.")
 TRACE = flags.DEFINE_bool("trace", False, "Also write which forward wrote each token.")
 LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
+def asked(trained: build.Pretrained, own: build.Sampling) -> tuple[list, list[Request]]:
+  """Prompts or conversations, as they were given and as rows to sample."""
+  tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
+  if not CHAT.value:
+    texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
+    return texts, [Request.from_text(i, text, tokenizer, **room) for i, text in enumerate(texts)]
+  talks = [chat.from_user(text) for text in PROMPT.value]
+  talks += chat.read_conversations(PROMPTS.value) if PROMPTS.value else []
+  if not talks:
+    raise ValueError("--chat needs something said: --prompt or --prompts")
+  ids = chat.open_template(trained.directory).encode(talks, tokenizer)
+  return talks, [
+    Request.from_ids(i, str(talk[-1]["content"]), ids[i], tokenizer.mask_id, **room)
+    for i, talk in enumerate(talks)
+  ]
+
+
 def main() -> None:
   if DISTRIBUTED.value:
     jax.distributed.initialize()
   with command.mistakes():
-    folder = CHECKPOINT.value
-    trained = build.plain(checkpoint.read_json(folder, "config.json"))
-    tokenizer = build.saved_tokenizer(folder)
-    model = build.model(trained, tokenizer)
-    sampler, own = build.sampling(CONFIG.value, model, checkpoint.read_json(folder, "facts.json"))
-    texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
-    room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
-    requests = [Request.from_text(i, text, tokenizer, **room) for i, text in enumerate(texts)]
+    which = int(STEP.value) if STEP.value.isdigit() else STEP.value
+    trained = build.pretrained(CHECKPOINT.value, which)
+    model, tokenizer = trained.model, trained.tokenizer
+    sampler, own = build.sampling(CONFIG.value, model, trained.facts)
+    texts, requests = asked(trained, own)
     # On a pod every process samples its share of the prompts on its own devices, to its own file.
     process, processes = jax.process_index(), jax.process_count()
     requests = requests[process::processes]
@@ -48,12 +65,8 @@ def main() -> None:
     generator = Generator(
       sampler, tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
     )
-    params, step = checkpoint.restore_params(
-      folder,
-      int(STEP.value) if STEP.value.isdigit() else STEP.value,
-      shardings=parallel.shard_params(model.abstract(), mesh),
-    )
-    job = [trained, step, build.plain(CONFIG.value), texts, TRACE.value]
+    params, step = trained.params(parallel.shard_params(model.abstract(), mesh))
+    job = [trained.config, step, build.plain(CONFIG.value), texts, TRACE.value]
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None
   if LIVE.value:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dlm import build, command, train
 from dlm.checkpoint import CheckpointError
 from dlm.generate import Generator, Request
+from dlm.weights import WeightsError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples go here.")
@@ -45,7 +46,7 @@ def main() -> None:
     training = build.everything(CONFIG.value)
     writes = samples(training)
   try:
-    with command.mistakes((CheckpointError,)):
+    with command.mistakes((CheckpointError, WeightsError)):
       train.train(training, WORKDIR.value, writes)
   except FloatingPointError as error:
     print(f"train: {error}", file=sys.stderr)

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=20,
+      init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=128, layers=2, heads=4, kv_heads=4, head_dim=32, mlp=384, qk_norm=True),
       objective=dict(name="bd3lm", block=16, schedule="linear", ignore_bos=False),

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=10,
+      init_from="",
       mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
       model=dict(preset="llada-8b", vocab=126464, dtype="bfloat16", remat=True),
       objective=dict(name="llada", random_length=0.01),

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=100,
+      init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(
         width=768, layers=12, heads=12, kv_heads=12, head_dim=64, mlp=2048, dtype="bfloat16"

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=50,
+      init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=64, layers=3, heads=4, kv_heads=4, head_dim=16, mlp=192, dtype="float32"),
       objective=dict(name="exact_count"),

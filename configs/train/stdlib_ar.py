@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=50,
+      init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(preset="1m", dtype="float32"),
       objective=dict(name="ar"),

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
       microbatches=1,
       parallel="shard_map",
       log_every=10,
+      init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp=64, dtype="float32"),
       objective=dict(name="mdlm", schedule="log_linear", times="stratified"),

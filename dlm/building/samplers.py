@@ -98,6 +98,7 @@ def sampling(
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
+    forbidden=tuple(range(facts["vocab"], model.config.vocab)),  # spare rows, which spell nothing
   )
   return sampler, own
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -10,25 +9,31 @@ import jax
 
 from dlm import data, parallel
 from dlm.building import tables
+from dlm.building.models import model, tokenizer
+from dlm.building.pretrained import Pretrained, continued, pretrained
 from dlm.checkpoint import Retention
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS
-from dlm.models.bind import Model, bind
-from dlm.models.presets import PRESETS, ModelConfig
-from dlm.objectives import OBJECTIVES
+from dlm.models.bind import Model
+from dlm.objectives import OBJECTIVES, Annealed, Shifted
+from dlm.objectives.diffullama import check_shift
 from dlm.optimizer import OptimizerConfig, learning_rate
 from dlm.types import Objective
 
-# What a model trained so may attend to when it samples; any other sees the blocks up to its own, or
-# everything where its objective has no blocks.
-ATTENTION = {"ar": "causal"}
-EXACT_COUNT = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count")  # may be evaluated by it
-SHIFT = {"ar": 1}  # logits at i predict token i + 1
+SHIFTABLE = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count")
+EXACT_COUNT = (*SHIFTABLE, "diffullama")  # may be evaluated by it
+SHIFT = {"ar": 1, "diffullama": 1}  # logits at i predict token i + 1, without being told to
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The config's own fields, those outside its tables. `batch`: global rows an update."""
+  """The config's own fields, those outside its tables.
+
+  Args:
+    batch: global rows an update.
+    init_from: a checkpoint folder or Hugging Face directory whose parameters the run starts from;
+      empty: from random ones.
+  """
 
   seed: int
   steps: int
@@ -36,6 +41,7 @@ class Run:
   microbatches: int = 1
   parallel: str = "shard_map"
   log_every: int = 10
+  init_from: str = ""
 
   def __post_init__(self):
     for field in ("steps", "batch", "microbatches", "log_every"):
@@ -72,10 +78,29 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+  """What goes with any objective of SHIFTABLE, see `dlm.objectives.diffullama`.
+
+  Args:
+    shift: 1: logits at i predict token i + 1, as in the model of `init_from`.
+    anneal: updates over which the attention opens from causal to what it will be; 0: at once.
+  """
+
+  shift: int = 0
+  anneal: int = 0
+
+  def __post_init__(self):
+    check_shift(self.shift)
+    if self.anneal < 0:
+      raise ValueError(f"objective.anneal={self.anneal} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
   """All that `dlm.train` needs."""
 
   config: dict[str, Any]  # the whole config, plain: what the checkpoint folder keeps
+  source: Pretrained | None  # what the first parameters are; None: random
   run: Run
   mesh: jax.sharding.Mesh
   tokenizer: Tokenizer
@@ -105,13 +130,17 @@ def everything(config: Mapping[str, Any]) -> Training:
   tables.known("config", config, [f.name for f in dataclasses.fields(Run)] + [*TABLES])
   own = {key: value for key, value in config.items() if key not in TABLES}
   run = tables.call("config", Run, own)
-  words = tokenizer(config)
+  source = None
+  if run.init_from:
+    config, source = continued(config, pretrained(run.init_from))
+  words = _words(config, source)
   saving = dict(tables.table(config, "checkpoint"))
   save_every = saving.pop("every", 0)
   if not isinstance(save_every, int) or save_every < 0:
     raise ValueError(f"checkpoint.every={save_every!r} must be a number of updates, 0 or more")
   training = Training(
     config=config,
+    source=source,
     run=run,
     mesh=mesh(config),
     tokenizer=words,
@@ -125,19 +154,23 @@ def everything(config: Mapping[str, Any]) -> Training:
     sample=tables.call("sample", Samples, tables.table(config, "sample")),
     save_every=save_every,
     retention=tables.call("checkpoint", Retention, saving, also=("every",)),
-    facts=facts(config, words),
+    facts=facts(config, words, source),
   )
   _agree(training)
   return training
 
 
-def tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-  return data.load_tokenizer(tables.table(config, "data").get("tokenizer", "byte"))
-
-
-def saved_tokenizer(directory: str | os.PathLike) -> Tokenizer:
-  """The tokenizer of a checkpoint folder: the one the model was trained with."""
-  return data.load_tokenizer(f"saved:{directory}")
+def _words(config: Mapping[str, Any], source: Pretrained | None) -> Tokenizer:
+  """The tokenizer of the config; where it names none, that of the model the run starts from."""
+  if source is None:
+    return tokenizer(config)
+  words = tokenizer(config) if tables.table(config, "data").get("tokenizer") else source.tokenizer
+  if words.fingerprint != source.tokenizer.fingerprint:
+    raise ValueError(
+      f"data.tokenizer={config['data']['tokenizer']!r} is not that of init_from "
+      f"{source.directory}: leave it out or empty"
+    )
+  return words
 
 
 def rows(config: Mapping[str, Any], tokenizer: Tokenizer, split: str) -> Rows:
@@ -159,26 +192,29 @@ def rows(config: Mapping[str, Any], tokenizer: Tokenizer, split: str) -> Rows:
   )
 
 
-def model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
-  """The model; `model.vocab` may be larger than the tokenizer's, never smaller."""
-  given = dict(tables.table(config, "model"))
-  preset = given.pop("preset", None)
-  sizes = {} if preset is None else tables.named("model.preset", preset, PRESETS)
-  given = {"vocab": tokenizer.vocab_size, **sizes, **given}
-  bound = tables.call("model", ModelConfig, given, also=("preset",))
-  if tokenizer.mask_id >= bound.vocab:
-    raise ValueError(f"mask id {tokenizer.mask_id} lies outside the vocabulary, {bound.vocab} ids")
-  if tokenizer.vocab_size > bound.vocab:
-    raise ValueError(f"model.vocab={bound.vocab} is less than the tokenizer's vocabulary")
-  return bind(bound)
-
-
 def objective(config: Mapping[str, Any], tokenizer: Tokenizer) -> Objective:
+  """The objective, in what changes its reading of the text: shift and annealing."""
   given = dict(tables.table(config, "objective"))
-  make = tables.named("objective.name", given.pop("name", None), OBJECTIVES)
+  name = given.pop("name", None)
+  make = tables.named("objective.name", name, OBJECTIVES)
   if "schedule" in given:
     given["schedule"] = tables.schedule("objective.schedule", given["schedule"])
-  return tables.call("objective", make, given, also=("name",), mask_id=tokenizer.mask_id)
+  own = inspect.signature(make).parameters
+  around = {key: given.pop(key) for key in ("shift", "anneal") if key in given and key not in own}
+  reading = tables.call("objective", Reading, around)
+  also = ("name", "anneal", "shift")
+  made = tables.call("objective", make, given, also=also, mask_id=tokenizer.mask_id)
+  if (reading.shift or reading.anneal) and name not in EXACT_COUNT:
+    raise ValueError(
+      f"objective.shift and objective.anneal go with {', '.join(EXACT_COUNT)}, not with {name}"
+    )
+  made = Shifted(made) if reading.shift else made
+  return Annealed(made, reading.anneal) if reading.anneal else made
+
+
+def _shift(config: Mapping[str, Any]) -> int:
+  table = tables.table(config, "objective")
+  return table.get("shift", SHIFT.get(table["name"], 0))
 
 
 def optimizer(config: Mapping[str, Any]) -> OptimizerConfig:
@@ -192,13 +228,16 @@ def estimator(config: Mapping[str, Any], tokenizer: Tokenizer, name: str = "auto
   the objective's model can be asked for it, else "training"; any objective goes by its name, in the
   run's blocks.
   """
-  own = tables.table(config, "objective")["name"]
-  if name == "training" or (name == "auto" and own not in EXACT_COUNT):
-    return objective(config, tokenizer)
-  make = tables.named("estimator", "exact_count" if name == "auto" else name, OBJECTIVES)
-  block = tables.table(config, "objective").get("block")
-  has_block = "block" in inspect.signature(make).parameters and block is not None
-  return make(mask_id=tokenizer.mask_id, **({"block": block} if has_block else {}))
+  own = dict(tables.table(config, "objective"))
+  own.pop("anneal", None)  # a trained model sees all that it will
+  if name == "training" or (name == "auto" and own["name"] not in EXACT_COUNT):
+    return objective({"objective": own}, tokenizer)
+  name = "exact_count" if name == "auto" else name
+  make = tables.named("estimator", name, OBJECTIVES)
+  parameters = inspect.signature(make).parameters
+  block = {"block": own["block"]} if "block" in parameters and own.get("block") else {}
+  made = make(mask_id=tokenizer.mask_id, **block)
+  return Shifted(made) if _shift(config) and name in SHIFTABLE else made
 
 
 def mesh(
@@ -208,15 +247,23 @@ def mesh(
   return tables.call("mesh", parallel.make_mesh, tables.table(config, "mesh"), devices=devices)
 
 
-def facts(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-  """What a sampler must know of a model: kept in the checkpoint folder as facts.json."""
-  own = tables.table(config, "objective")
-  name, block = own["name"], own.get("block")
+def facts(
+  config: Mapping[str, Any], tokenizer: Tokenizer, source: Pretrained | None = None
+) -> dict[str, Any]:
+  """What a sampler must know about the trained model.
+
+  A model trained by "ar" sees what is before it, one trained in blocks earlier blocks and its own,
+  all others everything.
+  """
+  block = tables.table(config, "objective").get("block")
+  attention = "full" if block is None else "block_causal"
+  stops = [tokenizer.eos_id, *([] if source is None else source.facts["eos_ids"])]
   return {
     "mask_id": tokenizer.mask_id,
-    "eos_ids": [tokenizer.eos_id],
-    "shift": SHIFT.get(name, 0),
-    "attention": ATTENTION.get(name, "full" if block is None else "block_causal"),
+    "eos_ids": list(dict.fromkeys(stops)),
+    "pad_id": tokenizer.pad_id,
+    "shift": _shift(config),
+    "attention": "causal" if config["objective"]["name"] == "ar" else attention,
     "block": block,
     "vocab": tokenizer.vocab_size,
     "length": tables.table(config, "data")["length"],
@@ -238,4 +285,7 @@ def _agree(training: Training) -> None:
     raise ValueError(f"objective.block={block} must divide data.length={training.length}")
   if training.retention.keep_best and not training.eval.every:
     raise ValueError("checkpoint.keep_best needs eval.every: nothing else tells the best")
+  anneal = tables.table(training.config, "objective").get("anneal", 0)
+  if anneal > run.steps:
+    raise ValueError(f"objective.anneal={anneal} must end within steps={run.steps}")
   learning_rate(training.optimizer, run.steps)

@@ -83,13 +83,6 @@ def test_signal_saves_after_the_update_at_hand(unbroken, tmp_path, capsys, numbe
   same(train.train(training(), tmp_path / "run"), unbroken[1])
 
 
-def test_second_interrupt_ends_at_once():
-  with pytest.raises(KeyboardInterrupt), train.interruption() as event:
-    os.kill(os.getpid(), signal.SIGINT)
-    assert event.is_set()
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
   with pytest.raises(FloatingPointError, match=r"(loss|gradient) is \S+ at step \d"):
     train.train(training(**{"optimizer.lr": 1e30, "optimizer.clip": None}), tmp_path / "run")
@@ -110,6 +103,7 @@ def test_checkpoint_folder_is_self_contained(unbroken):
   assert checkpoint.read_json(workdir, "facts.json") == {
     "mask_id": 259,
     "eos_ids": [258],
+    "pad_id": 256,
     "shift": 0,
     "attention": "block_causal",
     "block": 8,

@@ -1,0 +1,86 @@
+"""A `Pretrained` written out: as a checkpoint folder of ours, or as a Hugging Face directory.
+
+What is written appears complete or not at all: it is filled beside its place, then renamed.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from dlm import checkpoint, weights
+from dlm.building import tables
+from dlm.building.pretrained import Pretrained
+from dlm.weights.families import FAMILIES
+
+# What belongs to a tokenizer and its chats, besides what `Tokenizer.save` writes.
+ALONG = (
+  "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+  "generation_config.json",
+)  # fmt: skip
+
+
+def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: Any) -> None:
+  """A folder that sample, evaluate and train's init_from take.
+
+  Args:
+    reading: arguments of `Pretrained.params`.
+
+  Raises:
+    ValueError: the folder exists and is not empty; whatever reading raises.
+  """
+  with _appearing(directory) as folder:
+    params, step = made.params(**reading)
+    checkpoint.write_folder(folder, made.config, made.facts, made.tokenizer)
+    _copy_along(made, folder)
+    with checkpoint.Checkpoints(folder, checkpoint.Retention(keep_best=0)) as steps:
+      steps.save(step, {"params": params}, {"from": str(made.directory)})
+
+
+def write_huggingface(
+  directory: str | os.PathLike, made: Pretrained, family: str = "", **reading: Any
+) -> None:
+  """The layout of one of `weights.FAMILIES`; transformers reads those that it knows.
+
+  Args:
+    family: empty: that of the directory the checkpoint was imported from.
+    reading: arguments of `Pretrained.params`.
+
+  Raises:
+    ValueError: the directory exists and is not empty, the family is not known or cannot say what
+      the model is; whatever reading raises.
+  """
+  origin = made.config.get("huggingface", {})
+  family = family or origin.get("family", "")
+  tables.one_of("family", family, FAMILIES)
+  facts = {"pad_id": made.tokenizer.pad_id, **made.facts}
+  base = origin.get("config", {}) if family == origin.get("family") else {}
+  with _appearing(directory) as folder:
+    params, _ = made.params(**reading)
+    weights.export(folder, family, made.model.config, params, facts=facts, config=base)
+    made.tokenizer.save(folder)
+    _copy_along(made, folder)
+
+
+@contextlib.contextmanager
+def _appearing(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A path to make a folder at, which becomes `directory` if all goes well and else goes away."""
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ValueError(f"{directory} exists and is not empty: nothing is written over")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    yield beside / directory.name
+    (beside / directory.name).rename(directory)
+  finally:
+    shutil.rmtree(beside)
+
+
+def _copy_along(made: Pretrained, folder: pathlib.Path) -> None:
+  for name in ALONG:
+    if (made.directory / name).is_file():
+      shutil.copyfile(made.directory / name, folder / name)

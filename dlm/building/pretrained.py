@@ -1,0 +1,178 @@
+"""Trained parameters and all that must be known to use them: a checkpoint folder or a Hugging Face
+directory becomes one `Pretrained`, so that no command asks which of the two it was given."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dlm import checkpoint, weights
+from dlm.building import models, tables
+from dlm.data import BpeTokenizer, Tokenizer
+from dlm.data.tokenizers import SAVED_NAME
+from dlm.models.bind import Model
+from dlm.types import Params
+from dlm.weights import Source
+from dlm.weights.adapt import with_mask_row
+
+# What a run that goes on from a checkpoint may choose for itself: neither changes a parameter.
+FREE = ("dtype", "remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A checkpoint that is described, and not read yet."""
+
+  directory: pathlib.Path
+  model: Model
+  facts: dict[str, Any]  # as facts.json; a mask id always, for it marks the slots to be written
+  tokenizer: Tokenizer
+  config: dict[str, Any]  # that of the run; without one: model, objective, and "huggingface"
+  which: str | int  # step of a checkpoint folder
+  source: Source | None  # of a Hugging Face directory
+  needs_mask_row: bool  # the parameters, as they are stored, have none
+
+  def params(
+    self, shardings: Any = None, dtype: str | None = None, progress: Callable | None = None
+  ) -> tuple[Params, int]:
+    """The parameters and the step they are from, 0 if from a Hugging Face directory.
+
+    Args:
+      shardings: tree like the parameters; None: all on the first device.
+      dtype: None: as stored.
+      progress: see `weights.load`.
+    """
+    if self.source is None:
+      params, step = checkpoint.restore_params(
+        self.directory, self.which, shardings=shardings, dtype=dtype
+      )
+    else:
+      step = 0
+      params = weights.load(self.source, shardings=shardings, dtype=dtype, progress=progress)
+    if self.needs_mask_row:
+      params = with_mask_row(params, self.facts["mask_id"])
+    return params, step
+
+  def adapted(self) -> "Pretrained":
+    """An autoregressive checkpoint as the start of a diffusion model: `weights.adapt`.
+
+    ValueError: it is none.
+    """
+    if self.facts["attention"] != "causal":
+      raise ValueError(
+        f"{self.directory} is no autoregressive checkpoint: attention={self.facts['attention']!r}"
+      )
+    facts = self.facts | {"attention": "full"}
+    config = self.config | {"objective": _objective(facts)}
+    return dataclasses.replace(self, facts=facts, config=config, needs_mask_row=True)
+
+
+def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretrained:
+  """Reads what describes a checkpoint, and none of its parameters.
+
+  Args:
+    directory: a folder that training or `import_weights` made, or a Hugging Face directory.
+    which: of the steps of a checkpoint folder, see `checkpoint.restore_params`.
+
+  Raises:
+    CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer.
+  """
+  directory = pathlib.Path(directory)
+  if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
+    return _of_source(weights.open_source(directory))
+  config = tables.plain(checkpoint.read_json(directory, "config.json"))
+  tokenizer = models.saved_tokenizer(directory)
+  return Pretrained(
+    directory=directory,
+    model=models.model(config, tokenizer),
+    facts=checkpoint.read_json(directory, "facts.json"),
+    tokenizer=tokenizer,
+    config=config,
+    which=which,
+    source=None,
+    needs_mask_row=False,
+  )
+
+
+def _of_source(source: Source) -> Pretrained:
+  tokenizer = _tokenizer(source)
+  facts = source.facts | {
+    "mask_id": tokenizer.mask_id,
+    "eos_ids": source.facts["eos_ids"] or [tokenizer.eos_id],
+    "pad_id": tokenizer.pad_id,
+    "vocab": tokenizer.vocab_size,
+  }
+  grows = tokenizer.mask_id == source.model.vocab  # an added mask token may be one row too many
+  fields = dataclasses.asdict(source.model) | {"vocab": source.model.vocab + grows}
+  model = models.model({"model": fields}, tokenizer)
+  return Pretrained(
+    directory=source.directory,
+    model=model,
+    facts=facts,
+    tokenizer=tokenizer,
+    config={
+      "model": fields,
+      "objective": _objective(facts),
+      "huggingface": {"family": source.family, "config": source.config},
+    },
+    which=0,
+    source=source,
+    needs_mask_row=grows,
+  )
+
+
+def _tokenizer(source: Source) -> Tokenizer:
+  """With the special ids that config.json names; an autoregressive one gets a mask token added."""
+  facts = source.facts
+  if (source.directory / SAVED_NAME).is_file():
+    tokenizer = models.saved_tokenizer(source.directory)
+  else:
+    named = {
+      "mask": facts["mask_id"],
+      "pad": facts["pad_id"],
+      "eos": (facts["eos_ids"] or [None])[0],
+    }
+    named = {role: id for role, id in named.items() if id is not None}
+    extend = facts["attention"] == "causal"
+    tokenizer = BpeTokenizer.from_file(source.directory, extend=extend, **named)
+  if facts["mask_id"] not in (None, tokenizer.mask_id):
+    raise ValueError(
+      f"{source.directory}: mask id {facts['mask_id']} of config.json is not the tokenizer's, "
+      f"{tokenizer.mask_id}"
+    )
+  return tokenizer
+
+
+def _objective(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """What measures the likelihood of a model of which only the facts are known."""
+  if facts["attention"] == "causal":
+    return {"name": "ar"}
+  block = {} if facts["block"] is None else {"block": facts["block"]}
+  return {"name": "exact_count", **block, **({"shift": 1} if facts["shift"] else {})}
+
+
+def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, Any], Pretrained]:
+  """A training config with what it leaves to `source` filled in, and `source` made ready for it.
+
+  The model table may name fields of the source's model, and choose those in FREE. Logits stay
+  shifted where the source's are, unless objective.shift says otherwise.
+
+  Raises:
+    ValueError: the model table describes another model.
+  """
+  objective = dict(tables.table(config, "objective"))
+  if objective.get("name") != "ar":
+    if source.facts["shift"]:
+      objective.setdefault("shift", 1)
+    if source.facts["attention"] == "causal":
+      source = source.adapted()
+  own = dataclasses.asdict(source.model.config)
+  given = models.sizes(config)
+  tables.known("model", given, [*own, "preset"])
+  asked = {name: value for name, value in given.items() if name not in FREE}
+  found = checkpoint.differences({name: own[name] for name in asked}, asked)
+  if found:
+    lines = "; ".join(f"{name}: {ours!r} -> {asked!r}" for name, (ours, asked) in found.items())
+    raise ValueError(f"init_from {source.directory} holds another model than the config: {lines}")
+  return {**config, "model": {**own, **given}, "objective": objective}, source

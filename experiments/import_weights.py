@@ -1,0 +1,75 @@
+"""Weights of a Hugging Face directory into a checkpoint folder, and of a folder into a directory.
+
+    python experiments/import_weights.py --source=HF_DIR --workdir=DIR
+    python experiments/import_weights.py --source=DIR --export=HF_DIR
+
+sample and evaluate take either as --checkpoint, train as --config.init_from; HF_DIR is then read
+anew each time. --adapt makes an autoregressive checkpoint the start of a diffusion model: full
+attention, and a mask token whose row is the mean of the others.
+
+Needs memory for the parameters once, on the devices of --mesh (data=1,fsdp=4; default: one device).
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+from absl import flags
+
+from dlm import build, command, parallel
+from dlm.metrics import si
+from dlm.models.presets import DTYPES
+
+SOURCE = flags.DEFINE_string("source", None, "A Hugging Face directory or a checkpoint folder.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The checkpoint folder to make.")
+EXPORT = flags.DEFINE_string("export", None, "The Hugging Face directory to make.")
+FAMILY = flags.DEFINE_string("family", "", "Layout of --export; empty: the one it came in.")
+DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the parameters; default: as stored.")
+MESH = flags.DEFINE_list("mesh", None, "Devices to hold them: data=1,fsdp=4.")
+STEP = flags.DEFINE_string("step", "best", "Of a checkpoint folder: best, latest or a number.")
+ADAPT = flags.DEFINE_bool("adapt", False, "Autoregressive to diffusion.")
+
+
+def mesh() -> jax.sharding.Mesh | None:
+  if MESH.value is None:
+    return None
+  sizes = dict(each.partition("=")[::2] for each in MESH.value)
+  if not all(size.lstrip("-").isdigit() for size in sizes.values()):
+    raise ValueError(f"--mesh={','.join(MESH.value)} must look like data=1,fsdp=4")
+  return build.mesh({"mesh": {name: int(size) for name, size in sizes.items()}})
+
+
+def progress() -> Callable[[int, int], None]:
+  """Says how far it is, once a second."""
+  began = said = time.monotonic()
+
+  def report(done: int, total: int) -> None:
+    nonlocal said
+    now = time.monotonic()
+    if done == total or now - said >= 1:
+      said = now
+      print(f"read {done / 1e9:.2f} of {total / 1e9:.2f} GB, {now - began:.0f} s", flush=True)
+
+  return report
+
+
+def main() -> None:
+  with command.mistakes():
+    if (WORKDIR.value is None) == (EXPORT.value is None):
+      raise ValueError("give one of --workdir and --export")
+    which = int(STEP.value) if STEP.value.isdigit() else STEP.value
+    made = build.pretrained(SOURCE.value, which)
+    made = made.adapted() if ADAPT.value else made
+    where = mesh()
+    shardings = None if where is None else parallel.shard_params(made.model.abstract(), where)
+    reading = {"shardings": shardings, "dtype": DTYPE.value, "progress": progress()}
+    if WORKDIR.value is not None:
+      build.write_checkpoint(WORKDIR.value, made, **reading)
+    else:
+      build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading)
+  count = float(made.model.config.n_params())
+  print(f"{si(count)} parameters in {WORKDIR.value or EXPORT.value}")
+
+
+if __name__ == "__main__":
+  command.run(main, required=(SOURCE,))

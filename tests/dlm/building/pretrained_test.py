@@ -1,0 +1,194 @@
+"""One door to checkpoints of ours and of others, and training that starts from either."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm import build, train, weights
+from dlm.checkpoint import CheckpointError
+from dlm.objectives import Annealed, Autoregressive, Bd3lm, DiffuLlama, ExactCount, Mdlm, Shifted
+from dlm.train import Step
+from tests.dlm.building import directories
+
+CONFIG = {
+  "seed": 0,
+  "steps": 2,
+  "batch": 8,
+  "data": {"sources": (("lists", 1.0),), "length": 32, "mode": "pad", "tokenizer": ""},
+  "objective": {"name": "mdlm"},
+  "optimizer": {"lr": 1e-3},
+  "checkpoint": {"keep_best": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+  return directories.write(tmp_path_factory.mktemp("hf") / "qwen", dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def sdar(tmp_path_factory):
+  facts = {"attention": "block_causal", "block": 4, "shift": 0}
+  path = tmp_path_factory.mktemp("hf") / "sdar"
+  return directories.write(path, "sdar", mask="|<MASK>|", **facts)
+
+
+def tables_of(params):
+  return {name: np.asarray(params[name], np.float32) for name in ("embed", "unembed")}
+
+
+def test_facts_tokenizer_and_measure_of_a_block_diffusion_model(sdar):
+  found = build.pretrained(sdar)
+  mask_id = found.tokenizer.specials()["|<MASK>|"]
+  assert (found.facts["mask_id"], found.facts["block"], found.facts["shift"]) == (mask_id, 4, 0)
+  assert found.facts["vocab"] == found.tokenizer.vocab_size < found.model.config.vocab
+  estimator = build.estimator(found.config, found.tokenizer)
+  assert estimator == ExactCount(mask_id, block=4)
+  params, step = found.params()
+  jax.tree.map(np.testing.assert_array_equal, params, weights.load(found.source))
+  assert step == 0
+
+
+@pytest.mark.parametrize("spare", [0, 4])
+def test_autoregressive_model_gets_a_mask_token_after_its_last_id(tmp_path, spare):
+  """In a spare row where there is one; as it is stored unless the row is to mean something."""
+  found = build.pretrained(directories.write(tmp_path / "hf", "qwen3", spare=spare))
+  stored = tables_of(weights.load(found.source))
+  rows = len(stored["embed"])
+  mask_id = found.facts["mask_id"]
+  assert mask_id == rows - spare and found.model.config.vocab == max(rows, mask_id + 1)
+  plain, adapted = (tables_of(each.params()[0]) for each in (found, found.adapted()))
+  for name, table in stored.items():
+    mean = table[:mask_id].mean(0)
+    np.testing.assert_array_equal(plain[name][:rows], table)
+    np.testing.assert_array_equal(adapted[name][:mask_id], table[:mask_id])
+    np.testing.assert_array_equal(adapted[name][mask_id + 1 :], table[mask_id + 1 :])
+    for changed in (adapted[name], *([plain[name]] if spare == 0 else [])):
+      assert len(changed) == max(rows, mask_id + 1)
+      np.testing.assert_allclose(changed[mask_id], mean, rtol=1e-5, atol=1e-7)
+
+
+def test_adapted_facts(qwen):
+  found = build.pretrained(qwen)
+  assert build.estimator(found.config, found.tokenizer) == Autoregressive(found.facts["mask_id"])
+  adapted = found.adapted()
+  assert (adapted.facts["attention"], adapted.facts["shift"]) == ("full", 1)
+  bound = build.estimator(adapted.config, adapted.tokenizer)
+  assert bound == Shifted(ExactCount(found.facts["mask_id"]))
+  with pytest.raises(ValueError, match="no autoregressive checkpoint: attention='full'"):
+    adapted.adapted()
+
+
+@pytest.mark.parametrize(
+  ("objective", "made"),
+  [
+    ({"name": "mdlm"}, lambda m: Shifted(Mdlm(m))),
+    ({"name": "mdlm", "shift": 0}, Mdlm),
+    ({"name": "bd3lm", "block": 8, "anneal": 2}, lambda m: Annealed(Shifted(Bd3lm(m, 8)), 2)),
+    ({"name": "diffullama", "anneal": 1}, lambda m: Annealed(DiffuLlama(m), 1)),
+    ({"name": "ar"}, Autoregressive),
+  ],
+)
+def test_objective_that_goes_on_from_an_autoregressive_model(qwen, objective, made):
+  training = build.everything(CONFIG | {"init_from": str(qwen), "objective": objective})
+  mask_id = training.source.facts["mask_id"]
+  assert training.objective == made(mask_id)
+  assert training.facts["shift"] == (0 if objective.get("shift") == 0 else 1)
+  assert training.facts["attention"] == {"ar": "causal", "bd3lm": "block_causal"}.get(
+    objective["name"], "full"
+  )
+  assert training.source.needs_mask_row == (objective["name"] != "ar")
+  assert training.model.config == training.source.model.config
+
+
+def test_run_starts_from_the_sources_parameters_in_float32(qwen, tmp_path):
+  """Fresh moments, an average that starts with them; then saved, resumed and sampled alone."""
+  config = CONFIG | {"init_from": str(qwen), "optimizer": {"lr": 1e-3, "ema": 0.9}}
+  training = build.everything(config)
+  state = Step(training).init()
+  params, _ = training.source.params(dtype="float32")
+  for each in (state.params, state.ema):
+    jax.tree.map(np.testing.assert_array_equal, each, params)
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state))
+
+  train.train(training, tmp_path / "run")
+  again = train.train(build.everything(config | {"steps": 3}), tmp_path / "run")
+  assert int(again.step) == 3
+  found = build.pretrained(tmp_path / "run")
+  assert found.model == training.model and found.facts["shift"] == 1
+  assert found.tokenizer.fingerprint == training.tokenizer.fingerprint
+  second = build.everything(CONFIG | {"init_from": str(tmp_path / "run")})
+  assert second.objective == training.objective
+  started = Step(second).init().params
+  jax.tree.map(np.testing.assert_array_equal, started, again.best_params())
+
+
+def test_model_table_may_agree_and_choose_how_to_compute(qwen):
+  table = {"width": 16, "layers": 2, "dtype": "float32", "remat": True}
+  model = build.everything(CONFIG | {"init_from": str(qwen), "model": table}).model.config
+  assert (model.dtype, model.remat, model.heads) == ("float32", True, 2)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model": {"width": 32, "layers": 3}}, r"another model .*: layers: 2 -> 3; width: 16 -> 32"),
+    ({"model": {"widht": 32}}, "model.widht is unknown; known: .*width"),
+    ({"data": CONFIG["data"] | {"tokenizer": "byte"}}, "data.tokenizer='byte' is not that of init"),
+    ({"objective": {"name": "sedd"}}, "objective.anneal go with .*, not with sedd"),
+    ({"objective": {"name": "mdlm", "shift": 2}}, "objective.shift=2 must be 0 or 1"),
+    ({"objective": {"name": "mdlm", "anneal": 3}}, "objective.anneal=3 must end within steps=2"),
+    ({"objective": {"name": "mdlm", "anneal": -1}}, "objective.anneal=-1 must not be negative"),
+    ({"init_from": "/nowhere"}, "/nowhere is no checkpoint folder"),
+  ],
+)  # fmt: skip
+def test_run_that_cannot_start_from_there_is_refused(qwen, changes, message):
+  with pytest.raises(ValueError, match=message):
+    build.everything(CONFIG | {"init_from": str(qwen)} | changes)
+
+
+def test_source_that_cannot_be_read_leaves_no_run_behind(qwen, tmp_path):
+  broken = tmp_path / "broken"
+  shutil.copytree(qwen, broken)
+  data = (broken / "model.safetensors").read_bytes()
+  (broken / "model.safetensors").write_bytes(data[:-100])
+  training = build.everything(CONFIG | {"init_from": str(broken)})
+  with pytest.raises(weights.WeightsError, match="truncated"):
+    train.train(training, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_neither_kind(tmp_path):
+  with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    build.pretrained(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+  with pytest.raises(weights.WeightsError, match="unknown model_type 'gpt2'; known: "):
+    build.pretrained(tmp_path)
+
+
+def test_diffusion_model_whose_tokenizer_has_no_mask_token(tmp_path):
+  """An added token would be noise to a model that was trained with another."""
+  folder = directories.write(tmp_path / "hf", attention="full")
+  with pytest.raises(ValueError, match=r"tokenizer\.json names no mask token"):
+    build.pretrained(folder)
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(ValueError, match=r"need a tokenizer\.json"):
+    build.pretrained(folder)
+
+
+def test_experts_are_a_table_of_the_model_table():
+  moe = {"experts": 4, "per_token": 2, "mlp": 8, "score": "sigmoid"}
+  config = {"model": {"preset": "1m", "moe": moe}}
+  tokenizer = build.tokenizer({})
+  assert build.model(config, tokenizer).config.moe.score == "sigmoid"
+  for wrong, message in (
+    ({"expert": 4}, "model.moe.expert is unknown"),
+    (3, "moe=3 must be a table"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      build.model({"model": {"preset": "1m", "moe": wrong}}, tokenizer)
