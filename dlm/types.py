@@ -194,6 +194,7 @@ class View:
   masked_BxA: Array  # bool: to be decided, may be decided now; ends with the active block
   later_BxA: Array  # bool: masked, but behind the active block or without statistics
   open_BxA: Array  # bool: may be written at all
+  inside_BxA: Array  # bool: a slot of the row, not padding
   scored_BxA: Array  # bool: the forward computed it; elsewhere `stats` mean nothing
   stats: TokenStats  # leaves are [B, A]
   start_B: Array  # first slot of the active block
@@ -238,10 +239,11 @@ class Progress:
   commits_B: Array  # this forward is over that block alone and decides nothing
   masked_BxL: Array
   wrote_BxL: Array  # written after the row's last forward
-  next_BxL: Array | None  # what the policy is going to write, where it knows
+  next_BxL: Array | None  # 1, 2, ...: what the policy writes next, in order; 0: what it does not
   filled_BxL: Array  # cached
   inside_BxL: Array  # slots of the row, not padding
   block: int = struct.field(pytree_node=False)
+  shift: int = struct.field(pytree_node=False)
 
   @property
   def slot_L(self) -> Array:

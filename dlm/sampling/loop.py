@@ -79,6 +79,13 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   view = _view(sampler, state, at, seen.stats, seen.scored_BxA)
   decision, policy = sampler.policy.decide(view, state.policy, key_policy_B)
 
+  if sampler.shift and sampler.plan.cached and not sampler.plan.anchor:
+    first_BxA = view.masked_BxA & (view.slot_BxA == view.start_B[:, None]) & full
+    decision = decision.replace(
+      write_BxA=decision.write_BxA | first_BxA,
+      token_BxA=jnp.where(first_BxA, view.stats.token, decision.token_BxA),
+    )
+
   # 4. commit tokens, then move each row on.
   kind = jnp.where(full, 0, jnp.where(commits_B, 2, 1))
   kind_BxK = (kind[:, None] == jnp.arange(len(FORWARD_KINDS))[None, :]) & act_B[:, None]
@@ -107,7 +114,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
   canvas = state.canvas
   turn_B = _turn(canvas)
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
-  cache, upcoming = state.cache, getattr(sampler.policy, "upcoming", None)
+  upcoming = getattr(sampler.policy, "upcoming", None)
   return Progress(
     start_B=canvas.start_B,
     step_B=state.step_B,
@@ -118,12 +125,18 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     masked_BxL=masked(canvas, sampler.mask_id),
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
     next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
-    filled_BxL=jnp.zeros_like(canvas.open_BxL)
-    if cache is None
-    else cache.filled_BxS[: len(turn_B)],
+    filled_BxL=_filled(canvas, state.cache),
     inside_BxL=slot_L[None, :] < canvas.length_B[:, None],
     block=sampler.block,
+    shift=sampler.shift,
   )
+
+
+def _filled(canvas: Canvas, cache: KVCache | None) -> Array:
+  """Slots whose keys are cached; those of the rows themselves where guidance doubles them."""
+  if cache is None:
+    return jnp.zeros_like(canvas.open_BxL)
+  return cache.filled_BxS[: canvas.open_BxL.shape[0]]
 
 
 def _view(
@@ -139,6 +152,7 @@ def _view(
     masked_BxA=now_BxA,
     later_BxA=masked_BxA & ~now_BxA,
     open_BxA=at_slot(canvas.open_BxL, slot_BxA) & inside_BxA,
+    inside_BxA=slot_BxA < canvas.length_B[:, None],
     scored_BxA=scored_BxA,
     stats=stats,
     start_B=canvas.start_B,

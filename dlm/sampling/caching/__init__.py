@@ -1,6 +1,18 @@
 """What the sampler keeps of earlier forwards, by the name a config uses."""
 
 from dlm.sampling.caching.block import ExactBlock
+from dlm.sampling.caching.delayed import PD, Decode, Greedy
+from dlm.sampling.caching.interval import Interval
 from dlm.sampling.caching.none import NoCache
+from dlm.sampling.caching.prefix import Dual, Prefix
 
-PLANS = {"none": NoCache, "block": ExactBlock}
+PLANS = {
+  "none": NoCache,
+  "block": ExactBlock,
+  "prefix": Prefix,
+  "dual": Dual,
+  "interval": Interval,
+  "dkv_decode": Decode,
+  "dkv_pd": PD,
+  "dkv_greedy": Greedy,
+}

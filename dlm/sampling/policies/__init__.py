@@ -1,9 +1,15 @@
 """Unmasking rules, by the name a config uses. One paper's rule is one small file."""
 
 from dlm.sampling.policies.ancestral import Ancestral
+from dlm.sampling.policies.cad import Cad
+from dlm.sampling.policies.dream import Dream
+from dlm.sampling.policies.dream_threshold import DreamThreshold
 from dlm.sampling.policies.factor import Factor
 from dlm.sampling.policies.fixed import Fixed
 from dlm.sampling.policies.left_to_right import LeftToRight
+from dlm.sampling.policies.planned import Planned
+from dlm.sampling.policies.prophet import Prophet
+from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.threshold import Threshold
 
 POLICIES = {
@@ -12,4 +18,10 @@ POLICIES = {
   "factor": Factor,
   "left_to_right": LeftToRight,
   "ancestral": Ancestral,
+  "planned": Planned,
+  "cad": Cad,
+  "prophet": Prophet,
+  "saber": Saber,
+  "dream": Dream,
+  "dream_threshold": DreamThreshold,
 }

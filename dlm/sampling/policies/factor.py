@@ -8,22 +8,27 @@ from dlm.sampling import select
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
+RULES = ("paper", "code")
+
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
   """Writes the n surest tokens for the largest n with (n + 1)(1 - c_n) < `factor`; at least one.
 
   Fast-dLLM, arXiv 2505.22618, 3.3 (the condition under which parallel greedy choice equals the
-  sequential one, Theorem 1). This is the paper's rule: the authors' code takes one token more when
-  the first rank to fail is the last.
+  sequential one, Theorem 1). With rule="code" as the authors' code: n ends at the first rank that
+  fails, and one more is written where that is the last rank.
   """
 
   scope = "block"
   factor: float = 1.0
+  rule: str = "paper"
 
   def __post_init__(self):
     if self.factor <= 0:
       raise ValueError(f"factor: factor={self.factor} must be positive")
+    if self.rule not in RULES:
+      raise ValueError(f"factor: rule={self.rule!r} is not one of {', '.join(RULES)}")
 
   def needs(self) -> StatSpec:
     return StatSpec()
@@ -34,7 +39,17 @@ class Factor:
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     confidence_BxA = confidence(view.stats)
     rank_BxA = select.rank(confidence_BxA, view.masked_BxA)
-    fits_BxA = view.masked_BxA & ((rank_BxA + 2) * (1 - confidence_BxA) < self.factor)
-    n_B = jnp.where(fits_BxA, rank_BxA + 1, 1).max(-1)
+    if self.rule == "code":
+      n_B = self._code(confidence_BxA, rank_BxA, view.masked_BxA)
+    else:
+      fits_BxA = view.masked_BxA & ((rank_BxA + 2) * (1 - confidence_BxA) < self.factor)
+      n_B = jnp.where(fits_BxA, rank_BxA + 1, 1).max(-1)
     write_BxA = view.masked_BxA & (rank_BxA < n_B[:, None])
     return Decision(write_BxA, view.stats.token), state
+
+  def _code(self, confidence_BxA: Array, rank_BxA: Array, masked_BxA: Array) -> Array:
+    fails_BxA = masked_BxA & (rank_BxA > 0)
+    fails_BxA &= confidence_BxA < 1 - self.factor / (rank_BxA + 2)
+    last_B = masked_BxA.sum(-1) - 1
+    first_B = jnp.minimum(jnp.where(fails_BxA, rank_BxA, last_B[:, None]).min(-1), last_B)
+    return jnp.where((first_B == 0) | (first_B == last_B), first_B + 1, first_B)

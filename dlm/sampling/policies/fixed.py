@@ -16,9 +16,10 @@ class Fixed:
   """LLaDA's sampler (arXiv 2502.09992, 2.4): low-confidence remasking, or a random order.
 
   Set one of `k` (tokens per forward) and `steps` (forwards per block, split as evenly as LLaDA's
-  code does: the first `n % steps` forwards write one token more). With `exact_steps` a block takes
-  all its `steps` forwards, as LLaDA's code does, though nothing may be left to write. `order` is what "best" means:
+  code does: the first `n % steps` forwards write one token more). `order` is what "best" means:
   the candidate's probability, top-1 minus top-2 probability, negative entropy, or a coin.
+  With `exact_steps` a block takes all its forwards, as LLaDA's code does, though none of its slots
+  may be left to write.
   """
 
   scope = "block"

@@ -1,0 +1,63 @@
+"""Fast-dLLM's approximate caches for bidirectional models. arXiv 2505.22618, 3.2."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from dlm.types import Array, MaskRule, Policy, Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """Keeps the keys of all that stands before the active block, and computes the rest.
+
+  The first forward of a block is over the whole canvas and fills the cache; nothing is refreshed
+  until the next block. Approximate: finished tokens no longer see what is written behind them.
+
+  Args:
+    anchor: with a model whose logits predict the next slot, the query before the block rides along.
+      False, as in Fast-dLLM's code for Dream: the forward that fills the cache writes the block's
+      first token, sure or not.
+    settles: no block ends with the forward that filled the cache: a windowed one always follows,
+      as in Fast-dLLM's first code and in dInfer (arXiv 2510.08666), with nothing left to write.
+  """
+
+  anchor: bool = True
+  settles: bool = False
+
+  cached: ClassVar[bool] = True
+  commits: ClassVar[bool] = False
+
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
+    """Fits every model and policy: statistics of slots outside the window are never used."""
+
+  def refresh_B(self, at: Progress) -> Array:
+    return at.step_B == 0
+
+  def window_BxL(self, at: Progress) -> Array:
+    return at.slot_L[None, :] >= at.start_B[:, None]
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    """Halves of the canvas down to a block: at most twice what is needed."""
+    found = [slots]
+    while found[0] > block:
+      found.insert(0, max(-(-found[0] // 2), block))
+    return tuple(found)
+
+  def keep_BxL(self, at: Progress) -> Array:
+    return at.slot_L[None, :] < at.start_B[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dual(Prefix):
+  """Keeps the keys before and behind the active block, and computes the block alone."""
+
+  def window_BxL(self, at: Progress) -> Array:
+    return at.active_BxL
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    return (block,)
+
+  def keep_BxL(self, at: Progress) -> Array:
+    return jnp.ones_like(at.inside_BxL)
