@@ -20,7 +20,7 @@ Array = jax.Array
 class Seen(NamedTuple):
   """The logits of one tile; -inf where the id is forbidden or was in an earlier tile."""
 
-  raw_RxT: Array  # without the bias
+  raw_RxT: Array  # neither biased nor shaped
   z_RxT: Array
   eligible_RxT: Array  # the same, NaN as -inf: what may be chosen
   ids_T: Array
