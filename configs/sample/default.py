@@ -3,27 +3,29 @@ r"""Any policy by name: the table that every other file here fills in for one pa
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/default.py \
   --config.policy.name=factor --config.policy.factor=1.2 --prompt="..."
 
-Fields that are not set take the policy's own defaults. Policies: fixed (k or steps; order),
-threshold, factor, left_to_right (k), ancestral (steps, schedule).
+Fields that are not set take the policy's own defaults. dlm/sampling/policies lists the policies and
+what their fields mean, dlm/sampling/caching the caches.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
+def fields() -> dict:
+  """Every field of every policy, unset."""
+  named = {
+    int: "k steps n least most max_steps answer_start answer_length",
+    float: "threshold factor end_after early mid late",
+    str: "order rule schedule",
+    bool: "exact_steps",
+  }
+  return {name: placeholder(kind) for kind, names in named.items() for name in names.split()}
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "threshold",
-      "threshold": placeholder(float),
-      "factor": placeholder(float),
-      "k": placeholder(int),
-      "steps": placeholder(int),
-      "order": placeholder(str),
-      "schedule": placeholder(str),
-    }
-  )
+  config.policy = ConfigDict({"name": "threshold", **fields()})
+  config.policy.inner = ConfigDict({"name": placeholder(str), **fields()})  # of wrappers: prophet
   config.cache = ConfigDict({"name": "auto"})  # auto: "block" where it is exact, else "none"
   config.commit = "fused"  # or "separate"
   config.block = 0  # 0: the checkpoint's block
@@ -34,7 +36,12 @@ def get_config() -> ConfigDict:
   config.temperature = 0.0
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off
-  config.stop = True  # end a row at the tokenizer's or checkpoint's stop ids
+  config.guidance = 0.0  # scale of classifier-free guidance; 0: off
+  config.forbid_ends = False  # stop ids are never written
+  config.doubt_ends = False  # stop ids count for nothing in confidences: they are written last
+  config.may_predict_mask = False  # True: as most authors' code, such slots stay masked
+  config.scope = "auto"  # block, canvas; auto: what the policy needs
+  config.stop = "stop"  # stop, stop_block, fill, fill_block, never: what a stop id does
   config.seed = 0
   config.batch = 8
   config.parallel = "shard_map"  # or "pmap"

@@ -5,7 +5,6 @@ One block holds all new tokens; more steps mean fewer tokens decided together.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -13,11 +12,7 @@ def get_config() -> ConfigDict:
   config.policy = ConfigDict(
     {
       "name": "ancestral",
-      "threshold": placeholder(float),
-      "factor": placeholder(float),
-      "k": placeholder(int),
       "steps": 128,
-      "order": placeholder(str),
       "schedule": "log_linear",
     }
   )
@@ -31,7 +26,12 @@ def get_config() -> ConfigDict:
   config.temperature = 1.0
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off
-  config.stop = True  # end a row at the tokenizer's or checkpoint's stop ids
+  config.guidance = 0.0
+  config.forbid_ends = False
+  config.doubt_ends = False
+  config.may_predict_mask = False
+  config.scope = "auto"
+  config.stop = "stop"
   config.seed = 0
   config.batch = 8
   config.parallel = "shard_map"  # or "pmap"

@@ -12,7 +12,7 @@ from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
-from dlm.sampling.sampler import Sampler
+from dlm.sampling.sampler import ON_EOS, SCOPES, Sampler
 from dlm.types import CachePlan, MaskRule, Policy
 
 TABLES = ("policy", "cache", "mesh")
@@ -31,7 +31,12 @@ class Sampling:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
-  stop: bool = True
+  guidance: float = 0.0
+  forbid_ends: bool = False
+  doubt_ends: bool = False
+  may_predict_mask: bool = False
+  scope: str = "auto"
+  stop: str = "stop"
   seed: int = 0
   batch: int = 8
   parallel: str = "shard_map"
@@ -41,6 +46,8 @@ class Sampling:
       if getattr(self, field) < 0:
         raise ValueError(f"{field}={getattr(self, field)} must not be negative")
     tables.one_of("align", self.align, ("auto", *ALIGNMENTS))
+    tables.one_of("scope", self.scope, ("auto", *SCOPES))
+    tables.one_of("stop", self.stop, ("never", *ON_EOS))
     tables.one_of("parallel", self.parallel, get_args(Driver))
 
 
@@ -63,7 +70,8 @@ def sampling(
   block = own.block or facts["block"] or (1 if attention == "causal" else facts["length"])
   slots = own.slots or facts["length"]
   aligned = "canvas" if attention == "block_causal" else "prompt"
-  policy = _policy(config)
+  ends = tuple(facts["eos_ids"])
+  policy = _policy("policy", tables.table(config, "policy"), ends)
   # A token a forward and a commit a token; policies that count steps may take all of them.
   enough = max(2 * slots, -(-slots // block) * (getattr(policy, "steps", 0) + 1))
   own = dataclasses.replace(
@@ -91,25 +99,38 @@ def sampling(
     block=block,
     max_forwards=own.max_forwards,
     mask_id=facts["mask_id"],
-    eos_ids=tuple(facts["eos_ids"]) if own.stop else (),
+    eos_ids=ends if own.stop != "never" else (),
+    on_eos="stop" if own.stop == "never" else own.stop,
+    scope=None if own.scope == "auto" else own.scope,
     shift=facts["shift"],
     commit=own.commit,
     clock=clock,
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
-    forbidden=tuple(range(facts["vocab"], model.config.vocab)),  # spare rows, which spell nothing
+    guidance=own.guidance,
+    # Spare rows spell nothing.
+    forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
+    doubtful=ends if own.doubt_ends else (),
+    may_predict_mask=own.may_predict_mask,
   )
   return sampler, own
 
 
-def _policy(config: Mapping[str, Any]) -> Policy:
-  """A policy by name; fields left None take the policy's own defaults."""
-  given = {key: value for key, value in tables.table(config, "policy").items() if value is not None}
-  make = tables.named("policy.name", given.pop("name", None), POLICIES)
+def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...]) -> Policy:
+  """A policy by name; fields left None take its own defaults, `end_ids` the checkpoint's."""
+  given = {key: value for key, value in table.items() if value is not None}
+  make = tables.named(f"{name}.name", given.pop("name", None), POLICIES)
+  fields = {field.name for field in dataclasses.fields(make)}
   if "schedule" in given:
-    given["schedule"] = tables.schedule("policy.schedule", given["schedule"])
-  return tables.call("policy", make, given, also=("name",))
+    given["schedule"] = tables.schedule(f"{name}.schedule", given["schedule"])
+  if "inner" in fields and "inner" in given:
+    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends)
+  elif not any(given.get("inner", {}).values()):  # the empty table of default.py
+    given.pop("inner", None)
+  if "end_ids" in fields:
+    given.setdefault("end_ids", ends)
+  return tables.call(name, make, given, also=("name",))
 
 
 def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling) -> CachePlan:

@@ -30,7 +30,7 @@ def importing(tmp_path, *arguments):
 
 def sampled(tmp_path, folder, *arguments):
   out = tmp_path / "out.jsonl"
-  given = (f"--checkpoint={folder}", f"--out={out}", "--config.stop=False", "--trace", *arguments)
+  given = (f"--checkpoint={folder}", f"--out={out}", "--config.stop=never", "--trace", *arguments)
   done = mains.run(tmp_path, "experiments/sample.py", SAMPLE, *given)
   assert (done.returncode, done.stderr) == (0, "")
   lines = [json.loads(line) for line in out.read_text().splitlines()]

@@ -48,7 +48,7 @@ def lines(path):
 
 
 def test_prompts_of_the_command_line_go_to_the_screen(tmp_path, folder):
-  done = sample(tmp_path, folder, "--prompt=ab", "--prompt=f([[3]])", "--config.stop=False")
+  done = sample(tmp_path, folder, "--prompt=ab", "--prompt=f([[3]])", "--config.stop=never")
   assert done.returncode == 0 and done.stderr == ""
   costs = [line for line in done.stdout.split("\n") if "tokens a forward" in line]
   assert [cost.split()[:2] for cost in costs] == [["[30", "tokens,"], ["[3", "tokens,"]]
@@ -105,7 +105,7 @@ def test_live_without_a_terminal_shows_the_first_and_the_last_canvas(tmp_path, f
 )
 def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
   folder, out = trained(tmp_path / "run", objective, **model), tmp_path / "out.jsonl"
-  done = sample(tmp_path, folder, "--prompt=ab", f"--out={out}", "--config.stop=False")
+  done = sample(tmp_path, folder, "--prompt=ab", f"--out={out}", "--config.stop=never")
   assert (done.returncode, done.stderr) == (0, "")
   (line,) = lines(out)
   assert line["finished"] and len(line["tokens"]) == 30

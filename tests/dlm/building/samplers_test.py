@@ -10,13 +10,13 @@ from dlm import build, masks
 from dlm.models import ModelConfig, bind
 from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
-from dlm.sampling.policies import Ancestral, Fixed, Threshold
+from dlm.sampling.policies import Ancestral, Cad, Fixed, Prophet, Saber, Threshold
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
 TIMED = bind(dataclasses.replace(MODEL.config, time_conditioned=True))
 FACTS = {"mask_id": 259, "eos_ids": [258], "shift": 0, "attention": "full", "block": None}
-MDLM = FACTS | {"length": 64}
+MDLM = FACTS | {"length": 64, "vocab": 260}
 BD3LM = MDLM | {"attention": "block_causal", "block": 16}
 AR = MDLM | {"attention": "causal", "shift": 1}
 
@@ -42,7 +42,7 @@ def test_the_checkpoint_fills_in_what_is_open(facts, sees, block, align, plan):
   assert (own.align, own.slots, own.block, own.max_forwards) == (align, 64, block, 128)
   assert (sampler.shift, sampler.mask_id, sampler.eos_ids) == (facts["shift"], 259, (258,))
   assert sampler.policy == Threshold() and sampler.clock is None
-  assert sampling(facts, stop=False)[0].eos_ids == ()
+  assert sampling(facts, stop="never")[0].eos_ids == ()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,14 @@ def test_clock_is_that_of_training_whatever_the_block(facts, clock):
 
 @pytest.mark.parametrize(
   ("name", "policy"),
-  [("llada", Fixed(steps=8)), ("fast_dllm", Threshold(0.9)), ("mdlm", Ancestral)],
+  [
+    ("llada", Fixed(steps=8)),
+    ("fast_dllm", Threshold(0.9)),
+    ("mdlm", Ancestral),
+    ("prophet", Prophet(Fixed(steps=32), steps=256, answer_start=203)),
+    ("saber", Saber(2)),
+    ("cd4lm", Cad(max_steps=32, end_ids=(258,))),
+  ],
 )
 def test_configs_of_papers_sample_any_checkpoint(name, policy):
   for facts in (MDLM, BD3LM, AR):
