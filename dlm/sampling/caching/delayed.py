@@ -158,8 +158,8 @@ class Greedy:
     return _with_neighbours(window_BxL, place_BxL, at.masked_BxL, self.window)
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """Doubling from 8: windows hold a few slots for each token of a forward, whatever the canvas."""
-    return tuple(width for width in (8, 16, 32, 64, 128) if width < slots) + (slots,)
+    """Doubling from 8: windows hold a few slots a token of the forward, however long the canvas."""
+    return (*(width for width in (8, 16, 32, 64, 128) if width < slots), slots)
 
   def keep_BxL(self, at: Progress) -> Array:
     return jnp.ones_like(at.inside_BxL)

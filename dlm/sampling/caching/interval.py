@@ -10,7 +10,7 @@ from dlm.types import Array, MaskRule, Policy, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """Keeps all keys, computes the active block alone, and the whole canvas every `interval` forwards.
+  """Keeps all keys; computes the active block, and every `interval` forwards the whole canvas.
 
   The simplest of the caches by age: dLLM-Cache (arXiv 2506.06295) refreshes prompt and response at
   two such intervals, d3LLM (arXiv 2601.07568) its prefix at one. Between refreshes it is cache
