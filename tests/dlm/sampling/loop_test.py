@@ -14,7 +14,17 @@ from dlm.diffusion.schedules import LogLinear
 from dlm.sampling import loop
 from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import POLICIES, Ancestral, Factor, Fixed, LeftToRight, Threshold
+from dlm.sampling.policies import (
+  POLICIES,
+  Ancestral,
+  Cad,
+  Factor,
+  Fixed,
+  LeftToRight,
+  Prophet,
+  Saber,
+  Threshold,
+)
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.table import Table, logits_by_hand, random_table
 
@@ -114,6 +124,9 @@ def test_the_loop_equals_its_python_twin(policy, align):
 EVERY = [
   Fixed(k=2), Fixed(k=1, order="random"), Threshold(0.6), Factor(1.0), LeftToRight(2),
   Ancestral(LogLinear(eps=0.0), steps=5),
+  Fixed(steps=3, exact_steps=True), Factor(1.0, rule="code"),
+  Saber(2), Cad(0.6, most=3, end_after=0.5, end_ids=(2,)), Cad(0.9, max_steps=2, order="entropy"),
+  Prophet(Fixed(steps=4), steps=8, answer_start=2, answer_length=3, early=3, mid=2, late=1),
 ]  # fmt: skip
 
 

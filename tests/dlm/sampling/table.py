@@ -17,7 +17,16 @@ class Table:
   """
 
   def __call__(
-    self, params, tokens_BxW, *, slot_BxW, mask, time_BxW=None, cache=None, write_BxW=None, ask_BxA
+    self,
+    params,
+    tokens_BxW,
+    *,
+    slot_BxW,
+    mask,
+    time_BxW=None,
+    cache=None,
+    write_BxW=None,
+    ask_BxA=None,
   ):
     vocab = params["own"].shape[1]
     inside_BxW = slot_BxW < mask.hi_BxWxR[..., 0]
@@ -26,8 +35,9 @@ class Table:
       params["right"][tokens_BxW[:, 1:]] * inside_BxW[:, 1:, None], ((0, 0), (0, 1), (0, 0))
     )
     logits_BxWxV = params["own"][slot_BxW] + left_BxWxV + right_BxWxV
-    hidden_BxAxV = jnp.take_along_axis(logits_BxWxV, ask_BxA[..., None], axis=1)
-    return ModelOutput(LogitHead(hidden_BxAxV, jnp.eye(vocab)), None, {})
+    if ask_BxA is not None:
+      logits_BxWxV = jnp.take_along_axis(logits_BxWxV, ask_BxA[..., None], axis=1)
+    return ModelOutput(LogitHead(logits_BxWxV, jnp.eye(vocab)), None, {})
 
   def empty_cache(self, batch: int, slots: int) -> KVCache:
     raise NotImplementedError("a table has no cache")
