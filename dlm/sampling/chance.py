@@ -8,3 +8,8 @@ from dlm.types import Array
 def uniform(key_B: Array, width: int) -> Array:
   """Uniform numbers in [0, 1), [B, width]; a row's depend on its key alone."""
   return jax.vmap(lambda key: jax.random.uniform(key, (width,)))(key_B)
+
+
+def gumbel(key_B: Array, width: int) -> Array:
+  """Gumbel noise [B, width]: the n largest of log p + noise are n draws from p, none put back."""
+  return jax.vmap(lambda key: jax.random.gumbel(key, (width,)))(key_B)

@@ -132,8 +132,12 @@ def _step(sampler, params, state, chances):
   if chances is None:
     return loop.step(sampler, params, state)
   recorded = functools.partial(_score, chances.get("gumbel_BxLxV"))
-  coins = functools.partial(_coins, state, sampler, chances.get("uniform_BxL"))
-  with mock.patch.object(forward, "score", recorded), mock.patch.object(chance, "uniform", coins):
+  uniform = functools.partial(_coins, state, sampler, chances.get("uniform_BxL"))
+  gumbel = functools.partial(_coins, state, sampler, chances.get("gumbel_BxL"))
+  with (
+    mock.patch.object(forward, "score", recorded),
+    mock.patch.multiple(chance, uniform=uniform, gumbel=gumbel),
+  ):
     return loop.step(sampler, params, state)
 
 
@@ -178,8 +182,8 @@ def shape(z, spec):
   return z
 
 
-def _coins(state, sampler, uniform_BxL, key_B, width):
+def _coins(state, sampler, coins_BxL, key_B, width):
   """Recorded coins by canvas slot, for the slots in scope."""
   slot_BxA = forward.scope(sampler, state.canvas)
   assert slot_BxA.shape[1] == width
-  return forward.at_slot(uniform_BxL, slot_BxA)
+  return forward.at_slot(coins_BxL, slot_BxA)
