@@ -16,7 +16,17 @@ import numpy as np
 from dlm import masks
 from dlm.diffusion import schedules
 from dlm.evaluation.likelihood import AnswerScorer
-from dlm.objectives import Bd3lm, D3pm, Llada, LladaSft, Mdlm, Sedd, bd3lm
+from dlm.objectives import (
+  Annealed,
+  Bd3lm,
+  D3pm,
+  DiffuLlama,
+  Llada,
+  LladaSft,
+  Mdlm,
+  Sedd,
+  bd3lm,
+)
 from dlm.objectives.cross_entropy import cross_entropy
 from dlm.types import Batch, LogitHead, ModelOutput
 
@@ -67,6 +77,8 @@ class Recorded:
     logits = params["logits"]
     if "t0" in params:
       logits = jnp.where((time_BxW == 0).all(-1)[:, None, None], params["t0"], logits)
+    if ask_BxA is not None:
+      logits = jnp.take_along_axis(logits, ask_BxA[:, :, None], axis=1)
     return ModelOutput(LogitHead(logits, jnp.eye(logits.shape[-1])), None, {})
 
 
@@ -83,9 +95,9 @@ def batch_of(tokens, text=None, noisable=None) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def replay(objective, draws, batch, logits, t0=None):
+def replay(objective, draws, batch, logits, t0=None, step=0):
   """Noisy, mean loss, its gradient with respect to the logits, and the loss by token."""
-  noisy = objective.corrupt_with(draws, batch, 0)
+  noisy = objective.corrupt_with(draws, batch, step)
   fixed = {} if t0 is None else {"t0": t0}
 
   def mean(logits):
@@ -319,6 +331,28 @@ def llada_sft(case: Case):
   close(grad, case.outputs["grad_logits"])
 
 
+def diffullama_loss(case: Case):
+  prompt = case.inputs.get("src_mask")
+  batch = batch_of(case.inputs["input_ids"], noisable=None if prompt is None else ~prompt)
+  objective = DiffuLlama(case.arg("mask_id"), shift=int(case.arg("shift")))
+  draws = in_order(case.inputs["u_t"]) | {
+    "u_mask": case.inputs["u_mask"],
+    "u_attention": case.inputs["u_attn"],
+  }
+  noisy, loss, grad, _ = replay(
+    Annealed(objective, steps=case.arg("anneal_steps")),
+    draws,
+    batch,
+    case.inputs["logits"],
+    step=case.arg("global_step"),
+  )
+  same(noisy.inputs_BxW, case.outputs["noisy"])
+  for visible_LxL in noisy.mask.dense_BxWxS:
+    same(visible_LxL, case.outputs["attention_visible"])
+  close(loss, case.expected["loss"])
+  close(grad, case.outputs["grad_logits"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
   """The toy of the likelihood cases: logits[i] = A[x_i] + Bm[x_{i-1}] + C[x_{i+1}] + P[i]."""
@@ -367,10 +401,10 @@ METHODS = {
   "llada_sft": llada_sft,
   "llada_loglikelihood": llada_loglikelihood,
   "llada_suffix_greedy": llada_suffix_greedy,
+  "diffullama_loss": diffullama_loss,
 }
 UNSUPPORTED = (
   "automodel_loss",
-  "diffullama_loss",
   "dllm_loss",
   "dream_cart_weights",
   "dream_sft_loss",

@@ -43,6 +43,7 @@ def write(
   family: str = "qwen2",
   *,
   spare: int = 4,
+  kv_heads: int = 1,
   dtype: str = "float32",
   mask: str | None = None,
   **facts,
@@ -54,8 +55,8 @@ def write(
   for path in directory.iterdir():
     path.unlink()
   model = ModelConfig(
-    vocab=ids + spare, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=24, tied=False,
-    rope_base=1e6, norm_eps=1e-6, dtype=dtype,
+    vocab=ids + spare, width=16, layers=2, heads=2, kv_heads=kv_heads, head_dim=8, mlp=24,
+    tied=False, rope_base=1e6, norm_eps=1e-6, dtype=dtype,
     qkv_bias=family in ("qwen2", "dream", "fast_dllm_v2"), qk_norm=family in ("qwen3", "sdar"),
   )  # fmt: skip
   params = bind(model).init(jax.random.key(0))
