@@ -1,0 +1,120 @@
+"""A region of the text comes first, framed by tokens that are given."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dlm.types import Array, Decision, Policy, StatSpec, TokenStats, View
+
+
+@struct.dataclass
+class RegionState:
+  inner: Any
+  first_B: Array  # bool: the row is in its first block
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """Leads `inner` to a region of the row. P-ReAct of DLLM-Searcher, arXiv 2602.07035.
+
+  P-ReAct writes a tool call before the thoughts that stand before it, so that the tool runs while
+  the model still thinks. The row's first forward writes the `forced` tokens and nothing else; at
+  the later ones `inner` sees confidences in the region raised by `bias`: candidate and best token
+  are taken to be so much more probable. An order by probability or margin then prefers the region,
+  and a threshold is that much lower in it. Orders by chance or by place do not move.
+
+  Offsets count from the row's first open slot (the authors fill prompts up to a whole block), and
+  lie in its first block.
+
+  Args:
+    inner: decides the rest; the authors' is fixed with k = block // steps.
+    first, last: the region, both included. The authors' code ends it with the block (127), their
+      text with the closing tag (126).
+    bias: 0: tokens are forced and no more.
+    forced: pairs of an offset and a token id. Slots that are not open keep what they hold.
+  """
+
+  inner: Policy
+  first: int
+  last: int
+  bias: float = 0.5
+  forced: tuple[tuple[int, int], ...] = ()
+
+  def __post_init__(self):
+    if not 0 <= self.first <= self.last:
+      raise ValueError(f"region: first={self.first}, last={self.last} must be 0 <= first <= last")
+    if self.bias < 0:
+      raise ValueError(f"region: bias={self.bias} must not be negative")
+    if self.bias and self.inner.needs().entropy:
+      raise ValueError(
+        f"region: bias={self.bias} is a probability and {self.inner} goes by entropy; use bias=0"
+      )
+    offsets = [offset for offset, _ in self.forced]
+    if len(set(offsets)) < len(offsets) or min(offsets, default=0) < 0:
+      raise ValueError(f"region: forced={self.forced} must name offsets from 0 on, each once")
+
+  @property
+  def scope(self) -> str:
+    return self.inner.scope
+
+  def needs(self) -> StatSpec:
+    return self.inner.needs()
+
+  def enter(self, masked_BxA: Array, state: RegionState | None) -> RegionState:
+    batch, width = masked_BxA.shape
+    end = max([self.last, *(offset for offset, _ in self.forced)])
+    if end >= width:
+      raise ValueError(f"region: offset {end} lies behind the {width} slots that the policy sees")
+    inner = self.inner.enter(masked_BxA, None if state is None else state.inner)
+    return RegionState(inner, jnp.full(batch, state is None))
+
+  def decide(self, view: View, state: RegionState, key_B: Array) -> tuple[Decision, RegionState]:
+    offset_BxA = view.slot_BxA - jnp.take_along_axis(
+      view.slot_BxA, jnp.argmax(view.open_BxA, axis=-1)[:, None], axis=1
+    )
+    region_BxA = (offset_BxA >= self.first) & (offset_BxA <= self.last) & state.first_B[:, None]
+    led = view.replace(stats=self._raised(view.stats, region_BxA))
+    decision, inner = self.inner.decide(led, state.inner, key_B)
+    if self.forced:
+      forces_B = view.turn_B == 0
+      decision = self._forcing(view, offset_BxA, decision, forces_B)
+      inner = jax.tree.map(
+        lambda a, b: jnp.where(forces_B.reshape(-1, *[1] * (a.ndim - 1)), a, b), state.inner, inner
+      )
+    return decision, state.replace(inner=inner)
+
+  def _raised(self, stats: TokenStats, region_BxA: Array) -> TokenStats:
+    """Statistics with `exp(logit - lse)` of candidate and best token `bias` higher inside."""
+
+    def raised(logit_BxA: Array) -> Array:
+      higher_BxA = stats.lse + jnp.log(jnp.exp(logit_BxA - stats.lse) + self.bias)
+      return jnp.where(region_BxA, higher_BxA, logit_BxA)
+
+    if not self.bias:
+      return stats
+    return dataclasses.replace(stats, logit=raised(stats.logit), top1=raised(stats.top1))
+
+  def _forcing(
+    self, view: View, offset_BxA: Array, decision: Decision, forces_B: Array
+  ) -> Decision:
+    """In rows that force: the forced tokens alone, and nothing that `inner` would have ended."""
+    forced_BxA = jnp.zeros_like(view.open_BxA)
+    token_BxA = decision.token_BxA
+    for offset, token in self.forced:
+      here_BxA = (offset_BxA == offset) & forces_B[:, None] & view.open_BxA
+      forced_BxA |= here_BxA
+      token_BxA = jnp.where(here_BxA, token, token_BxA)
+
+    def unless_forcing(flag_B: Array | None) -> Array | None:
+      return None if flag_B is None else flag_B & ~forces_B
+
+    return Decision(
+      write_BxA=jnp.where(forces_B[:, None], forced_BxA, decision.write_BxA),
+      token_BxA=token_BxA,
+      stop_B=unless_forcing(decision.stop_B),
+      stay_B=decision.stay_B,
+      leave_B=unless_forcing(decision.leave_B),
+    )
