@@ -1,0 +1,85 @@
+"""A small model of every family, with random parameters, and its directory."""
+
+import flax.linen as nn
+import jax
+import ml_dtypes
+import numpy as np
+
+from dlm import weights
+from dlm.models import ModelConfig, MoeConfig, bind
+
+SIZES = dict(
+  vocab=40, width=16, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=24, rope_base=1e6, tied=False
+)
+QWEN2, QWEN3 = dict(SIZES, qkv_bias=True), dict(SIZES, qk_norm=True)
+EXPERTS = dict(experts=8, per_token=2, mlp=12)
+LLADA2 = dict(
+  shared=12, dense_layers=1, score="sigmoid", bias=True, renormalise=True, scale=2.5, groups=4,
+  top_groups=2,
+)  # fmt: skip
+LLADA_MOE = dict(shared=20, dense_layers=1, bias=True, bias_in_weight=True)
+
+MODELS = {
+  "llada": ModelConfig(**SIZES | dict(kv_heads=4, head_dim=4)),
+  "llada_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, **LLADA_MOE)),
+  "llada2_moe": ModelConfig(**QWEN3, rotary_dim=4, moe=MoeConfig(**EXPERTS, **LLADA2)),
+  "dream": ModelConfig(**QWEN2),
+  "dream_reasoner": ModelConfig(**QWEN3),
+  "qwen2": ModelConfig(**QWEN2 | dict(tied=True)),
+  "qwen3": ModelConfig(**QWEN3),
+  "sdar": ModelConfig(**QWEN3),
+  "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
+  "fast_dllm_v2": ModelConfig(**QWEN2),
+  "a2d-qwen2": ModelConfig(**QWEN2),
+  "a2d-qwen3": ModelConfig(**QWEN3),
+}
+ATTENTION = {
+  "qwen2": ("causal", 1, None),
+  "qwen3": ("causal", 1, None),
+  "dream": ("full", 1, None),
+  "dream_reasoner": ("block_causal", 0, 16),
+  "llada2_moe": ("block_causal", 0, 16),
+  "sdar": ("block_causal", 0, 8),
+  "sdar_moe": ("block_causal", 0, 8),
+  "fast_dllm_v2": ("block_causal", 1, 16),
+}
+
+
+def facts_of(family: str) -> dict:
+  attention, shift, block = ATTENTION.get(family, ("full", 0, None))
+  mask_id = None if family in ("qwen2", "qwen3") else 39
+  return dict(
+    mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
+    vocab=40, length=64,
+  )  # fmt: skip
+
+
+def params_of(model: ModelConfig, dtype=ml_dtypes.bfloat16):
+  """Random bits in the host's memory, so that NaNs are among them; router biases are float32."""
+  rng = np.random.default_rng(0)
+
+  def leaf(path, shape):
+    kind = np.dtype(
+      np.float32 if jax.tree_util.keystr(path).endswith("['router']['bias']") else dtype
+    )
+    return (
+      rng.integers(0, 256, shape.size * kind.itemsize, np.uint8).view(kind).reshape(shape.shape)
+    )
+
+  return jax.tree_util.tree_map_with_path(leaf, nn.unbox(bind(model).abstract()))
+
+
+def write(directory, family: str, kind=ml_dtypes.bfloat16, **options):
+  """The directory of a family's small model; its parameters."""
+  model = MODELS[family]
+  params = params_of(model, kind)
+  weights.export(directory, family, model, params, facts=facts_of(family), **options)
+  return params
+
+
+def same_bits(got, want) -> None:
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    a = np.asarray(a)
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a.view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
