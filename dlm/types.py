@@ -106,6 +106,7 @@ class LogitHead:
 
   hidden_BxAxD: Array
   unembed_VxD: Array
+  embed_VxD: Array | None = None  # the input side, of which `StatSpec.soft` takes the mean
   soft_cap: float | None = struct.field(pytree_node=False, default=None)
 
 
@@ -119,6 +120,8 @@ class ModelOutput:
 class Denoiser(Protocol):
   """A bound linen module, or a table in a test. Hashable: equal denoisers share one compile."""
 
+  width: int  # of an embedding
+
   def __call__(
     self,
     params: Params,
@@ -127,11 +130,12 @@ class Denoiser(Protocol):
     slot_BxW: Array,
     mask: Mask,
     time_BxW: Array | None = None,
+    soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
   ) -> ModelOutput:
-    """Runs the window. `ask` indexes the window (None: all of it).
+    """Runs the window. `ask` indexes the window (None: all of it); `soft` is added to embeddings.
 
     With a cache the window attends to filled slots outside itself and to itself; the returned cache
     holds the window's keys where `write`, and is otherwise unchanged.
@@ -196,7 +200,7 @@ class View:
   open_BxA: Array  # bool: may be written at all
   inside_BxA: Array  # bool: a slot of the row, not padding
   scored_BxA: Array  # bool: the forward computed it; elsewhere `stats` mean nothing
-  stats: TokenStats  # leaves are [B, A]
+  stats: TokenStats  # leaves are [B, A]; `soft` is [B, A, D], `gathered` [B, A, J]
   start_B: Array  # first slot of the active block
   step_B: Array  # forwards already spent on the row's active block
   turn_B: Array  # forwards already spent on the row; commits are not counted
@@ -215,7 +219,15 @@ class Decision:
 
 
 class Policy(Protocol):
-  """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one."""
+  """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one.
+
+  Some policies have more to say, each by one more method:
+
+    upcoming(state, step_B) -> [B, L]: what it writes next, 1, 2, ..., in order; 0: what it does not
+    gather_ids(state) -> [B, A, J]: the ids whose logits it needs (`StatSpec.gather`)
+    soft_weight(turn_B) -> [B]: masked slots carry the mean embedding of their last prediction
+      (`StatSpec.soft`), this much of it if forward `turn` predicts it
+  """
 
   scope: str  # "block": any block at a time; "canvas": it must see all slots
 
@@ -237,6 +249,8 @@ class Progress:
   fresh_B: Array  # nothing is cached of what stands before the active block
   pending_B: Array  # the block before the active one is final, but not cached
   commits_B: Array  # this forward is over that block alone and decides nothing
+  windows_B: Array  # windowed forwards already spent on the row
+  renewed_B: Array  # the row's last forward was the whole canvas
   masked_BxL: Array
   wrote_BxL: Array  # written after the row's last forward
   next_BxL: Array | None  # 1, 2, ...: what the policy writes next, in order; 0: what it does not

@@ -19,6 +19,10 @@ class Model:
 
   config: ModelConfig
 
+  @property
+  def width(self) -> int:
+    return self.config.width
+
   def __call__(
     self,
     params: Params,
@@ -27,6 +31,7 @@ class Model:
     slot_BxW: Array,
     mask: Mask,
     time_BxW: Array | None = None,
+    soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
@@ -42,6 +47,7 @@ class Model:
       slot_BxW=slot_BxW,
       mask=mask,
       time_BxW=time_BxW,
+      soft_BxWxD=soft_BxWxD,
       cache=cache,
       write_BxW=write_BxW,
       ask_BxA=ask_BxA,

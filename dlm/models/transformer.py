@@ -88,6 +88,7 @@ class Transformer(nn.Module):
     slot_BxW: Array,
     mask: Mask,
     time_BxW: Array | None = None,
+    soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
@@ -100,6 +101,8 @@ class Transformer(nn.Module):
 
     # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
+    if soft_BxWxD is not None:
+      x_BxWxD += soft_BxWxD.astype(dtype)
     shared = self._shared(slot_BxW, mask, time_BxW, cache)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
     x_BxWxD, keys, facts = self._layers(x_BxWxD, stored, shared)
@@ -109,7 +112,8 @@ class Transformer(nn.Module):
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
     hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
-    head = LogitHead(hidden_BxAxD, unembed_VxD.astype(dtype), soft_cap=cfg.soft_cap)
+    unembed_VxD, embed_VxD = unembed_VxD.astype(dtype), embed_VxD.astype(dtype)
+    head = LogitHead(hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap)
     aux = {name.replace("_BxW", "_YxBxW"): fact for name, fact in facts.items()}
     return ModelOutput(head=head, cache=cache, aux=aux)
 

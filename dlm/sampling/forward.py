@@ -1,5 +1,7 @@
 """One forward of the loop: which slots, the model over them, and what is read off its logits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -35,8 +37,9 @@ def scope(sampler: Sampler, canvas: Canvas) -> Array:
 
 
 def at_slot(x_BxL: Array, slot_BxA: Array) -> Array:
-  """x[b, slot[b, a]]; slots past the end read the last one."""
-  return jnp.take_along_axis(x_BxL, jnp.minimum(slot_BxA, x_BxL.shape[1] - 1), axis=1)
+  """x[b, slot[b, a]], further axes as they are; slots past the end read the last one."""
+  slot_BxA = jnp.minimum(slot_BxA, x_BxL.shape[1] - 1)
+  return jnp.take_along_axis(x_BxL, slot_BxA.reshape(*slot_BxA.shape, *[1] * (x_BxL.ndim - 2)), 1)
 
 
 def forward(
@@ -49,10 +52,21 @@ def forward(
   act_B: Array,
   full: Array,
   key_B: Array,
+  soft_BxLxD: Array | None,
+  gather_BxAxJ: Array | None,
 ) -> Scored:
-  """Runs the model over the whole canvas if `full`, else over each row's window."""
+  """Runs the model over the whole canvas if `full`, else over each row's window.
+
+  Args:
+    soft_BxLxD: added to the embeddings of masked slots.
+    gather_BxAxJ: ids whose logits the policy needs.
+  """
   slots = canvas.tokens_BxL.shape[1]
   everywhere_BxL = jnp.ones_like(at.inside_BxL)
+  over = functools.partial(
+    _over, sampler, params, canvas, at,
+    act_B=act_B, key_B=key_B, soft_BxLxD=soft_BxLxD, gather_BxAxJ=gather_BxAxJ,
+  )  # fmt: skip
 
   def whole() -> tuple[TokenStats, KVCache | None]:
     emptied = cache
@@ -60,7 +74,7 @@ def forward(
       stale_BxS = jnp.broadcast_to(act_B[:, None], canvas.open_BxL.shape)
       stale_BxS = guidance.twice(stale_BxS) if sampler.guidance else stale_BxS
       emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_BxS)
-    return _over(sampler, params, canvas, emptied, at, everywhere_BxL, slots, act_B, key_B)
+    return over(emptied, everywhere_BxL, slots)
 
   if not sampler.plan.cached:
     stats, _ = whole()
@@ -74,10 +88,7 @@ def forward(
   ladder = _ladder(sampler, slots)
 
   def window() -> tuple[TokenStats, KVCache | None]:
-    rungs = [
-      lambda width=width: _over(sampler, params, canvas, cache, at, window_BxL, width, act_B, key_B)
-      for width in ladder
-    ]
+    rungs = [functools.partial(over, cache, window_BxL, width) for width in ladder]
     rung = jnp.searchsorted(jnp.array(ladder), need)
     return jax.lax.switch(jnp.minimum(rung, len(ladder) - 1), rungs)
 
@@ -105,12 +116,15 @@ def _over(
   sampler: Sampler,
   params: Params,
   canvas: Canvas,
-  cache: KVCache | None,
   at: Progress,
+  cache: KVCache | None,
   window_BxL: Array,
   width: int,
+  *,
   act_B: Array,
   key_B: Array,
+  soft_BxLxD: Array | None,
+  gather_BxAxJ: Array | None,
 ) -> tuple[TokenStats, KVCache | None]:
   """One forward over the window's slots, in order, padded with slots past the canvas's end."""
   slots = window_BxL.shape[1]
@@ -128,8 +142,14 @@ def _over(
   if sampler.clock is not None:
     inside_BxW = jnp.minimum(slot_BxW, slots - 1)
     time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, inside_BxW)
+  soft_BxWxD = None
+  if soft_BxLxD is not None:
+    masked_BxW = at_slot(at.masked_BxL, slot_BxW)
+    soft_BxWxD = jnp.where(masked_BxW[:, :, None], at_slot(soft_BxLxD, slot_BxW), 0)
   by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
+  if by_query and gather_BxAxJ is not None:
+    gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
   out = guidance.denoise(
     sampler,
     params,
@@ -138,6 +158,7 @@ def _over(
     slot_BxW=slot_BxW,
     mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
     time_BxW=time_BxW,
+    soft_BxWxD=soft_BxWxD,
     cache=cache,
     write_BxW=write_BxW,
     ask_BxA=None if by_query else ask_BxA,
@@ -148,6 +169,7 @@ def _over(
     current_BxA=at_slot(canvas.tokens_BxL, target_BxA),
     key_B=key_B,
     slot_BxA=target_BxA,
+    gather_BxAxJ=gather_BxAxJ,
     implementation=sampler.implementation,
   )
   if by_query:

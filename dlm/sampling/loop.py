@@ -30,6 +30,8 @@ class LoopState:
   step_B: Array  # deciding forwards spent on the active block
   fresh_B: Array  # nothing is cached of what stands before the active block
   pending_B: Array  # the block before the active one waits to be cached
+  renewed_B: Array  # the row's last forward was the whole canvas
+  soft_BxLxD: Array | None  # what masked slots carry of their last prediction
 
 
 def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
@@ -53,6 +55,8 @@ def start(sampler: Sampler, canvas: Canvas) -> LoopState:
     step_B=jnp.zeros(batch, jnp.int32),
     fresh_B=canvas.start_B > 0,
     pending_B=jnp.zeros(batch, bool),
+    renewed_B=jnp.zeros(batch, bool),
+    soft_BxLxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
   )
 
 
@@ -72,7 +76,16 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   # 2. denoise and score.
   key_noise_B, key_policy_B = _row_keys(canvas)
   seen = forward(
-    sampler, params, canvas, state.cache, at, act_B=act_B, full=full, key_B=key_noise_B
+    sampler,
+    params,
+    canvas,
+    state.cache,
+    at,
+    act_B=act_B,
+    full=full,
+    key_B=key_noise_B,
+    soft_BxLxD=state.soft_BxLxD,
+    gather_BxAxJ=sampler.policy.gather_ids(state.policy) if sampler.spec().gather else None,
   )
 
   # 3. decide.
@@ -95,7 +108,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   )
   canvas = _write(canvas, view, decision, decides_B)
   if sampler.on_eos == "fill":
-    canvas = _fill_after_eos(sampler, canvas, decides_B)
+    canvas = _fill_after_eos(sampler, canvas, decides_B, jnp.zeros_like(canvas.start_B))
   state = state.replace(
     canvas=canvas,
     cache=seen.cache,
@@ -103,6 +116,8 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     step_B=state.step_B + decides_B,
     fresh_B=state.fresh_B & ~act_B,
     pending_B=state.pending_B & ~act_B,
+    renewed_B=jnp.where(act_B, full, state.renewed_B),
+    soft_BxLxD=_soften(sampler, state, view, decides_B),
   )
   if sampler.plan.settles:
     stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
@@ -122,6 +137,8 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     fresh_B=state.fresh_B,
     pending_B=state.pending_B,
     commits_B=jnp.zeros_like(canvas.done_B),
+    windows_B=canvas.forwards_Bx3[:, 1],
+    renewed_B=state.renewed_B,
     masked_BxL=masked(canvas, sampler.mask_id),
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
     next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
@@ -188,18 +205,34 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   )
 
 
-def _fill_after_eos(sampler: Sampler, canvas: Canvas, rows_B: Array) -> Canvas:
-  """All open slots behind the first stop id that was written become that stop id."""
+def _fill_after_eos(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:
+  """Open slots behind the first stop id that was written, and not before `from`, become it."""
+  slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
   stop_BxL = _written_stops(sampler, canvas)
   seen_BxL = jnp.cumsum(stop_BxL, axis=1) > 0
   first_Bx1 = jnp.argmax(stop_BxL, axis=1)[:, None]
   eos_Bx1 = jnp.take_along_axis(canvas.tokens_BxL, first_Bx1, axis=1)
   fill_BxL = seen_BxL & canvas.open_BxL & rows_B[:, None] & (canvas.tokens_BxL != eos_Bx1)
+  fill_BxL &= slot_L[None, :] >= from_B[:, None]
   turn_Bx1 = _turn(canvas)[:, None]
   return canvas.replace(
     tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
     when_BxL=jnp.where(fill_BxL, turn_Bx1, canvas.when_BxL),
   )
+
+
+def _no_soft(sampler: Sampler, canvas: Canvas) -> Array:
+  return jnp.zeros((*canvas.tokens_BxL.shape, sampler.denoise.width), jnp.float32)
+
+
+def _soften(sampler: Sampler, state: LoopState, view: View, decides_B: Array) -> Array | None:
+  """What slots carry from here on, if they stay masked; scope "canvas": the view is all slots."""
+  if state.soft_BxLxD is None:
+    return None
+  weight_B = sampler.policy.soft_weight(view.turn_B)
+  new_BxL = view.scored_BxA & decides_B[:, None]
+  soft_BxLxD = weight_B[:, None, None] * view.stats.soft
+  return jnp.where(new_BxL[:, :, None], soft_BxLxD, state.soft_BxLxD)
 
 
 def _written_stops(sampler: Sampler, canvas: Canvas) -> Array:
@@ -222,7 +255,7 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
     finished_B |= decision.leave_B
   finished_B &= decides_B
   if sampler.on_eos == "fill_block":
-    canvas = _fill_after_eos(sampler, canvas, finished_B)
+    canvas = _fill_after_eos(sampler, canvas, finished_B, end_B)
     later_BxL &= masked(canvas, sampler.mask_id)
   stopped_B = _stopped(sampler, canvas, masked_BxL, finished_B) & decides_B
   if decision.stop_B is not None:

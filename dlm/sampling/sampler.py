@@ -20,7 +20,7 @@ class Sampler:
       the active block are its too. None: what the policy asks for.
     on_eos: what a stop id does. "stop": the row ends when all before it in its block is written;
       "stop_block": when the whole block is. "fill": what stands behind it becomes the stop id,
-      after every forward, or with "fill_block" when its block is finished.
+      after every forward; "fill_block": what stands behind its block does, when that is finished.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
     temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
       forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot stays masked).
@@ -76,7 +76,17 @@ class Sampler:
         "which only commit='fused' computes"
       )
     self.plan.check(self.sees, self.block, self.policy)
-    self.spec()  # raises where no candidate can be drawn so
+    spec = self.spec()  # raises where no candidate can be drawn so
+    for need, method in (("gather", "gather_ids"), ("soft", "soft_weight")):
+      if getattr(spec, need) and not hasattr(self.policy, method):
+        raise ValueError(f"Sampler: the policy needs {need!r} but has no {method}(); {self.policy}")
+    if spec.gather and self.temperature > 0:
+      raise ValueError(
+        f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
+        f"of its own; {self.policy}"
+      )
+    if spec.soft and self.scope != "canvas":
+      raise ValueError(f"Sampler: scope={self.scope!r} must be 'canvas' with {self.policy}")
 
   def spec(self) -> StatSpec:
     """The policy's needs, and how candidates are drawn."""

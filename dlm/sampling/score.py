@@ -14,6 +14,7 @@ def score(
   current_BxA: Array,
   key_B: Array,
   slot_BxA: Array,
+  gather_BxAxJ: Array | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
@@ -32,6 +33,8 @@ def score(
     spec,
     current_R=current_BxA.reshape(-1) if spec.current else None,
     key_R=key_R,
+    gather_id_RxJ=gather_BxAxJ.reshape(batch * asked, -1) if spec.gather else None,
+    embed_VxD=head.embed_VxD,
     soft_cap=head.soft_cap,
     implementation=implementation,
   )
@@ -39,7 +42,7 @@ def score(
     among_R = jnp.isin(stats.token, jnp.array(spec.outside, jnp.int32))
     stats.logit = jnp.where(among_R, -jnp.inf, stats.logit)
     stats.lse = stats.lse_outside
-  return jax.tree.map(lambda x: x.reshape(batch, asked), stats)
+  return jax.tree.map(lambda x: x.reshape(batch, asked, *x.shape[1:]), stats)
 
 
 def confidence(stats: TokenStats) -> Array:
