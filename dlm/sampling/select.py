@@ -18,7 +18,22 @@ def top(score_BxA: Array, eligible_BxA: Array, k_B: Array) -> Array:
   return eligible_BxA & (rank(score_BxA, eligible_BxA) < k_B[:, None])
 
 
-def at_least(score_BxA: Array, eligible_BxA: Array, threshold: float) -> Array:
-  """Eligible positions with `score >= threshold`, and always the best one."""
-  best_BxA = rank(score_BxA, eligible_BxA) == 0
-  return eligible_BxA & ((score_BxA >= threshold) | best_BxA)
+def at_least(
+  score_BxA: Array, eligible_BxA: Array, threshold: float | Array, band: float = 0.0
+) -> Array:
+  """Eligible positions with `score >= threshold`, and always the best one.
+
+  threshold: one for all, or [B, 1]. With `band` those less than it below the best go with it.
+  """
+  taken_BxA = (score_BxA >= threshold) | (rank(score_BxA, eligible_BxA) == 0)
+  if band:
+    best_Bx1 = jnp.where(eligible_BxA, score_BxA, -jnp.inf).max(-1, keepdims=True)
+    taken_BxA |= score_BxA >= best_Bx1 - band
+  return eligible_BxA & taken_BxA
+
+
+def falling(threshold: float, decay: float, turn_B: Array) -> float | Array:
+  """A threshold [B, 1] that falls from 1 by `decay` a forward of the row; decay 0: constant."""
+  if not decay:
+    return threshold
+  return jnp.maximum(1 - decay * turn_B, threshold)[:, None]

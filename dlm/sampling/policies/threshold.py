@@ -12,14 +12,26 @@ class Threshold:
   """Writes every token with confidence >= `threshold`, and always the surest one.
 
   Fast-dLLM, arXiv 2505.22618, 3.3. Algorithm 1 prints `>`; the authors' code tests `>=`, as here.
+  A slot for which [MASK] is predicted is no candidate.
+
+  Args:
+    band: tokens that are less surer by at most this than the surest are written with it; 1e-5 in
+      dInfer's code (arXiv 2510.08666).
+    decay: the threshold starts at 1 and falls by this with every forward of the row, down to
+      `threshold`; 0.02 in dInfer, beside iteration smoothing. 0: it is constant.
   """
 
   scope = "block"
   threshold: float = 0.9
+  band: float = 0.0
+  decay: float = 0.0
 
   def __post_init__(self):
     if not 0 <= self.threshold <= 1:
       raise ValueError(f"threshold: threshold={self.threshold} must lie in [0, 1]")
+    for field in ("band", "decay"):
+      if getattr(self, field) < 0:
+        raise ValueError(f"threshold: {field}={getattr(self, field)} must not be negative (0: off)")
 
   def needs(self) -> StatSpec:
     return StatSpec()
@@ -28,5 +40,7 @@ class Threshold:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
-    write_BxA = select.at_least(confidence(view.stats), view.masked_BxA, self.threshold)
+    candidate_BxA = view.masked_BxA & (view.stats.token != view.mask_id)
+    threshold = select.falling(self.threshold, self.decay, view.turn_B)
+    write_BxA = select.at_least(confidence(view.stats), candidate_BxA, threshold, self.band)
     return Decision(write_BxA, view.stats.token), state
