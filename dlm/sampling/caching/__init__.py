@@ -5,12 +5,14 @@ from dlm.sampling.caching.delayed import PD, Decode, Greedy
 from dlm.sampling.caching.interval import Interval
 from dlm.sampling.caching.none import NoCache
 from dlm.sampling.caching.prefix import Dual, Prefix
+from dlm.sampling.caching.vicinity import Vicinity
 
 PLANS = {
   "none": NoCache,
   "block": ExactBlock,
   "prefix": Prefix,
   "dual": Dual,
+  "vicinity": Vicinity,
   "interval": Interval,
   "dkv_decode": Decode,
   "dkv_pd": PD,

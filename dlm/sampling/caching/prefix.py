@@ -7,13 +7,16 @@ import jax.numpy as jnp
 
 from dlm.types import Array, MaskRule, Policy, Progress
 
+COUNTS = ("windows", "forwards")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
   """Keeps the keys of all that stands before the active block, and computes the rest.
 
   The first forward of a block is over the whole canvas and fills the cache; nothing is refreshed
-  until the next block. Approximate: finished tokens no longer see what is written behind them.
+  until the next block, unless `every` says so. Approximate: finished tokens no longer see what is
+  written behind them.
 
   Args:
     anchor: with a model whose logits predict the next slot, the query before the block rides along.
@@ -21,19 +24,34 @@ class Prefix:
       first token, sure or not.
     settles: no block ends with the forward that filled the cache: a windowed one always follows,
       as in Fast-dLLM's first code and in dInfer (arXiv 2510.08666), with nothing left to write.
+    every: the cache is also filled anew whenever the row's count is a multiple of this; 0: never.
+    count: what is counted: "windows", the windowed forwards, as dInfer's plain loop does, or all
+      "forwards", as it does with iteration smoothing.
   """
 
   anchor: bool = True
   settles: bool = False
+  every: int = 0
+  count: str = "windows"
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.every < 0:
+      raise ValueError(f"cache: every={self.every} must not be negative (0: never)")
+    if self.count not in COUNTS:
+      raise ValueError(f"cache: count={self.count!r} is not one of {', '.join(COUNTS)}")
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Fits every model and policy: statistics of slots outside the window are never used."""
 
   def refresh_B(self, at: Progress) -> Array:
-    return at.step_B == 0
+    due_B = at.step_B == 0
+    if self.every:
+      count_B = at.windows_B if self.count == "windows" else at.turn_B
+      due_B |= (count_B % self.every == 0) & ~at.renewed_B
+    return due_B
 
   def window_BxL(self, at: Progress) -> Array:
     return at.slot_L[None, :] >= at.start_B[:, None]
