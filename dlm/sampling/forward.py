@@ -142,10 +142,10 @@ def _over(
   if sampler.clock is not None:
     inside_BxW = jnp.minimum(slot_BxW, slots - 1)
     time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, inside_BxW)
-  soft_BxWxD = None
+  soft = {}  # a denoiser that is never given any need not know the word
   if soft_BxLxD is not None:
-    masked_BxW = at_slot(at.masked_BxL, slot_BxW)
-    soft_BxWxD = jnp.where(masked_BxW[:, :, None], at_slot(soft_BxLxD, slot_BxW), 0)
+    masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
+    soft["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(soft_BxLxD, slot_BxW), 0)
   by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
   if by_query and gather_BxAxJ is not None:
@@ -158,10 +158,10 @@ def _over(
     slot_BxW=slot_BxW,
     mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
     time_BxW=time_BxW,
-    soft_BxWxD=soft_BxWxD,
     cache=cache,
     write_BxW=write_BxW,
     ask_BxA=None if by_query else ask_BxA,
+    **soft,
   )
   stats = score(
     out.head,

@@ -21,9 +21,9 @@ class CreditState:
 class Credit:
   """Lets `inner` decide by logits in which ids count for more that were predicted before.
 
-  dInfer's credit decoding, arXiv 2510.08666; as its code does it. With every forward the credit of
-  all ids of a position shrinks by `decay`; then a masked position's best id, of probability p, gains
-  p^gamma. What decides are the logits plus alpha * log(1 + credit), this forward's included.
+  dInfer's credit decoding, arXiv 2510.08666; as its code does it. With every forward all credit
+  shrinks by `decay`; then a masked position's best id, of probability p, gains p^gamma. What
+  decides are the logits plus alpha * log(1 + credit), this forward's credit included.
 
   Exact without a second look at the vocabulary: the best id of all has credit, so the winner is
   among the ids that have, and only theirs change the sum of the exponentials.
