@@ -141,14 +141,14 @@ def _step(sampler, params, state, chances):
     return loop.step(sampler, params, state)
 
 
-def _score(gumbel_BxLxV, head, spec, *, current_BxA, key_B, slot_BxA, implementation):
+def _score(gumbel_BxLxV, head, spec, *, current_BxA, key_B, slot_BxA, gather_BxAxJ, implementation):
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
   cold = dataclasses.replace(spec, temperature=0.0)
   if spec.shaped:  # statistics of the tempered logits: temper the hidden rows
     head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
   stats = score(
     head, cold, current_BxA=current_BxA, key_B=key_B, slot_BxA=slot_BxA,
-    implementation=implementation,
+    gather_BxAxJ=gather_BxAxJ, implementation=implementation,
   )  # fmt: skip
   if gumbel_BxLxV is None or spec.temperature == 0:
     return stats

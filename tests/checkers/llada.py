@@ -9,6 +9,7 @@ from dlm import masks
 from dlm.sampling.caching import Dual, NoCache, Prefix
 from dlm.sampling.policies import Cad, Factor, Fixed, Prophet, Saber, Threshold
 from dlm.sampling.sampler import Sampler
+from tests.checkers import llada_dinfer
 from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
 
 
@@ -219,4 +220,5 @@ METHODS = {
   "saber_margin": by_order("margin"),
   "cad_block": cad_block,
   "cad_global": cad_global,
+  **llada_dinfer.METHODS,
 }

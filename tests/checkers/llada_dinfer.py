@@ -1,0 +1,142 @@
+"""dInfer's runs (arXiv 2510.08666) on the LLaDA model: decoders, smoothing, caches, host loop."""
+
+import dataclasses
+import types
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dlm.sampling.caching import Dual, NoCache, Prefix, Vicinity
+from dlm.sampling.policies import Credit, Fixed, Hierarchy, Smooth, Threshold
+from dlm.types import CachePlan, Policy
+from tests.checkers import llada
+from tests.checkers.decoding import Case, canvas_of, play
+
+
+@struct.dataclass
+class Calls:
+  left_B: Any  # calls until the host looks again whether the block is finished
+  windows_B: Any
+  renewed_B: Any
+  inner: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class HostLoop:
+  """The authors' host loop around `inner`: when a block is left, no matter for what is written.
+
+  It looks at the block only every few calls ("loop unrolling"; a call is a forward over the window,
+  after a refresh where one is due), and all rows of a batch wait for the last. Forwards over a
+  finished block write nothing, but they are counted, and schedules count them too.
+  """
+
+  inner: Policy
+  plan: CachePlan
+  expected_tpf: int
+  maximum_unroll: int
+
+  @property
+  def scope(self) -> str:
+    return self.inner.scope
+
+  def needs(self):
+    return self.inner.needs()
+
+  def gather_ids(self, state):
+    return self.inner.gather_ids(state.inner)
+
+  def soft_weight(self, turn_B):
+    return self.inner.soft_weight(turn_B)
+
+  def enter(self, masked_BxA, state):
+    zero_B = jnp.zeros(masked_BxA.shape[0], jnp.int32)
+    if state is None:
+      return Calls(zero_B, zero_B, zero_B > 0, self.inner.enter(masked_BxA, None))
+    return state.replace(left_B=zero_B, inner=self.inner.enter(masked_BxA, state.inner))
+
+  def decide(self, view, state, key_B):
+    calls = jnp.clip(view.masked_BxA.sum() // self.expected_tpf, 1, self.maximum_unroll)
+    left_B = jnp.where(state.left_B == 0, jnp.maximum(calls, 1), state.left_B)
+    refresh_B = jnp.zeros_like(state.renewed_B)
+    if self.plan.cached:
+      at = types.SimpleNamespace(
+        step_B=view.step_B,
+        turn_B=view.turn_B,
+        windows_B=state.windows_B,
+        renewed_B=state.renewed_B,
+      )
+      refresh_B = self.plan.refresh_B(at)
+    left_B = left_B - ~refresh_B
+    decision, inner = self.inner.decide(view, state.inner, key_B)
+    masked_BxA = view.masked_BxA & (~decision.write_BxA | (decision.token_BxA == view.mask_id))
+    state = Calls(left_B, state.windows_B + ~refresh_B, refresh_B, inner)
+    return decision.replace(stay_B=(left_B > 0) | masked_BxA.any()), state
+
+
+def policy_of(case: Case) -> Policy:
+  decoder, smooth = case.arg("decoder"), case.arg("smooth", {})
+  smoothed = case.arg("runner").startswith("itersmooth")
+  threshold, decay = decoder.get("threshold"), 0.0
+  if smoothed:
+    decay = smooth.get("threshold_decay", 0.02)
+    threshold = threshold if decay else 1.0
+  if decoder["type"] == "hierarchy":
+    low = decoder.get("low_threshold", 0.4)
+    policy = Hierarchy(1.0 if threshold is None else threshold, low or 0.0, decay)
+  else:
+    policy = Threshold(threshold, band=1e-5, decay=decay)
+  if decoder["type"] == "credit":
+    names = {"credit_alpha": "alpha", "decay_beta": "decay", "boost_gamma": "gamma"}
+    policy = Credit(policy, **{names[key]: decoder[key] for key in names if key in decoder})
+  if smoothed:
+    names = {"cont_weight_init": "first", "cont_weight_growth": "growth", "cont_weight": "most"}
+    policy = Smooth(policy, **{names[key]: smooth[key] for key in names if key in smooth})
+  return policy
+
+
+def plan_of(case: Case) -> CachePlan:
+  cache, look = case.arg("cache"), case.arg("vicinity", {})
+  if cache is None:
+    return NoCache()
+  every = cache.get("update_freq") or 0
+  if case.arg("runner").endswith("vicinity"):
+    names = {"prefix_look": "before", "after_look": "after", "warmup_steps": "warmup"}
+    return Vicinity(every=every, **{names[key]: look.get(key, 0) for key in names})
+  count = "forwards" if case.arg("runner") == "itersmooth" else "windows"
+  return {"prefix": Prefix, "dual": Dual}[cache["type"]](settles=True, every=every, count=count)
+
+
+def dinfer(case: Case) -> None:
+  generated, block = case.arg("gen_length", 128), case.arg("block_length", 128)
+  early, plan = case.arg("early_stop", True), plan_of(case)
+  assert early or len(case.line["prompt_ids"]) == 1, "without it rows end together: not done here"
+  sampler, params = llada.sampler_of(
+    case,
+    HostLoop(policy_of(case), plan, case.arg("expected_tpf", 8), case.arg("maximum_unroll", 4)),
+    block,
+    plan,
+    scope=None,
+    eos_ids=(llada.facts_of(case)["eos_id"],),
+    on_eos="fill_block" if early else "stop_block",
+  )
+  start = "canvas" if case.arg("start_block_align", False) else "prompt"
+  canvas, prompts = canvas_of(case, generated, sampler.mask_id, block, start)
+  trace = play(sampler, params, canvas, prompts)
+  llada.check(case, trace)
+  whole = np.asarray(trace.states[-1].canvas.forwards_Bx3[:, 0])
+  assert whole.max() == case.expected["cache_updates"] or not plan.cached
+
+
+def dinfer_hierarchy_v2(case: Case) -> None:
+  """An older form of the rule: the same as long as no two confidences are equal."""
+  generated, block = case.arg("gen_length", 128), case.arg("block_length", 128)
+  steps = case.arg("steps", 128) // (generated // block)
+  policy = Fixed(steps=steps, exact_steps=True)
+  if threshold := case.arg("threshold", 0):
+    policy = Hierarchy(threshold, case.arg("low_threshold"))
+  llada.run(case, *llada.sampler_of(case, policy, block), generated)
+
+
+METHODS = {"dinfer": dinfer, "dinfer_hierarchy_v2": dinfer_hierarchy_v2}
