@@ -24,6 +24,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward
+  dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
   experiments/     mains: flags and one call          configs/    tables: paper, command, numbers
   tests/           mirrors the tree
 
@@ -38,6 +39,7 @@ Imports point one way; tests/layering_test.py holds the table:
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
   train, generate -> all above;  evaluation -> generate and all above but models
+  difftester -> types, sampling
   build -> all but train, generate, evaluation;  experiments -> anything
 
 The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling) needs no package

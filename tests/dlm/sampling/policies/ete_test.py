@@ -32,8 +32,9 @@ class Law:
   """p(token at a slot | tokens that are written), every string of `params` equally likely."""
 
   def __call__(
-    self, params, tokens_BxW, *, slot_BxW, mask, time_BxW=None, cache=None, write_BxW=None, ask_BxA
-  ):
+    self, params, tokens_BxW, *, slot_BxW, mask, time_BxW=None, soft_BxWxD=None, cache=None,
+    write_BxW=None, ask_BxA=None,
+  ):  # fmt: skip
     agree_BxKxW = (tokens_BxW[:, None] == params[None]) | (tokens_BxW == MASK)[:, None]
     weight_BxK = agree_BxKxW.all(-1).astype(jnp.float32)
     prob_BxWxV = jnp.einsum("bk,kwv->bwv", weight_BxK, jax.nn.one_hot(params, VOCAB))

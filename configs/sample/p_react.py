@@ -1,0 +1,46 @@
+r"""P-ReAct (DLLM-Searcher, arXiv 2602.07035): the tool call first, the thoughts before it after.
+
+python experiments/sample.py --checkpoint=DIR --config=configs/sample/p_react.py --prompt="..."
+
+The authors' settings, for their SDAR model: a block of 128 tokens, `<tool_call>` and `</tool_call>`
+(ids 151657 and 151658) at offsets 63 and 126, confidences from 63 on raised by 0.5, one token a
+forward. Their answers are framed by 151648 and 151649. Other tokenizers have other ids:
+--config.policy.forced="((63, 7), (126, 8))"
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.policy = ConfigDict(
+    {
+      "name": "region",
+      "first": 63,
+      "last": 127,
+      "bias": 0.5,
+      "forced": ((63, 151657), (126, 151658)),
+      "inner": {"name": "fixed", "k": 1, "order": "confidence"},
+    }
+  )
+  config.cache = ConfigDict({"name": "auto"})
+  config.commit = "fused"
+  config.block = 128
+  config.align = "auto"
+  config.slots = 0
+  config.max_new_tokens = 128
+  config.max_forwards = 0
+  config.temperature = 1.0
+  config.top_k = 0
+  config.top_p = 1.0
+  config.guidance = 0.0
+  config.forbid_ends = False
+  config.doubt_ends = False
+  config.may_predict_mask = False
+  config.scope = "auto"
+  config.stop = "stop"
+  config.seed = 0
+  config.batch = 8
+  config.parallel = "shard_map"
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
+  return config

@@ -1,0 +1,65 @@
+"""Several samples of one prompt that lend each other their syntax: DiffTester (arXiv 2509.24975).
+
+python experiments/difftester.py --checkpoint=DIR --config=configs/sample/difftester.py \
+  --samples=5 --prompt="..."
+
+Tests are expected between fences, "```python" and "```"; the prompt may open the first.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from dlm import build, command, parallel
+from dlm.difftester import languages, release, sampling
+from dlm.generate import Generator, Request
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "How to sample.", lock_config=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
+PROMPT = flags.DEFINE_string("prompt", None, "What all samples are of.")
+SAMPLES = flags.DEFINE_integer("samples", 5, "How many.")
+LANGUAGE = flags.DEFINE_string("language", "python", "Of the tests: python, java or cpp.")
+THRESHOLD = flags.DEFINE_float("threshold", 0.02, "Least confidence of a token that is released.")
+SHARE = flags.DEFINE_float("share", 0.2, "Above 0: confidences are shares of softmax(c / share).")
+EVERY = flags.DEFINE_integer("every", 2, "Forwards between two comparisons.")
+
+
+def main() -> None:
+  with command.mistakes():
+    parse = languages.parser_of(LANGUAGE.value)
+    which = int(STEP.value) if STEP.value.isdigit() else STEP.value
+    trained = build.pretrained(CHECKPOINT.value, which)
+    tokenizer = trained.tokenizer
+    sampler, own = build.sampling(CONFIG.value, trained.model, trained.facts)
+    room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
+    requests = [Request.from_text(i, PROMPT.value, tokenizer, **room) for i in range(SAMPLES.value)]
+    mesh = build.mesh(build.plain(CONFIG.value), jax.local_devices()[:1])
+    params, _ = trained.params(parallel.shard_params(trained.model.abstract(), mesh))
+    generator = Generator(sampler, tokenizer, mesh, align=own.align, batch=len(requests))
+    agreed = functools.partial(
+      release.agreed,
+      spell=functools.cache(lambda token: tokenizer.decode([token])),
+      parse=parse,
+      language=LANGUAGE.value,
+    )
+    canvas = sampling.sample(
+      sampler,
+      params,
+      generator.canvas(requests, own.seed),
+      agreed,
+      threshold=THRESHOLD.value,
+      share=SHARE.value,
+      every=EVERY.value,
+    )
+  forwards = int(np.asarray(canvas.forwards_Bx3).sum(-1).max())
+  for request, row in zip(requests, np.asarray(canvas.tokens_BxL), strict=True):
+    print(tokenizer.decode(row[: len(request.tokens)][request.open]))
+  print(f"[{SAMPLES.value} samples, {forwards} forwards]")
+
+
+if __name__ == "__main__":
+  command.run(main, required=(CONFIG, CHECKPOINT, PROMPT))
