@@ -18,6 +18,8 @@ from dlm.sampling.policies import (
   POLICIES,
   Ancestral,
   Cad,
+  Dream,
+  DreamThreshold,
   EntropyBounded,
   Ete,
   Factor,
@@ -130,6 +132,8 @@ EVERY = [
   Fixed(steps=3, exact_steps=True), Factor(1.0, rule="code"),
   Saber(2), Cad(0.6, most=3, end_after=0.5, end_ids=(2,)), Cad(0.9, max_steps=2, order="entropy"),
   Prophet(Fixed(steps=4), steps=8, answer_start=2, answer_length=3, early=3, mid=2, late=1),
+  Dream(4), Dream(3, "topk_margin", alg_temp=0.4), Dream(3, "origin"),
+  Dream(5, "maskgit_plus", exact_steps=True), DreamThreshold(0.6), DreamThreshold(0.6, 2),
   EntropyBounded(1.0), EntropyBounded(1.0, rule="total", order="confidence"), Ete(0.6, span=8),
   Region(Fixed(k=1), 1, 3, forced=((1, 0),)),
 ]  # fmt: skip
