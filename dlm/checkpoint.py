@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
-from dlm.types import Array, Params
+from dlm.checksums import checksums
+from dlm.types import Params
 
 STEPS = "checkpoints"
 
@@ -279,39 +278,6 @@ def _steps(path: pathlib.Path) -> list[int]:
 
 def _target(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-# ---------------------------------------------------------------------------------------------
-# Checksums
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """Checksum of every leaf by its path: the same however the leaf is sharded."""
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_checksums(tree)))
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): int(x) for path, x in leaves}
-
-
-@jax.jit
-def _checksums(tree: Any) -> Any:
-  return jax.tree.map(_checksum, tree)
-
-
-def _checksum(x: Array) -> Array:
-  """Sum modulo 2^32 of every element's bits, mixed with its index.
-
-  The mix is a bijection for a given index, so one wrong element is always seen, and several go
-  unseen once in 2^32. Integer sums do not depend on their order, nor thus on the sharding.
-  """
-  words = x.astype(jnp.uint8) if x.dtype == bool else x
-  words = lax.bitcast_convert_type(words, f"uint{8 * words.dtype.itemsize}").astype(jnp.uint32)
-  mixed, stride = words, 1
-  for axis in reversed(range(x.ndim)):
-    index = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed += index * jnp.uint32(stride * 0x9E3779B9 % 2**32)
-    stride *= x.shape[axis]
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # murmur3's finaliser
-    mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-  return mixed.sum(dtype=jnp.uint32)
 
 
 def _verify(tree: Any, saved: dict[str, int]) -> None:

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm import checksums
+from dlm.checksums import checksums as sums_of
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_checksum_sees_one_wrong_element_and_two_swapped_ones(dtype):
+  value = (jnp.arange(60).reshape(4, 3, 5) % 2).astype(dtype)
+  sums = {sums_of([value])["0"]}
+  sums.add(sums_of([value.at[1, 2, 3].set(value[1, 2, 2])])["0"])
+  sums.add(sums_of([value.at[0, 0, :2].set(value[0, 0, 1::-1])])["0"])
+  assert len(sums) == 3
+
+
+def test_checksum_sees_two_flipped_signs():
+  value = jnp.ones(8)
+  flipped = value.at[jnp.array([2, 5])].multiply(-1)
+  assert sums_of(value) != sums_of(flipped)
+
+
+def by_definition(x):
+  """Every element's bits and index through the mix, one sum."""
+  words = np.asarray(x).view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32).ravel()
+  mixed = words + np.arange(words.size, dtype=np.uint32) * np.uint32(0x9E3779B9)
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+    mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+  return int(mixed.sum(dtype=np.uint32))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (6, 5, 4), (12, 40)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pieces_change_nothing(monkeypatch, shape, dtype):
+  x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
+  assert sums_of([x]) == {"0": by_definition(x)}
+  monkeypatch.setattr(checksums, "PIECE", 50)
+  assert sums_of([x]) == {"0": by_definition(x)}
+
+
+def test_memory_is_that_of_a_piece():
+  x = jax.ShapeDtypeStruct((4096, 2048), jnp.bfloat16)
+  rows = checksums.PIECE // 2048
+  needs = checksums._add_rows.lower(jnp.uint32(0), x, jnp.int32(0), rows).compile()
+  assert needs.memory_analysis().temp_size_in_bytes <= 2 * 4 * checksums.PIECE
