@@ -155,7 +155,9 @@ def _shard(
   """What `box` cuts out of a parameter, on `device`."""
   here = jax.sharding.SingleDeviceSharding(device)
   shape = tuple(stop - start for start, stop in box)
-  buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, dtype)
+  # XLA's CPU backend rewrites all of a bfloat16 array to change a part of it: there, whole numbers.
+  words = jnp.dtype("uint16") if device.platform == "cpu" and dtype == jnp.bfloat16 else dtype
+  buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, words)
   stack = len(parts[0].at)
   for part in parts:
     above = [at - start for at, (start, _) in zip(part.at, box, strict=False)]
@@ -168,8 +170,11 @@ def _shard(
       piece, start = jax.device_put((piece, start), device)
       jax.block_until_ready(buffer)  # the device works on one piece while the host reads the next
       sizes = tuple(stop - start for start, stop in cut)
-      buffer = _put(buffer, piece, start, sizes, part.layout.flip)
-  return jax.block_until_ready(buffer)
+      buffer = _put(buffer, piece, start, dtype, sizes, part.layout.flip)
+  jax.block_until_ready(buffer)
+  if words == dtype:
+    return buffer
+  return jax.device_put(np.asarray(buffer).view(dtype), here, may_alias=True)  # the same memory
 
 
 def _pieces(part: names.Part, inner: Box, itemsize: int) -> Iterator[tuple[Box, list[int]]]:
@@ -206,17 +211,20 @@ def _where(part: names.Part, cut: Box) -> tuple[slice, ...]:
   return tuple(reversed(where) if part.layout.flip else where)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _put(buffer: Array, piece: Array, start: Array, sizes: tuple[int, ...], flip: bool) -> Array:
-  """Writes a piece as it is stored into a shard, in place, at `start`, as `sizes`."""
-  # Bits, not numbers: XLA's CPU backend rewrites all of a bfloat16 array to change a part of it.
-  words = jnp.dtype(f"uint{8 * buffer.dtype.itemsize}")
-  piece = jax.lax.bitcast_convert_type(piece.astype(buffer.dtype), words)
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=0)
+def _put(
+  buffer: Array,
+  piece: Array,
+  start: Array,
+  dtype: jnp.dtype,
+  sizes: tuple[int, ...],
+  flip: bool,
+) -> Array:
+  """Writes a stored piece into a shard of `dtype`, in place: at `start`, of `sizes` there."""
+  piece = jax.lax.bitcast_convert_type(piece.astype(dtype), buffer.dtype)
   piece = (_transposed(piece) if flip else piece).reshape(sizes)
   piece = jnp.expand_dims(piece, range(buffer.ndim - piece.ndim))
-  bits = jax.lax.bitcast_convert_type(buffer, words)
-  bits = jax.lax.dynamic_update_slice(bits, piece, tuple(start))
-  return jax.lax.bitcast_convert_type(bits, buffer.dtype)
+  return jax.lax.dynamic_update_slice(buffer, piece, tuple(start))
 
 
 def _transposed(x: Array) -> Array:
