@@ -79,6 +79,8 @@ LAYERS = {
     ("jax", "flax", "optax", "numpy", "absl", "ml_collections", "rich"),
     ("matplotlib",),
   ),
+  # A baseline in another library, imported where that is installed.
+  "experiments.benchmarks.torch_llada": Layer(("dlm",), ("jax", "numpy", "torch")),
   "colab": Layer(("dlm", "kernels_pallas", "experiments"), ("jax", "numpy", "ml_collections")),
 }
 CORE = (
