@@ -226,7 +226,7 @@ class Policy(Protocol):
     upcoming(state, step_B) -> [B, L]: what it writes next, 1, 2, ..., in order; 0: what it does not
     gather_ids(state) -> [B, A, J]: the ids whose logits it needs (`StatSpec.gather`)
     soft_weight(turn_B) -> [B]: masked slots carry the mean embedding of their last prediction
-      (`StatSpec.soft`), this much of it if forward `turn` predicts it
+      (`StatSpec.soft`), this much of it if forward `turn` predicts it; of scope "canvas"
   """
 
   scope: str  # "block": any block at a time; "canvas": it must see all slots

@@ -85,8 +85,6 @@ class Sampler:
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"
       )
-    if spec.soft and self.scope != "canvas":
-      raise ValueError(f"Sampler: scope={self.scope!r} must be 'canvas' with {self.policy}")
 
   def spec(self) -> StatSpec:
     """The policy's needs, and how candidates are drawn."""

@@ -18,16 +18,20 @@ from dlm.sampling.policies import (
   POLICIES,
   Ancestral,
   Cad,
+  Credit,
   Dream,
   DreamThreshold,
   EntropyBounded,
   Ete,
   Factor,
   Fixed,
+  Hierarchy,
   LeftToRight,
+  Planned,
   Prophet,
   Region,
   Saber,
+  Smooth,
   Threshold,
 )
 from dlm.sampling.sampler import Sampler
@@ -135,8 +139,14 @@ EVERY = [
   Dream(4), Dream(3, "topk_margin", alg_temp=0.4), Dream(3, "origin"),
   Dream(5, "maskgit_plus", exact_steps=True), DreamThreshold(0.6), DreamThreshold(0.6, 2),
   EntropyBounded(1.0), EntropyBounded(1.0, rule="total", order="confidence"), Ete(0.6, span=8),
-  Region(Fixed(k=1), 1, 3, forced=((1, 0),)),
+  Region(Fixed(k=1), 1, 3, forced=((1, 0),)), Hierarchy(0.7, 0.3), Credit(Threshold(0.6), ids=2),
+  Smooth(Threshold(0.6, band=1e-5, decay=0.1)), Smooth(Credit(Threshold(0.6))), Planned(steps=3),
 ]  # fmt: skip
+
+
+def warmth(policy):
+  """Policies that choose among ids of their own draw none."""
+  return 0.0 if policy.needs().gather else 1.0
 
 
 def test_every_policy_is_tested_here():
@@ -147,7 +157,7 @@ def test_every_policy_is_tested_here():
 def test_a_row_alone_equals_the_row_in_a_batch(policy):
   """On a canvas of another length too. The twin shows it at temperature 0."""
   params = random_table(2, 2 * SLOTS, VOCAB)
-  s = sampler(policy, temperature=1.0)
+  s = sampler(policy, temperature=warmth(policy))
   together = run(s, params, canvas_of(ROWS, slots=2 * SLOTS, seed=3))
   for i, row in enumerate(ROWS):
     alone = run(s, params, canvas_of([row], row_ids=[i], seed=3))
@@ -168,7 +178,8 @@ def test_every_loop_ends(policy, broken):
     params["own"] = params["own"].at[:, MASK].set(1e4)
   else:
     params["own"] = jnp.full_like(params["own"], -jnp.inf)
-  out = run(sampler(policy, temperature=1.0), params, canvas_of(ROWS, slots=2 * SLOTS))
+  s = sampler(policy, temperature=warmth(policy))
+  out = run(s, params, canvas_of(ROWS, slots=2 * SLOTS))
   assert out.done_B.all() and (out.forwards_Bx3.sum(-1) <= 40).all()
   if broken == "mask":
     assert not (out.tokens_BxL == MASK).any(), "the mask id is never written"
@@ -211,6 +222,17 @@ def test_a_stop_id_ends_the_row_once_all_before_it_is_written():
   # The same id in the prompt is no stop.
   out = run(s, params, canvas_of([[2] + [MASK] * 3]))
   assert (out.tokens_BxL[0, :4] != MASK).all()
+
+
+def test_a_stop_id_fills_what_stands_behind_its_block():
+  params = random_table(1, SLOTS, VOCAB)
+  params["own"] = params["own"].at[2, 2].set(100.0)  # slot 2, in the first block, says 2
+  row = [1] + [MASK] * 15
+  out = run(sampler(Fixed(k=1), eos_ids=(2,), on_eos="fill_block"), params, canvas_of([row]))
+  plain = run(sampler(Fixed(k=1)), params, canvas_of([row]))
+  np.testing.assert_array_equal(out.tokens_BxL[0, :5], plain.tokens_BxL[0, :5])
+  assert (out.tokens_BxL[0, 3:5] != 2).any(), "the block itself is written to its end"
+  assert (out.tokens_BxL[0, 5:] == 2).all() and int(out.forwards_Bx3.sum()) == 4
 
 
 def test_shift_reads_the_logits_of_the_slot_before():

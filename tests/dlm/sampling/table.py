@@ -14,7 +14,10 @@ class Table:
   """logits[i] = own[i] + left[token i-1] + right[token i+1]; what lies past the row adds nothing.
 
   `params` is {"own": [L, V], "left": [V, V], "right": [V, V]}; it only runs on whole canvases.
+  A token's embedding is its unit vector, of which left and right are linear maps.
   """
+
+  width: int = 7  # of an embedding: the vocabulary
 
   def __call__(
     self,
@@ -24,20 +27,20 @@ class Table:
     slot_BxW,
     mask,
     time_BxW=None,
+    soft_BxWxD=0.0,
     cache=None,
     write_BxW=None,
     ask_BxA=None,
   ):
     vocab = params["own"].shape[1]
     inside_BxW = slot_BxW < mask.hi_BxWxR[..., 0]
-    left_BxWxV = jnp.pad(params["left"][tokens_BxW[:, :-1]], ((0, 0), (1, 0), (0, 0)))
-    right_BxWxV = jnp.pad(
-      params["right"][tokens_BxW[:, 1:]] * inside_BxW[:, 1:, None], ((0, 0), (0, 1), (0, 0))
-    )
+    embedded_BxWxV = (jax.nn.one_hot(tokens_BxW, vocab) + soft_BxWxD) * inside_BxW[:, :, None]
+    left_BxWxV = jnp.pad((embedded_BxWxV @ params["left"])[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    right_BxWxV = jnp.pad((embedded_BxWxV @ params["right"])[:, 1:], ((0, 0), (0, 1), (0, 0)))
     logits_BxWxV = params["own"][slot_BxW] + left_BxWxV + right_BxWxV
     if ask_BxA is not None:
       logits_BxWxV = jnp.take_along_axis(logits_BxWxV, ask_BxA[..., None], axis=1)
-    return ModelOutput(LogitHead(logits_BxWxV, jnp.eye(vocab)), None, {})
+    return ModelOutput(LogitHead(logits_BxWxV, jnp.eye(vocab), jnp.eye(vocab)), None, {})
 
   def empty_cache(self, batch: int, slots: int) -> KVCache:
     raise NotImplementedError("a table has no cache")
