@@ -93,11 +93,8 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   decision, policy = sampler.policy.decide(view, state.policy, key_policy_B)
 
   if sampler.shift and sampler.plan.cached and not sampler.plan.anchor:
-    first_BxA = view.masked_BxA & (view.slot_BxA == view.start_B[:, None]) & full
-    decision = decision.replace(
-      write_BxA=decision.write_BxA | first_BxA,
-      token_BxA=jnp.where(first_BxA, view.stats.token, decision.token_BxA),
-    )
+    decision = _first_alone(view, decision, full)
+    policy = _where(decides_B & ~full, policy, state.policy)
 
   # 4. commit tokens, then move each row on.
   kind = jnp.where(full, 0, jnp.where(commits_B, 2, 1))
@@ -202,6 +199,21 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   return canvas.replace(
     tokens_BxL=canvas.tokens_BxL.at[row_Bx1, slot_BxA].set(decision.token_BxA, mode="drop"),
     when_BxL=canvas.when_BxL.at[row_Bx1, slot_BxA].set(turn_BxA, mode="drop"),
+  )
+
+
+def _first_alone(view: View, decision: Decision, full: Array) -> Decision:
+  """If `full`: the block's first token, sure or not, and nothing else.
+
+  Windows without the query before them never predict it. Fast-dLLM's code for Dream.
+  """
+  first_BxA = view.masked_BxA & (view.slot_BxA == view.start_B[:, None])
+  stop_B, leave_B = decision.stop_B, decision.leave_B
+  return decision.replace(
+    write_BxA=jnp.where(full, first_BxA, decision.write_BxA),
+    token_BxA=jnp.where(full, view.stats.token, decision.token_BxA),
+    stop_B=None if stop_B is None else stop_B & ~full,
+    leave_B=None if leave_B is None else leave_B & ~full,
   )
 
 
