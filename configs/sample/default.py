@@ -14,8 +14,8 @@ from ml_collections.config_dict import placeholder
 def fields() -> dict:
   """Every field of every policy, unset."""
   named = {
-    int: "k steps n least most max_steps answer_start answer_length",
-    float: "threshold factor end_after early mid late",
+    int: "k ids steps n least most max_steps answer_start answer_length",
+    float: "threshold factor end_after early mid late band decay low alpha gamma first growth last",
     str: "order rule schedule",
     bool: "exact_steps",
   }

@@ -10,7 +10,7 @@ from dlm import build, masks
 from dlm.models import ModelConfig, bind
 from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
-from dlm.sampling.policies import Ancestral, Cad, Fixed, Prophet, Saber, Threshold
+from dlm.sampling.policies import Ancestral, Cad, Fixed, Prophet, Saber, Smooth, Threshold
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
@@ -75,6 +75,7 @@ def test_clock_is_that_of_training_whatever_the_block(facts, clock):
     ("mdlm", Ancestral),
     ("prophet", Prophet(Fixed(steps=32), steps=256, answer_start=203)),
     ("saber", Saber(2)),
+    ("dinfer", Smooth(Threshold(0.8, band=1e-5, decay=0.02))),
     ("cd4lm", Cad(max_steps=32, end_ids=(258,))),
   ],
 )
