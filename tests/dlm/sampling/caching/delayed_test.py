@@ -152,11 +152,11 @@ def test_a_row_alone_equals_the_row_in_a_batch_and_every_loop_ends(plan, policy,
 
 
 def progress(**fields):
-  """Where a row of 8 slots stands, halfway through its only block."""
-  none_BxL, zero_B = jnp.zeros((1, 8), bool), jnp.zeros(1, jnp.int32)
-  at = dict.fromkeys(("masked_BxL", "wrote_BxL", "filled_BxL"), none_BxL)
-  at |= dict.fromkeys(("start_B", "fresh_B", "pending_B", "commits_B"), zero_B)
-  at |= {"step_B": zero_B + 5, "turn_B": zero_B + 5, "inside_BxL": ~none_BxL, "next_BxL": None}
+  """Where a row of 8 slots, one block, stands; what is not given is 0."""
+  zeros = {"B": jnp.zeros(1, jnp.int32), "BxL": jnp.zeros((1, 8), bool)}
+  names = [field.name for field in dataclasses.fields(Progress)]
+  at = {name: zeros[name.split("_")[-1]] for name in names if name not in ("block", "shift")}
+  at |= {"inside_BxL": jnp.ones((1, 8), bool), "next_BxL": None}
   return Progress(**at | fields, block=8)
 
 
@@ -197,13 +197,16 @@ def test_neighbours_are_taken_centre_by_centre_in_the_order_of_writing(seed):
   rng = np.random.default_rng(seed)
   masked = rng.random((3, 20)) < 0.7
   wrote = ~masked & (rng.random((3, 20)) < 0.3)
-  place = np.where(rng.random((3, 20)) < 0.2, rng.permuted(np.tile(np.arange(20), (3, 1)), 1), 0)
+  place = np.where(
+    rng.random((3, 20)) < 0.2, rng.permuted(np.tile(np.arange(1, 21), (3, 1)), axis=1), 0
+  )
   place = place * masked
-  shape_B = jnp.zeros(3, jnp.int32)
-  at = dataclasses.replace(
-    progress(shift=0), masked_BxL=jnp.asarray(masked), wrote_BxL=jnp.asarray(wrote),
-    next_BxL=jnp.asarray(place), step_B=shape_B, start_B=shape_B,
-  )  # fmt: skip
+  at = progress(
+    masked_BxL=jnp.asarray(masked),
+    wrote_BxL=jnp.asarray(wrote),
+    next_BxL=jnp.asarray(place),
+    shift=0,
+  )
   for plan in (Greedy(2, 3), Greedy(2, 2, centre="last")):
     got = np.asarray(plan.window_BxL(at))
     for b in range(3):
