@@ -221,12 +221,14 @@ class Decision:
 class Policy(Protocol):
   """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one.
 
-  Some policies have more to say, each by one more method:
+  Some policies have more to say, each by one more method or attribute:
 
     upcoming(state, step_B) -> [B, L]: what it writes next, 1, 2, ..., in order; 0: what it does not
     gather_ids(state) -> [B, A, J]: the ids whose logits it needs (`StatSpec.gather`)
     soft_weight(turn_B) -> [B]: masked slots carry the mean embedding of their last prediction
       (`StatSpec.soft`), this much of it if forward `turn` predicts it; of scope "canvas"
+    judges = True: written slots of the active block answer as if they were masked
+      (`dlm.sampling.shadow`)
   """
 
   scope: str  # "block": any block at a time; "canvas": it must see all slots

@@ -11,22 +11,20 @@ import pathlib
 
 import pytest
 
-from tests.checkers import decoding, models, objectives
+from tests.checkers import decoding, dream, llada, models, objectives
 
 DEFAULT = pathlib.Path(__file__).parent / "conformance"
 FOLDER = pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", DEFAULT))  # as conftest.conformance_dir
 
 # Decoding methods by family.
-CHECKED = {"qwen2": models.METHODS, "qwen3": models.METHODS}
+CHECKED = {
+  "qwen2": models.METHODS,
+  "qwen3": models.METHODS,
+  "llada": llada.METHODS,
+  "dream": dream.METHODS,
+}
 LATER = {
-  "llada": (4, (
-    "llada_generate", "fastdllm", "prophet", "saber", "saber_entropy", "saber_margin",
-    "saber_default", "wino", "dkv_decode", "dkv_greedy", "cad_block", "cad_global", "cdlm_fixed",
-    "dinfer", "dinfer_hierarchy_v2",
-  )),
-  "dream": (4, (
-    "dream_diffusion_generate", "fast_dllm_v1_dream_block", "fast_dllm_v1_dream_nocache",
-  )),
+  "llada": (4, ("cdlm_fixed",)),
   "sdar": (5, ("sdar_generate", "sdar_opencompass", "sdar_jetengine")),
   "llada2_moe": (5, (
     "llada20_generate", "llada21_generate", "dinfer_recompute", "dinfer_cached",

@@ -10,23 +10,32 @@ what their fields mean, dlm/sampling/caching the caches.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+POLICY = {  # every field of every policy
+  int: "k ids n steps least most span max_steps first last answer_start answer_length",
+  float: "threshold factor budget band decay low back alpha gamma bias start growth limit "
+  "end_after early mid late alg_temp eps",
+  str: "order rule alg schedule",
+  bool: "exact_steps",
+  tuple: "forced",
+}
+CACHE = {  # and of every cache
+  int: "interval window every before after warmup",
+  str: "count centre shift_rule",
+  bool: "anchor settles second_full",
+}
 
-def fields() -> dict:
-  """Every field of every policy, unset."""
-  named = {
-    int: "k ids steps n least most max_steps answer_start answer_length",
-    float: "threshold factor end_after early mid late band decay low alpha gamma first growth last",
-    str: "order rule schedule",
-    bool: "exact_steps",
-  }
-  return {name: placeholder(kind) for kind, names in named.items() for name in names.split()}
+
+def unset(fields: dict) -> dict:
+  return {name: placeholder(kind) for kind, names in fields.items() for name in names.split()}
 
 
 def get_config() -> ConfigDict:
   config = ConfigDict()
-  config.policy = ConfigDict({"name": "threshold", **fields()})
-  config.policy.inner = ConfigDict({"name": placeholder(str), **fields()})  # of wrappers: prophet
-  config.cache = ConfigDict({"name": "auto"})  # auto: "block" where it is exact, else "none"
+  config.policy = ConfigDict({"name": "threshold", **unset(POLICY)})
+  # A policy that wraps another (prophet, region, credit, smooth) takes it from here.
+  config.policy.inner = ConfigDict({"name": placeholder(str), **unset(POLICY)})
+  # auto: "block" where it is exact, else "none"
+  config.cache = ConfigDict({"name": "auto", **unset(CACHE)})
   config.commit = "fused"  # or "separate"
   config.block = 0  # 0: the checkpoint's block
   config.align = "auto"  # auto: canvas for block-causal models, prompt otherwise

@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
   config.policy = ConfigDict(
     {
       "name": "smooth",
-      "first": 0.15,
+      "start": 0.15,
       "growth": 0.02,
-      "last": 0.3,
+      "limit": 0.3,
       "inner": {"name": "threshold", "threshold": 0.8, "band": 1e-5, "decay": 0.02},
     }
   )

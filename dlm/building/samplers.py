@@ -135,7 +135,7 @@ def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...]) -> Polic
 
 def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling) -> CachePlan:
   """The cache by name; "auto" is "block" where that is exact, else "none"."""
-  given = dict(tables.table(config, "cache"))
+  given = {key: value for key, value in tables.table(config, "cache").items() if value is not None}
   name = given.pop("name", "auto")
   if name == "auto":
     exact = isinstance(sees, masks.Causal)

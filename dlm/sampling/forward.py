@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
-from dlm.sampling import guidance
+from dlm.sampling import guidance, shadow
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
@@ -77,8 +77,9 @@ def forward(
     return over(emptied, everywhere_BxL, slots)
 
   if not sampler.plan.cached:
+    shadows = sampler.block if getattr(sampler.policy, "judges", False) else 0
     stats, _ = whole()
-    return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B)
+    return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B + shadows)
 
   window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
   if sampler.shift and sampler.plan.anchor:
@@ -150,7 +151,11 @@ def _over(
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
   if by_query and gather_BxAxJ is not None:
     gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
-  out = guidance.denoise(
+  denoise = guidance.denoise
+  if getattr(sampler.policy, "judges", False):
+    rows = {"start_B": canvas.start_B, "length_B": canvas.length_B}
+    denoise = functools.partial(shadow.denoise, **rows)
+  out = denoise(
     sampler,
     params,
     at_slot(canvas.tokens_BxL, slot_BxW),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dlm import masks
 from dlm.types import CachePlan, Clock, Denoiser, MaskRule, Policy, StatSpec
 
 COMMITS = ("fused", "separate")
@@ -84,6 +85,14 @@ class Sampler:
       raise ValueError(
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"
+      )
+
+    judges = getattr(self.policy, "judges", False)
+    plain = not (self.plan.cached or self.guidance or self.shift or self.clock)
+    if judges and not (plain and isinstance(self.sees, masks.Full)):
+      raise ValueError(
+        f"Sampler: {self.policy} needs cache 'none', no guidance, and a model that sees all slots, "
+        "predicts its own and is told no noise level"
       )
 
   def spec(self) -> StatSpec:

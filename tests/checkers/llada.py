@@ -7,9 +7,9 @@ import numpy as np
 
 from dlm import masks
 from dlm.sampling.caching import Dual, NoCache, Prefix
-from dlm.sampling.policies import Cad, Factor, Fixed, Prophet, Saber, Threshold
+from dlm.sampling.policies import Cad, Factor, Fixed, Prophet, Saber, Threshold, Wino
 from dlm.sampling.sampler import Sampler
-from tests.checkers import llada_dinfer
+from tests.checkers import llada_dinfer, llada_dkv
 from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
 
 
@@ -210,6 +210,13 @@ def cad_global(case: Case) -> None:
   cad(case, case.arg("gen_length", 128), case.arg("max_steps", 0))
 
 
+def wino(case: Case) -> None:
+  generated, block = case.arg("gen_length", 128), case.arg("block_length", 128)
+  policy = Wino(case.arg("threshold", 0.6), case.arg("threshold_back", 0.9))
+  sampler, params = sampler_of(case, policy, block, temperature=case.arg("temperature", 0.0))
+  run(case, sampler, params, generated)
+
+
 METHODS = {
   "llada_generate": llada_generate,
   "fastdllm": fastdllm,
@@ -220,5 +227,7 @@ METHODS = {
   "saber_margin": by_order("margin"),
   "cad_block": cad_block,
   "cad_global": cad_global,
+  "wino": wino,
+  **llada_dkv.METHODS,
   **llada_dinfer.METHODS,
 }

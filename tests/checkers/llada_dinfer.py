@@ -91,7 +91,7 @@ def policy_of(case: Case) -> Policy:
     names = {"credit_alpha": "alpha", "decay_beta": "decay", "boost_gamma": "gamma"}
     policy = Credit(policy, **{names[key]: decoder[key] for key in names if key in decoder})
   if smoothed:
-    names = {"cont_weight_init": "first", "cont_weight_growth": "growth", "cont_weight": "last"}
+    names = {"cont_weight_init": "start", "cont_weight_growth": "growth", "cont_weight": "limit"}
     policy = Smooth(policy, **{names[key]: smooth[key] for key in names if key in smooth})
   return policy
 

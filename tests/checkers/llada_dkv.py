@@ -85,3 +85,6 @@ def _at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:
   for b in range(batch):
     out[b, window_BxL[b]] = value[b]
   return out
+
+
+METHODS = {"dkv_decode": dkv_decode, "dkv_greedy": dkv_greedy}

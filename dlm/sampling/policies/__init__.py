@@ -17,6 +17,7 @@ from dlm.sampling.policies.region import Region
 from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.smooth import Smooth
 from dlm.sampling.policies.threshold import Threshold
+from dlm.sampling.policies.wino import Wino
 
 POLICIES = {
   "fixed": Fixed,
@@ -36,4 +37,5 @@ POLICIES = {
   "entropy_bounded": EntropyBounded,
   "region": Region,
   "ete": Ete,
+  "wino": Wino,
 }

@@ -13,16 +13,16 @@ class Smooth:
   """Adds to a masked slot's embedding the mean embedding of its last prediction; `inner` decides.
 
   dInfer's iteration smoothing, arXiv 2510.08666; as its code does it. The mean is over the model's
-  whole distribution, and its weight grows with the row's forwards: `first`, then `growth` more each
-  time, `last` in the end. A slot outside the window keeps what it had. The authors let the
+  whole distribution, and its weight grows with the row's forwards: `start`, then `growth` more each
+  time, `limit` in the end. A slot outside the window keeps what it had. The authors let the
   threshold fall meanwhile: `decay` of policies "threshold" and "hierarchy".
   """
 
   scope = "canvas"
   inner: Policy
-  first: float = 0.15
+  start: float = 0.15
   growth: float = 0.02
-  last: float = 0.3
+  limit: float = 0.3
 
   def needs(self) -> StatSpec:
     return dataclasses.replace(self.inner.needs(), soft=True)
@@ -34,7 +34,7 @@ class Smooth:
     return self.inner.decide(view, state, key_B)
 
   def soft_weight(self, turn_B: Array) -> Array:
-    return jnp.minimum(self.first + self.growth * turn_B, self.last)
+    return jnp.minimum(self.start + self.growth * turn_B, self.limit)
 
   def gather_ids(self, state: Any) -> Array:
     return self.inner.gather_ids(state)

@@ -8,9 +8,19 @@ import pytest
 
 from dlm import build, masks
 from dlm.models import ModelConfig, bind
-from dlm.sampling.caching import ExactBlock, NoCache
+from dlm.sampling.caching import PLANS, ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
-from dlm.sampling.policies import Ancestral, Cad, Fixed, Prophet, Saber, Smooth, Threshold
+from dlm.sampling.policies import (
+  POLICIES,
+  Ancestral,
+  Cad,
+  Dream,
+  Fixed,
+  Prophet,
+  Saber,
+  Smooth,
+  Threshold,
+)
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
@@ -75,6 +85,7 @@ def test_clock_is_that_of_training_whatever_the_block(facts, clock):
     ("mdlm", Ancestral),
     ("prophet", Prophet(Fixed(steps=32), steps=256, answer_start=203)),
     ("saber", Saber(2)),
+    ("dream", Dream),
     ("dinfer", Smooth(Threshold(0.8, band=1e-5, decay=0.02))),
     ("cd4lm", Cad(max_steps=32, end_ids=(258,))),
   ],
@@ -83,3 +94,11 @@ def test_configs_of_papers_sample_any_checkpoint(name, policy):
   for facts in (MDLM, BD3LM, AR):
     sampler, _ = sampling(facts, name)
     assert policy in (sampler.policy, type(sampler.policy))
+
+
+def test_the_default_config_names_every_field_of_every_policy_and_cache():
+  config = runpy.run_path(str(CONFIGS / "default.py"))["get_config"]()
+  for table, makes in (("policy", POLICIES), ("cache", PLANS)):
+    fields = {field.name for make in makes.values() for field in dataclasses.fields(make)}
+    assert set(config[table]) - {"name"} == fields - {"end_ids"}
+  assert set(config.policy.inner) == set(config.policy) - {"inner"}

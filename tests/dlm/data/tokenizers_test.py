@@ -130,7 +130,7 @@ def test_roles_come_from_the_config_beside_the_file_or_from_the_caller(tmp_path)
 
 def test_damaged_file_is_named(tmp_path):
   (tmp_path / "tokenizer.json").write_text('{"model": ')
-  with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
+  with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
     BpeTokenizer.from_file(tmp_path)
 
 

@@ -33,6 +33,7 @@ from dlm.sampling.policies import (
   Saber,
   Smooth,
   Threshold,
+  Wino,
 )
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.table import Table, logits_by_hand, random_table
@@ -141,6 +142,7 @@ EVERY = [
   EntropyBounded(1.0), EntropyBounded(1.0, rule="total", order="confidence"), Ete(0.6, span=8),
   Region(Fixed(k=1), 1, 3, forced=((1, 0),)), Hierarchy(0.7, 0.3), Credit(Threshold(0.6), ids=2),
   Smooth(Threshold(0.6, band=1e-5, decay=0.1)), Smooth(Credit(Threshold(0.6))), Planned(steps=3),
+  Wino(0.5, 0.6),
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def by_hand(params, row, start, weight):
 def test_it_equals_a_loop_by_hand():
   params = random_table(3, 12, VOCAB)
   rows = [[1, 2] + [MASK] * 9, [3] * 5 + [MASK] * 7]
-  policy = Smooth(Fixed(k=1), first=0.5, growth=0.25, last=1.2)
+  policy = Smooth(Fixed(k=1), start=0.5, growth=0.25, limit=1.2)
   canvas = make_canvas(
     [np.array(row) for row in rows], [np.array(row) == MASK for row in rows], [0, 1], slots=12,
     block=BLOCK, align="prompt", mask_id=MASK, seed=0,
