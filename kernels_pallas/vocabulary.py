@@ -90,18 +90,6 @@ def at_id(x_RxT: Array, id_R: Array, start: Array | int = 0) -> tuple[Array, Arr
   return inside_Rx1[:, 0], value_Rx1[:, 0]
 
 
-def add_at_ids(x_RxT: Array, id_RxJ: Array, value_RxJ: Array, start: Array | int = 0) -> Array:
-  """`x` plus each row's values at its ids. An id may recur; those outside the tile are skipped."""
-  tile = x_RxT.shape[1]
-  offset_RxJ = id_RxJ - start
-  offset_RxJ = jnp.where((offset_RxJ >= 0) & (offset_RxJ < tile), offset_RxJ, tile)
-
-  def add(x_T: Array, offset_J: Array, value_J: Array) -> Array:
-    return x_T.at[offset_J].add(value_J, mode="drop")
-
-  return jax.vmap(add)(x_RxT, offset_RxJ, value_RxJ)
-
-
 def check(
   op: str,
   hidden_RxD: Array,

@@ -29,8 +29,6 @@ def token_stats(
   current_R: Array | None = None,
   key_R: Array | None = None,
   gather_id_RxJ: Array | None = None,
-  bias_id_RxJ: Array | None = None,
-  bias_RxJ: Array | None = None,
   embed_VxD: Array | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
@@ -51,10 +49,8 @@ def token_stats(
     hidden_RxD, unembed_VxD: float32 or bfloat16; products are summed in float32.
     current_R: int32 id that stands there now, needed iff `spec.current`. Outside [0, V): -inf.
     key_R: one typed threefry key a row, needed iff `spec.temperature` > 0.
-    gather_id_RxJ: int32 ids whose logits are gathered, without the bias, needed iff `spec.gather`.
-      Outside [0, V): -inf.
-    bias_id_RxJ, bias_RxJ: int32 ids and float32 numbers that are added to their logits before all
-      else (after the soft cap). An id that occurs twice gets both; those outside [0, V) are unused.
+    gather_id_RxJ: int32 ids whose plain logits are wanted, needed iff `spec.gather`. Outside
+      [0, V): -inf.
     embed_VxD: what `spec.soft` averages, of any width, needed iff it does.
     soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
@@ -68,8 +64,6 @@ def token_stats(
     key_data_Rx2=_key_data(key_R, hidden_RxD.shape[0], spec) if spec.temperature > 0 else None,
     current_R=current_R if spec.current else None,
     gather_id_RxJ=gather_id_RxJ if spec.gather else None,
-    bias_id_RxJ=bias_id_RxJ,
-    bias_RxJ=bias_RxJ,
     embed_VxD=embed_VxD if spec.soft else None,
   )
   _check(spec, inputs, hidden_RxD.shape[0], vocab)
@@ -95,15 +89,6 @@ def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
     if inputs.gather_id_RxJ is None:
       raise ValueError("token_stats: spec.gather=True needs gather_id_RxJ")
     vocabulary.check_ids_per_row("token_stats", "gather_id_RxJ", inputs.gather_id_RxJ, rows)
-  if (inputs.bias_id_RxJ is None) != (inputs.bias_RxJ is None):
-    raise ValueError("token_stats: bias_id_RxJ and bias_RxJ must be given together")
-  if inputs.bias_RxJ is not None:
-    vocabulary.check_ids_per_row("token_stats", "bias_id_RxJ", inputs.bias_id_RxJ, rows)
-    bias, shape = inputs.bias_RxJ, inputs.bias_id_RxJ.shape
-    if bias.shape != shape or bias.dtype != jnp.float32:
-      raise ValueError(
-        f"token_stats: bias_RxJ must be float32{shape} like its ids, not {bias.dtype}{bias.shape}"
-      )
   if spec.soft:
     if inputs.embed_VxD is None:
       raise ValueError("token_stats: spec.soft=True needs embed_VxD")

@@ -20,8 +20,8 @@ Array = jax.Array
 class Seen(NamedTuple):
   """The logits of one tile; -inf where the id is forbidden or was in an earlier tile."""
 
-  raw_RxT: Array  # neither biased nor shaped
-  z_RxT: Array
+  plain_RxT: Array
+  z_RxT: Array  # plain ones at first, and what later is made of them
   eligible_RxT: Array  # the same, NaN as -inf: what may be chosen
   ids_T: Array
 
@@ -142,7 +142,7 @@ def add_stats(so_far: Stats, seen: Seen, spec: StatSpec, inputs: Inputs) -> Stat
     current_Rx1 = _add_at_ids(current_Rx1, seen.z_RxT, start, inputs.current_R[:, None])
     stats = stats._replace(current_R=current_Rx1[:, 0])
   if spec.gather:
-    gathered_RxJ = _add_at_ids(so_far.gathered_RxJ, seen.raw_RxT, start, inputs.gather_id_RxJ)
+    gathered_RxJ = _add_at_ids(so_far.gathered_RxJ, seen.plain_RxT, start, inputs.gather_id_RxJ)
     stats = stats._replace(gathered_RxJ=gathered_RxJ)
   if spec.outside:
     stats = stats._replace(outside=add_mass(so_far.outside, seen.without(spec.outside)))

@@ -22,9 +22,7 @@ def token_stats(
   ids_V = jnp.arange(unembed_VxD.shape[0], dtype=jnp.int32)
   allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
   z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap)
-  raw_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
-  if inputs.bias_RxJ is not None:
-    z_RxV = vocabulary.add_at_ids(raw_RxV, inputs.bias_id_RxJ, inputs.bias_RxJ)
+  plain_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 
   kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
@@ -67,7 +65,7 @@ def token_stats(
     inside_R, logit_R = vocabulary.at_id(z_RxV, inputs.current_R)
     stats.current = jnp.where(inside_R, logit_R, -jnp.inf)
   if spec.gather:
-    inside_RxJ, logit_RxJ = vocabulary.at_ids(raw_RxV, inputs.gather_id_RxJ)
+    inside_RxJ, logit_RxJ = vocabulary.at_ids(plain_RxV, inputs.gather_id_RxJ)
     stats.gathered = jnp.where(inside_RxJ, logit_RxJ, -jnp.inf)
   if spec.outside:
     outside_1xV = vocabulary.allowed(ids_V, spec.outside)[None, :]

@@ -13,9 +13,9 @@ TOP_P_OF = ("top_k", "all")
 class StatSpec:
   """Static: which statistics a policy needs. Hashable, so equal needs share one compile.
 
-  Plain logits are `l = hidden @ unembed.T` (soft-capped if asked, plus the bias if given) without
-  the forbidden ids. Shaped ones are `l / temperature` (temperature 0: l) of the ids that top-k and
-  top-p keep; the candidate is a draw from their softmax (temperature 0: the argmax).
+  Plain logits are `l = hidden @ unembed.T` (soft-capped if asked) without the forbidden ids. Shaped
+  ones are `l / temperature` (temperature 0: l) of the ids that top-k and top-p keep; the candidate
+  is a draw from their softmax (temperature 0: the argmax).
 
   Statistics are those of the plain logits, so confidence is untempered, as in LLaDA's code and
   SDAR's evaluation. With `shaped` they are those of the shaped logits, also at temperature 0, as
@@ -25,7 +25,7 @@ class StatSpec:
   top2: bool = False  # second best logit, for margins
   entropy: bool = False
   current: bool = False  # logit of the token that stands there now
-  gather: bool = False  # logits, without the bias, of a few ids that each row names
+  gather: bool = False  # plain logits of a few ids that each row names
   soft: bool = False  # mean embedding under the softmax of the logits
   outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
   shaped: bool = False  # statistics of the shaped logits
@@ -64,8 +64,6 @@ class Inputs:
   key_data_Rx2: Array | None = None  # the two words of each row's key
   current_R: Array | None = None
   gather_id_RxJ: Array | None = None
-  bias_id_RxJ: Array | None = None
-  bias_RxJ: Array | None = None
   embed_VxD: Array | None = None
 
 
@@ -86,4 +84,4 @@ class TokenStats:
   current: Array | None = None
   lse_outside: Array | None = None  # logsumexp over the ids that are not in `outside`
   soft: Array | None = None  # float32 [R, D] mean embedding
-  gathered: Array | None = None  # [R, J] logits of the ids asked for, neither shaped nor biased
+  gathered: Array | None = None  # [R, J] plain logits of the ids asked for, whatever is `shaped`

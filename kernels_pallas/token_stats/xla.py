@@ -34,11 +34,9 @@ def token_stats(
   def sweep(fold: Callable[[Any, Seen], Any], state: Any) -> Any:
     def step(state: Any, part: vocabulary.Tile) -> Any:
       z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
-      raw_RxT = z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
-      if inputs.bias_RxJ is not None:
-        z_RxT = vocabulary.add_at_ids(raw_RxT, inputs.bias_id_RxJ, inputs.bias_RxJ, part.start)
+      z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
       eligible_RxT = jnp.where(jnp.isnan(z_RxT), -jnp.inf, z_RxT)
-      return fold(state, Seen(raw_RxT, z_RxT, eligible_RxT, part.ids_T))
+      return fold(state, Seen(z_RxT, z_RxT, eligible_RxT, part.ids_T))
 
     return vocabulary.sweep(step, state, unembed_VxD, tile=tile, forbidden=spec.forbidden)
 

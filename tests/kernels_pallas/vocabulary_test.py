@@ -36,12 +36,3 @@ def test_an_id_outside_the_tile_is_not_found():
   inside_R, value_R = vocabulary.at_id(x_RxT, jnp.array([4, 5, 7, 8]), 5)
   np.testing.assert_array_equal(inside_R, [False, True, True, False])
   np.testing.assert_array_equal(value_R[1:3], [10, 12])
-
-
-def test_values_are_added_at_ids_that_may_recur_or_lie_outside():
-  x_RxT = jnp.zeros((2, 3))
-  id_RxJ = jnp.array([[5, 7, 5, 4], [-1, 8, 6, 2]])
-  value_RxJ = jnp.array([[1.0, 2.0, 3.0, 9.0], [9.0, 9.0, 4.0, 9.0]])
-  np.testing.assert_array_equal(
-    vocabulary.add_at_ids(x_RxT, id_RxJ, value_RxJ, 5), [[4, 0, 2], [0, 4, 0]]
-  )

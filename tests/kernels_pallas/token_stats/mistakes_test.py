@@ -30,19 +30,6 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"gather_id_RxJ must be integers \[2, J\], not int32\(2,\)"):
     gather_id_R = jnp.zeros(2, jnp.int32)
     token_stats(hidden_RxD, unembed_VxD, StatSpec(gather=True), gather_id_RxJ=gather_id_R)
-  bias_id_RxJ, bias_RxJ = jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 3))
-  with pytest.raises(ValueError, match="must be given together"):
-    token_stats(hidden_RxD, unembed_VxD, StatSpec(), bias_RxJ=bias_RxJ)
-  with pytest.raises(
-    ValueError, match=r"bias_id_RxJ must be integers \[2, J\], not float32\(2, 3\)"
-  ):
-    token_stats(hidden_RxD, unembed_VxD, StatSpec(), bias_id_RxJ=bias_RxJ, bias_RxJ=bias_RxJ)
-  with pytest.raises(
-    ValueError, match=r"must be float32\(2, 3\) like its ids, not float32\(2, 2\)"
-  ):
-    token_stats(
-      hidden_RxD, unembed_VxD, StatSpec(), bias_id_RxJ=bias_id_RxJ, bias_RxJ=bias_RxJ[:, :2]
-    )
   with pytest.raises(ValueError, match="needs embed_VxD"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(soft=True))
   with pytest.raises(ValueError, match=r"embed_VxD must be \[5, D\], not \(4, 5\)"):

@@ -28,51 +28,6 @@ def test_gathered_logits_are_plain(compute, shaped):
   np.testing.assert_array_equal(stats.gathered, expected)
 
 
-@pytest.mark.parametrize(
-  "shape",
-  [{}, {"temperature": 0.7, "top_k": 6, "top_p": 0.9}, {"shaped": True, "top_p": 0.9}],
-  ids=str,
-)
-def test_a_bias_is_part_of_every_logit_but_the_gathered(compute, shape):
-  z_RxV, _ = some()
-  rows, vocab = z_RxV.shape
-  id_RxJ = np.array([[0, 6, 7, 22]] * 2 + [[16, 7, 16, -1], [-5, 23, 30, 16], [2, 3, 2, 22]])
-  bias_RxJ = np.random.default_rng(9).uniform(-1, 4, size=id_RxJ.shape).astype(np.float32)
-  bias_RxJ[1, 0] = -1e4
-  spec = StatSpec(
-    top2=True, entropy=True, current=True, gather=True, outside=(7,), forbidden=(2,), **shape
-  )
-  current_R = np.array([6, 0, 16, 16, 1])
-  given = {"current_R": jnp.asarray(current_R), "gather_id_RxJ": jnp.asarray(id_RxJ)}
-  if spec.temperature > 0:
-    given["key_data_Rx2"] = twin.keys(rows)
-  biased_RxV = z_RxV.copy()
-  for row, id_J in enumerate(id_RxJ):
-    for slot, token in enumerate(id_J):
-      if 0 <= token < vocab:
-        biased_RxV[row, token] += bias_RxJ[row, slot]
-  bias = {"bias_id_RxJ": jnp.asarray(id_RxJ), "bias_RxJ": jnp.asarray(bias_RxJ)}
-  stats = compute(jnp.asarray(z_RxV), jnp.eye(vocab), spec, **given, **bias)
-  unbiased = compute(jnp.asarray(z_RxV), jnp.eye(vocab), spec, **given)
-  expected = compute(jnp.asarray(biased_RxV), jnp.eye(vocab), spec, **given)
-  np.testing.assert_array_equal(stats.gathered, unbiased.gathered)
-  for name in ("token", "logit", "top1", "top2", "lse", "entropy", "current", "lse_outside"):
-    actual_R, expected_R = getattr(stats, name), getattr(expected, name)
-    np.testing.assert_allclose(actual_R, expected_R, rtol=1e-6, atol=2e-6, err_msg=name)
-  assert (stats.token != unbiased.token).any()
-
-
-def test_a_bias_of_minus_infinity_bans_an_id_of_one_row(compute):
-  z_RxV = jnp.broadcast_to(jnp.arange(20.0)[None, :], (2, 20))
-  bias_RxJ = jnp.array([[-jnp.inf], [0.0]])
-  bias_id_RxJ = jnp.array([[19], [19]])
-  stats = compute(z_RxV, jnp.eye(20), StatSpec(), bias_id_RxJ=bias_id_RxJ, bias_RxJ=bias_RxJ)
-  np.testing.assert_array_equal(stats.token, [18, 19])
-  left_RxV = np.tile(np.arange(20.0), (2, 1))
-  left_RxV[0, 19] = -np.inf
-  np.testing.assert_allclose(stats.lse, twin.lse(left_RxV), rtol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"shaped": True, "top_k": 4, "top_p": 0.9}], ids=str)
 def test_soft_is_the_mean_embedding(compute, dtype, shape):
