@@ -187,6 +187,27 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
 
+def save_params(directory: str | os.PathLike, step: int, params: Params, data: dict) -> None:
+  """The only step of a folder that no run writes; returns when it is on disk.
+
+  Not compressed: trained weights hardly shrink, and compressing takes their memory once more.
+  """
+  path = pathlib.Path(directory).absolute() / STEPS
+  state = {"params": params}
+  meta = {"step": step, "data": data, "checksums": checksums(state)}
+  handlers = {
+    "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+    "meta": ocp.JsonCheckpointHandler(),
+  }
+  with ocp.CheckpointManager(
+    path, item_handlers=handlers, options=_options(Retention())
+  ) as manager:
+    manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
+    )
+
+
 def restore_params(
   directory: str | os.PathLike,
   which: str | int = "best",

@@ -1,6 +1,7 @@
 """A checksum for every leaf of a tree: the same however the leaf is sharded."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -24,28 +25,33 @@ def _checksum(x: Array) -> Array:
   The mix is a bijection for a given index, so one wrong element is always seen, and several go
   unseen once in 2^32. Integer sums do not depend on their order, nor thus on pieces and shards.
   """
-  x = jnp.atleast_1d(x)
-  rows = _rows_at_a_time(x)
+  rows, piece = _pieces(x)
   total = jnp.uint32(0)
-  for at in range(0, x.shape[0], rows):
-    total = _add_rows(total, x, at, rows)
+  for at in range(0, rows, piece):
+    total = _add_rows(total, x, at, rows, piece)
   return total
 
 
-def _rows_at_a_time(x: Array) -> int:
-  """Rows of a piece: a divisor of all rows; all of them where they are sharded."""
-  rows = x.shape[0]
-  if x.size <= PIECE or x.sharding.shard_shape(x.shape)[0] != rows:
-    return max(rows, 1)
-  most = max(1, PIECE * rows // x.size)
-  return next(each for each in range(most, 0, -1) if rows % each == 0)
+def _pieces(x: Array) -> tuple[int, int]:
+  """Rows of the leaf, and of a piece. Leading axes that are not sharded make up the rows."""
+  rows, width = 1, x.size
+  for size, own in zip(x.shape, x.sharding.shard_shape(x.shape), strict=True):
+    if width <= PIECE or own != size:
+      break
+    rows, width = rows * size, width // size
+  most = min(rows, max(1, PIECE // max(width, 1)))
+  return rows, next(piece for piece in range(most, 0, -1) if rows % piece == 0)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _add_rows(total: Array, x: Array, first: Array, rows: int) -> Array:
-  stride = x.size // x.shape[0]
-  piece = lax.dynamic_slice_in_dim(x, first, rows)
-  return total + _mixed_sum(piece, first.astype(jnp.uint32) * jnp.uint32(stride % 2**32))
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _add_rows(total: Array, x: Array, first: Array, rows: int, piece: int) -> Array:
+  merged = 0  # axes that make up the rows
+  while math.prod(x.shape[:merged]) < rows:
+    merged += 1
+  x = x.reshape(rows, *x.shape[merged:])
+  part = lax.dynamic_slice_in_dim(x, first, piece)
+  width = x.size // rows
+  return total + _mixed_sum(part, first.astype(jnp.uint32) * jnp.uint32(width % 2**32))
 
 
 def _mixed_sum(x: Array, first: Array) -> Array:

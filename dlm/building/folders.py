@@ -36,8 +36,7 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
     params, step = made.params(**reading)
     checkpoint.write_folder(folder, made.config, made.facts, made.tokenizer)
     _copy_along(made, folder)
-    with checkpoint.Checkpoints(folder, checkpoint.Retention(keep_best=0)) as steps:
-      steps.save(step, {"params": params}, {"from": str(made.directory)})
+    checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
 
 def write_huggingface(

@@ -155,3 +155,12 @@ def test_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / "thesis.tex").write_text("")
   with pytest.raises(ValueError, match=r"no checkpoint folder: it holds no config.json"):
     checkpoint.write_folder(tmp_path, CONFIG, FACTS, Words())
+
+
+def test_parameters_alone_are_saved_and_come_back(tmp_path):
+  params = {"embed": jnp.arange(6.0).reshape(2, 3), "norm": {"scale": jnp.ones(3, jnp.bfloat16)}}
+  checkpoint.save_params(tmp_path, 0, params, {"from": "elsewhere"})
+  found, step = checkpoint.restore_params(tmp_path)
+  assert step == 0
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  assert found["norm"]["scale"].dtype == jnp.bfloat16

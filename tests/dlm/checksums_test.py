@@ -41,7 +41,8 @@ def test_pieces_change_nothing(monkeypatch, shape, dtype):
 
 
 def test_memory_is_that_of_a_piece():
-  x = jax.ShapeDtypeStruct((4096, 2048), jnp.bfloat16)
-  rows = checksums.PIECE // 2048
-  needs = checksums._add_rows.lower(jnp.uint32(0), x, jnp.int32(0), rows).compile()
+  x = jax.ShapeDtypeStruct((8, 1024, 2048), jnp.bfloat16)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  rows, piece = checksums._pieces(x.update(sharding=here))
+  needs = checksums._add_rows.lower(jnp.uint32(0), x, jnp.int32(0), rows, piece).compile()
   assert needs.memory_analysis().temp_size_in_bytes <= 2 * 4 * checksums.PIECE

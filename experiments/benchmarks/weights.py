@@ -1,0 +1,168 @@
+"""Weights: memory and time to read a checkpoint in Hugging Face layout, ours and transformers'.
+
+A random Qwen3 in bfloat16 is written by our exporter to a temporary folder; every measurement is a
+process of its own, on files that the system has just written and therefore holds in memory.
+transformers is run by the interpreter that TRANSFORMERS_PYTHON names (default: this one), where
+torch and transformers are installed; else its row says so.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from dlm.models import ModelConfig
+from dlm.weights import files
+from experiments.benchmarks.results import Row, Spread, Table
+
+ROOT = pathlib.Path(__file__).parents[2]
+BOUND = 1.3  # largest tensors that reading may take beside the parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  model: ModelConfig
+  rounds: int
+
+
+SIZES = {
+  "tiny": Size(
+    ModelConfig(
+      vocab=8192, width=256, layers=4, heads=4, kv_heads=2, head_dim=64, mlp=512, qk_norm=True,
+      dtype="bfloat16",
+    ),
+    rounds=1,
+  ),
+  "default": Size(
+    ModelConfig(
+      vocab=32_000, width=2048, layers=20, heads=32, kv_heads=8, head_dim=64, mlp=6144,
+      qk_norm=True, dtype="bfloat16",
+    ),
+    rounds=3,
+  ),
+}  # fmt: skip
+
+WRITE = """
+import json, sys
+import jax, jax.numpy as jnp
+from dlm import data, weights
+from dlm.models import ModelConfig, bind
+
+folder, fields = sys.argv[1], json.loads(sys.argv[2])
+model = ModelConfig(**fields)
+init = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), bind(model).init(key))
+params = jax.jit(init)(jax.random.key(0))
+facts = dict(mask_id=None, eos_ids=[0], pad_id=0, shift=1, attention="causal", block=None,
+             vocab=model.vocab, length=4096)
+weights.export(folder, "qwen3", model, params, facts=facts)
+data.train_bpe(["a"], 300).save(folder)
+"""
+
+# Seconds, and resident bytes before and at most; a mapped file counts as far as it was read.
+MEASURE = """
+import json, resource, sys, time
+
+def resident():
+  return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def measured(call):
+  before, began = resident(), time.perf_counter()
+  call()
+  seconds = time.perf_counter() - began
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  print(json.dumps({"seconds": seconds, "before": before, "peak": peak}))
+"""
+OURS = """
+import jax
+from dlm import weights
+
+source = weights.open_source(sys.argv[1])
+jax.block_until_ready(jax.numpy.zeros(8) + 1)
+measured(lambda: jax.block_until_ready(weights.load(source)))
+"""
+FOLDER = """
+import jax
+from dlm import build
+
+made = build.pretrained(sys.argv[1])
+jax.block_until_ready(jax.numpy.zeros(8) + 1)
+measured(lambda: build.write_checkpoint(sys.argv[2], made))
+"""
+THEIRS = """
+import torch, transformers
+
+def load():
+  load = transformers.AutoModelForCausalLM.from_pretrained
+  model = load(sys.argv[1], dtype=torch.bfloat16)
+  with torch.no_grad():  # mapped pages are read when they are used
+    return sum(float(p.flatten()[::512].float().sum()) for p in model.parameters())
+
+measured(load)
+"""
+
+
+def run(size: str) -> list[Table]:
+  chosen = SIZES[size]
+  with tempfile.TemporaryDirectory() as folder:
+    return [_table(chosen, pathlib.Path(folder))]
+
+
+def _table(size: Size, folder: pathlib.Path) -> Table:
+  source = folder / "hf"
+  _python(sys.executable, WRITE, source, json.dumps(dataclasses.asdict(size.model)))
+  stored = files.tensors(source)
+  total = sum(map(files.nbytes, stored.values()))
+  largest = max(map(files.nbytes, stored.values()))
+  found: dict[str, list[dict]] = {"ours": [], "transformers": [], "ours, into a folder": []}
+  theirs = os.environ.get("TRANSFORMERS_PYTHON", sys.executable)
+  has_theirs = _has_transformers(theirs)
+  for index in range(size.rounds):
+    found["ours"].append(_python(sys.executable, MEASURE + OURS, source))
+    if has_theirs:
+      found["transformers"].append(_python(theirs, MEASURE + THEIRS, source))
+    made = folder / f"ours{index}"
+    found["ours, into a folder"].append(_python(sys.executable, MEASURE + FOLDER, source, made))
+  rows = [_row(case, runs, total, largest) for case, runs in found.items()]
+  note = (
+    f"resident memory that reading adds at most / {total / 1e9:.3g} GB of parameters; "
+    f"bound: 1 + {BOUND} x the largest tensor = {1 + BOUND * largest / total:.3f}"
+  )
+  return Table("weights", note, rows)
+
+
+def _row(case: str, runs: list[dict], total: int, largest: int) -> Row:
+  if not runs:
+    return {
+      "memory / parameters": "not installed", "case": case, "s/GB": "-", "seconds": "-",
+      "within the bound": "-",
+    }  # fmt: skip
+  added = [each["peak"] - each["before"] for each in runs]
+  seconds = [each["seconds"] for each in runs]
+  return {
+    "memory / parameters": Spread.of([each / total for each in added]),
+    "case": case,
+    "s/GB": Spread.of([each / total * 1e9 for each in seconds]),
+    "seconds": Spread.of(seconds),
+    "within the bound": "yes" if max(added) <= total + BOUND * largest else "no",
+  }
+
+
+def _has_transformers(python: str) -> bool:
+  return (
+    subprocess.run([python, "-c", "import torch, transformers"], capture_output=True).returncode
+    == 0
+  )
+
+
+def _python(python: str, code: str, *arguments: object) -> dict:
+  """Runs a script; what its last line says, if anything."""
+  env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+  command = [python, "-c", code, *map(str, arguments)]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  if done.returncode:
+    raise RuntimeError(f"a measurement failed:\n{done.stderr}")
+  lines = done.stdout.strip().splitlines()
+  return json.loads(lines[-1]) if lines else {}
