@@ -20,7 +20,9 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
   dlm/build        the only reader of a config:       train       THE training path
                    building/ holds its parts
-  dlm/checkpoint   orbax                              generate    THE sampling path
+  dlm/checkpoint   orbax, checksums                   generate    THE sampling path
+  dlm/weights      Hugging Face directories in and    interruption  a run that is asked to stop
+                   out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward
@@ -38,12 +40,12 @@ Imports point one way; tests/layering_test.py holds the table:
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
-  train, generate -> all above;  evaluation -> generate and all above but models
+  weights -> models;  train, generate -> all above;  evaluation -> generate and all above but models
   difftester -> types, sampling
   build -> all but train, generate, evaluation;  experiments -> anything
 
-The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling) needs no package
-but jax, flax, optax and numpy, so it runs where nothing else is installed.
+The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling, weights) needs no
+package but jax, flax, optax, numpy and safetensors, so it runs where nothing else is installed.
 
 Names. The shape is a suffix, `x_BxLxD`, its letters fixed once:
 
