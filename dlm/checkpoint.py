@@ -9,10 +9,13 @@ restores a flipped bit without a word, hence the checksums.
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +27,7 @@ from dlm.checksums import checksums
 from dlm.types import Params
 
 STEPS = "checkpoints"
+READERS_END = 0.5  # seconds
 
 
 class CheckpointError(ValueError):
@@ -310,8 +314,16 @@ def _verify(tree: Any, saved: dict[str, int]) -> None:
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
   """Turns whatever orbax says of a broken step into one sentence."""
+  said = io.StringIO()
   try:
-    yield
+    with contextlib.redirect_stderr(said):
+      try:
+        yield
+      except Exception:
+        # Its other readers find their event loop closed and print tracebacks as they end.
+        time.sleep(READERS_END)
+        raise
   except Exception as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}") from error
+  sys.stderr.write(said.getvalue())

@@ -27,3 +27,10 @@ def conformance_dir() -> pathlib.Path:
   """Golden data of the authors' own code; DLM_CONFORMANCE_DIR points to unseen cases."""
   default = pathlib.Path(__file__).parent / "conformance"
   return pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", default))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+  """XLA on CPU maps memory for every program; with a whole suite's a process meets its limit."""
+  yield
+  jax.clear_caches()

@@ -187,3 +187,15 @@ def _coins(state, sampler, coins_BxL, key_B, width):
   slot_BxA = forward.scope(sampler, state.canvas)
   assert slot_BxA.shape[1] == width
   return forward.at_slot(coins_BxL, slot_BxA)
+
+
+def at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:
+  """Draws [B, queries, ...], queries ascending, at their slots [B, L, ...]."""
+  batch, slots = state.canvas.tokens_BxL.shape
+  if value.shape[1] == slots:
+    return value
+  out = np.zeros((batch, slots, *value.shape[2:]))
+  window_BxL = np.asarray(sampler.plan.window_BxL(loop._progress(sampler, state)))
+  for b in range(batch):
+    out[b, window_BxL[b]] = value[b]
+  return out

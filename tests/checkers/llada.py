@@ -10,7 +10,7 @@ from dlm.sampling.caching import Dual, NoCache, Prefix
 from dlm.sampling.policies import Cad, Factor, Fixed, Prophet, Saber, Threshold, Wino
 from dlm.sampling.sampler import Sampler
 from tests.checkers import llada_dinfer, llada_dkv
-from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
+from tests.checkers.decoding import Case, Trace, at_queries, canvas_of, model_of, play
 
 
 def facts_of(case: Case) -> dict:
@@ -33,7 +33,7 @@ def order_of(case: Case) -> str:
   return names[case.arg("remasking", "low_confidence")]
 
 
-def draws_of(case: Case, prompts, slots: int):
+def draws_of(case: Case, sampler: Sampler, prompts, slots: int):
   """Recorded noise: Gumbel noise of the logits and coins of the positions, by canvas slot."""
   noise = case.line.get("noise")
   if not noise:
@@ -50,7 +50,9 @@ def draws_of(case: Case, prompts, slots: int):
       u = u.reshape(draw["shape"])
       key = {"gumbel": "gumbel_BxLxV", "score": "uniform_BxL"}[draw["kind"]]
       value = -np.log(-np.log(u)) if draw["kind"] == "gumbel" else u
-      found[key] = jnp.asarray(spread(value, prompts, slots), jnp.float32)
+      whole = value.shape[1] == slots
+      value = spread(value, prompts, slots) if whole else at_queries(value, sampler, state)
+      found[key] = jnp.asarray(value, jnp.float32)
     return found
 
   return chances
@@ -137,7 +139,7 @@ def run(case: Case, sampler: Sampler, params, generated: int, closed: dict[int, 
         open_BxL=canvas.open_BxL.at[b, slot].set(False),
       )
   slots = canvas.tokens_BxL.shape[1]
-  trace = play(sampler, params, canvas, prompts, draws_of(case, prompts, slots))
+  trace = play(sampler, params, canvas, prompts, draws_of(case, sampler, prompts, slots))
   check(case, trace)
   return trace
 

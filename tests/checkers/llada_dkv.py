@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.sampling import loop
 from dlm.sampling.caching import Decode, Greedy, NoCache
 from dlm.sampling.policies import Fixed, Planned
 from dlm.sampling.sampler import Sampler
 from tests.checkers import llada
-from tests.checkers.decoding import Case, canvas_of, play
+from tests.checkers.decoding import Case, at_queries, canvas_of, play
 
 
 def dkv_decode(case: Case) -> None:
@@ -69,22 +68,10 @@ def _draws_of(case: Case, sampler: Sampler, coins_after: bool):
       u = ((arrays[draw["key"]].astype(np.float64) + 0.5) / 65536).reshape(draw["shape"])
       key = {"gumbel": "gumbel_BxLxV", "score": "uniform_BxL"}[draw["kind"]]
       value = -np.log(-np.log(u)) if draw["kind"] == "gumbel" else u
-      found[key] = jnp.asarray(_at_queries(value, sampler, state), jnp.float32)
+      found[key] = jnp.asarray(at_queries(value, sampler, state), jnp.float32)
     return found
 
   return chances
-
-
-def _at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:
-  """Draws [B, queries, ...], queries ascending, at their slots [B, L, ...]."""
-  batch, slots = state.canvas.tokens_BxL.shape
-  if value.shape[1] == slots:
-    return value
-  out = np.zeros((batch, slots, *value.shape[2:]))
-  window_BxL = np.asarray(sampler.plan.window_BxL(loop._progress(sampler, state)))
-  for b in range(batch):
-    out[b, window_BxL[b]] = value[b]
-  return out
 
 
 METHODS = {"dkv_decode": dkv_decode, "dkv_greedy": dkv_greedy}
