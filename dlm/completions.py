@@ -45,6 +45,7 @@ def record(completion: Completion, trace: bool) -> dict:
     "tokens": completion.tokens,
     "forwards": {**completion.forwards, "all": forwards},
     "query_positions": completion.queries,
+    "remasked": completion.remasked,
     "tokens_per_forward": round(completion.tpf, 4),
     "tokens_per_second": round(len(completion.tokens) / completion.seconds, 2),
     "finished": completion.finished,

@@ -73,6 +73,7 @@ class Completion:
   row: list[int]  # the row's ids as it ended
   forwards: dict[str, int]  # by kind: full, window, commit
   queries: int  # query positions those forwards computed
+  remasked: int  # tokens that were written and masked again
   tpf: float  # tokens per forward
   finished: bool  # False: max_forwards ended it with masks left before the first stop id
   seconds: float  # wall time of its batch, without compilation
@@ -214,6 +215,7 @@ def _read(
     row=ids.tolist(),
     forwards=forwards,
     queries=int(canvas.queries_B[row]),
+    remasked=int(canvas.remasked_B[row]),
     tpf=len(written) / max(sum(forwards.values()), 1),
     finished=not bool((request.open & (ids == sampler.mask_id))[:end].any()),
     seconds=seconds,

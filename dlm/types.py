@@ -184,6 +184,7 @@ class Canvas:
   done_B: Array
   forwards_Bx3: Array  # whole canvas, window, commit: see FORWARD_KINDS
   queries_B: Array  # query positions those forwards computed for this row
+  remasked_B: Array  # written tokens that were masked again
 
 
 FORWARD_KINDS = ("full", "window", "commit")

@@ -52,4 +52,5 @@ def make_canvas(
     done_B=jnp.zeros(batch, bool),
     forwards_Bx3=jnp.zeros((batch, len(FORWARD_KINDS)), jnp.int32),
     queries_B=jnp.zeros(batch, jnp.int32),
+    remasked_B=jnp.zeros(batch, jnp.int32),
   )

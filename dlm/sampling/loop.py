@@ -194,11 +194,13 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   batch, slots = canvas.tokens_BxL.shape
   row_Bx1 = jnp.arange(batch)[:, None]
   write_BxA = decision.write_BxA & view.open_BxA & decides_B[:, None]
+  undone_BxA = write_BxA & (decision.token_BxA == view.mask_id) & (view.tokens_BxA != view.mask_id)
   slot_BxA = jnp.where(write_BxA, view.slot_BxA, slots)  # out of range: dropped
   turn_BxA = jnp.broadcast_to(_turn(canvas)[:, None], slot_BxA.shape)
   return canvas.replace(
     tokens_BxL=canvas.tokens_BxL.at[row_Bx1, slot_BxA].set(decision.token_BxA, mode="drop"),
     when_BxL=canvas.when_BxL.at[row_Bx1, slot_BxA].set(turn_BxA, mode="drop"),
+    remasked_B=canvas.remasked_B + undone_BxA.sum(-1),
   )
 
 

@@ -187,6 +187,18 @@ def test_every_loop_ends(policy, broken):
     assert not (out.tokens_BxL == MASK).any(), "the mask id is never written"
 
 
+def test_remasked_tokens_are_counted():
+  """Every write but the last to a slot was undone."""
+  params, s = random_table(1, SLOTS, VOCAB), sampler(Saber(2))
+  step = jax.jit(loop.step, static_argnums=0)
+  state, undone = loop.start(s, canvas_of(ROWS)), 0
+  while not state.canvas.done_B.all():
+    before = state.canvas.tokens_BxL
+    state = step(s, params, state)
+    undone += ((before != MASK) & (state.canvas.tokens_BxL == MASK)).sum(-1)
+  assert (state.canvas.remasked_B == undone).all() and state.canvas.remasked_B.sum() > 0
+
+
 def test_max_forwards_ends_a_row_with_masks_left():
   out = run(sampler(Fixed(k=1), max_forwards=3), random_table(1, SLOTS, VOCAB), canvas_of(ROWS))
   assert out.forwards_Bx3.sum(-1).tolist() == [3, 3, 3]
