@@ -1,8 +1,14 @@
-"""The demo: BD3-LM (arXiv 2503.09573) over bytes of English text mixed with list manipulation.
+"""The demo: diffusion over blocks of 24 bytes, list problems mixed with English text.
 
     make demo    # or: python experiments/train.py --config=configs/train/demo.py --workdir=DIR
 
-Expected: copy, reverse and sort above 95 % exact match at one token per forward; 3 minutes on 2
+A row is one block, a problem or 24 bytes of text. No clean blocks stand before it, so one stream is
+enough, and the time buys twice the rows of [noisy; clean] training (arXiv 2503.09573). The loss
+masks an exact number of bytes (arXiv 2502.09992, Eq. 6), the last open place of an answer as often
+as all of it. Copying is learned at once, so the other tasks come twice as often.
+
+Expected at one token per forward: copy and reverse 100 %, shuffle above 90 %; of three letters cut
+out of a word about 36 % are found (guessing one letter: 14 %). 3 minutes of training on 2
 CPU cores.
 """
 
@@ -11,11 +17,10 @@ from ml_collections import ConfigDict
 LISTS = (
   ("mode", "pad"),
   ("pad", "none"),
-  ("per_row", 2),
   ("form", "grid"),
-  ("items", (5, 5)),
-  ("alphabet", "abcdefghijkl"),
-  ("tasks", ("copy", "reverse", "sort", "shuffle")),
+  ("items", (4, 4)),
+  ("alphabet", "abcdefgh"),
+  ("tasks", ("copy", "reverse", "reverse", "shuffle", "shuffle")),
 )
 
 
@@ -23,26 +28,26 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
       seed=0,
-      steps=700,
-      batch=32,
+      steps=1500,
+      batch=96,
       microbatches=1,
       parallel="shard_map",
-      log_every=20,
+      log_every=50,
       init_from="",
       mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=128, layers=2, heads=4, kv_heads=4, head_dim=32, mlp=384, qk_norm=True),
-      objective=dict(name="bd3lm", block=16, schedule="linear", ignore_bos=False),
+      objective=dict(name="exact_count", block=24),
       data=dict(
-        sources=(("lists", 0.8, LISTS), ("stdlib", 0.2, (("include", ("topics",)),))),
+        sources=(("lists", 0.5, LISTS), ("stdlib", 0.5, (("include", ("topics",)),))),
         tokenizer="byte",
-        length=64,
+        length=24,
         mode="pack",
       ),
       optimizer=dict(
-        name="adamw", lr=3e-3, schedule="cosine", warmup=50, weight_decay=0.01, clip=1.0, ema=0.99
+        name="adamw", lr=4e-3, schedule="cosine", warmup=50, weight_decay=0.01, clip=1.0, ema=0.99
       ),
-      eval=dict(every=175, batches=4),
+      eval=dict(every=300, batches=4),
       sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=350, keep_last=1, keep_best=1),
+      checkpoint=dict(every=750, keep_last=1, keep_best=1),
     )
   )

@@ -1,13 +1,15 @@
 """One set of problems, many samplers: graded outcomes, traces and fillings for the report."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dlm.data import Example, Source, Tokenizer
+from dlm.evaluation import parallelism
 from dlm.evaluation.parallelism import Outcome
-from dlm.evaluation.report import Filled, Infill, Trace, exact_characters
+from dlm.evaluation.report import Filled, Filling, Infill, Trace, exact_characters
 from dlm.evaluation.tasks.lists import grade
 from dlm.generate import Completion, Generator, Request
 from dlm.types import Params
@@ -61,19 +63,22 @@ class Hole:
   after: str
 
 
-def holes(source: Source, n: int, *, start: int, size: int, end: int) -> list[Hole]:
+def holes(source: Source, seen: Source, n: int, *, start: int, size: int, end: int) -> list[Hole]:
   """`n` excerpts of `end` characters, their hole at [start, start + size), spread over a source.
 
-  Excerpts are plain ASCII without line breaks and begin at a word; holes hold letters and spaces.
+  Excerpts are plain ASCII without line breaks, begin at a word and stand nowhere in `seen`, the
+  training text: manuals repeat themselves. Holes are letters within a word.
   """
+  taught = "\n".join(seen[i].completion for i in range(len(seen)))
   found = []
   for text in (source[i].completion for i in range(len(source))):
     for at in (i + 1 for i, c in enumerate(text) if c == " " and text[i + 1 : i + 2].isalpha()):
       excerpt = text[at : at + end]
-      truth = excerpt[start : start + size]
       plain = len(excerpt) == end and excerpt.isascii() and excerpt.isprintable()
-      if plain and "  " not in excerpt and truth.replace(" ", "").isalpha():
-        found.append(Hole(excerpt[:start], truth, excerpt[start + size :]))
+      inside = excerpt[start - 1 : start + size + 1].isalpha()
+      if plain and inside and "  " not in excerpt and excerpt not in taught:
+        truth, after = excerpt[start : start + size], excerpt[start + size :]
+        found.append(Hole(excerpt[:start], truth, after))
   if len(found) < n:
     raise ValueError(f"holes: {source.name} offers {len(found)} excerpts, fewer than {n}")
   return [found[i * len(found) // n] for i in range(n)]
@@ -135,3 +140,32 @@ def infill(sample: str, hole: Hole, completions: dict[tuple[str, str], Completio
     for (policy, setting), done in completions.items()
   )
   return Infill(sample, hole.before, hole.truth, hole.after, filled)
+
+
+def fillings(
+  holes: Sequence[Hole], completions: dict[tuple[str, str], list[Completion]]
+) -> tuple[Filling, ...]:
+  """All holes by each setting, below the best constant guess: one letter for every place."""
+  truths = [hole.truth for hole in holes]
+  letter = collections.Counter("".join(truths)).most_common(1)[0][0]
+  constant = [letter * len(truth) for truth in truths]
+  rows = [_filling(f'always "{letter}"', "baseline", truths, constant, None)]
+  for (policy, setting), done in completions.items():
+    counts = ((len(each.tokens), sum(each.forwards.values())) for each in done)
+    tpf = parallelism.tokens_per_forward(counts)[0]
+    rows.append(_filling(policy, setting, truths, [d.spans[0] for d in done], tpf))
+  return tuple(rows)
+
+
+def _filling(
+  policy: str, setting: str, truths: Sequence[str], texts: Sequence[str], tpf: float | None
+) -> Filling:
+  n, pairs = len(truths), list(zip(truths, texts, strict=True))
+  return Filling(
+    policy,
+    setting,
+    characters=sum(exact_characters(*pair) for pair in pairs) / n,
+    whole=100 * sum(truth == text for truth, text in pairs) / n,
+    tpf=tpf,
+    n=n,
+  )

@@ -74,6 +74,18 @@ class Infill:
 
 
 @dataclasses.dataclass(frozen=True)
+class Filling:
+  """How well one policy fills all holes, the shown ones among them."""
+
+  policy: str
+  setting: str
+  characters: float  # percent at their place
+  whole: float  # percent of holes without a wrong character
+  tpf: float | None  # None: no model, a baseline
+  n: int  # holes
+
+
+@dataclasses.dataclass(frozen=True)
 class Shuffled:
   """Measured accuracy in percent of shuffling `items` with `together` of them decided per forward.
 
@@ -88,6 +100,15 @@ class Shuffled:
 
 
 @dataclasses.dataclass(frozen=True)
+class Determined:
+  """Measured accuracy in percent of a task whose prompt has one right answer, sampled likewise."""
+
+  task: str
+  together: int
+  measured: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """Everything the page shows. A part left empty has no section."""
 
@@ -98,7 +119,9 @@ class Report:
   losses: tuple[LossPoint, ...] = ()
   curves: tuple[CurvePoint, ...] = ()  # the task "mean", if there, is shown first
   shuffle: tuple[Shuffled, ...] = ()
+  determined: tuple[Determined, ...] = ()  # beside the shuffles; the tasks of the mean
   traces: tuple[Trace, ...] = ()
+  fillings: tuple[Filling, ...] = ()  # baselines first
   infills: tuple[Infill, ...] = ()
   notes: tuple[str, ...] = ()  # one paragraph each
 
@@ -188,30 +211,33 @@ def write_report(path: str | os.PathLike, report: Report) -> None:
 # The picture
 
 
-def picture(path: str | os.PathLike, report: Report) -> None:
-  """A PNG for the README: the first task's curves, and the first trace at four moments.
+def picture(path: str | os.PathLike, report: Report, *, shown: Sequence[str], trace: Trace) -> None:
+  """A PNG for the README: the curves of the tasks `shown`, and a trace at four moments.
 
-  Needs matplotlib (imported here only). ValueError without curves or traces.
+  Needs matplotlib (imported here only). ValueError for a task without curves.
   """
-  if not report.curves or not report.traces:
-    raise ValueError("picture: report.curves and report.traces must not be empty")
+  for task in shown:
+    if task not in tasks(report):
+      raise ValueError(f"picture: {task=} has no curves; known: {', '.join(tasks(report))}")
   from io import BytesIO
 
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(11, 4.3), dpi=150, facecolor="#fbfaf7", layout="constrained")
+  size = (6 + 3.6 * len(shown), 4.3)
+  figure = Figure(figsize=size, dpi=150, facecolor="#fbfaf7", layout="constrained")
   FigureCanvasAgg(figure)
-  left, right = figure.subplots(1, 2, width_ratios=(5, 6))
-  _draw_curves(left, report)
-  _draw_trace(right, report.traces[0])
+  *charts, last = figure.subplots(1, len(shown) + 1, width_ratios=(*[4] * len(shown), 6))
+  for axes, task in zip(charts, shown, strict=True):
+    _draw_curves(axes, report, task)
+  charts[0].legend(frameon=False, fontsize=9, handlelength=3.5)
+  _draw_trace(last, trace)
   buffer = BytesIO()
   figure.savefig(buffer, format="png")
   _replace(pathlib.Path(path), buffer.getvalue())
 
 
-def _draw_curves(axes, report: Report) -> None:
-  task = tasks(report)[0]
+def _draw_curves(axes, report: Report, task: str) -> None:
   for place, policy in enumerate(policies(report)):
     points = [p for p in report.curves if p.policy == policy and p.task == task and p.tpf > 0]
     points.sort(key=lambda p: p.tpf)
@@ -229,10 +255,11 @@ def _draw_curves(axes, report: Report) -> None:
   axes.set_xscale("log", base=2)
   axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
   axes.set(xlabel="tokens per forward", ylim=(0, 103), facecolor="#ffffff")
-  axes.set_title(f"% right, {task}", loc="left", fontsize=11)
+  of = " and ".join(dict.fromkeys(d.task for d in report.determined))
+  name = of if task == MEAN_TASK and of else task
+  axes.set_title(f"% right, {name}", loc="left", fontsize=11)
   axes.grid(axis="y", color="#dedbd3", lw=0.8)
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, fontsize=9, handlelength=3.5)
 
 
 def _draw_trace(axes, trace: Trace) -> None:

@@ -13,7 +13,16 @@ import subprocess
 import pytest
 
 from dlm.evaluation import parallelism, report
-from dlm.evaluation.report import Filled, Infill, LossPoint, Report, Shuffled, Trace
+from dlm.evaluation.report import (
+  Determined,
+  Filled,
+  Filling,
+  Infill,
+  LossPoint,
+  Report,
+  Shuffled,
+  Trace,
+)
 
 HOLE = "it was the age of wisdom"
 SETTINGS = {
@@ -133,7 +142,12 @@ def plausible() -> Report:
       for n, measures in [(4, {1: 97.5, 2: 38.0, 4: 8.5}), (6, {1: 96.0, 2: 29.5, 4: 11.5, 6: 1.0})]
       for k, measured in measures.items()
     ),
+    determined=(Determined("copy", 4, 99.0), Determined("reverse", 4, 96.5)),
     traces=tuple(traces),
+    fillings=(
+      Filling('always "e"', "baseline", 12.5, 0.0, None, 200),
+      Filling("left to right", "k=1", 61.0, 34.5, 0.96, 200),
+    ),
     infills=tuple(infills),
     notes=("Accuracy of infilling is the share of characters restored exactly.",),
   )
@@ -255,12 +269,12 @@ def test_trace_checks_its_forwards(when):
 
 
 def test_picture(tmp_path):
-  path = tmp_path / "picture.png"
+  path, given = tmp_path / "picture.png", plausible()
   odd = Trace("odd", "p", "", ("$", "\n", "", "語", "ab", "\U0001f680"), (-1, 1, 1, 2, 2, 2), 2)
-  for traces in [plausible().traces, (odd,)]:
-    report.picture(path, dataclasses.replace(plausible(), traces=traces))
+  for shown, trace in [(("mean", "shuffle"), given.traces[0]), (("copy",), odd)]:
+    report.picture(path, given, shown=shown, trace=trace)
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) < 300_000
-    assert struct.unpack(">II", content[16:24]) == (1650, 645)
-  with pytest.raises(ValueError, match=r"report\.traces"):
-    report.picture(path, dataclasses.replace(plausible(), traces=()))
+    assert struct.unpack(">II", content[16:24]) == (900 + 540 * len(shown), 645)
+  with pytest.raises(ValueError, match="task='sums' has no curves; known: mean, copy"):
+    report.picture(path, given, shown=("sums",), trace=odd)
