@@ -51,7 +51,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(TEST) -n 2 --ignore=tests/multidevice
+	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice
 	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
 
 bench: $(READY)

@@ -20,6 +20,7 @@ from dlm.sampling import chance, forward, loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
+from tests.dlm.sampling.quick import QUICK
 
 
 @dataclasses.dataclass
@@ -127,7 +128,7 @@ def play(sampler: Sampler, params, canvas, prompts, draws=None, turns: int = 400
   return Trace(prompts, states)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def _step(sampler, params, state, chances):
   if chances is None:
     return loop.step(sampler, params, state)

@@ -18,6 +18,7 @@ from dlm.sampling.policies import Factor, Fixed, LeftToRight, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import MaskRule, Policy
 from tests.dlm.models.small import jitter
+from tests.dlm.sampling.quick import QUICK
 
 MASK, SLOTS = 22, 16
 MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
@@ -32,7 +33,7 @@ ROWS = [
   [1, 2, M, 4, M, M, 7, 8, 9, 9, 9, 9, 9, M],  # holes in neighbours, then a jump
 ]
 
-run = jax.jit(loop.run, static_argnums=0)
+run = jax.jit(loop.run, static_argnums=0, compiler_options=QUICK)
 
 
 @functools.cache

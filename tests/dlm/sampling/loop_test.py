@@ -36,10 +36,11 @@ from dlm.sampling.policies import (
   Wino,
 )
 from dlm.sampling.sampler import Sampler
+from tests.dlm.sampling.quick import QUICK
 from tests.dlm.sampling.table import Table, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS, BLOCK = 6, 7, 16, 4
-run = jax.jit(loop.run, static_argnums=0)
+run = jax.jit(loop.run, static_argnums=0, compiler_options=QUICK)
 
 
 def sampler(policy, **fields):
