@@ -20,7 +20,7 @@ RATIOS = {
   "sampling": ["speed-up"],
   "compile": ["times the shallowest"],
   "memory": ["naive / ours", "B per row x vocabulary"],
-  "decoding": ["speed-up"],
+  "decoding": ["speed-up", "speed-up"],
   "weights": ["memory / parameters"],
 }
 
