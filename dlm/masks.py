@@ -47,22 +47,56 @@ class BlockCausal:
 
 
 def noisy_clean(batch: int, length: int, block: int) -> Mask:
+  """`noisy_clean_from` where rows are cut into blocks from their first slot (arXiv 2503.09573)."""
+  start_L = jnp.arange(length) // block * block
+  return noisy_clean_from(jnp.broadcast_to(start_L, (batch, length)), block)
+
+
+def noisy_clean_from(
+  start_BxL: Array, block: int, *, causal_noise: bool = False, causal_clean: bool = False
+) -> Mask:
   """The training mask of block diffusion over the 2L inputs [noisy; clean] (arXiv 2503.09573, 3.1).
 
-  Noisy block b sees itself and the clean blocks before b - strictly before: `<=` would leak the
-  labels. Clean block b sees clean blocks up to and including b.
+  A noisy input sees its own block and the clean blocks before it - strictly before: `<=` would leak
+  the labels. A clean input sees clean blocks up to and including its own. The first range of every
+  noisy input begins where its block does.
+
+  Args:
+    start_BxL: first slot of each slot's block.
+    causal_noise: of its own block a noisy input sees itself and what stands before it.
+    causal_clean: clean inputs see themselves and what stands before them.
   """
-  start_L = jnp.arange(length) // block * block
-  end_L = jnp.minimum(start_L + block, length)
-  clean_L = jnp.full((length,), length)
-  noisy_lo_LxR = jnp.stack([start_L, clean_L], -1)
-  noisy_hi_LxR = jnp.stack([end_L, clean_L + start_L], -1)
-  clean_lo_LxR = jnp.stack([clean_L, clean_L], -1)
-  clean_hi_LxR = jnp.stack([clean_L + end_L, clean_L], -1)
-  lo_WxR = jnp.concatenate([noisy_lo_LxR, clean_lo_LxR])
-  hi_WxR = jnp.concatenate([noisy_hi_LxR, clean_hi_LxR])
-  shape = (batch, *lo_WxR.shape)
-  return Mask(lo_BxWxR=jnp.broadcast_to(lo_WxR, shape), hi_BxWxR=jnp.broadcast_to(hi_WxR, shape))
+  length = start_BxL.shape[1]
+  after_BxL = jnp.broadcast_to(jnp.arange(1, length + 1), start_BxL.shape)
+  end_BxL = jnp.minimum(start_BxL + block, length)
+  clean_BxL = jnp.full_like(start_BxL, length)
+
+  def ranges(noisy_BxL: Array, clean_BxL: Array) -> Array:
+    return jnp.stack([noisy_BxL, clean_BxL], axis=-1)
+
+  noisy_lo = ranges(start_BxL, clean_BxL)
+  noisy_hi = ranges(after_BxL if causal_noise else end_BxL, length + start_BxL)
+  clean_lo = ranges(clean_BxL, clean_BxL)
+  clean_hi = ranges(length + (after_BxL if causal_clean else end_BxL), clean_BxL)
+  return Mask(
+    lo_BxWxR=jnp.concatenate([noisy_lo, clean_lo], axis=1),
+    hi_BxWxR=jnp.concatenate([noisy_hi, clean_hi], axis=1),
+  )
+
+
+def prompt_then_blocks(answer_BxL: Array, block: int) -> Mask:
+  """The prompt is a block of any length; blocks of the answer see it, themselves, those before.
+
+  One stream, so blocks that are still noisy are seen as well (D2F, arXiv 2508.09192).
+
+  Args:
+    answer_BxL: where the answer of each slot's document begins.
+  """
+  length = answer_BxL.shape[1]
+  offset_BxL = jnp.arange(length)[None] - answer_BxL
+  end_BxL = answer_BxL + (offset_BxL // block + 1) * block
+  end_BxL = jnp.minimum(jnp.where(offset_BxL < 0, answer_BxL, end_BxL), length)
+  return _one_range(jnp.zeros_like(end_BxL), end_BxL)
 
 
 def within(mask: Mask, length_B: Array) -> Mask:

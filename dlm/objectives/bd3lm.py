@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dlm import masks
 from dlm.diffusion import times
 from dlm.diffusion.schedules import LINEAR, MaskSchedule
 from dlm.objectives import streams
@@ -86,7 +87,9 @@ class Bd3lm:
     noisy = streams.one_stream(
       batch, masked_BxL, weight_BxL, level_BxL, noisable_BxL.sum(-1), self.mask_id
     )
-    return noisy if self.block == length else streams.noisy_and_clean(noisy, self.block)
+    if self.block == length:
+      return noisy
+    return streams.noisy_and_clean(noisy, masks.noisy_clean(rows, length, self.block))
 
   def _resampled(self, masked_BxL: Array, level_BxL: Array, u_RxBxL: Array) -> Array:
     """Draws blocks again whose masked share lies outside the window, once for each round."""

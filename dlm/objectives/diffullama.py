@@ -52,8 +52,7 @@ class DiffuLlama:
     t_B = (1 - self.min_time) * t_B + self.min_time
     noisy = streams.noisy_rows(batch, draws["u_mask"], t_B, 1 / t_B, self.mask_id)
     if self.shift:
-      scored_BxL = ~streams.first_of_document(batch)
-      noisy = streams.shifted(noisy).replace(weight_BxL=noisy.weight_BxL * scored_BxL)
+      noisy = streams.shifted_in_stream(noisy, batch)
     return noisy.replace(count_B=(noisy.weight_BxL > 0).sum(-1).astype(jnp.float32))
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
@@ -109,7 +108,7 @@ class Shifted(_Around):
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     noisable_BxL = batch.noisable_BxL & ~streams.first_of_document(batch)
     noisy = self.objective.corrupt_with(draws, batch.replace(noisable_BxL=noisable_BxL), step)
-    return streams.shifted(noisy, self.block)
+    return streams.shifted(noisy)
 
 
 @dataclasses.dataclass(frozen=True)

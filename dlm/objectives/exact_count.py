@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dlm import masks
 from dlm.diffusion import absorbing, times
 from dlm.objectives import streams
 from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
@@ -63,7 +64,9 @@ class ExactCount:
       count_B=n_G.reshape(rows, -1).sum(-1),
       mask_id=self.mask_id,
     )
-    return noisy if block == length else streams.noisy_and_clean(noisy, block)
+    if block == length:
+      return noisy
+    return streams.noisy_and_clean(noisy, masks.noisy_clean(rows, length, block))
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.diffusion import absorbing
-from dlm.types import Array, Batch, Noisy
+from dlm.types import Array, Batch, Mask, Noisy
 
 
 def noisable(batch: Batch) -> Array:
@@ -55,14 +55,13 @@ def noisy_rows(
   )
 
 
-def noisy_and_clean(noisy: Noisy, block: int) -> Noisy:
+def noisy_and_clean(noisy: Noisy, mask: Mask) -> Noisy:
   """Appends the clean text: noisy blocks see themselves and clean blocks strictly before. W = 2L.
 
   Args:
     noisy: one stream.
-    block: slots in a block; blocks are cut from the row's first slot.
+    mask: one of `masks.noisy_clean...`; documents are kept apart here.
   """
-  batch, length = noisy.targets_BxL.shape
 
   def twice(x_BxL: Array) -> Array:
     return jnp.concatenate([x_BxL, x_BxL], axis=1)
@@ -71,9 +70,7 @@ def noisy_and_clean(noisy: Noisy, block: int) -> Noisy:
     inputs_BxW=jnp.concatenate([noisy.inputs_BxW, noisy.targets_BxL], axis=1),
     slot_BxW=twice(noisy.slot_BxW),
     time_BxW=jnp.concatenate([noisy.time_BxW, jnp.zeros_like(noisy.time_BxW)], axis=1),
-    mask=masks.in_segments(
-      masks.noisy_clean(batch, length, block), twice(noisy.mask.q_segment_BxW)
-    ),
+    mask=masks.in_segments(mask, twice(noisy.mask.q_segment_BxW)),
   )
 
 
@@ -83,21 +80,32 @@ def first_of_document(batch: Batch) -> Array:
   return first_BxL.at[:, 0].set(True)
 
 
-def shifted(noisy: Noisy, block: int | None = None) -> Noisy:
+def shifted(noisy: Noisy) -> Noisy:
   """Asks the input before each token. The row's first token, which has none, asks its own.
 
   In [noisy; clean] the first token of a block asks the clean token before it, which sees what it
   sees when the block is sampled: clean text alone.
-
-  Args:
-    block: slots in a block of [noisy; clean].
   """
   length = noisy.targets_BxL.shape[1]
-  index_L = jnp.arange(length)
-  ask_L = jnp.maximum(index_L - 1, 0)
+  ask_BxL = _before(noisy)
   if noisy.inputs_BxW.shape[1] != length:
-    ask_L += jnp.where((index_L % block == 0) & (index_L > 0), length, 0)
-  return noisy.replace(ask_BxL=jnp.broadcast_to(ask_L, noisy.targets_BxL.shape))
+    block_start_BxL = noisy.mask.lo_BxWxR[:, :length, 0]  # see `masks.noisy_clean_from`
+    ask_BxL += jnp.where(ask_BxL < block_start_BxL, length, 0)
+  return noisy.replace(ask_BxL=ask_BxL)
+
+
+def shifted_in_stream(noisy: Noisy, batch: Batch) -> Noisy:
+  """Asks the noisy input before each token, the last of the block before for the first of a block.
+
+  So the training code of Fast-dLLM v2 and dFactory has it. A document's first token is not scored.
+  """
+  scored_BxL = ~first_of_document(batch)
+  return noisy.replace(ask_BxL=_before(noisy), weight_BxL=noisy.weight_BxL * scored_BxL)
+
+
+def _before(noisy: Noisy) -> Array:
+  shape = noisy.targets_BxL.shape
+  return jnp.broadcast_to(jnp.maximum(jnp.arange(shape[1]) - 1, 0), shape)
 
 
 def blocks_of(length: int, block: int) -> int:
