@@ -7,11 +7,17 @@ noise through the second half. Noise is drawn for the global batch from a key of
 
 from dlm.objectives.ar import Autoregressive
 from dlm.objectives.bd3lm import Bd3lm
+from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
+from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
+from dlm.objectives.fast_dllm_v2 import FastDllmV2
+from dlm.objectives.i_dlm import IDlm
 from dlm.objectives.llada import Llada, LladaSft
+from dlm.objectives.llada2 import Llada2Sft
 from dlm.objectives.mdlm import Mdlm
+from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
 from dlm.types import Objective
 
@@ -25,6 +31,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "llada_sft": LladaSft,
   "bd3lm": Bd3lm,
   "diffullama": DiffuLlama,
+  "sdar": Sdar,
+  "fast_dllm_v2": FastDllmV2,
+  "efficient_dlm": EfficientDlm,
+  "llada2_sft": Llada2Sft,
+  "i_dlm": IDlm,
+  "d2f": D2f,
 }
 
 __all__ = [
@@ -32,12 +44,18 @@ __all__ = [
   "Annealed",
   "Autoregressive",
   "Bd3lm",
+  "D2f",
   "D3pm",
   "DiffuLlama",
+  "EfficientDlm",
   "ExactCount",
+  "FastDllmV2",
+  "IDlm",
   "Llada",
+  "Llada2Sft",
   "LladaSft",
   "Mdlm",
+  "Sdar",
   "Sedd",
   "Shifted",
 ]
