@@ -161,7 +161,7 @@ class Step:
     corrupt = functools.partial(self.corrupt, "train")
     noisy = jax.eval_shape(corrupt, Batch(ids, flags, ids, ids), jnp.int32(0))
     window = noisy.inputs_BxW.shape[1]
-    return 3.0 * rows * window * self.training.model.config.flops_per_token(window)
+    return 3.0 * noisy.inputs_BxW.size * self.training.model.config.flops_per_token(window)
 
   def _over_batch(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
     """Sums `fn` over microbatches, then over the shards of the batch."""

@@ -81,11 +81,12 @@ def sampling(
     align=aligned if own.align == "auto" else own.align,
     max_forwards=own.max_forwards or enough,
   )
-  sees = {
+  rules = {
     "full": masks.Full(),
     "causal": masks.Causal(),
     "block_causal": masks.BlockCausal(facts["block"] or block),
-  }[attention]
+  }
+  sees = tables.named("the checkpoint's attention", attention, rules)
   clock = None
   if model.config.time_conditioned:
     # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.

@@ -20,9 +20,13 @@ from dlm.objectives.diffullama import check_shift
 from dlm.optimizer import OptimizerConfig, learning_rate
 from dlm.types import Objective
 
-SHIFTABLE = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count")
-EXACT_COUNT = (*SHIFTABLE, "diffullama")  # may be evaluated by it
-SHIFT = {"ar": 1, "diffullama": 1}  # logits at i predict token i + 1, without being told to
+BOUNDED = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count", "sdar", "efficient_dlm")
+SHIFTABLE = (*BOUNDED, "d2f")
+EXACT_COUNT = (*BOUNDED, "diffullama", "fast_dllm_v2", "llada2_sft")  # may be evaluated by it
+ANNEALABLE = (*EXACT_COUNT, "d2f")
+# Logits at i predict token i + 1, without being told to.
+SHIFT = {"ar": 1, "diffullama": 1, "fast_dllm_v2": 1, "i_dlm": 1}
+ATTENTION = {"ar": "causal", "i_dlm": "causal", "d2f": "prompt_blocks"}  # else by the block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What goes with any objective of SHIFTABLE, see `dlm.objectives.diffullama`.
+  """What goes with objectives of SHIFTABLE and ANNEALABLE, see `dlm.objectives.diffullama`.
 
   Args:
     shift: 1: logits at i predict token i + 1, as in the model of `init_from`.
@@ -204,11 +208,16 @@ def objective(config: Mapping[str, Any], tokenizer: Tokenizer) -> Objective:
   reading = tables.call("objective", Reading, around)
   also = ("name", "anneal", "shift")
   made = tables.call("objective", make, given, also=also, mask_id=tokenizer.mask_id)
-  if (reading.shift or reading.anneal) and name not in EXACT_COUNT:
-    raise ValueError(
-      f"objective.shift and objective.anneal go with {', '.join(EXACT_COUNT)}, not with {name}"
-    )
-  made = Shifted(made) if reading.shift else made
+  if around.get("shift") == 0 and name in SHIFT:
+    raise ValueError(f"objective.shift=0 does not go with {name}, which predicts the next token")
+  wrapped = reading.shift and name not in SHIFT
+  for field, asked, known in (
+    ("shift", wrapped, SHIFTABLE),
+    ("anneal", reading.anneal, ANNEALABLE),
+  ):
+    if asked and name not in known:
+      raise ValueError(f"objective.{field} goes with {', '.join(known)}, not with {name}")
+  made = Shifted(made) if wrapped else made
   return Annealed(made, reading.anneal) if reading.anneal else made
 
 
@@ -252,8 +261,8 @@ def facts(
 ) -> dict[str, Any]:
   """What a sampler must know about the trained model.
 
-  A model trained by "ar" sees what is before it, one trained in blocks earlier blocks and its own,
-  all others everything.
+  A model sees what ATTENTION says; else one trained in blocks earlier blocks and its own, all
+  others everything.
   """
   block = tables.table(config, "objective").get("block")
   attention = "full" if block is None else "block_causal"
@@ -263,7 +272,7 @@ def facts(
     "eos_ids": list(dict.fromkeys(stops)),
     "pad_id": tokenizer.pad_id,
     "shift": _shift(config),
-    "attention": "causal" if config["objective"]["name"] == "ar" else attention,
+    "attention": ATTENTION.get(config["objective"]["name"], attention),
     "block": block,
     "vocab": tokenizer.vocab_size,
     "length": tables.table(config, "data")["length"],

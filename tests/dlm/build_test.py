@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dlm import build
 from dlm.diffusion.schedules import Linear, LogLinear
-from dlm.objectives import Autoregressive, Bd3lm, ExactCount, Mdlm
+from dlm.objectives import Autoregressive, Bd3lm, D2f, ExactCount, IDlm, Mdlm, Shifted
 from tests.dlm.building import directories
 
 CONFIG = {
@@ -60,6 +60,12 @@ def test_schedule_by_name_and_with_fields():
     ({"name": "exact_count"}, "full", None, 0),
     ({"name": "exact_count", "block": 8}, "block_causal", 8, 0),
     ({"name": "ar"}, "causal", None, 1),
+    ({"name": "sdar", "block": 8}, "block_causal", 8, 0),
+    ({"name": "fast_dllm_v2", "block": 8}, "block_causal", 8, 1),
+    ({"name": "llada2_sft", "block": 8, "shift": 1}, "block_causal", 8, 1),
+    ({"name": "efficient_dlm", "block": 8}, "block_causal", 8, 0),
+    ({"name": "i_dlm", "block": 2}, "causal", 2, 1),
+    ({"name": "d2f", "block": 8}, "prompt_blocks", 8, 0),
   ],
 )
 def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
@@ -76,6 +82,9 @@ def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
     ({"name": "bd3lm", "block": 8}, "mdlm", Mdlm(259)),
     ({"name": "bd3lm", "block": 8}, "training", Bd3lm(259, block=8)),
     ({"name": "ar"}, "auto", Autoregressive(259)),
+    ({"name": "fast_dllm_v2", "block": 8}, "auto", Shifted(ExactCount(259, block=8))),
+    ({"name": "i_dlm", "block": 2}, "auto", IDlm(259, 2)),
+    ({"name": "d2f", "block": 8, "shift": 1}, "auto", Shifted(D2f(259, 8))),
   ],
 )
 def test_estimator_of_the_likelihood(objective, name, expected):
@@ -100,6 +109,13 @@ def test_estimator_of_the_likelihood(objective, name, expected):
     ({"objective.blok": 4}, "objective.blok is unknown; known: .*schedule"),
     ({"objective": {"name": "bd3lm"}}, "objective.block is missing"),
     ({"objective": {"name": "bd3lm", "block": 5}}, "block=5 must divide data.length=32"),
+    ({"objective": {"name": "sdar", "block": None}}, "objective.block=None must be of type int"),
+    ({"objective": {"name": "sedd", "shift": 1}}, "objective.shift goes with .*, not with sedd"),
+    ({"objective": {"name": "i_dlm", "block": 2, "anneal": 1}}, "objective.anneal goes with .*"),
+    (
+      {"objective": {"name": "fast_dllm_v2", "block": 8, "shift": 0}},
+      "objective.shift=0 does not go with fast_dllm_v2",
+    ),
     ({"data.lenght": 4}, "data.lenght is unknown; known: .*length.*sources"),
     ({"data.sources": (("books", 1.0),)}, "books"),
     ({"data.mode": "stack"}, "stack"),

@@ -67,6 +67,11 @@ BLOCK_OF = np.arange(L) // 4
       id="segments",
     ),
     pytest.param(
+      lambda s: masks.prompt_then_blocks(jnp.full_like(s, 5), 3),
+      lambda i, j: (j < 5) | ((i >= 5) & ((j - 5) // 3 <= (i - 5) // 3)),
+      id="prompt_then_blocks",
+    ),
+    pytest.param(
       lambda s: masks.within(masks.Full()(s, L), jnp.array([7])), lambda i, j: j < 7, id="padding"
     ),
     pytest.param(
@@ -96,6 +101,27 @@ def test_noisy_clean_training_mask(params, block):
   np.testing.assert_array_equal(seen[:L, L:], i > j, err_msg="noisy -> clean: i == j leaks")
   np.testing.assert_array_equal(seen[L:, :L], np.zeros((L, L), bool), err_msg="clean -> noisy")
   np.testing.assert_array_equal(seen[L:, L:], i >= j, err_msg="clean -> clean: block-causal")
+
+
+CUT = np.array([0, 0, 0, 0, 4, 5, 5, 5, 5, 9, 9, 9])  # blocks of 4 in documents of 5 and 7
+
+
+@pytest.mark.parametrize(("noise", "clean"), [(True, True), (False, True), (True, False)])
+def test_either_half_of_noisy_clean_may_be_causal(params, noise, clean):
+  """Both for I-DLM, the clean one for Nemotron's joint loss; blocks begin where they are told."""
+  slot_2L = jnp.tile(jnp.arange(L, dtype=jnp.int32), 2)
+  mask = masks.noisy_clean_from(
+    jnp.asarray(CUT, jnp.int32)[None], 4, causal_noise=noise, causal_clean=clean
+  )
+  documents = jnp.asarray(np.tile(CUT >= 5, 2), jnp.int32)[None]
+  seen = influence(params, masks.in_segments(mask, documents), slot_2L)
+  i, j = np.indices((L, L))
+  same = (CUT[i] >= 5) == (CUT[j] >= 5)
+  own, before = CUT[i] == CUT[j], CUT[j] < CUT[i]
+  np.testing.assert_array_equal(seen[:L, :L], own & ((j <= i) | (not noise)))
+  np.testing.assert_array_equal(seen[:L, L:], before & same)
+  assert not seen[L:, :L].any()
+  np.testing.assert_array_equal(seen[L:, L:], same & ((j <= i) if clean else own | before))
 
 
 def test_noisy_clean_does_not_leak_labels(params):
