@@ -10,6 +10,7 @@ from dlm.objectives.bd3lm import Bd3lm
 from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
+from dlm.objectives.dream import DreamSft
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
 from dlm.objectives.fast_dllm_v2 import FastDllmV2
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "llada_sft": LladaSft,
   "bd3lm": Bd3lm,
   "diffullama": DiffuLlama,
+  "dream_sft": DreamSft,
   "sdar": Sdar,
   "fast_dllm_v2": FastDllmV2,
   "efficient_dlm": EfficientDlm,
@@ -47,6 +49,7 @@ __all__ = [
   "D2f",
   "D3pm",
   "DiffuLlama",
+  "DreamSft",
   "EfficientDlm",
   "ExactCount",
   "FastDllmV2",

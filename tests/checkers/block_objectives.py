@@ -15,7 +15,16 @@ import numpy as np
 
 from dlm import masks
 from dlm.diffusion.schedules import LladaLinear
-from dlm.objectives import EfficientDlm, FastDllmV2, Llada, Llada2Sft, Sdar, cross_entropy
+from dlm.objectives import (
+  DreamSft,
+  EfficientDlm,
+  FastDllmV2,
+  Llada,
+  Llada2Sft,
+  Sdar,
+  cross_entropy,
+  dream,
+)
 from dlm.types import Batch
 from tests.checkers import decoding
 from tests.checkers.objectives import Case, batch_of, close, in_order, replay, same
@@ -227,7 +236,44 @@ def smdm_forward_process(case: Case):
   close(noisy.time_BxW[:, 0], case.outputs["p_mask"])
 
 
+def dream_cart_weights(case: Case):
+  masked, p = jnp.asarray(case.inputs["masked"]), case.arg("p")
+  length = masked.shape[1]
+  assert length == case.arg("length")
+  weights = jax.jit(dream.cart_weights, static_argnums=2)
+  first_L = jnp.arange(length) == 0
+  close(weights(masked, jnp.broadcast_to(first_L, masked.shape), p), case.outputs["weights"])
+  # One clean token at a time gives the matrix, but for its diagonal of zeros.
+  alone = weights(~jnp.eye(length, dtype=bool), jnp.broadcast_to(first_L, (length, length)), p)
+  close(alone, case.outputs["matrix"])
+
+
+DREAM_WEIGHTS = {"cart": "cart", "original": "inverse", "linear": "linear", "none": "none"}
+
+
+def dream_sft_loss(case: Case):
+  ids, text = case.inputs["input_ids"], case.inputs["attention_mask"]
+  assert text.all(), "padding is text that the authors learn"
+  assert (ids[:, -1] == case.arg("pad_id")).all(), "ours ties whatever ends a document"
+  assert (case.arg("alpha"), case.arg("gamma")) == (dream.FOCAL_SCALE, dream.FOCAL_POWER)
+  objective = DreamSft(
+    case.arg("mask_id"),
+    weight=DREAM_WEIGHTS[case.arg("time_reweighting")],
+    cart_p=case.arg("cart_p"),
+    focal=case.arg("token_reweighting"),
+    tie_ends=case.arg("treat_eos_as_one"),
+  )
+  draws = in_order(case.inputs["u_t"]) | {"u_mask": case.inputs["u_mask"]}
+  batch = batch_of(ids, text, case.inputs["loss_mask"])
+  noisy, loss, grad, _ = replay(objective, draws, batch, case.inputs["logits"])
+  same(noisy.inputs_BxW, case.outputs["noisy"])
+  close(loss, case.expected["loss"])
+  close(grad, case.outputs["grad_logits"])
+
+
 METHODS = {
+  "dream_cart_weights": dream_cart_weights,
+  "dream_sft_loss": dream_sft_loss,
   "efficient_dlm_corrupt": efficient_dlm_corrupt,
   "efficient_dlm_marginals": efficient_dlm_marginals,
   "fast_dllm_v2_loss": fast_dllm_v2_loss,

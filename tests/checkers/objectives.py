@@ -406,8 +406,6 @@ METHODS = {
 UNSUPPORTED = (
   "automodel_loss",
   "dllm_loss",
-  "dream_cart_weights",
-  "dream_sft_loss",
   "duo_loss",
   "duo_posterior",
   "ecdlm_pretrain",
