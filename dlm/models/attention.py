@@ -28,7 +28,14 @@ class Shared:
   bias_BxWxW: Array  # of the window's own keys, see Keys
   bias_BxWxS: Array | None  # of the cached keys; None without a cache
   filled_BxS: Array | None
-  time_BxWxC: Array | None  # embedded noise level
+  time_BxWxC: Array | None  # embedded noise level; [1, 1, C] where it is the same everywhere
+
+
+def of_layer(stored: tuple[Array, Array] | None, layer: Array) -> tuple[Array, Array] | None:
+  """One layer's cached keys and values, of those of all."""
+  if stored is None:
+    return None
+  return tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in stored)
 
 
 def attend(q_BxWxNxH: Array, parts: Sequence[Keys]) -> Array:

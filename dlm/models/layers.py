@@ -112,15 +112,18 @@ class TimeEmbedding(nn.Module):
   """Noise level in [0, 1] -> sinusoids -> two-layer MLP, as in DiT (arXiv 2212.09748)."""
 
   width: int
+  sinusoids: int
+  bias: bool = False
 
   @nn.compact
   def __call__(self, time_BxW: Array, dtype: jnp.dtype) -> Array:
-    half = self.width // 2
+    half = self.sinusoids // 2
     # Periods from 1/1000 of the noise range up: levels that differ visibly get distinct codes.
     rate = 1000.0 * jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = time_BxW.astype(jnp.float32)[..., None] * rate[None, None, :]
     x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype)
     for name in ("inner", "outer"):
-      linear = Einsum("...C,CE->...E", (self.width, self.width), (None, None), name=name)
+      shape = (x.shape[-1], self.width)
+      linear = Einsum("...C,CE->...E", shape, (None, None), bias=self.bias, name=name)
       x = jax.nn.silu(linear(x))
     return x

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
+DIT_SINUSOIDS = 256  # from which DiT makes it
 
 DTYPES = ("float32", "bfloat16")
 
@@ -105,7 +106,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A LLaMA/Qwen-style decoder. Hashable: equal configurations share one compile."""
+  """A LLaMA/Qwen-style decoder, or a DiT. Hashable: equal configurations share one compile."""
 
   vocab: int  # rows of the embedding, special tokens included
   width: int
@@ -122,6 +123,7 @@ class ModelConfig:
   qkv_bias: bool = False  # Qwen2
   tied: bool = True  # one matrix embeds and unembeds
   time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
+  dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
@@ -143,6 +145,11 @@ class ModelConfig:
     if self.moe is not None and self.moe.dense_layers >= self.layers:
       raise ValueError(
         f"ModelConfig: moe.dense_layers={self.moe.dense_layers} must be below layers={self.layers}"
+      )
+    if self.dit < 0 or (self.dit and (self.moe is not None or self.time_conditioned)):
+      raise ValueError(
+        f"ModelConfig: dit={self.dit} must be 0 (off) or a width, and then moe is None and "
+        f"time_conditioned False; moe={self.moe}, time_conditioned={self.time_conditioned}"
       )
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
@@ -167,7 +174,7 @@ class ModelConfig:
     """
     attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
     dense, routed = self.stacks()
-    feed_forward = dense * 3 * self.width * self.mlp
+    feed_forward = dense * (2 if self.dit else 3) * self.width * self.mlp
     if self.moe is not None:
       moe = self.moe
       feed_forward += routed * self.width * (moe.experts + 3 * (experts * moe.mlp + moe.shared))
@@ -195,7 +202,15 @@ class ModelConfig:
       experts = self.moe.experts
       router_bias = self.stacks()[1] * experts if self.moe.bias else 0
     others = self.layers * layer + self.width + lookup + router_bias
-    return self._matmul_params(experts) + others
+    return self._matmul_params(experts) + others + self._dit_params()
+
+  def _dit_params(self) -> int:
+    """What only a DiT has: its conditioning, which multiplies no token, and biases."""
+    if not self.dit:
+      return 0
+    time = (DIT_SINUSOIDS + self.dit + 2) * self.dit
+    modulation = (6 * self.layers + 2) * self.width * (self.dit + 1)
+    return time + modulation + self.layers * (self.mlp + self.width) + self.vocab
 
   def flops_per_token(self, context: int) -> int:
     """Matmul FLOPs of one forward for a token that sees `context` keys; a backward costs twice.

@@ -1,4 +1,4 @@
-"""One decoder for all models: LLaMA/Qwen layers, with experts or not, any mask, optional cache.
+"""One decoder for all models: LLaMA/Qwen layers, with experts or not, or DiT's; any mask, a cache.
 
 Parameters, stacked over layers on axis 0 under "layers":
   embed [V, D], unembed [V, D] unless tied, final_norm/scale [D], time/{inner,outer}/kernel [C, C]
@@ -10,6 +10,9 @@ With `ModelConfig.moe` instead of layers/mlp:
   layers/moe/router/kernel [D, E], /bias [E], layers/moe/{gate,up}/kernel [E, D, F], down/kernel
   [E, F, D], layers/moe/shared/{gate,up,down}/kernel as in mlp
 and the first `dense_layers` layers are a stack of their own, "dense_layers", with mlp.
+With `ModelConfig.dit` (see `dlm.models.dit`) layers/mlp/{up,down} alone, they, time/{inner,outer}
+and layers/modulation/linear with a bias, and head/{norm/scale,modulation/linear/*,bias [V]} in
+place of final_norm.
 """
 
 import flax.linen as nn
@@ -18,10 +21,11 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.models import cache as kv_cache
-from dlm.models.attention import Attention, Shared
+from dlm.models.attention import Attention, Shared, of_layer
+from dlm.models.dit import DitBlock, DitHead
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
 from dlm.models.moe import EXPERT_PRODUCT, Moe
-from dlm.models.presets import TIME_WIDTH, ModelConfig
+from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
 
 
@@ -62,9 +66,7 @@ class Block(nn.Module):
       x = RMSNorm(cfg.norm_eps, ("embed",), name=name)(x)
       return x if change is None else x * (1 + change[0]) + change[1]
 
-    cached = None
-    if stored is not None:
-      cached = tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in stored)
+    cached = of_layer(stored, layer)
     y, keys = Attention(cfg, out_gain, name="attention")(
       normed("attention_norm", x_BxWxD, attention_change), cached, shared
     )
@@ -111,8 +113,11 @@ class Transformer(nn.Module):
 
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
-    hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
     unembed_VxD, embed_VxD = unembed_VxD.astype(dtype), embed_VxD.astype(dtype)
+    if cfg.dit:
+      hidden_BxAxD, unembed_VxD = DitHead(cfg, name="head")(x_BxWxD, unembed_VxD, shared.time_BxWxC)
+    else:
+      hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
     head = LogitHead(hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap)
     aux = {name.replace("_BxW", "_YxBxW"): fact for name, fact in facts.items()}
     return ModelOutput(head=head, cache=cache, aux=aux)
@@ -126,9 +131,12 @@ class Transformer(nn.Module):
     self, slot_BxW: Array, mask: Mask, time_BxW: Array | None, cache: KVCache | None
   ) -> Shared:
     cfg = self.config
-    time_BxWxC = None
-    if cfg.time_conditioned:
-      time_BxWxC = TimeEmbedding(TIME_WIDTH, name="time")(time_BxW, jnp.dtype(cfg.dtype))
+    time_BxWxC, dtype = None, jnp.dtype(cfg.dtype)
+    if cfg.dit:
+      embed = TimeEmbedding(cfg.dit, DIT_SINUSOIDS, bias=True, name="time")
+      time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
+    elif cfg.time_conditioned:
+      time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
     if cache is None:
       window = slot_BxW.shape[1]
       key_BxW = jnp.broadcast_to(jnp.arange(window, dtype=jnp.int32), slot_BxW.shape)
@@ -176,7 +184,8 @@ class Transformer(nn.Module):
       keep = policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(EXPERT_PRODUCT)
       )
-    block = nn.remat(Block, prevent_cse=False, policy=keep)
+    kind, options = (DitBlock, {}) if cfg.dit else (Block, {"routed": routed})
+    block = nn.remat(kind, prevent_cse=False, policy=keep)
     stack = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -186,4 +195,4 @@ class Transformer(nn.Module):
       length=layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return stack(cfg, routed, name=name)
+    return stack(cfg, name=name, **options)

@@ -19,13 +19,16 @@ UNSAID = ("dtype", "remat", "length", "vocab", "eos_ids", "pad_id")
 # What our model computes, in every family. A field with another value means another model.
 ONLY: dict[str, tuple[Any, ...]] = {
   "activation_type": ("silu",),
+  "adaln": (True,),
   "alibi": (False,),
   "attention_bias": (False,),
   "attention_layer_norm": (False,),
   "bias_for_layer_norm": (False,),
   "block_group_size": (1,),
   "block_type": ("llama",),
+  "causal": (False,),
   "clip_qkv": (None,),
+  "cross_attn": (True,),
   "decoder_sparse_step": (1,),
   "hidden_act": ("silu",),
   "include_bias": (False,),
@@ -38,6 +41,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
   "qk_layernorm": (True,),
   "rope": (True,),
   "scale_logits": (False,),
+  "time_conditioning": (False,),
   "use_bias": (False,),
   "use_qk_norm": (True,),
   "use_qkv_bias": (False,),
@@ -154,6 +158,8 @@ def _model(family: Family, config: Mapping[str, Any]) -> ModelConfig:
       config[names[1]] = config.get(names[0])
   derived = {"head_dim": 0, "rotary_dim": 0}
   fields = _read(config, family.fields, {**derived, **family.defaults}, ModelConfig)
+  if family.model_type == "bd3lm":
+    fields |= {"kv_heads": fields["heads"], "mlp": 4 * fields["width"]}
   if not fields["head_dim"]:
     if fields["heads"] < 1 or fields["width"] % fields["heads"]:
       raise ValueError(f"{fields['heads']} heads do not divide a width of {fields['width']}")
@@ -216,6 +222,8 @@ def _facts(
     return value
 
   mask = ids(config.get("mask_token_id"), "mask_token_id")
+  if family.mask_last:
+    mask = mask or [model.vocab - 1]
   pad = ids(config.get("pad_token_id"), "pad_token_id")
   eos = [*ids(generation.get("eos_token_id"), "eos_token_id of " + GENERATION)]
   eos += ids(config.get("eos_token_id"), "eos_token_id")
@@ -261,7 +269,7 @@ def config_of(
   family = FAMILIES[name]
   config = {
     "architectures": [family.architecture],
-    "hidden_act": "silu",
+    **({} if model.dit else {"hidden_act": "silu"}),
     **base,
     "model_type": family.model_type,
     "torch_dtype": dtype,

@@ -41,6 +41,7 @@ class Family:
   block_field: str | None = None  # of config.json, tokens a block
   block: int | None = None  # where config.json has none
   length_field: str = "max_position_embeddings"
+  mask_last: bool = False  # the mask token is one past the tokenizer's ids: the table's last row
   published: Published | None = None
 
 
@@ -183,6 +184,20 @@ FAMILIES: dict[str, Family] = {
     block_field="bd_size",
     block=32,
     published=Published((151936, 152064), mask=151665, eos=(151645,), pad=151643),
+  ),
+  "bd3lm": Family(
+    model_type="bd3lm",
+    architecture="BD3LM",
+    table=names.BD3LM,
+    fields={"vocab": "vocab_size", "width": "hidden_dim", "layers": "n_blocks", "heads": "n_heads",
+            "dit": "cond_dim"},
+    defaults={"rope_base": 1e4, "norm_eps": 1e-5, "tied": False},
+    attention="block_causal",
+    block_field="block_size",
+    block=1,
+    length_field="model_length",
+    mask_last=True,
+    published=Published((50258,), mask=50257, eos=(50256,), pad=50256),
   ),
   "a2d-qwen2": Family(
     model_type="a2d-qwen2",

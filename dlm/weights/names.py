@@ -105,6 +105,36 @@ LLADA2_MOE: Table = {
   "layers/moe/shared/down/kernel": (_LAYER + "mlp.shared_experts.down_proj.weight", "D,S->SD"),
 }
 
+_DIT = "backbone.blocks.{i}."
+_QKV = _DIT + "attn_qkv.weight"
+_OUTPUT = "backbone.output_layer."
+_SIGMA = "backbone.sigma_map.mlp."
+
+BD3LM: Table = {
+  "embed": ("backbone.vocab_embed.embedding", "V,D->VD"),
+  "unembed": (_OUTPUT + "linear.weight", "V,D->VD"),
+  "head/bias": (_OUTPUT + "linear.bias", "V->V"),
+  "head/norm/scale": (_OUTPUT + "norm_final.weight", "D->D"),
+  "head/modulation/linear/kernel": (_OUTPUT + "adaLN_modulation.weight", "MD,C->CMD"),
+  "head/modulation/linear/bias": (_OUTPUT + "adaLN_modulation.bias", "MD->MD"),
+  "time/inner/kernel": (_SIGMA + "0.weight", "C,S->SC"),
+  "time/inner/bias": (_SIGMA + "0.bias", "C->C"),
+  "time/outer/kernel": (_SIGMA + "2.weight", "E,C->CE"),
+  "time/outer/bias": (_SIGMA + "2.bias", "E->E"),
+  "layers/attention_norm/scale": (_DIT + "norm1.weight", "D->D"),
+  "layers/mlp_norm/scale": (_DIT + "norm2.weight", "D->D"),
+  "layers/modulation/linear/kernel": (_DIT + "adaLN_modulation.weight", "MD,C->CMD"),
+  "layers/modulation/linear/bias": (_DIT + "adaLN_modulation.bias", "MD->MD"),
+  "layers/attention/query/kernel": (_QKV, "NH,D->DNH"),
+  "layers/attention/key/kernel": (_QKV, "KH,D->DKH"),
+  "layers/attention/value/kernel": (_QKV, "KH,D->DKH"),
+  "layers/attention/out/kernel": (_DIT + "attn_out.weight", "D,NH->NHD"),
+  "layers/mlp/up/kernel": (_DIT + "mlp.0.weight", "F,D->DF"),
+  "layers/mlp/up/bias": (_DIT + "mlp.0.bias", "F->F"),
+  "layers/mlp/down/kernel": (_DIT + "mlp.2.weight", "D,F->FD"),
+  "layers/mlp/down/bias": (_DIT + "mlp.2.bias", "D->D"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

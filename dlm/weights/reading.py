@@ -26,8 +26,8 @@ CHUNK = 2 * 2**20  # bytes of a piece
 BLOCK = 16  # rows transposed at a time: more would not stay in a CPU's nearest cache
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
-# Stored by some writers, read by nobody: rotary frequencies, and the head of a tied model.
-UNREAD = ".rotary_emb.inv_freq"
+# Stored by some writers, read by nobody: what follows from config.json, the head of a tied model.
+UNREAD = (".rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max")
 
 # A router's bias is adjusted in steps that bfloat16 would lose.
 FLOAT32_ONLY = "router/bias"

@@ -64,7 +64,7 @@ def export(
   beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
   try:
     beside.chmod(0o755)
-    _write_tensors(beside, tensors, leaves, dtype, shard_bytes)
+    _write_tensors(beside, tensors, leaves, dtype, shard_bytes, _constants(model, written))
     (beside / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     beside.rename(directory)
   except BaseException:
@@ -87,12 +87,25 @@ def _tensors(
   return tensors
 
 
+def _constants(model: ModelConfig, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """What the class of BD3-LM looks for among its tensors, though config.json says it."""
+  if not model.dit:
+    return {}
+  frequencies = model.rope_base ** -(np.arange(0, model.head_dim, 2) / model.head_dim)
+  found = {"backbone.rotary_emb.inv_freq": frequencies.astype(np.float32)}
+  if config.get("var_min", True):  # the noise levels it was trained on
+    for name, default in (("sampling_eps_min", 1e-3), ("sampling_eps_max", 0.999)):
+      found[name] = np.array(config.get(name, default), np.float32)
+  return found
+
+
 def _write_tensors(
   directory: pathlib.Path,
   tensors: Mapping[str, list[names.Part]],
   leaves: Mapping[str, jax.Array],
   dtype: str | None,
   shard_bytes: int,
+  constants: Mapping[str, np.ndarray],
 ) -> None:
   def kind(part: names.Part) -> np.dtype:
     wanted = "float32" if part.path.endswith(FLOAT32_ONLY) else dtype or leaves[part.path].dtype
@@ -110,6 +123,7 @@ def _write_tensors(
 
   host = _Host(leaves)
   count = len(shards)
+  total += sum(tensor.nbytes for tensor in constants.values())
   where = {}
   for number, shard in enumerate(shards, 1):
     file = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
@@ -118,6 +132,9 @@ def _write_tensors(
       pieces = [_stored(host, part).astype(kind(part)) for part in tensors[name]]
       made[name] = np.ascontiguousarray(np.concatenate(pieces))
       where[name] = file
+    if number == count:  # few and small
+      made |= constants
+      where |= dict.fromkeys(constants, file)
     save_file(made, directory / file, metadata={"format": "pt"})
   if count > 1:
     index = {"metadata": {"total_size": total}, "weight_map": where}

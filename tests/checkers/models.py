@@ -33,6 +33,7 @@ TOLERANCE = {
   "llada_moe": 1e-3,
   "llada2_moe": 6e-4,
   "fast_dllm_v2": 2e-3,
+  "bd3lm": 2e-3,
 }
 # In the authors' code position * frequency is rounded to float32.
 FAR = 3e-2
@@ -125,6 +126,22 @@ def blocks(file: Recorded, block: int) -> None:
     check_router(file, out)
 
 
+def noisy_after_clean(file: Recorded, block: int) -> None:
+  """As it samples: every block of a noisy row sees itself and the blocks before it."""
+  file.close(run(file, file.get("xt"), block=block)[0], f"logits_sample_block{block}")
+
+
+def noisy_beside_clean(file: Recorded, block: int) -> None:
+  """As it is trained, over [noisy; clean]."""
+  noisy, clean = file.get("xt"), file.get("x0")
+  batch, length = noisy.shape
+  slot_BxW = jnp.broadcast_to(jnp.tile(jnp.arange(length, dtype=jnp.int32), 2), (batch, 2 * length))
+  mask = masks.noisy_clean(batch, length, block)
+  tokens_BxW = jnp.asarray(np.concatenate([noisy, clean], axis=1), jnp.int32)
+  logits, _ = forward(file.model, file.params, tokens_BxW, slot_BxW, mask)
+  file.close(logits[:, :length], f"logits_train_block{block}")
+
+
 def padded(file: Recorded) -> None:
   """Padding on the left, positions counted from the text on; rows of padding are not compared."""
   keys, positions = file.get("padded_attention_mask"), file.get("padded_position_ids")
@@ -197,6 +214,11 @@ VARIANTS = {
   "hidden_states_row0": last_hidden,
   "cached_last8_logits_row0": cached,
 }
+BY_BLOCK = {
+  r"logits_block(\d+)": blocks,
+  r"logits_sample_block(\d+)": noisy_after_clean,
+  r"logits_train_block(\d+)": noisy_beside_clean,
+}
 
 
 def check_logits(path: pathlib.Path) -> None:
@@ -205,8 +227,9 @@ def check_logits(path: pathlib.Path) -> None:
   for name in file.arrays:
     if name in VARIANTS:
       VARIANTS[name](file)
-    elif block := re.fullmatch(r"logits_block(\d+)", name):
-      blocks(file, int(block[1]))
+    for pattern, check in BY_BLOCK.items():
+      if block := re.fullmatch(pattern, name):
+        check(file, int(block[1]))
   ignored = set(file.arrays) - file.used
   assert not ignored, f"{path} holds arrays that no check reads: {ignored}"
 

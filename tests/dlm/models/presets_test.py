@@ -21,6 +21,8 @@ MOE = MoeConfig(experts=4, per_token=2, mlp=5)
     {"moe": MOE},
     {"moe": dataclasses.replace(MOE, shared=7, dense_layers=2, bias=True), "qk_norm": True},
     {"moe": dataclasses.replace(MOE, dense_layers=1), "time_conditioned": True},
+    {"dit": 5},
+    {"dit": 5, "tied": False, "kv_heads": 4},
   ],
 )
 def test_n_params_counts_the_tree(changes):
@@ -89,6 +91,9 @@ def test_overrides_win_over_the_preset():
     ({"rotary_dim": 3}, "rotary_dim=3 must be even"),
     ({"rotary_dim": 8}, "in 0..head_dim=6"),
     ({"moe": dataclasses.replace(MOE, dense_layers=3)}, "dense_layers=3 must be below layers=3"),
+    ({"dit": -1}, "dit=-1 must be 0"),
+    ({"dit": 5, "moe": MOE}, "then moe is None"),
+    ({"dit": 5, "time_conditioned": True}, "time_conditioned=True"),
   ],
 )
 def test_impossible_configurations_are_refused(changes, message):

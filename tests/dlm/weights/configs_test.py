@@ -67,6 +67,23 @@ def test_llada2_mini_as_published(tmp_path):
   assert facts["attention"] == "block_causal"
 
 
+def test_bd3lm_as_published(tmp_path):
+  config = dict(
+    model_type="bd3lm", adaln=True, causal=False, cross_attn=True, time_conditioning=False,
+    block_size=16, cond_dim=128, hidden_dim=768, model_length=1024, n_blocks=12, n_heads=12,
+    vocab_size=50258, torch_dtype="float32",
+  )  # fmt: skip
+  source = opened(tmp_path, config)
+  model = source.model
+  assert (model.kv_heads, model.head_dim, model.mlp, model.dit) == (12, 64, 3072, 128)
+  assert source.facts == dict(
+    mask_id=50257, eos_ids=[50256], pad_id=50256, shift=0, attention="block_causal", block=16,
+    vocab=50258, length=1024,
+  )  # fmt: skip
+  with pytest.raises(weights.WeightsError, match="time_conditioning=True is not supported"):
+    opened(tmp_path, config | {"time_conditioning": True})
+
+
 def test_llada_moe_is_told_from_llada_by_its_experts(tmp_path):
   config = dict(
     model_type="llada", hidden_size=2048, num_hidden_layers=16, num_attention_heads=16,

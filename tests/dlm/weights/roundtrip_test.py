@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,22 @@ def test_one_fused_matrix_holds_queries_then_keys_then_values(tmp_path):
   value_DxKxH = params["layers"]["attention"]["value"]["kernel"][1]  # layer 0 is in a stack apart
   want = np.ascontiguousarray(value_DxKxH.reshape(16, 16).T)
   np.testing.assert_array_equal(got[48:].view(np.uint16), want.view(np.uint16))
+
+
+def test_bd3lm_leaves_as_its_authors_wrote_it(tmp_path):
+  """All their tensors, the constants among them that follow from config.json."""
+  theirs = pathlib.Path(__file__).parents[2] / "conformance" / "bd3lm" / "model"
+  source = weights.open_source(theirs)
+  weights.export(
+    tmp_path / "out", source.family, source.model, weights.load(source), facts=source.facts,
+    config=source.config,
+  )  # fmt: skip
+  got, want = stored(tmp_path / "out"), stored(theirs)
+  assert got.keys() == want.keys()
+  for name, tensor in want.items():
+    np.testing.assert_array_equal(got[name].ravel().view(np.uint32), tensor.ravel().view(np.uint32))
+  config = weights.open_source(tmp_path / "out").config
+  assert {name: config[name] for name in source.config} == source.config
 
 
 def test_shards_are_indexed_and_bounded(tmp_path):

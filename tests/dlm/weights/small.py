@@ -30,9 +30,12 @@ MODELS = {
   "sdar": ModelConfig(**QWEN3),
   "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "fast_dllm_v2": ModelConfig(**QWEN2),
+  "bd3lm": ModelConfig(**SIZES | dict(
+    kv_heads=4, head_dim=4, mlp=64, rope_base=1e4, norm_eps=1e-5, dit=10,
+  )),
   "a2d-qwen2": ModelConfig(**QWEN2),
   "a2d-qwen3": ModelConfig(**QWEN3),
-}
+}  # fmt: skip
 ATTENTION = {
   "qwen2": ("causal", 1, None),
   "qwen3": ("causal", 1, None),
@@ -42,6 +45,7 @@ ATTENTION = {
   "sdar": ("block_causal", 0, 8),
   "sdar_moe": ("block_causal", 0, 8),
   "fast_dllm_v2": ("block_causal", 1, 16),
+  "bd3lm": ("block_causal", 0, 8),
 }
 
 
