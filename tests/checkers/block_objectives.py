@@ -16,6 +16,7 @@ import numpy as np
 from dlm import masks
 from dlm.diffusion.schedules import LladaLinear
 from dlm.objectives import (
+  Bd3lm,
   DreamSft,
   EfficientDlm,
   FastDllmV2,
@@ -341,12 +342,45 @@ def fast_dllm_v2_train_loss(run: dict, model, params) -> None:
   close(loss, run.pop("loss"), rtol=1e-4)
 
 
+def bd3lm_train_loss(run: dict, model, params) -> None:
+  """Draws: of every block's time, of every token, and of tokens again for each round.
+
+  Their padding is text that is noised and seen, and only not scored.
+  """
+  ids, text, block = run.pop("x0"), run.pop("attention_mask"), int(run.pop("block_size"))
+  count = sum(name.startswith("uniform_draw") for name in run)
+  recorded = [run.pop(f"uniform_draw{n}_k16") for n in range(count)]
+  u_time, u_mask, *again = [np.float32((k + 0.5) / 2**16) for k in recorded]
+  assert run.pop("resample") == bool(again)
+  want, t = run.pop("xt"), run.pop("t")
+  draws = in_order(np.ravel(u_time)) | {
+    "u_mask": u_mask,
+    "u_resample": np.reshape(again, (len(again), *ids.shape)),
+  }
+  objective = Bd3lm(
+    model.config.vocab - 1,
+    block,
+    window=tuple(map(float, run.pop("eps"))),
+    resample_rounds=len(again),
+  )
+  noisy, losses, _ = forward(objective, model, params, draws, batch_of(ids))
+  length = ids.shape[1]
+  same(noisy.inputs_BxW, np.concatenate([want, ids], axis=1))
+  close(noisy.time_BxW[:, :length], t)
+  close(losses * text, run.pop("nll_per_token"), rtol=1e-4, atol=1e-3)
+  close((losses * text).sum() / text.sum(), run.pop("loss"), rtol=1e-4)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, params, noisy):
   return cross_entropy.logits(cross_entropy.head_of(model, params, noisy))
 
 
-TRAIN_LOSS = {"sdar": sdar_train_loss, "fast_dllm_v2": fast_dllm_v2_train_loss}
+TRAIN_LOSS = {
+  "sdar": sdar_train_loss,
+  "fast_dllm_v2": fast_dllm_v2_train_loss,
+  "bd3lm": bd3lm_train_loss,
+}
 
 
 def check_train_loss(path: pathlib.Path) -> None:
