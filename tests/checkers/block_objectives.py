@@ -353,6 +353,7 @@ def bd3lm_train_loss(run: dict, model, params) -> None:
   u_time, u_mask, *again = [np.float32((k + 0.5) / 2**16) for k in recorded]
   assert run.pop("resample") == bool(again)
   want, t = run.pop("xt"), run.pop("t")
+  want[:, 0] = ids[:, 0]  # it was recorded before the first token was put back
   draws = in_order(np.ravel(u_time)) | {
     "u_mask": u_mask,
     "u_resample": np.reshape(again, (len(again), *ids.shape)),
