@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.token_stats.spec import StatSpec
+
 Array = jax.Array
 Sweep = Callable[[Callable[[Any, Array], Any], Any], Any]  # folds f(state, logits_RxT) over tiles
 
@@ -42,31 +44,36 @@ def add_k_best(kept: KBest, z_RxT: Array) -> KBest:
   return KBest(best_RxK, left_R.astype(jnp.float32) + jnp.where(still_R, kept.more_R, 0))
 
 
-def top_k_cut(kept: KBest, top_p: float, temperature: float, all_R: Array | None) -> Array:
+def top_k_cut(kept: KBest, spec: StatSpec, all_R: Array | None) -> Array:
   """[R]: the k-th best logit, or where top-p cuts among the ids that reach it.
 
   `all`: the mass of which top-p is a share, that of the best id being 1; None: what top-k keeps.
   """
   best_RxK = kept.best_RxK
-  if top_p == 1:
+  if spec.top_p == 1:
     return best_RxK[:, -1]
-  weight_RxK = _weight(best_RxK, best_RxK[:, 0], temperature)
+  weight_RxK = _weight(best_RxK, best_RxK[:, 0], spec.divisor)
   sum_RxK = jnp.cumsum(weight_RxK, axis=1)
   kept_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
-  total_R = kept_R if all_R is None else all_R
-  needed_RxK = sum_RxK - weight_RxK < top_p * total_R[:, None]
+  most_R = spec.top_p * (kept_R if all_R is None else all_R)
+  needed_RxK = sum_RxK - weight_RxK < most_R[:, None]
+  if spec.top_p_rule == "within":
+    over_RxK = (sum_RxK > most_R[:, None]).at[:, -1].set(kept_R > most_R)
+    barrier_Rx1 = jnp.where(over_RxK, best_RxK, -jnp.inf).max(1, keepdims=True)
+    needed_RxK = (best_RxK > barrier_Rx1) | (best_RxK == best_RxK[:, :1])
   return jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
 
 
-def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, top_p: float, temperature: float) -> Array:
-  """[R]: the lowest logit of the smallest best set with mass >= top_p.
+def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec) -> Array:
+  """[R]: a value that parts the set of best ids that top-p keeps from the others.
 
-  Starts from an interval that holds the cut (all mass below its lower end is less than 1 - top_p)
-  and measures the mass above 16 values in it at once, `_PASSES` times. A fixed number of passes:
+  Starts from an interval that holds it (all mass below its lower end is less than 1 - top_p) and
+  measures the mass above 16 values in it at once, `_PASSES` times. A fixed number of passes:
   devices that share a collective must run the same loop.
   """
+  within = spec.top_p_rule == "within"
   high_R = finite(top1_R)
-  low_R = high_R + temperature * jnp.log((1 - top_p) / vocab)
+  low_R = high_R + spec.divisor * jnp.log((1 - spec.top_p) / vocab)
 
   def narrow(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low_R, high_R = bounds
@@ -74,20 +81,21 @@ def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, top_p: float, temperature
     cut_CxR = high_R[None, :] - (high_R - low_R)[None, :] * step_C[:, None]
 
     def add_mass(mass: tuple[Array, Array], z_RxT: Array) -> tuple[Array, Array]:
-      weight_RxT = _weight(z_RxT, top1_R, temperature)
+      weight_RxT = _weight(z_RxT, top1_R, spec.divisor)
       above_CxR = jax.lax.map(
         lambda cut_R: jnp.where(z_RxT >= cut_R[:, None], weight_RxT, 0).sum(1), cut_CxR
       )
       return mass[0] + above_CxR, mass[1] + weight_RxT.sum(1)
 
     above_CxR, total_R = sweep(add_mass, (jnp.zeros_like(cut_CxR), jnp.zeros_like(high_R)))
-    enough_CxR = above_CxR >= top_p * total_R[None, :]
-    low_R = jnp.where(enough_CxR, cut_CxR, low_R[None, :]).max(0)
-    high_R = jnp.where(enough_CxR, high_R[None, :], cut_CxR).min(0)
+    most_1xR = spec.top_p * total_R[None, :]
+    below_CxR = above_CxR > most_1xR if within else above_CxR >= most_1xR
+    low_R = jnp.where(below_CxR, cut_CxR, low_R[None, :]).max(0)
+    high_R = jnp.where(below_CxR, high_R[None, :], cut_CxR).min(0)
     return low_R, high_R
 
-  low_R, _ = jax.lax.fori_loop(0, _PASSES, narrow, (low_R, high_R))
-  return low_R
+  low_R, high_R = jax.lax.fori_loop(0, _PASSES, narrow, (low_R, high_R))
+  return high_R if within else low_R
 
 
 def _weight(z_RxT: Array, top1_R: Array, temperature: float) -> Array:

@@ -83,6 +83,11 @@ def _cut(eligible_RxV: Array, spec: StatSpec) -> Array:
     kept_RxV = sorted_RxV >= cut_Rx1
     counted_RxV = kept_RxV if spec.top_p_of == "top_k" else jnp.ones_like(kept_RxV)
     p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / spec.divisor, -jnp.inf), axis=1)
-    needed_RxV = jnp.cumsum(p_RxV, axis=1) - p_RxV < spec.top_p
+    mass_RxV = jnp.cumsum(p_RxV, axis=1)
+    needed_RxV = mass_RxV - p_RxV < spec.top_p
+    if spec.top_p_rule == "within":
+      over_RxV = kept_RxV & (mass_RxV > spec.top_p)
+      barrier_Rx1 = jnp.where(over_RxV, sorted_RxV, -jnp.inf).max(1, keepdims=True)
+      needed_RxV = (sorted_RxV > barrier_Rx1) | (sorted_RxV == sorted_RxV[:, :1])
     cut_Rx1 = jnp.where(kept_RxV & needed_RxV, sorted_RxV, jnp.inf).min(1, keepdims=True)
   return cut_Rx1

@@ -7,6 +7,7 @@ import jax
 Array = jax.Array
 
 TOP_P_OF = ("top_k", "all")
+TOP_P_RULES = ("reach", "within")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,11 @@ class StatSpec:
   shaped: bool = False  # statistics of the shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
   top_k: int = 0  # 0: off. Ids below the k-th best logit are dropped; ties at it stay
-  top_p: float = 1.0  # 1: off. The smallest set of best ids with mass >= top_p stays
+  top_p: float = 1.0  # 1: off. Of the best ids a set of mass top_p stays
+  top_p_rule: str = (
+    "reach"  # the smallest of mass >= top_p; "within": the largest of mass <= top_p,
+  )
+  # and the best id in any case (BD3-LM, arXiv 2503.09573)
   top_p_of: str = "top_k"  # that mass is a share of what top-k keeps (SDAR), or of "all" (Dream)
   forbidden: tuple[int, ...] = ()  # ids that must not be chosen; their probability is 0
 
@@ -44,6 +49,10 @@ class StatSpec:
       raise ValueError(f"StatSpec: top_p={self.top_p} must lie in (0, 1] (1: off)")
     if self.top_p_of not in TOP_P_OF:
       raise ValueError(f"StatSpec: top_p_of={self.top_p_of!r} is not one of {', '.join(TOP_P_OF)}")
+    if self.top_p_rule not in TOP_P_RULES:
+      raise ValueError(
+        f"StatSpec: top_p_rule={self.top_p_rule!r} is not one of {', '.join(TOP_P_RULES)}"
+      )
 
   @property
   def divisor(self) -> float:

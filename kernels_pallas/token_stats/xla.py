@@ -63,8 +63,7 @@ def _cut(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array:
       lambda fold, state: sweep(lambda state, seen: fold(state, seen.eligible_RxT), state),
       top1_R,
       vocab,
-      spec.top_p,
-      spec.divisor,
+      spec,
     )
   # Of what top-k keeps the k best tell the mass; that of all ids has to be gathered beside them.
   of_all = spec.top_p < 1 and spec.top_p_of == "all"
@@ -79,7 +78,7 @@ def _cut(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array:
   no_mass = Mass(lowest_R, lowest_R) if of_all else None
   best, mass = sweep(add, (cut.no_best(lowest_R, spec.top_k), no_mass))
   all_R = jnp.exp(mass.log_R) if of_all else None
-  return cut.top_k_cut(best, spec.top_p, spec.divisor, all_R)
+  return cut.top_k_cut(best, spec, all_R)
 
 
 def _result(candidate: Candidate, stats: Stats) -> TokenStats:

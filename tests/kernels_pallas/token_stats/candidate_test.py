@@ -24,6 +24,7 @@ ROWS = 192
     {"temperature": 4.0, "top_k": 5, "top_p": 0.6},
     {"temperature": 1.0, "top_k": 11, "top_p": 0.95},
     {"temperature": 1.0, "top_k": 5, "top_p": 0.8, "top_p_of": "all"},
+    {"temperature": 0.7, "top_p": 0.9, "top_p_rule": "within"},
   ],
   ids=str,
 )

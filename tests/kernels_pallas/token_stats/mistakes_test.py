@@ -19,6 +19,8 @@ def test_mistakes_are_named():
     token_stats(hidden_RxD, unembed_VxD, StatSpec(outside=(4, -1)))
   with pytest.raises(ValueError, match="top_p_of='dream' is not one of top_k, all"):
     StatSpec(top_p_of="dream")
+  with pytest.raises(ValueError, match="top_p_rule='strict' is not one of reach, within"):
+    StatSpec(top_p_rule="strict")
   with pytest.raises(ValueError, match=r"soft_cap=0\.0 must be positive"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(), soft_cap=0.0)
   with pytest.raises(ValueError, match="needs current_R"):

@@ -30,6 +30,9 @@ def some_logits(rows=24, vocab=23):
     {"temperature": 1.5, "top_k": 6, "top_p": 0.7},
     {"temperature": 1.5, "top_k": 6, "top_p": 0.7, "top_p_of": "all"},
     {"top_k": 9, "top_p": 0.7, "top_p_of": "all"},
+    {"top_p": 0.8, "top_p_rule": "within"},
+    {"temperature": 1.5, "top_k": 6, "top_p": 0.7, "top_p_rule": "within"},
+    {"top_k": 9, "top_p": 0.7, "top_p_of": "all", "top_p_rule": "within"},
   ],
   ids=str,
 )
@@ -67,6 +70,16 @@ def test_the_mass_of_top_p_is_that_of_all_or_of_the_top_k(compute):
     spec = StatSpec(shaped=True, top_k=3, top_p=0.7, top_p_of=top_p_of)
     stats = compute(jnp.asarray(np.log(p_1xV), jnp.float32), jnp.eye(5), spec)
     np.testing.assert_allclose(jnp.exp(stats.lse), p_1xV[0, :count].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{}, {"top_k": 4}], ids=str)
+def test_the_id_that_crosses_top_p_stays_or_goes_but_the_best_stays(compute, shape):
+  p_2xV = np.array([[0.4, 0.2, 0.15, 0.13, 0.12], [0.8, 0.1, 0.05, 0.03, 0.02]])
+  left = {"reach": (0.75, 0.8), "within": (0.6, 0.8)}
+  for rule, mass in left.items():
+    spec = StatSpec(shaped=True, top_p=0.7, top_p_of="all", top_p_rule=rule, **shape)
+    stats = compute(jnp.asarray(np.log(p_2xV), jnp.float32), jnp.eye(5), spec)
+    np.testing.assert_allclose(jnp.exp(stats.lse), mass, rtol=1e-5)
 
 
 def test_a_cut_leaves_confidence_and_margin_of_one_where_one_id_is_left(compute):

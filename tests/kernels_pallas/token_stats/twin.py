@@ -9,9 +9,13 @@ def keys(rows, seed=0):
 
 
 def best_with_mass(z_V, spec):
-  """The smallest set of best logits that holds top_p of the mass of `z`: its lowest logit."""
+  """The set of best logits that holds top_p of the mass of `z` (sorted): its lowest logit."""
   p_V = np.exp((z_V - z_V[0]) / spec.divisor)
-  return z_V[np.argmax(np.cumsum(p_V) / p_V.sum() >= spec.top_p)]
+  p_V /= p_V.sum()
+  if spec.top_p_rule == "within":  # value by value, as long as there is room; the best anyway
+    fits = [z for z in z_V if p_V[z_V >= z].sum() <= spec.top_p]
+    return min(fits, default=z_V[0])
+  return z_V[np.argmax(np.cumsum(p_V) >= spec.top_p)]
 
 
 def kept(z_V, spec):
