@@ -17,16 +17,13 @@ from dlm.sampling.policies import Fixed, LeftToRight, Planned, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import Progress
 from tests.dlm.models.small import jitter
-from tests.dlm.sampling.quick import QUICK
 
 M = MASK = 22
 SLOTS, BLOCK = 16, 6
 MODEL = bind(ModelConfig(vocab=23, width=16, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=24))
 ROWS = [[3] + [M] * 12, [1, 2, 3, 4, 5] + [M] * 11, [7, 8, M, M, M], [6, M, 1, 2, M, 5, 5, 5, 5, M]]
 
-run, start, step = (
-  jax.jit(f, static_argnums=0, compiler_options=QUICK) for f in (loop.run, loop.start, loop.step)
-)
+run, start, step = (jax.jit(f, static_argnums=0) for f in (loop.run, loop.start, loop.step))
 
 
 @functools.cache

@@ -8,9 +8,8 @@ from dlm.sampling import loop
 from dlm.sampling.caching import NoCache, Vicinity
 from dlm.sampling.policies import Fixed, Threshold
 from tests.dlm.sampling.caching.delayed_test import ROWS, M, canvas_of, params, queries, sampler
-from tests.dlm.sampling.quick import QUICK
 
-run = jax.jit(loop.run, static_argnums=0, compiler_options=QUICK)
+run = jax.jit(loop.run, static_argnums=0)
 SHORT = [1, 2] + [M] * 9  # blocks of 6 and 3
 LONG = [1, 2] + [M] * 12  # of 6 and 6
 

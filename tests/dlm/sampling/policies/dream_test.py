@@ -18,12 +18,11 @@ from dlm.sampling.policies import Dream, DreamThreshold
 from dlm.sampling.policies.dream import ALGORITHMS, shares
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.policies.views import keys, view_of
-from tests.dlm.sampling.quick import QUICK
 from tests.dlm.sampling.table import Table, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS = 6, 7, 13
 ROWS = [[1, 2] + [MASK] * 11, [3] * 5 + [MASK] * 8]
-run = jax.jit(loop.run, static_argnums=0, compiler_options=QUICK)
+run = jax.jit(loop.run, static_argnums=0)
 
 
 def sampler(policy, **fields):
