@@ -19,7 +19,7 @@ def _one_range(lo_BxW: Array, hi_BxW: Array) -> Mask:
 class Full:
   """Every query sees every slot (MDLM, LLaDA, Dream)."""
 
-  def __call__(self, slot_BxW: Array, slots: int) -> Mask:
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
     return _one_range(jnp.zeros_like(slot_BxW), jnp.full_like(slot_BxW, slots))
 
 
@@ -27,7 +27,7 @@ class Full:
 class Causal:
   """A query sees itself and what stands before it (autoregressive models)."""
 
-  def __call__(self, slot_BxW: Array, slots: int) -> Mask:
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(slot_BxW + 1, slots))
 
 
@@ -41,7 +41,7 @@ class BlockCausal:
     if self.block < 1:
       raise ValueError(f"BlockCausal: block={self.block} must be at least 1")
 
-  def __call__(self, slot_BxW: Array, slots: int) -> Mask:
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
     end_BxW = (slot_BxW // self.block + 1) * self.block
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
 
@@ -84,6 +84,26 @@ def noisy_clean_from(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptBlocks:
+  """The prompt is a block of any length, and blocks of the answer are cut from its end (D2F)."""
+
+  block: int
+
+  def __post_init__(self):
+    if self.block < 1:
+      raise ValueError(f"PromptBlocks: block={self.block} must be at least 1")
+
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
+    end_BxW = _end_of_block(slot_BxW, answer_B[:, None], self.block)
+    return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
+
+
+def _end_of_block(slot_BxW: Array, answer_BxW: Array, block: int) -> Array:
+  offset_BxW = slot_BxW - answer_BxW
+  return jnp.where(offset_BxW < 0, answer_BxW, answer_BxW + (offset_BxW // block + 1) * block)
+
+
 def prompt_then_blocks(answer_BxL: Array, block: int) -> Mask:
   """The prompt is a block of any length; blocks of the answer see it, themselves, those before.
 
@@ -93,9 +113,7 @@ def prompt_then_blocks(answer_BxL: Array, block: int) -> Mask:
     answer_BxL: where the answer of each slot's document begins.
   """
   length = answer_BxL.shape[1]
-  offset_BxL = jnp.arange(length)[None] - answer_BxL
-  end_BxL = answer_BxL + (offset_BxL // block + 1) * block
-  end_BxL = jnp.minimum(jnp.where(offset_BxL < 0, answer_BxL, end_BxL), length)
+  end_BxL = jnp.minimum(_end_of_block(jnp.arange(length)[None], answer_BxL, block), length)
   return _one_range(jnp.zeros_like(end_BxL), end_BxL)
 
 

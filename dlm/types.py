@@ -164,7 +164,9 @@ class Objective(Protocol):
 class MaskRule(Protocol):
   """What a model's attention may see at inference: `masks.Full()`, `masks.BlockCausal(32)`."""
 
-  def __call__(self, slot_BxW: Array, slots: int) -> Mask: ...
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
+    """`answer_B`: each row's first open slot, where the prompt is a block of its own."""
+    ...
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class Canvas:
   remasked_B: Array  # written tokens that were masked again
 
 
-FORWARD_KINDS = ("full", "window", "commit")
+FORWARD_KINDS = ("full", "window", "commit")  # a commit decides nothing
 
 
 @struct.dataclass
@@ -217,6 +219,7 @@ class Decision:
   stop_B: Array | None = None  # the row ends here, whatever is still masked
   stay_B: Array | None = None  # the row stays in its block, though nothing in it is masked
   leave_B: Array | None = None  # the row leaves its block for good, whatever is still masked
+  advance_B: Array | None = None  # of a policy that drafts: slots that are settled from here on
 
 
 class Policy(Protocol):
@@ -228,6 +231,9 @@ class Policy(Protocol):
     gather_ids(state) -> [B, A, J]: the ids whose logits it needs (`StatSpec.gather`)
     soft_weight(turn_B) -> [B]: masked slots carry the mean embedding of their last prediction
       (`StatSpec.soft`), this much of it if forward `turn` predicts it; of scope "canvas"
+    reach(state) -> [B]: one past the last slot that it may write, if it works ahead of its block
+    draft_span: if it drafts (`Decision.advance_B`), the slots it drafts over: the sampler's block
+    coupled = True: a slot's candidates are drawn with the same noise at every forward
     judges = True: written slots of the active block answer as if they were masked
       (`dlm.sampling.shadow`)
   """
@@ -249,9 +255,9 @@ class Progress:
   start_B: Array
   step_B: Array
   turn_B: Array
-  fresh_B: Array  # nothing is cached of what stands before the active block
-  pending_B: Array  # the block before the active one is final, but not cached
-  commits_B: Array  # this forward is over that block alone and decides nothing
+  reach_B: Array  # one past the last slot that the policy may write now
+  cached_B: Array  # slots before this are cached for good; those from here to `start` are final
+  commits_B: Array  # this forward is over those alone, for their keys
   windows_B: Array  # windowed forwards already spent on the row
   renewed_B: Array  # the row's last forward was the whole canvas
   masked_BxL: Array
@@ -278,6 +284,7 @@ class CachePlan(Protocol):
 
   cached: bool  # False: there is no cache, every forward is the whole canvas
   commits: bool  # finished blocks enter the cache by a forward after their last decision
+  provisional: bool  # keys of the active block are kept as its last forward computed them
   anchor: bool  # with shift: the query before a window rides along, to predict its first slot
   settles: bool  # a row never leaves its block right after a whole-canvas forward
 

@@ -11,7 +11,17 @@ import pathlib
 
 import pytest
 
-from tests.checkers import block_objectives, decoding, dream, llada, models, objectives
+from tests.checkers import (
+  block,
+  block_objectives,
+  decoding,
+  drafting,
+  dream,
+  llada,
+  models,
+  multi_block,
+  objectives,
+)
 
 DEFAULT = pathlib.Path(__file__).parent / "conformance"
 FOLDER = pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", DEFAULT))  # as conftest.conformance_dir
@@ -22,22 +32,25 @@ CHECKED = {
   "qwen3": models.METHODS,
   "llada": llada.METHODS,
   "dream": dream.METHODS,
+  "sdar": block.METHODS,
+  "llada2_moe": block.METHODS,
+  "fast_dllm_v2": block.METHODS,
+  "i_dlm": drafting.METHODS,
+  "d2f": multi_block.METHODS,
+  "d3llm": multi_block.METHODS,
 }
 LATER = {
   "llada": (4, ("cdlm_fixed",)),
-  "sdar": (5, ("sdar_generate", "sdar_opencompass", "sdar_jetengine")),
-  "llada2_moe": (5, (
-    "llada20_generate", "llada21_generate", "dinfer_recompute", "dinfer_cached",
-  )),
-  "fast_dllm_v2": (5, ("fast_dllm_v2_generate", "fast_dllm_v2_batch_sample")),
-}  # fmt: skip
+  "d3llm": (5, ("d3llm_llada_multi_block_kv", "d3llm_dream_multi_block_kv")),
+}
 ELSEWHERE = {
   "graders": "its list metrics are checked by tests/dlm/evaluation/tasks_lists_test.py, no others"
 }
 FAMILIES = tuple(models.TOLERANCE)
+DECODED = tuple(dict.fromkeys((*FAMILIES, *CHECKED)))
 
 OBJECTIVES = objectives.read(FOLDER / "objectives")
-DECODING = [case for family in FAMILIES for case in decoding.read(FOLDER / family)]
+DECODING = [case for family in DECODED for case in decoding.read(FOLDER / family)]
 LOGITS = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("logits*.npz"))
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
@@ -66,7 +79,7 @@ def missing() -> dict[str, str]:
   for path in {*FOLDER.glob("*/train_loss.npz")} - {*TRAIN_LOSSES}:
     found[named(path)] = "its model is not supported yet (a later issue)"
   for path in FOLDER.iterdir():
-    if path.is_dir() and path.name not in ("objectives", *FAMILIES):
+    if path.is_dir() and path.name not in ("objectives", *DECODED):
       found[path.name] = ELSEWHERE.get(path.name, "not supported yet (a later issue)")
   return found
 

@@ -11,15 +11,16 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 POLICY = {  # every field of every policy
-  int: "k ids n steps least most span max_steps first last answer_start answer_length",
+  int: "k ids n steps least most span max_steps first last answer_start answer_length "
+  "size stride checked",
   float: "threshold factor budget band decay low back alpha gamma bias start growth limit "
-  "end_after early mid late alg_temp eps",
-  str: "order rule alg schedule",
-  bool: "exact_steps",
+  "end_after early mid late alg_temp eps edit begin eager",
+  str: "order rule alg schedule score",
+  bool: "exact_steps always correct",
   tuple: "forced",
 }
 CACHE = {  # and of every cache
-  int: "interval window every before after warmup",
+  int: "interval window every before after warmup size",
   str: "count centre shift_rule",
   bool: "anchor settles second_full",
 }
@@ -32,11 +33,11 @@ def unset(fields: dict) -> dict:
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.policy = ConfigDict({"name": "threshold", **unset(POLICY)})
-  # A policy that wraps another (prophet, region, credit, smooth) takes it from here.
+  # A policy that wraps another (prophet, region, credit, smooth, parts) takes it from here.
   config.policy.inner = ConfigDict({"name": placeholder(str), **unset(POLICY)})
-  # auto: "block" where it is exact, else "none"
+  # auto: the exact one of model and policy ("block", "ahead", "rolling"), else "none"
   config.cache = ConfigDict({"name": "auto", **unset(CACHE)})
-  config.commit = "fused"  # or "separate"
+  config.commit = "fused"  # or "separate", "free": how a finished block's keys enter the cache
   config.block = 0  # 0: the checkpoint's block
   config.align = "auto"  # auto: canvas for block-causal models, prompt otherwise
   config.slots = 0  # of the canvas; 0: the length of the model's training rows
@@ -45,6 +46,7 @@ def get_config() -> ConfigDict:
   config.temperature = 0.0
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off
+  config.shaped = False  # confidences after temperature, top-k and top-p, not before
   config.guidance = 0.0  # scale of classifier-free guidance; 0: off
   config.forbid_ends = False  # stop ids are never written
   config.doubt_ends = False  # stop ids count for nothing in confidences: they are written last

@@ -31,6 +31,7 @@ class Sampling:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  shaped: bool = False
   guidance: float = 0.0
   forbid_ends: bool = False
   doubt_ends: bool = False
@@ -71,9 +72,11 @@ def sampling(
   slots = own.slots or facts["length"]
   aligned = "canvas" if attention == "block_causal" else "prompt"
   ends = tuple(facts["eos_ids"])
-  policy = _policy("policy", tables.table(config, "policy"), ends)
+  policy = _policy("policy", tables.table(config, "policy"), ends, block)
+  block = getattr(policy, "draft_span", block)
   # A token a forward and a commit a token; policies that count steps may take all of them.
-  enough = max(2 * slots, -(-slots // block) * (getattr(policy, "steps", 0) + 1))
+  steps = getattr(policy, "steps", 0) + getattr(policy, "most", 0)
+  enough = 2 * slots + -(-slots // block) * (steps + 1)
   own = dataclasses.replace(
     own,
     block=block,
@@ -85,6 +88,7 @@ def sampling(
     "full": masks.Full(),
     "causal": masks.Causal(),
     "block_causal": masks.BlockCausal(facts["block"] or block),
+    "prompt_blocks": masks.PromptBlocks(facts["block"] or block),
   }
   sees = tables.named("the checkpoint's attention", attention, rules)
   clock = None
@@ -95,7 +99,7 @@ def sampling(
   sampler = Sampler(
     denoise=model,
     policy=policy,
-    plan=_plan(config, sees, own),
+    plan=_plan(config, sees, own, policy),
     sees=sees,
     block=block,
     max_forwards=own.max_forwards,
@@ -109,6 +113,7 @@ def sampling(
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
+    shaped=own.shaped,
     guidance=own.guidance,
     # Spare rows spell nothing.
     forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
@@ -118,29 +123,40 @@ def sampling(
   return sampler, own
 
 
-def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...]) -> Policy:
-  """A policy by name; fields left None take its own defaults, `end_ids` the checkpoint's."""
+def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: int) -> Policy:
+  """A policy by name; fields left None take its own defaults.
+
+  `end_ids` are the checkpoint's, `block` is the sampler's.
+  """
   given = {key: value for key, value in table.items() if value is not None}
   make = tables.named(f"{name}.name", given.pop("name", None), POLICIES)
   fields = {field.name for field in dataclasses.fields(make)}
   if "schedule" in given:
     given["schedule"] = tables.schedule(f"{name}.schedule", given["schedule"])
   if "inner" in fields and "inner" in given:
-    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends)
+    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends, block)
   elif not any(given.get("inner", {}).values()):  # the empty table of default.py
     given.pop("inner", None)
   if "end_ids" in fields:
     given.setdefault("end_ids", ends)
+  if "block" in fields:
+    given.setdefault("block", block)
   return tables.call(name, make, given, also=("name",))
 
 
-def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling) -> CachePlan:
-  """The cache by name; "auto" is "block" where that is exact, else "none"."""
+def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling, policy: Policy) -> CachePlan:
+  """The cache by name; "auto" is the exact one of the model and the policy, or "none"."""
   given = {key: value for key, value in tables.table(config, "cache").items() if value is not None}
   name = given.pop("name", "auto")
   if name == "auto":
     exact = isinstance(sees, masks.Causal)
-    if isinstance(sees, masks.BlockCausal):
-      exact = own.align == "canvas" and own.block % sees.block == 0
-    name = "block" if exact else "none"
+    if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
+      own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"
+      exact = own.align == own_blocks and own.block % sees.block == 0
+    if hasattr(policy, "draft_span"):
+      name = "rolling"
+    elif hasattr(policy, "reach"):
+      name = "ahead" if exact else "none"
+    else:
+      name = "block" if exact and policy.scope == "block" else "none"
   return tables.call("cache", tables.named("cache.name", name, PLANS), given, also=("name",))

@@ -82,7 +82,7 @@ def forward(
     return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B + shadows)
 
   window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
-  if sampler.shift and sampler.plan.anchor:
+  if sampler.anchored:
     window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
   size_B = window_BxL.sum(-1)
   need = jnp.where(act_B, size_B, 0).max()
@@ -101,7 +101,7 @@ def forward(
 
 def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
   """Window sizes; with shift each has room for the query before it."""
-  extra = int(bool(sampler.shift) and sampler.plan.anchor)
+  extra = int(sampler.anchored)
   widths = {min(width + extra, slots) for width in sampler.plan.widths(sampler.block, slots)}
   return tuple(sorted(widths))
 
@@ -151,6 +151,7 @@ def _over(
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
   if by_query and gather_BxAxJ is not None:
     gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
+  answer_B = jnp.argmax(canvas.open_BxL, axis=1)
   denoise = guidance.denoise
   if getattr(sampler.policy, "judges", False):
     rows = {"start_B": canvas.start_B, "length_B": canvas.length_B}
@@ -161,7 +162,7 @@ def _over(
     at_slot(canvas.tokens_BxL, slot_BxW),
     at_slot(canvas.open_BxL, slot_BxW),
     slot_BxW=slot_BxW,
-    mask=masks.within(sampler.sees(slot_BxW, slots), canvas.length_B),
+    mask=masks.within(sampler.sees(slot_BxW, slots, answer_B), canvas.length_B),
     time_BxW=time_BxW,
     cache=cache,
     write_BxW=write_BxW,

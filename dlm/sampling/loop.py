@@ -3,12 +3,16 @@
 Each row is a small state machine with its own block pointer, so rows in different blocks and phases
 share one compiled step, and a row sampled alone equals the row in a batch:
 
-  fresh    nothing cached yet: the next forward is the whole canvas (prompt and active block)
+  pending  clean text before the active block is not cached: the prompt, or the block just finished.
+           commit="separate": the next forward caches it and decides nothing, but for the first
+           token of the active block where the clean token before it predicts that (shift).
+           "fused": it rides in the active block's first forward, one forward fewer for the same
+           tokens. "free": as fused, and a block whose last forward changed nothing is cached by it
   denoise  forwards over the active block; the policy writes tokens after each
-  pending  the block before the active one is clean but not cached. commit="separate": the next
-           forward is over that block alone and decides nothing. commit="fused": it rides in the
-           active block's first forward, one forward fewer for the same tokens
   done     no masked slot is left, a stop id and all before it is written, or max_forwards are spent
+
+A policy may work ahead of its active block (`reach`), and one that drafts says how far its tokens
+are settled (`Decision.advance_B`): the rest is given back to the next forward.
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
 """
@@ -17,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dlm.sampling import drafts, ends
 from dlm.sampling.forward import at_slot, forward, masked, scope
 from dlm.sampling.sampler import Sampler
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
@@ -28,8 +33,7 @@ class LoopState:
   cache: KVCache | None
   policy: State
   step_B: Array  # deciding forwards spent on the active block
-  fresh_B: Array  # nothing is cached of what stands before the active block
-  pending_B: Array  # the block before the active one waits to be cached
+  cached_B: Array  # slots before this are cached for good
   renewed_B: Array  # the row's last forward was the whole canvas
   soft_BxLxD: Array | None  # what masked slots carry of their last prediction
 
@@ -53,8 +57,7 @@ def start(sampler: Sampler, canvas: Canvas) -> LoopState:
     cache=sampler.denoise.empty_cache(rows, slots) if sampler.plan.cached else None,
     policy=sampler.policy.enter(_in_block(sampler, canvas), None),
     step_B=jnp.zeros(batch, jnp.int32),
-    fresh_B=canvas.start_B > 0,
-    pending_B=jnp.zeros(batch, bool),
+    cached_B=jnp.zeros(batch, jnp.int32),
     renewed_B=jnp.zeros(batch, bool),
     soft_BxLxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
   )
@@ -69,12 +72,11 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   full = refresh_B.any()
   act_B = ~canvas.done_B & (refresh_B | ~full)
   separate = sampler.plan.commits and sampler.commit == "separate"
-  commits_B = act_B & state.pending_B & ~full & separate
-  decides_B = act_B & ~commits_B
+  commits_B = act_B & (state.cached_B < canvas.start_B) & separate
   at = at.replace(commits_B=commits_B)
 
   # 2. denoise and score.
-  key_noise_B, key_policy_B = _row_keys(canvas)
+  key_noise_B, key_policy_B = _row_keys(canvas, getattr(sampler.policy, "coupled", False))
   seen = forward(
     sampler,
     params,
@@ -91,34 +93,35 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   # 3. decide.
   view = _view(sampler, state, at, seen.stats, seen.scored_BxA)
   decision, policy = sampler.policy.decide(view, state.policy, key_policy_B)
+  alone_B = jnp.zeros_like(act_B)
+  if sampler.first_alone:
+    alone_B = act_B & (full | commits_B)
+    decision = _first_alone(view, decision, alone_B)
+    commits_B &= ~decision.write_BxA.any(-1)
+  if sampler.plan.settles:
+    stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
+    decision = decision.replace(stay_B=stay_B | full)
 
-  if sampler.shift and sampler.plan.cached and not sampler.plan.anchor:
-    decision = _first_alone(view, decision, full)
-    policy = _where(decides_B & ~full, policy, state.policy)
-
-  # 4. commit tokens, then move each row on.
-  kind = jnp.where(full, 0, jnp.where(commits_B, 2, 1))
-  kind_BxK = (kind[:, None] == jnp.arange(len(FORWARD_KINDS))[None, :]) & act_B[:, None]
+  # 4. commit tokens and keys, then move each row on.
+  decides_B = act_B & ~commits_B
+  kind_B = jnp.where(commits_B, 2, jnp.where(full, 0, 1))
+  kind_BxK = (kind_B[:, None] == jnp.arange(len(FORWARD_KINDS))[None, :]) & act_B[:, None]
   canvas = canvas.replace(
     forwards_Bx3=canvas.forwards_Bx3 + kind_BxK,
     queries_B=canvas.queries_B + jnp.where(act_B, seen.queries_B, 0),
   )
   canvas = _write(canvas, view, decision, decides_B)
   if sampler.on_eos == "fill":
-    canvas = _fill_after_eos(sampler, canvas, decides_B, jnp.zeros_like(canvas.start_B))
+    canvas = ends.fill(sampler, canvas, decides_B, jnp.zeros_like(canvas.start_B))
   state = state.replace(
     canvas=canvas,
     cache=seen.cache,
-    policy=_where(decides_B, policy, state.policy),
-    step_B=state.step_B + decides_B,
-    fresh_B=state.fresh_B & ~act_B,
-    pending_B=state.pending_B & ~act_B,
+    policy=_where(decides_B & ~alone_B, policy, state.policy),
+    step_B=state.step_B + (decides_B & ~at.commits_B),
+    cached_B=jnp.where(act_B, canvas.start_B, state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),
     soft_BxLxD=_soften(sampler, state, view, decides_B),
   )
-  if sampler.plan.settles:
-    stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
-    decision = decision.replace(stay_B=stay_B | full)
   return _advance(sampler, state, decision, decides_B)
 
 
@@ -131,8 +134,8 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     start_B=canvas.start_B,
     step_B=state.step_B,
     turn_B=turn_B,
-    fresh_B=state.fresh_B,
-    pending_B=state.pending_B,
+    reach_B=_reach(sampler, state),
+    cached_B=state.cached_B,
     commits_B=jnp.zeros_like(canvas.done_B),
     windows_B=canvas.forwards_Bx3[:, 1],
     renewed_B=state.renewed_B,
@@ -144,6 +147,13 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     block=sampler.block,
     shift=sampler.shift,
   )
+
+
+def _reach(sampler: Sampler, state: LoopState) -> Array:
+  """Where the policy's work ends: with the active block, unless it works ahead."""
+  reach = getattr(sampler.policy, "reach", None)
+  end_B = state.canvas.start_B + sampler.block
+  return end_B if reach is None else reach(state.policy)
 
 
 def _filled(canvas: Canvas, cache: KVCache | None) -> Array:
@@ -159,7 +169,7 @@ def _view(
   canvas, slot_BxA = state.canvas, scope(sampler, state.canvas)
   inside_BxA = slot_BxA < canvas.tokens_BxL.shape[1]
   masked_BxA = at_slot(at.masked_BxL, slot_BxA) & inside_BxA
-  now_BxA = masked_BxA & scored_BxA & (slot_BxA < (canvas.start_B + sampler.block)[:, None])
+  now_BxA = masked_BxA & scored_BxA & (slot_BxA < at.reach_B[:, None])
   return View(
     slot_BxA=slot_BxA,
     tokens_BxA=at_slot(canvas.tokens_BxL, slot_BxA),
@@ -181,11 +191,18 @@ def _turn(canvas: Canvas) -> Array:
   return canvas.forwards_Bx3[:, 0] + canvas.forwards_Bx3[:, 1]
 
 
-def _row_keys(canvas: Canvas) -> tuple[Array, Array]:
-  """This forward's keys (candidates, policy): of the row's key and its deciding forwards so far."""
+def _row_keys(canvas: Canvas, coupled: bool) -> tuple[Array, Array]:
+  """This forward's keys (candidates, policy): of the row's key and its deciding forwards so far.
+
+  coupled: the candidates' key is that of the row, the same at every forward.
+  """
+  turn_B = _turn(canvas)
   key_Bx2 = jax.vmap(lambda key, turn: jax.random.split(jax.random.fold_in(key, turn)))(
-    canvas.key_B, _turn(canvas)
+    canvas.key_B, turn_B
   )
+  if coupled:
+    fixed_B = jax.vmap(lambda key: jax.random.fold_in(key, 0))(canvas.key_B)
+    key_Bx2 = key_Bx2.at[:, 0].set(jax.vmap(lambda key: jax.random.split(key)[0])(fixed_B))
   return key_Bx2[:, 0], key_Bx2[:, 1]
 
 
@@ -204,34 +221,25 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   )
 
 
-def _first_alone(view: View, decision: Decision, full: Array) -> Decision:
-  """If `full`: the block's first token, sure or not, and nothing else.
+def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
+  """Rows `alone`: the block's first token, sure or not, and nothing else.
 
   Windows without the query before them never predict it. Fast-dLLM's code for Dream.
   """
   first_BxA = view.masked_BxA & (view.slot_BxA == view.start_B[:, None])
-  stop_B, leave_B = decision.stop_B, decision.leave_B
-  return decision.replace(
-    write_BxA=jnp.where(full, first_BxA, decision.write_BxA),
-    token_BxA=jnp.where(full, view.stats.token, decision.token_BxA),
-    stop_B=None if stop_B is None else stop_B & ~full,
-    leave_B=None if leave_B is None else leave_B & ~full,
-  )
+  alone_Bx1 = alone_B[:, None]
 
+  def unless_alone(asked_B: Array | None) -> Array | None:
+    return None if asked_B is None else asked_B & ~alone_B
 
-def _fill_after_eos(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:
-  """Open slots behind the first stop id that was written, and not before `from`, become it."""
-  slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
-  stop_BxL = _written_stops(sampler, canvas)
-  seen_BxL = jnp.cumsum(stop_BxL, axis=1) > 0
-  first_Bx1 = jnp.argmax(stop_BxL, axis=1)[:, None]
-  eos_Bx1 = jnp.take_along_axis(canvas.tokens_BxL, first_Bx1, axis=1)
-  fill_BxL = seen_BxL & canvas.open_BxL & rows_B[:, None] & (canvas.tokens_BxL != eos_Bx1)
-  fill_BxL &= slot_L[None, :] >= from_B[:, None]
-  turn_Bx1 = _turn(canvas)[:, None]
-  return canvas.replace(
-    tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
-    when_BxL=jnp.where(fill_BxL, turn_Bx1, canvas.when_BxL),
+  advance_B = decision.advance_B
+  return Decision(
+    write_BxA=jnp.where(alone_Bx1, first_BxA, decision.write_BxA),
+    token_BxA=jnp.where(alone_Bx1, view.stats.token, decision.token_BxA),
+    stop_B=unless_alone(decision.stop_B),
+    stay_B=unless_alone(decision.stay_B),
+    leave_B=unless_alone(decision.leave_B),
+    advance_B=None if advance_B is None else jnp.where(alone_B, 0, advance_B),
   )
 
 
@@ -249,13 +257,10 @@ def _soften(sampler: Sampler, state: LoopState, view: View, decides_B: Array) ->
   return jnp.where(new_BxL[:, :, None], soft_BxLxD, state.soft_BxLxD)
 
 
-def _written_stops(sampler: Sampler, canvas: Canvas) -> Array:
-  stops = jnp.array(sampler.eos_ids, jnp.int32)
-  return canvas.open_BxL & (canvas.when_BxL >= 0) & jnp.isin(canvas.tokens_BxL, stops)
-
-
 def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: Array) -> LoopState:
   """Rows whose block is finished move to their next block with a masked slot, or are done."""
+  if decision.advance_B is not None:
+    return drafts.advance(sampler, state, decision.advance_B, decides_B)
   canvas = state.canvas
   masked_BxL = masked(canvas, sampler.mask_id)
   slot_L = jnp.arange(masked_BxL.shape[1])
@@ -269,9 +274,9 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
     finished_B |= decision.leave_B
   finished_B &= decides_B
   if sampler.on_eos == "fill_block":
-    canvas = _fill_after_eos(sampler, canvas, finished_B, end_B)
+    canvas = ends.fill(sampler, canvas, finished_B, end_B)
     later_BxL &= masked(canvas, sampler.mask_id)
-  stopped_B = _stopped(sampler, canvas, masked_BxL, finished_B) & decides_B
+  stopped_B = ends.stopped(sampler, canvas, masked_BxL, finished_B) & decides_B
   if decision.stop_B is not None:
     stopped_B |= decision.stop_B & decides_B
 
@@ -281,12 +286,14 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
   spent_B = canvas.forwards_Bx3.sum(-1) >= sampler.max_forwards
   done_B = canvas.done_B | stopped_B | (finished_B & ~more_B) | spent_B
   start_B = jnp.where(moves_B, end_B + jump_B * sampler.block, canvas.start_B)
+  cached_B = state.cached_B
+  if sampler.plan.commits and sampler.commit == "free":  # the forward saw the block's last tokens
+    unchanged_B = ~(decision.write_BxA & at_slot(canvas.open_BxL, scope(sampler, canvas))).any(-1)
+    cached_B = jnp.where(moves_B & unchanged_B, end_B, cached_B)
   state = state.replace(
     canvas=canvas.replace(start_B=start_B, done_B=done_B),
     step_B=jnp.where(moves_B, 0, state.step_B),
-    # Skipped blocks were clean all along: a whole-canvas forward caches them, else one block waits.
-    fresh_B=state.fresh_B | (moves_B & (jump_B > 0)),
-    pending_B=state.pending_B | (moves_B & (jump_B == 0)),
+    cached_B=cached_B,
   )
   entered = sampler.policy.enter(_in_block(sampler, state.canvas), state.policy)
   return state.replace(policy=_where(moves_B, entered, state.policy))
@@ -306,19 +313,6 @@ def _in_block(sampler: Sampler, canvas: Canvas) -> Array:
   inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
   inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
   return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
-
-
-def _stopped(sampler: Sampler, canvas: Canvas, masked_BxL: Array, finished_B: Array) -> Array:
-  """A stop id was written in the active block, and all the block before it is written too."""
-  if sampler.on_eos not in ("stop", "stop_block"):
-    return jnp.zeros_like(finished_B)
-  offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
-  block_BxL = (offset_BxL >= 0) & (offset_BxL < sampler.block)
-  stop_BxL = _written_stops(sampler, canvas) & block_BxL
-  if sampler.on_eos == "stop_block":
-    return stop_BxL.any(-1) & finished_B
-  waits_BxL = masked_BxL & block_BxL & (jnp.cumsum(stop_BxL, axis=-1) == 0)
-  return stop_BxL.any(-1) & ~waits_BxL.any(-1)
 
 
 def _where(rows_B: Array, new: State, old: State) -> State:

@@ -3,9 +3,10 @@
 import dataclasses
 
 from dlm import masks
+from dlm.sampling.caching.rolling import Rolling
 from dlm.types import CachePlan, Clock, Denoiser, MaskRule, Policy, StatSpec
 
-COMMITS = ("fused", "separate")
+COMMITS = ("fused", "separate", "free")
 SCOPES = ("block", "canvas")
 ON_EOS = ("stop", "stop_block", "fill", "fill_block")
 
@@ -22,9 +23,11 @@ class Sampler:
     on_eos: what a stop id does. "stop": the row ends when all before it in its block is written;
       "stop_block": when the whole block is. "fill": what stands behind it becomes the stop id,
       after every forward; "fill_block": what stands behind its block does, when that is finished.
+    commit: how a finished block's keys enter the cache, see `dlm.sampling.loop`.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
     temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
       forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot stays masked).
+    shaped: confidences are those of the tempered and cut distribution, not of the plain one.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
@@ -48,6 +51,7 @@ class Sampler:
   top_p: float = 1.0
   forbidden: tuple[int, ...] = ()
   doubtful: tuple[int, ...] = ()
+  shaped: bool = False
   may_predict_mask: bool = False
   guidance: float = 0.0
   implementation: str | None = None
@@ -71,10 +75,15 @@ class Sampler:
       raise ValueError(f"Sampler: guidance={self.guidance} must not be negative (0: off)")
     if self.shift not in (0, 1):
       raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
-    if self.shift and self.plan.commits and self.commit != "fused":
+    if self.commit == "free" and not self.plan.provisional:
       raise ValueError(
-        "Sampler: with shift=1 the first token of a block is predicted by the token before it, "
-        "which only commit='fused' computes"
+        "Sampler: commit='free' takes the keys of a block from its last forward, which only cache "
+        f"'block' keeps; {self.plan}"
+      )
+    if hasattr(self.policy, "draft_span") and not (self.shift and isinstance(self.plan, Rolling)):
+      raise ValueError(
+        f"Sampler: {self.policy} drafts, which needs cache 'rolling' and a causal model whose "
+        f"logits predict the next token; shift={self.shift}, {self.plan}"
       )
     self.plan.check(self.sees, self.block, self.policy)
     spec = self.spec()  # raises where no candidate can be drawn so
@@ -95,10 +104,23 @@ class Sampler:
         "predicts its own and is told no noise level"
       )
 
+  @property
+  def first_alone(self) -> bool:
+    """With shift: a forward that fills the cache writes the first token behind it, and no other."""
+    separate = self.plan.commits and self.commit == "separate"
+    return bool(self.shift) and self.plan.cached and (separate or not self.plan.anchor)
+
+  @property
+  def anchored(self) -> bool:
+    """With shift: the query before a window rides along, to predict its first slot."""
+    return bool(self.shift) and not self.first_alone
+
   def spec(self) -> StatSpec:
     """The policy's needs, and how candidates are drawn."""
+    needs = self.policy.needs()
     return dataclasses.replace(
-      self.policy.needs(),
+      needs,
+      shaped=needs.shaped or self.shaped,
       temperature=self.temperature,
       top_k=self.top_k,
       top_p=self.top_p,

@@ -20,7 +20,6 @@ from dlm.sampling import chance, forward, loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
-from tests.dlm.sampling.quick import QUICK
 
 
 @dataclasses.dataclass
@@ -128,7 +127,7 @@ def play(sampler: Sampler, params, canvas, prompts, draws=None, turns: int = 400
   return Trace(prompts, states)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _step(sampler, params, state, chances):
   if chances is None:
     return loop.step(sampler, params, state)
@@ -170,17 +169,26 @@ def _score(gumbel_BxLxV, head, spec, *, current_BxA, key_B, slot_BxA, gather_BxA
 
 
 def shape(z, spec):
-  """Dream's top-p, then its top-k, on tempered logits."""
-  if spec.top_p < 1:
-    order = jnp.sort(z, axis=-1, descending=True)
-    p = jax.nn.softmax(order, axis=-1)
-    kept = jnp.cumsum(p, axis=-1) - p <= spec.top_p
-    cut = jnp.where(kept, order, jnp.inf).min(-1, keepdims=True)
-    z = jnp.where(z >= cut, z, -jnp.inf)
-  if spec.top_k:
-    kth = jax.lax.top_k(z, spec.top_k)[0][..., -1:]
-    z = jnp.where(z >= kth, z, -jnp.inf)
+  """Tempered logits cut by top-k and top-p: of what top-k keeps (SDAR), or before it (Dream)."""
+  cuts = [_cut_p, _cut_k] if spec.top_p_of == "all" else [_cut_k, _cut_p]
+  for cut in cuts:
+    z = cut(z, spec)
   return z
+
+
+def _cut_p(z, spec):
+  if spec.top_p == 1:
+    return z
+  order = jnp.sort(z, axis=-1, descending=True)
+  p = jax.nn.softmax(order, axis=-1)
+  kept = jnp.cumsum(p, axis=-1) - p <= spec.top_p
+  return jnp.where(z >= jnp.where(kept, order, jnp.inf).min(-1, keepdims=True), z, -jnp.inf)
+
+
+def _cut_k(z, spec):
+  if not spec.top_k:
+    return z
+  return jnp.where(z >= jax.lax.top_k(z, spec.top_k)[0][..., -1:], z, -jnp.inf)
 
 
 def _coins(state, sampler, coins_BxL, key_B, width):

@@ -18,6 +18,7 @@ class ExactBlock:
 
   cached = True
   commits = True
+  provisional = True
   anchor = True
   settles = False
 
@@ -30,7 +31,7 @@ class ExactBlock:
       )
     if isinstance(sees, masks.Causal):
       return
-    if not isinstance(sees, masks.BlockCausal):
+    if not isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
       raise ValueError(
         f"cache 'block' is exact only for block-causal or causal attention, not {sees}: "
         "finished tokens would have to see later ones. Use cache 'none'."
@@ -41,17 +42,102 @@ class ExactBlock:
       )
 
   def refresh_B(self, at: Progress) -> Array:
-    return at.fresh_B
+    """Where more than a block waits: the prompt, or blocks that were clean all along."""
+    return at.start_B - at.cached_B > at.block
 
   def window_BxL(self, at: Progress) -> Array:
-    """The active block; the one before it too where it waits, or alone where it is committed."""
-    before_B = jnp.where(at.pending_B, at.block, 0)
-    offset_BxL = at.slot_L[None, :] - at.start_B[:, None]
-    end_B = jnp.where(at.commits_B, 0, at.block)
-    return (offset_BxL >= -before_B[:, None]) & (offset_BxL < end_B[:, None])
+    """The active block and what waits before it; that alone where it is committed."""
+    end_B = at.start_B + jnp.where(at.commits_B, 0, at.block)
+    slot_1xL = at.slot_L[None, :]
+    return (slot_1xL >= at.cached_B[:, None]) & (slot_1xL < end_B[:, None])
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
     return (block, 2 * block)
+
+  def keep_BxL(self, at: Progress) -> Array:
+    """Keys of the active block are kept too; every forward over it brings new ones."""
+    end_B = at.start_B + jnp.where(at.commits_B, 0, at.block)
+    return at.slot_L[None, :] < end_B[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SubBlock(ExactBlock):
+  """As "block", and within the active block only the part that is being written is computed.
+
+  Fast-dLLM v2, arXiv 2509.26328, its `use_block_cache`: the whole block is computed while the first
+  token of the leftmost unfinished part is masked, and its keys serve until the next part begins.
+  Approximate within a block, exact behind it.
+
+  Args:
+    size: slots of a part; the policy must write part after part ("parts").
+  """
+
+  size: int = 8
+  provisional = False
+
+  def __post_init__(self):
+    if self.size < 1:
+      raise ValueError(f"cache: size={self.size} must be at least 1")
+
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
+    super().check(sees, block, policy)
+    if block % self.size or getattr(policy, "size", None) != self.size:
+      raise ValueError(
+        f"cache 'sub_block': size={self.size} must divide block={block} and be the size of policy "
+        f"'parts'; {policy}"
+      )
+
+  def window_BxL(self, at: Progress) -> Array:
+    offset_BxL = at.slot_L[None, :] - at.start_B[:, None]
+    masked_BxL = at.masked_BxL & at.active_BxL
+    first_B = jnp.argmax(masked_BxL, axis=1) - at.start_B
+    part_BxL = (offset_BxL // self.size) == (first_B // self.size)[:, None]
+    begins_B = first_B % self.size == 0
+    known_B = ~(at.active_BxL & at.inside_BxL & ~at.filled_BxL).any(-1)
+    alone_B = known_B & ~begins_B & (at.cached_B == at.start_B)
+    return jnp.where(alone_B[:, None], part_BxL & at.active_BxL, super().window_BxL(at))
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    return tuple(sorted({self.size, block, 2 * block}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead(ExactBlock):
+  """As "block", for policies that begin blocks before the last is finished: all of them are run.
+
+  D2F, arXiv 2508.09192: finished blocks enter the cache with the next forward over those behind
+  them, and so does the prompt. Exact, as unfinished blocks are never cached.
+  """
+
+  provisional = False
+
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
+    if not hasattr(policy, "reach"):
+      raise ValueError(
+        f"cache 'ahead' is for policies that work ahead of their block, not {policy}"
+      )
+    exact = isinstance(sees, masks.Causal)
+    if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
+      exact = block % sees.block == 0
+    if not exact:
+      raise ValueError(
+        f"cache 'ahead' needs block-causal attention in blocks that divide {block=}, not {sees}"
+      )
+
+  def refresh_B(self, at: Progress) -> Array:
+    return jnp.zeros_like(at.commits_B)
+
+  def window_BxL(self, at: Progress) -> Array:
+    end_B = jnp.where(at.commits_B, at.start_B, at.reach_B)
+    slot_1xL = at.slot_L[None, :]
+    return (slot_1xL >= at.cached_B[:, None]) & (slot_1xL < end_B[:, None])
+
+  def widths(self, block: int, slots: int) -> tuple[int, ...]:
+    """One block, two, four, ... up to the canvas."""
+    found = [block]
+    while found[-1] < slots:
+      found.append(min(2 * found[-1], slots))
+    return tuple(found)
 
   def keep_BxL(self, at: Progress) -> Array:
     return at.slot_L[None, :] < at.start_B[:, None]

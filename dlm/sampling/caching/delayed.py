@@ -32,6 +32,7 @@ class _Delayed:
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+  provisional: ClassVar[bool] = False
   anchor: ClassVar[bool] = True
   settles: ClassVar[bool] = False
 
@@ -124,6 +125,7 @@ class Greedy:
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+  provisional: ClassVar[bool] = False
   anchor: ClassVar[bool] = True
   settles: ClassVar[bool] = False
 

@@ -21,6 +21,7 @@ class Interval:
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+  provisional: ClassVar[bool] = False
   anchor: ClassVar[bool] = True
   settles: ClassVar[bool] = False
 

@@ -13,6 +13,7 @@ class NoCache:
 
   cached = False
   commits = False
+  provisional = False
   anchor = True
   settles = False
 
@@ -20,7 +21,7 @@ class NoCache:
     """Fits every model."""
 
   def refresh_B(self, at: Progress) -> Array:
-    return jnp.ones_like(at.fresh_B)
+    return jnp.ones_like(at.commits_B)
 
   def window_BxL(self, at: Progress) -> Array:
     return at.inside_BxL

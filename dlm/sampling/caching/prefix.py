@@ -36,6 +36,7 @@ class Prefix:
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+  provisional: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.every < 0:

@@ -30,6 +30,7 @@ class Vicinity:
 
   cached: ClassVar[bool] = True
   commits: ClassVar[bool] = False
+  provisional: ClassVar[bool] = False
   anchor: ClassVar[bool] = True
   settles: ClassVar[bool] = True
 

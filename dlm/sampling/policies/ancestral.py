@@ -15,6 +15,11 @@ class Ancestral:
   MDLM, arXiv 2406.07524, 3.2.3 (posterior of the absorbing process), over a uniform grid of `steps`
   times a block from 1 to 0; the last step writes all that is left. It is a sample of the model at
   temperature 1: other temperatures are the user's choice.
+
+  Steps that write nothing ask the model nothing: it would answer as before (the authors' cache).
+  So forwards are at most the tokens, however many the steps; with ever more of them each forward
+  writes one token, in a random order, which is the first-hitting sampler: policy "fixed" with k=1
+  and order="random" (arXiv 2409.02908; BD3-LM, 2503.09573).
   """
 
   scope = "block"
@@ -28,15 +33,20 @@ class Ancestral:
   def needs(self) -> StatSpec:
     return StatSpec()
 
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
+  def enter(self, masked_BxA: Array, state: Array | None) -> Array:
+    """State: steps taken in the block."""
+    return jnp.zeros(masked_BxA.shape[0], jnp.int32)
 
-  def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
-    t_B = 1 - view.step_B / self.steps
-    s_B = 1 - (view.step_B + 1) / self.steps
-    alpha_t_B, alpha_s_B = self.schedule.alpha(t_B), self.schedule.alpha(s_B)
-    chance_B = (alpha_s_B - alpha_t_B) / jnp.maximum(1 - alpha_t_B, 1e-9)
-    chance_B = jnp.where(view.step_B >= self.steps - 1, 1.0, chance_B)
+  def decide(self, view: View, state: Array, key_B: Array) -> tuple[Decision, Array]:
+    """Draws the step at which each token is written, and takes all steps up to the first of them.
+
+    A token that is masked before step i still is after step j with probability level_j / level_i,
+    so what was drawn at earlier forwards may be forgotten.
+    """
+    level_T = 1 - self.schedule.alpha(1 - jnp.arange(self.steps + 1) / self.steps)
     u_BxA = chance.uniform(key_B, view.masked_BxA.shape[1])
-    write_BxA = view.masked_BxA & (u_BxA < chance_B[:, None])
-    return Decision(write_BxA, view.stats.token), state
+    last_BxA = jnp.searchsorted(-level_T, -u_BxA * level_T[state][:, None], side="left")
+    written_BxA = jnp.clip(last_BxA, state[:, None] + 1, self.steps).astype(jnp.int32)
+    step_B = jnp.where(view.masked_BxA, written_BxA, self.steps).min(-1)
+    write_BxA = view.masked_BxA & (written_BxA == step_B[:, None])
+    return Decision(write_BxA, view.stats.token), step_B

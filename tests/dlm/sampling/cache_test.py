@@ -11,14 +11,13 @@ import pytest
 from dlm import masks
 from dlm.models import ModelConfig, bind
 from dlm.sampling import loop
-from dlm.sampling.caching import PLANS
+from dlm.sampling.caching import PLANS, Rolling, SubBlock
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.clock import BlockMaskRatio
-from dlm.sampling.policies import Factor, Fixed, LeftToRight, Threshold
+from dlm.sampling.policies import Edit, Factor, Fixed, LeftToRight, Parts, Quota, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import MaskRule, Policy
 from tests.dlm.models.small import jitter
-from tests.dlm.sampling.quick import QUICK
 
 MASK, SLOTS = 22, 16
 MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
@@ -33,7 +32,7 @@ ROWS = [
   [1, 2, M, 4, M, M, 7, 8, 9, 9, 9, 9, 9, M],  # holes in neighbours, then a jump
 ]
 
-run = jax.jit(loop.run, static_argnums=0, compiler_options=QUICK)
+run = jax.jit(loop.run, static_argnums=0)
 
 
 @functools.cache
@@ -57,12 +56,12 @@ class Case:
   timed: bool = False
   separate: bool = False  # is it also run with separate commits?
 
-  def sampler(self, cache, commit="fused", **changes):
+  def sampler(self, cache, commit="fused", plan=None, **changes):
     own = ("policy", "sees", "block", "temperature", "shift", "eos_ids")
     fields = {name: getattr(self, name) for name in own} | changes
     return Sampler(
       denoise=TIMED if self.timed else MODEL,
-      plan=PLANS[cache](),
+      plan=plan or PLANS[cache](),
       max_forwards=64,
       mask_id=MASK,
       commit=commit,
@@ -73,7 +72,9 @@ class Case:
   @property
   def rows(self):
     """Slots that see masks alone are equally sure, and round-off chooses: give them a token."""
-    by_confidence = isinstance(self.policy, Threshold | Factor) or self.policy == Fixed(k=1)
+    by_confidence = isinstance(
+      self.policy, Threshold | Factor | Quota | Edit | Parts
+    ) or self.policy == Fixed(k=1)
     return [[3] + [M] * 15, *ROWS[1:]] if by_confidence else ROWS
 
   def canvas(self, row=None):
@@ -96,6 +97,9 @@ CASES = {
     Fixed(steps=2, order="random"), FOUR, temperature=1.0, eos_ids=(3, 11, 19), separate=True
   ),
   "two_blocks_stops": Case(Factor(1.0), FOUR, block=8, eos_ids=(1, 2, 13, 14)),
+  "quota": Case(Quota(4, 3, 0.5), FOUR, separate=True),
+  "edit": Case(Edit(0.6, 0.3), FOUR),
+  "parts": Case(Parts(Threshold(0.5), 2), FOUR),
   "timed": Case(Threshold(0.4), FOUR, temperature=1.0, timed=True),
   "causal": Case(LeftToRight(2), CAUSAL, temperature=1.0, align="prompt", separate=True),
   "shifted": Case(Threshold(0.4), CAUSAL, temperature=1.0, align="prompt", shift=1),
@@ -130,8 +134,9 @@ def test_cached_rows_equal_uncached_ones(case):
   if case.separate:
     separate = run(case.sampler("block", "separate"), case.params(), case.canvas())
     same_text(separate, plain)
-    np.testing.assert_array_equal(separate.forwards_Bx3[:, :2], fused.forwards_Bx3[:, :2])
-    np.testing.assert_array_equal(separate.queries_B, fused.queries_B)
+    full, window, commits = separate.forwards_Bx3.T
+    np.testing.assert_array_equal(window, decided)
+    assert (full == 0).all() and commits.sum() > 0, "what fills the cache decides nothing"
 
 
 def test_forwards_and_queries_are_counted_by_kind():
@@ -140,16 +145,49 @@ def test_forwards_and_queries_are_counted_by_kind():
   fused = run(case.sampler("block"), case.params(), case.canvas())
   separate = run(case.sampler("block", "separate"), case.params(), case.canvas())
   same_text(separate, fused)
-  # By row: forwards over the whole canvas (where clean blocks come first, and after a jump),
-  # windows, blocks whose keys the next one needs: a forward each, or queries in a window; and
-  # slots of a block that lie behind the end of the row and are not computed.
-  for row, (full, windows, blocks, behind) in enumerate(
-    [(0, 15, 3, 0), (1, 5, 1, 3), (1, 7, 1, 0), (0, 1, 0, 2), (1, 3, 0, 1), (1, 3, 1, 0)]
-  ):
+  # By row: forwards over the whole canvas (where more than a block of clean text comes first, and
+  # after a jump), windows, blocks whose keys the next one needs: a forward each, or queries in a
+  # window; slots of a block that lie behind the end of the row and are not computed; and those of
+  # the block that a separate forward over the whole canvas does not decide.
+  for row, (full, windows, blocks, behind, again) in enumerate(
+    [(0, 15, 3, 0, 0), (0, 6, 2, 3, 0), (1, 7, 1, 0, 4), (0, 1, 0, 2, 0), (1, 3, 0, 1, 3),
+     (1, 3, 1, 0, 2)]
+  ):  # fmt: skip
     queries = full * len(ROWS[row]) + 4 * windows + 4 * blocks - behind
     assert fused.forwards_Bx3[row].tolist() == [full, windows, 0]
-    assert separate.forwards_Bx3[row].tolist() == [full, windows, blocks]
-    assert int(fused.queries_B[row]) == int(separate.queries_B[row]) == queries
+    assert separate.forwards_Bx3[row].tolist() == [0, full + windows, full + blocks]
+    assert int(fused.queries_B[row]) == queries
+    assert int(separate.queries_B[row]) == queries + again
+
+
+def test_free_commits_take_the_keys_of_a_last_forward_that_changed_nothing():
+  """Edit ends blocks so, unless it runs out of forwards (most): then they are fused."""
+  for most, free_of_cost in ((16, True), (0, False)):
+    case = dataclasses.replace(CASES["fixed"], policy=Edit(0.6, 0.3, most=most))
+    plain = run(case.sampler("none"), case.params(), case.canvas())
+    fused = run(case.sampler("block"), case.params(), case.canvas())
+    free = run(case.sampler("block", "free"), case.params(), case.canvas())
+    same_text(free, plain)
+    np.testing.assert_array_equal(free.forwards_Bx3.sum(-1), fused.forwards_Bx3.sum(-1))
+    assert bool((free.queries_B < fused.queries_B).any()) == free_of_cost
+
+
+def test_parts_of_a_block_are_computed_alone_once_they_have_begun():
+  """Fast-dLLM v2's sub-blocks: fewer queries, and where a part is written at once the same text."""
+  at_once = Parts(Fixed(k=2), 2)
+  case = dataclasses.replace(CASES["fixed"], policy=at_once)
+  plain = run(case.sampler("none"), case.params(), case.canvas())
+  parts = SubBlock(2)
+  out = run(case.sampler("block", plan=parts), case.params(), case.canvas())
+  assert out.done_B.all()
+  slow = dataclasses.replace(case, policy=Parts(Fixed(k=1), 2))
+  whole = run(slow.sampler("block"), slow.params(), slow.canvas())
+  cheap = run(slow.sampler("block", plan=parts), slow.params(), slow.canvas())
+  np.testing.assert_array_equal(cheap.forwards_Bx3.sum(-1), whole.forwards_Bx3.sum(-1))
+  assert (
+    cheap.queries_B <= whole.queries_B
+  ).all() and cheap.queries_B.sum() < whole.queries_B.sum()
+  np.testing.assert_array_equal(out.tokens_BxL[0], plain.tokens_BxL[0])
 
 
 def test_shifted_windows_hold_the_query_that_predicts_their_first_slot():
@@ -222,7 +260,9 @@ def test_cached_loops_of_a_broken_model_end():
     ({"sees": masks.Full()}, "cache 'block' is exact only for block-causal or causal attention"),
     ({"block": 6}, "block=6 to be a multiple of the model's block 4"),
     ({"block": 2}, "block=2 to be a multiple of the model's block 4"),
-    ({"sees": CAUSAL, "shift": 1, "commit": "separate"}, "only commit='fused' computes"),
+    ({"plan": SubBlock(4), "commit": "free"}, "from its last forward, which only cache 'block'"),
+    ({"plan": SubBlock(2)}, "must divide block=4 and be the size of policy 'parts'"),
+    ({"plan": Rolling()}, "for causal models and policies that draft"),
   ],
 )
 def test_what_would_not_be_exact_is_refused(changes, message):

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from dlm import masks
 from dlm.models import ModelConfig, bind
 from dlm.sampling import loop
-from dlm.sampling.caching import PLANS, Dual, ExactBlock, NoCache
+from dlm.sampling.caching import PLANS, Ahead, Dual, ExactBlock, Greedy, NoCache, Rolling, SubBlock
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import Planned, Threshold
+from dlm.sampling.policies import Introspective, Parts, Pipelined, Planned, Threshold
 from dlm.sampling.sampler import Sampler
 from tests.dlm.models.small import jitter
 from tests.dlm.sampling.loop_test import EVERY
-from tests.dlm.sampling.quick import QUICK
 
 MASK, SLOTS, BLOCK, BATCH = 22, 16, 4, 3
 MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
@@ -38,7 +37,7 @@ def rows(draw):
   return [*prompt, *[MASK] * draw(st.integers(1, SLOTS - 9))]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def run(sampler, params, canvas):
   return loop.run(sampler, params, canvas)
 
@@ -53,16 +52,18 @@ def sampled(sampler, batch, ids, seed):
 
 
 def same_among_any_neighbours(policy, plan):
-  causal = isinstance(plan, ExactBlock)
+  drafts = hasattr(policy, "draft_span")
+  causal = drafts or isinstance(plan, ExactBlock)
   cold = policy.needs().gather  # such policies choose among ids of their own
   sampler = Sampler(
     MODEL,
     policy,
     plan,
     masks.Causal() if causal else masks.Full(),
-    block=BLOCK,
+    block=policy.draft_span if drafts else BLOCK,
     max_forwards=60,
     mask_id=MASK,
+    shift=int(drafts),
     temperature=0.0 if cold else 1.0,
   )
 
@@ -90,7 +91,15 @@ def test_every_policy_over_a_cache(policy):
   same_among_any_neighbours(policy, NoCache() if judges else Dual())
 
 
+OWN = {  # plans that go with one policy
+  "dkv_greedy": (Planned(steps=3), Greedy()),
+  "rolling": (Introspective(2), Rolling()),
+  "ahead": (Pipelined(BLOCK, 0.6, begin=0.3, eager=0.6), Ahead()),
+  "sub_block": (Parts(Threshold(0.6), 2), SubBlock(2)),
+}
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_every_cache(name):
-  policy = Planned(steps=3) if name == "dkv_greedy" else Threshold(0.6)
-  same_among_any_neighbours(policy, PLANS[name]())
+  policy, plan = OWN.get(name) or (Threshold(0.6), PLANS[name]())
+  same_among_any_neighbours(policy, plan)

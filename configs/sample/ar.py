@@ -1,0 +1,40 @@
+r"""Plain autoregressive decoding with a cache: the baseline everybody compares with.
+
+python experiments/sample.py --checkpoint=DIR --config=configs/sample/ar.py --prompt="..."
+
+A window of one token a forward.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.policy = ConfigDict(
+    {
+      "name": "introspective",
+      "stride": 1,
+    }
+  )
+  config.cache = ConfigDict({"name": "rolling"})
+  config.commit = "fused"
+  config.block = 0
+  config.align = "auto"
+  config.slots = 0
+  config.max_new_tokens = 0
+  config.max_forwards = 0
+  config.temperature = 0.0
+  config.top_k = 0
+  config.top_p = 1.0
+  config.shaped = False
+  config.guidance = 0.0
+  config.forbid_ends = False
+  config.doubt_ends = False
+  config.may_predict_mask = False
+  config.scope = "auto"
+  config.stop = "stop"
+  config.seed = 0
+  config.batch = 8
+  config.parallel = "shard_map"
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
+  return config

@@ -1,0 +1,41 @@
+r"""LLaDA2.0 (arXiv 2512.15745, 6.1): blocks of 32, all that is surer than 0.95.
+
+python experiments/sample.py --checkpoint=DIR --config=configs/sample/llada2.py --prompt="..."
+
+Greedy, at least one token a forward. Their Hugging Face code keeps no cache; this one is exact.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.policy = ConfigDict(
+    {
+      "name": "quota",
+      "steps": 32,
+      "threshold": 0.95,
+    }
+  )
+  config.cache = ConfigDict({"name": "block"})
+  config.commit = "fused"
+  config.block = 32
+  config.align = "auto"
+  config.slots = 0
+  config.max_new_tokens = 0
+  config.max_forwards = 0
+  config.temperature = 0.0
+  config.top_k = 0
+  config.top_p = 1.0
+  config.shaped = False
+  config.guidance = 0.0
+  config.forbid_ends = False
+  config.doubt_ends = False
+  config.may_predict_mask = False
+  config.scope = "auto"
+  config.stop = "stop_block"
+  config.seed = 0
+  config.batch = 8
+  config.parallel = "shard_map"
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
+  return config

@@ -1,0 +1,41 @@
+"""What a stop id does to a row."""
+
+import jax.numpy as jnp
+
+from dlm.sampling.sampler import Sampler
+from dlm.types import Array, Canvas
+
+
+def written(sampler: Sampler, canvas: Canvas) -> Array:
+  """Bool [B, L]: stop ids that the sampler wrote; one in the prompt is text."""
+  stops = jnp.array(sampler.eos_ids, jnp.int32)
+  return canvas.open_BxL & (canvas.when_BxL >= 0) & jnp.isin(canvas.tokens_BxL, stops)
+
+
+def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:
+  """Open slots behind the first stop id that was written, and not before `from`, become it."""
+  slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
+  stop_BxL = written(sampler, canvas)
+  seen_BxL = jnp.cumsum(stop_BxL, axis=1) > 0
+  first_Bx1 = jnp.argmax(stop_BxL, axis=1)[:, None]
+  eos_Bx1 = jnp.take_along_axis(canvas.tokens_BxL, first_Bx1, axis=1)
+  fill_BxL = seen_BxL & canvas.open_BxL & rows_B[:, None] & (canvas.tokens_BxL != eos_Bx1)
+  fill_BxL &= slot_L[None, :] >= from_B[:, None]
+  turn_B = canvas.forwards_Bx3[:, :2].sum(-1)
+  return canvas.replace(
+    tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
+    when_BxL=jnp.where(fill_BxL, turn_B[:, None], canvas.when_BxL),
+  )
+
+
+def stopped(sampler: Sampler, canvas: Canvas, masked_BxL: Array, finished_B: Array) -> Array:
+  """A stop id was written in the active block, and all the block before it is written too."""
+  if sampler.on_eos not in ("stop", "stop_block"):
+    return jnp.zeros_like(finished_B)
+  offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
+  block_BxL = (offset_BxL >= 0) & (offset_BxL < sampler.block)
+  stop_BxL = written(sampler, canvas) & block_BxL
+  if sampler.on_eos == "stop_block":
+    return stop_BxL.any(-1) & finished_B
+  waits_BxL = masked_BxL & block_BxL & (jnp.cumsum(stop_BxL, axis=-1) == 0)
+  return stop_BxL.any(-1) & ~waits_BxL.any(-1)

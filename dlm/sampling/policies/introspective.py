@@ -1,0 +1,97 @@
+"""Draft several tokens, and keep those that the model bears out once it sees what precedes them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from dlm.types import Array, Decision, StatSpec, View
+
+RULES = ("exact", "kept", "sure")
+
+
+@dataclasses.dataclass(frozen=True)
+class Introspective:
+  """Introspective strided decoding of a causal model, I-DLM, arXiv 2604.11035. stride=1 is AR.
+
+  A window holds the last settled token, up to stride - 1 drafts and masks. One forward checks the
+  drafts, whose predecessors it now sees, settles the run of good ones and one token more, and if
+  all were good drafts stride - 1 new ones from the masks. Up to `stride` tokens a forward.
+
+  rule="exact" keeps a draft iff it is the token that the check draws itself. Candidates of a slot
+  are drawn with the same noise at every forward (`coupled`): the text is then that of token by
+  token sampling with the same key, at any temperature - our coupling, in place of the authors'
+  ratio test. "kept" keeps a draft that top-k and top-p keep (their fast_verify, top_k=5), "sure"
+  one with probability >= `threshold` (their confidence_accept): those two lose exactness.
+
+  Given tokens among the open slots count as drafts that are right.
+
+  Args:
+    stride: tokens settled at most by a forward, N in the paper; their 4.
+    checked: drafts that are checked, the others are taken on trust; 0: all.
+    correct: settled drafts are replaced by the check's own candidate; keys stay those of the draft
+      (their output_correction).
+  """
+
+  scope = "block"
+  coupled = True
+  stride: int = 4
+  rule: str = "exact"
+  threshold: float = 0.0
+  checked: int = 0
+  correct: bool = False
+
+  def __post_init__(self):
+    if self.stride < 1 or self.checked < 0:
+      raise ValueError(
+        f"introspective: stride={self.stride} must be at least 1, checked={self.checked} at least 0"
+      )
+    if self.rule not in RULES:
+      raise ValueError(f"introspective: rule={self.rule!r} is not one of {', '.join(RULES)}")
+    if not 0 <= self.threshold <= 1:
+      raise ValueError(f"introspective: threshold={self.threshold} must lie in [0, 1]")
+
+  @property
+  def draft_span(self) -> int:
+    """Slots that a forward reads or predicts: the sampler's block."""
+    return 2 * self.stride
+
+  def needs(self) -> StatSpec:
+    return StatSpec(current=self.rule != "exact", shaped=self.rule == "kept")
+
+  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
+    return ()
+
+  def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
+    """Offset 0 is the settled token, whose forward this is; offset j is predicted by j - 1."""
+    offset_A = jnp.arange(view.tokens_BxA.shape[1])
+    there_BxA = (view.tokens_BxA != view.mask_id) & view.inside_BxA
+    there_BxA &= (offset_A < self.draft_span - 1)[None, :]
+    there_BxA |= (offset_A == 0)[None, :]
+    drafts_B = jnp.cumprod(there_BxA, axis=1).sum(-1) - 1
+    good_BxA = there_BxA & (self._good(view) | ~view.open_BxA | (offset_A == 0)[None, :])
+    settled_B = jnp.cumprod(good_BxA, axis=1).sum(-1) - 1
+    next_B = settled_B + 1
+
+    ahead_B = jnp.where(settled_B == drafts_B, self.stride - 1, 0)
+    settle_BxA = (offset_A[None, :] > 0) & (offset_A[None, :] <= next_B[:, None])
+    draft_BxA = (offset_A[None, :] > next_B[:, None]) & (
+      offset_A[None, :] <= (next_B + ahead_B)[:, None]
+    )
+    undo_BxA = (offset_A[None, :] > next_B[:, None]) & ~draft_BxA
+    keep_BxA = settle_BxA & (offset_A[None, :] < next_B[:, None]) & (not self.correct)
+    token_BxA = jnp.where(keep_BxA, view.tokens_BxA, view.stats.token)
+    token_BxA = jnp.where(undo_BxA, view.mask_id, token_BxA)
+    undo_BxA &= view.tokens_BxA != view.mask_id
+    return Decision(settle_BxA | draft_BxA | undo_BxA, token_BxA, advance_B=next_B), state
+
+  def _good(self, view: View) -> Array:
+    stats = view.stats
+    if self.rule == "exact":
+      good_BxA = stats.token == view.tokens_BxA
+    elif self.rule == "kept":
+      good_BxA = stats.current > -jnp.inf
+    else:
+      good_BxA = jnp.exp(stats.current - stats.lse) >= self.threshold
+    if self.checked:
+      good_BxA |= (jnp.arange(good_BxA.shape[1]) > self.checked)[None, :]
+    return good_BxA
