@@ -267,17 +267,6 @@ def test_shift_reads_the_logits_of_the_slot_before():
   assert int(shifted.tokens_BxL[0, 2]) == first[1, :MASK].argmax()
 
 
-def test_ancestral_writes_everything_at_its_last_step_and_at_the_scheduled_rate():
-  params = random_table(6, SLOTS, VOCAB)
-  steps = 8
-  rows = [[1] + [MASK] * 15] * 64
-  s = sampler(Ancestral(LogLinear(eps=0.0), steps=steps), block=16, temperature=1.0)
-  out = run(s, params, canvas_of(rows, block=16))
-  assert not (out.tokens_BxL == MASK).any() and (out.forwards_Bx3[:, 0] <= steps).all()
-  counts = np.bincount(np.asarray(out.when_BxL[:, 1:]).ravel(), minlength=steps + 1)[1:]
-  np.testing.assert_allclose(counts / counts.sum(), 1 / steps, atol=4 * np.sqrt(1 / 8 / 960))
-
-
 def test_streaming_takes_the_same_steps_as_the_loop():
   params, s = random_table(1, SLOTS, VOCAB), sampler(Threshold(0.5))
   state, turns = loop.start(s, canvas_of(ROWS)), 0
