@@ -33,17 +33,30 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausal:
-  """A query sees its own block and all earlier ones; blocks are cut from slot 0 (BD3-LM, SDAR)."""
+  """A query sees its own block and all earlier ones; blocks are cut from slot 0 (BD3-LM, SDAR).
+
+  Args:
+    context: slots that a query sees at most, counted back from the end of its block; 0: all. So
+      BD3-LM (arXiv 2503.09573) writes texts longer than those it was trained on.
+  """
 
   block: int
+  context: int = 0
 
   def __post_init__(self):
     if self.block < 1:
       raise ValueError(f"BlockCausal: block={self.block} must be at least 1")
+    if self.context < 0 or self.context % self.block:
+      raise ValueError(
+        f"BlockCausal: context={self.context} must be a multiple of block={self.block} (0: all)"
+      )
 
   def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
     end_BxW = (slot_BxW // self.block + 1) * self.block
-    return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
+    first_BxW = jnp.zeros_like(slot_BxW)
+    if self.context:
+      first_BxW = jnp.maximum(end_BxW - self.context, 0)
+    return _one_range(first_BxW, jnp.minimum(end_BxW, slots))
 
 
 def noisy_clean(batch: int, length: int, block: int) -> Mask:

@@ -140,6 +140,15 @@ def test_noisy_clean_does_not_leak_labels(params):
   np.testing.assert_array_equal(differs, BLOCK_OF == 2)
 
 
+def test_a_context_hides_what_lies_farther_back():
+  slot_1xL = jnp.arange(L)[None]
+  seen = masks.visible(masks.BlockCausal(2, context=6)(slot_1xL, L), slot_1xL)[0]
+  i, j = np.indices((L, L)) // 2
+  np.testing.assert_array_equal(seen, (j <= i) & (j > i - 3))
+
+
 def test_block_causal_rejects_empty_blocks():
   with pytest.raises(ValueError, match="block=0"):
     masks.BlockCausal(0)
+  with pytest.raises(ValueError, match="context=6 must be a multiple of block=4"):
+    masks.BlockCausal(4, context=6)
