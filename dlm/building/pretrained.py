@@ -15,6 +15,7 @@ from dlm.models.bind import Model
 from dlm.types import Params
 from dlm.weights import Source
 from dlm.weights.adapt import with_mask_row
+from dlm.weights.families import FAMILIES
 
 # What a run that goes on from a checkpoint may choose for itself: neither changes a parameter.
 FREE = ("dtype", "remat")
@@ -123,7 +124,10 @@ def _of_source(source: Source) -> Pretrained:
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-  """With the special ids that config.json names; an autoregressive one gets a mask token added."""
+  """With the special ids that config.json names.
+
+  A mask token is added for autoregressive models, and where the authors do so (BD3-LM, over GPT-2).
+  """
   facts = source.facts
   if (source.directory / SAVED_NAME).is_file():
     tokenizer = models.saved_tokenizer(source.directory)
@@ -133,8 +137,11 @@ def _tokenizer(source: Source) -> Tokenizer:
       "pad": facts["pad_id"],
       "eos": (facts["eos_ids"] or [None])[0],
     }
+    added = FAMILIES[source.family].mask_last
+    if added:  # the file ends before it
+      named["mask"] = None
     named = {role: id for role, id in named.items() if id is not None}
-    extend = facts["attention"] == "causal"
+    extend = added or facts["attention"] == "causal"
     tokenizer = BpeTokenizer.from_file(source.directory, extend=extend, **named)
   if facts["mask_id"] not in (None, tokenizer.mask_id):
     raise ValueError(

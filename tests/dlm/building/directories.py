@@ -15,6 +15,7 @@ TEMPLATE = (
   "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+DIT = {"kv_heads": 2, "mlp": 64, "rope_base": 1e4, "norm_eps": 1e-5, "dit": 6}
 FACTS = {"mask_id": None, "eos_ids": [], "pad_id": None, "shift": 1, "attention": "causal"}
 
 
@@ -54,17 +55,20 @@ def write(
   files = {path.name: path.read_bytes() for path in directory.iterdir()}
   for path in directory.iterdir():
     path.unlink()
-  model = ModelConfig(
+  sizes = dict(
     vocab=ids + spare, width=16, layers=2, heads=2, kv_heads=kv_heads, head_dim=8, mlp=24,
     tied=False, rope_base=1e6, norm_eps=1e-6, dtype=dtype,
     qkv_bias=family in ("qwen2", "dream", "fast_dllm_v2"), qk_norm=family in ("qwen3", "sdar"),
   )  # fmt: skip
+  model = ModelConfig(**sizes | (DIT if family == "bd3lm" else {}))
   params = bind(model).init(jax.random.key(0))
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
   facts = FACTS | {"vocab": ids + spare, "length": 32, "block": None} | facts
   facts["eos_ids"] = [ids - 1 - (mask is not None)]
   if mask is not None:
     facts["mask_id"] = ids - 1
+  if family == "bd3lm":
+    facts["mask_id"] = ids + spare - 1
   weights.export(directory, family, model, params, facts=facts)
   for name, content in files.items():
     (directory / name).write_bytes(content)

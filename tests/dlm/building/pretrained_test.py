@@ -53,6 +53,17 @@ def test_facts_tokenizer_and_measure_of_a_block_diffusion_model(sdar):
   assert step == 0
 
 
+def test_bd3lm_has_a_row_for_the_mask_that_its_tokenizer_lacks(tmp_path):
+  """As the authors use GPT-2's: the mask is one past its ids."""
+  facts = {"attention": "block_causal", "block": 4, "shift": 0}
+  found = build.pretrained(directories.write(tmp_path / "hf", "bd3lm", spare=1, **facts))
+  last = found.model.config.vocab - 1
+  assert found.facts["mask_id"] == found.tokenizer.mask_id == last
+  assert found.tokenizer.vocab_size == last + 1 and not found.needs_mask_row
+  with pytest.raises(ValueError, match="is not the tokenizer's"):
+    build.pretrained(directories.write(tmp_path / "spare", "bd3lm", spare=2, **facts))
+
+
 @pytest.mark.parametrize("spare", [0, 4])
 def test_autoregressive_model_gets_a_mask_token_after_its_last_id(tmp_path, spare):
   """In a spare row where there is one; as it is stored unless the row is to mean something."""
