@@ -71,7 +71,7 @@ class Completion:
   tokens: list[int]  # ids written, in order of position, before the first stop id
   when: list[int]  # by position of the row: the forward that wrote it, -1 where given
   row: list[int]  # the row's ids as it ended
-  forwards: dict[str, int]  # by kind: full, window, commit
+  forwards: dict[str, int]  # by kind: full, window, commit; with a drafter also draft
   queries: int  # query positions those forwards computed
   remasked: int  # tokens that were written and masked again
   tpf: float  # tokens per forward
@@ -205,6 +205,8 @@ def _read(
   spans = [tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
   suffix = bool(request.open[int(np.argmax(request.open)) :].all())
   forwards = dict(zip(FORWARD_KINDS, map(int, canvas.forwards_Bx3[row]), strict=True))
+  if sampler.drafter is not None:
+    forwards["draft"] = int(canvas.drafts_B[row])
   return Completion(
     id=request.id,
     prompt=request.prompt,

@@ -6,7 +6,8 @@ python experiments/sample.py --checkpoint=DIR --config=... --prompts=IN.jsonl --
 `[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8]]\n    return y' is filled in;
 `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line. The same command takes up an
 interrupted OUT.jsonl. With --chat a prompt is what a user says, put through the checkpoint's chat
-template; a line may hold {"messages": [{"role": "...", "content": "..."}, ...]}.
+template; a line may hold {"messages": [{"role": "...", "content": "..."}, ...]}. --drafter=DIR
+names the diffusion checkpoint that drafts for an autoregressive one (configs/sample/deer.py).
 """
 
 import jax
@@ -20,6 +21,7 @@ from dlm.generate import Generator, Request
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "How to sample.", lock_config=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts (policy deer).")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
@@ -54,7 +56,10 @@ def main() -> None:
     which = int(STEP.value) if STEP.value.isdigit() else STEP.value
     trained = build.pretrained(CHECKPOINT.value, which)
     model, tokenizer = trained.model, trained.tokenizer
-    sampler, own = build.sampling(CONFIG.value, model, trained.facts)
+    drafter = build.pretrained(DRAFTER.value) if DRAFTER.value else None
+    sampler, own = build.sampling(
+      CONFIG.value, model, trained.facts, drafter and (drafter.model, drafter.facts)
+    )
     texts, requests = asked(trained, own)
     # On a pod every process samples its share of the prompts on its own devices, to its own file.
     process, processes = jax.process_index(), jax.process_count()
@@ -66,7 +71,9 @@ def main() -> None:
       sampler, tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
     )
     params, step = trained.params(parallel.shard_params(model.abstract(), mesh))
-    job = [trained.config, step, build.plain(CONFIG.value), texts, TRACE.value]
+    if drafter:
+      params = params, drafter.params(parallel.shard_params(drafter.model.abstract(), mesh))[0]
+    job = [trained.config, step, build.plain(CONFIG.value), texts, TRACE.value, DRAFTER.value]
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None
   if LIVE.value:

@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 POLICY = {  # every field of every policy
   int: "k ids n steps least most span max_steps first last answer_start answer_length "
-  "size stride checked",
+  "size stride checked length",
   float: "threshold factor budget band decay low back alpha gamma bias start growth limit "
   "end_after early mid late alg_temp eps edit begin eager",
   str: "order rule alg schedule score",

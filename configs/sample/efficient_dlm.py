@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   )
   config.cache = ConfigDict({"name": "block"})
   config.commit = "fused"
-  config.block = 16
+  config.block = 0
   config.align = "auto"
   config.slots = 0
   config.max_new_tokens = 0

@@ -1,4 +1,4 @@
-r"""Fast-dLLM v2 (arXiv 2509.26328): blocks of 32, written in parts of 8, with both its caches.
+r"""Fast-dLLM v2 (arXiv 2509.26328): blocks written in parts of 8, with both its caches.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/fast_dllm_v2.py --prompt="..."
 
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   )
   config.cache = ConfigDict({"name": "sub_block", "size": 8})
   config.commit = "separate"
-  config.block = 32
+  config.block = 0
   config.align = "auto"
   config.slots = 0
   config.max_new_tokens = 0

@@ -1,8 +1,9 @@
-r"""LLaDA2.0 (arXiv 2512.15745, 6.1): blocks of 32, all that is surer than 0.95.
+r"""LLaDA2.0 (arXiv 2512.15745, 6.1): all that is surer than 0.95, at least one a forward.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/llada2.py --prompt="..."
 
-Greedy, at least one token a forward. Their Hugging Face code keeps no cache; this one is exact.
+Greedy, in the checkpoint's blocks (theirs: 32). Their Hugging Face code keeps no cache; this one
+is exact.
 """
 
 from ml_collections import ConfigDict
@@ -13,13 +14,12 @@ def get_config() -> ConfigDict:
   config.policy = ConfigDict(
     {
       "name": "quota",
-      "steps": 32,
       "threshold": 0.95,
     }
   )
   config.cache = ConfigDict({"name": "block"})
   config.commit = "fused"
-  config.block = 32
+  config.block = 0
   config.align = "auto"
   config.slots = 0
   config.max_new_tokens = 0

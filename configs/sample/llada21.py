@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
   )
   config.cache = ConfigDict({"name": "block"})
   config.commit = "free"
-  config.block = 32
+  config.block = 0
   config.align = "auto"
   config.slots = 0
   config.max_new_tokens = 0

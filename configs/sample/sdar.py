@@ -1,10 +1,10 @@
-r"""SDAR (arXiv 2510.06303): blocks of 4, all that is surer than 0.85, at least one a forward.
+r"""SDAR (arXiv 2510.06303): all that is surer than 0.85, at least one a forward.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/sdar.py --prompt="..."
 
-The settings of the authors' generate.py, confidences before top-k and top-p as in their evaluation.
-policy.threshold=1 is their static rule, policy.order=left_to_right their sequential one, and
-configs/sample/entropy_bounded.py with policy.rule=total JetEngine's entropy-bounded one.
+The settings of the authors' generate.py (theirs: blocks of 4), confidences before top-k and top-p
+as in their evaluation. policy.threshold=1 is their static rule, policy.order=left_to_right their
+sequential one, and configs/sample/entropy_bounded.py with policy.rule=total JetEngine's.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +15,12 @@ def get_config() -> ConfigDict:
   config.policy = ConfigDict(
     {
       "name": "quota",
-      "steps": 4,
       "threshold": 0.85,
     }
   )
   config.cache = ConfigDict({"name": "block"})
   config.commit = "fused"
-  config.block = 4
+  config.block = 0
   config.align = "auto"
   config.slots = 0
   config.max_new_tokens = 0

@@ -12,7 +12,7 @@ from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
-from dlm.sampling.sampler import ON_EOS, SCOPES, Sampler
+from dlm.sampling.sampler import ON_EOS, SCOPES, Drafter, Sampler
 from dlm.types import CachePlan, MaskRule, Policy
 
 TABLES = ("policy", "cache", "mesh")
@@ -53,13 +53,17 @@ class Sampling:
 
 
 def sampling(
-  config: Mapping[str, Any], model: Model, facts: Mapping[str, Any]
+  config: Mapping[str, Any],
+  model: Model,
+  facts: Mapping[str, Any],
+  drafter: tuple[Model, Mapping[str, Any]] | None = None,
 ) -> tuple[Sampler, Sampling]:
   """The sampler of a checkpoint, and the settings with every 0 and "auto" filled in.
 
   Args:
     config: a sampling config.
     facts: facts.json of the checkpoint.
+    drafter: model and facts of the checkpoint that drafts, for policy "deer".
 
   Raises:
     ValueError: a field or a name is not one that can be, or the cache does not fit the model.
@@ -75,8 +79,9 @@ def sampling(
   policy = _policy("policy", tables.table(config, "policy"), ends, block)
   block = getattr(policy, "draft_span", block)
   # A token a forward and a commit a token; policies that count steps may take all of them.
-  steps = getattr(policy, "steps", 0) + getattr(policy, "most", 0)
-  enough = 2 * slots + -(-slots // block) * (steps + 1)
+  blocks = -(-slots // block)
+  enough = max(2 * slots, blocks * (getattr(policy, "steps", 0) + 1))
+  enough += blocks * getattr(policy, "most", 0)
   own = dataclasses.replace(
     own,
     block=block,
@@ -84,13 +89,7 @@ def sampling(
     align=aligned if own.align == "auto" else own.align,
     max_forwards=own.max_forwards or enough,
   )
-  rules = {
-    "full": masks.Full(),
-    "causal": masks.Causal(),
-    "block_causal": masks.BlockCausal(facts["block"] or block),
-    "prompt_blocks": masks.PromptBlocks(facts["block"] or block),
-  }
-  sees = tables.named("the checkpoint's attention", attention, rules)
+  sees = _sees(facts, block)
   clock = None
   if model.config.time_conditioned:
     # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
@@ -119,8 +118,29 @@ def sampling(
     forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),
     may_predict_mask=own.may_predict_mask,
+    drafter=None if drafter is None else _drafter(*drafter, facts, block),
   )
   return sampler, own
+
+
+def _sees(facts: Mapping[str, Any], block: int) -> MaskRule:
+  rules = {
+    "full": masks.Full(),
+    "causal": masks.Causal(),
+    "block_causal": masks.BlockCausal(facts["block"] or block),
+    "prompt_blocks": masks.PromptBlocks(facts["block"] or block),
+  }
+  return tables.named("the checkpoint's attention", facts["attention"], rules)
+
+
+def _drafter(model: Model, own: Mapping[str, Any], facts: Mapping[str, Any], block: int) -> Drafter:
+  if own["vocab"] != facts["vocab"]:
+    raise ValueError(
+      f"the drafter's vocabulary of {own['vocab']} ids must be the model's of {facts['vocab']}"
+    )
+  if model.config.time_conditioned:
+    raise ValueError("the drafter must not be told a noise level (model.time_conditioned)")
+  return Drafter(model, _sees(own, block), own["mask_id"], own["shift"])
 
 
 def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: int) -> Policy:

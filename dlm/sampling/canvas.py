@@ -51,6 +51,7 @@ def make_canvas(
     key_B=jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(row_ids, jnp.uint32)),
     done_B=jnp.zeros(batch, bool),
     forwards_Bx3=jnp.zeros((batch, len(FORWARD_KINDS)), jnp.int32),
+    drafts_B=jnp.zeros(batch, jnp.int32),
     queries_B=jnp.zeros(batch, jnp.int32),
     remasked_B=jnp.zeros(batch, jnp.int32),
   )

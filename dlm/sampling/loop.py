@@ -77,6 +77,10 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
 
   # 2. denoise and score.
   key_noise_B, key_policy_B = _row_keys(canvas, getattr(sampler.policy, "coupled", False))
+  if sampler.drafter is not None:
+    params, drafting = params
+    canvas = drafts.propose(sampler, drafting, canvas, act_B & ~full, key_noise_B)
+    state = state.replace(canvas=canvas)
   seen = forward(
     sampler,
     params,

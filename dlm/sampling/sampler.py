@@ -4,11 +4,22 @@ import dataclasses
 
 from dlm import masks
 from dlm.sampling.caching.rolling import Rolling
+from dlm.sampling.policies.deer import Deer
 from dlm.types import CachePlan, Clock, Denoiser, MaskRule, Policy, StatSpec
 
 COMMITS = ("fused", "separate", "free")
 SCOPES = ("block", "canvas")
 ON_EOS = ("stop", "stop_block", "fill", "fill_block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafter:
+  """A second model, that proposes tokens for the first to check (DEER, arXiv 2512.15176)."""
+
+  denoise: Denoiser
+  sees: MaskRule
+  mask_id: int
+  shift: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Sampler:
     shaped: confidences are those of the tempered and cut distribution, not of the plain one.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
+    drafter: who proposes, for policies that only check ("deer"); `params` are then a pair, the
+      model's and the drafter's.
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
   """
 
@@ -54,6 +67,7 @@ class Sampler:
   shaped: bool = False
   may_predict_mask: bool = False
   guidance: float = 0.0
+  drafter: Drafter | None = None
   implementation: str | None = None
 
   def __post_init__(self):
@@ -84,6 +98,11 @@ class Sampler:
       raise ValueError(
         f"Sampler: {self.policy} drafts, which needs cache 'rolling' and a causal model whose "
         f"logits predict the next token; shift={self.shift}, {self.plan}"
+      )
+    if isinstance(self.policy, Deer) != (self.drafter is not None):
+      raise ValueError(
+        f"Sampler: a drafter goes with policy 'deer' and no other; {self.policy}, "
+        f"drafter={self.drafter}"
       )
     self.plan.check(self.sees, self.block, self.policy)
     spec = self.spec()  # raises where no candidate can be drawn so

@@ -3,6 +3,7 @@
 from dlm.sampling.policies.ancestral import Ancestral
 from dlm.sampling.policies.cad import Cad
 from dlm.sampling.policies.credit import Credit
+from dlm.sampling.policies.deer import Deer
 from dlm.sampling.policies.dream import Dream
 from dlm.sampling.policies.dream_threshold import DreamThreshold
 from dlm.sampling.policies.edit import Edit
@@ -46,6 +47,7 @@ POLICIES = {
   "quota": Quota,
   "edit": Edit,
   "introspective": Introspective,
+  "deer": Deer,
   "pipelined": Pipelined,
   "distilled": Distilled,
   "parts": Parts,

@@ -62,27 +62,8 @@ class Introspective:
     return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
-    """Offset 0 is the settled token, whose forward this is; offset j is predicted by j - 1."""
-    offset_A = jnp.arange(view.tokens_BxA.shape[1])
-    there_BxA = (view.tokens_BxA != view.mask_id) & view.inside_BxA
-    there_BxA &= (offset_A < self.draft_span - 1)[None, :]
-    there_BxA |= (offset_A == 0)[None, :]
-    drafts_B = jnp.cumprod(there_BxA, axis=1).sum(-1) - 1
-    good_BxA = there_BxA & (self._good(view) | ~view.open_BxA | (offset_A == 0)[None, :])
-    settled_B = jnp.cumprod(good_BxA, axis=1).sum(-1) - 1
-    next_B = settled_B + 1
-
-    ahead_B = jnp.where(settled_B == drafts_B, self.stride - 1, 0)
-    settle_BxA = (offset_A[None, :] > 0) & (offset_A[None, :] <= next_B[:, None])
-    draft_BxA = (offset_A[None, :] > next_B[:, None]) & (
-      offset_A[None, :] <= (next_B + ahead_B)[:, None]
-    )
-    undo_BxA = (offset_A[None, :] > next_B[:, None]) & ~draft_BxA
-    keep_BxA = settle_BxA & (offset_A[None, :] < next_B[:, None]) & (not self.correct)
-    token_BxA = jnp.where(keep_BxA, view.tokens_BxA, view.stats.token)
-    token_BxA = jnp.where(undo_BxA, view.mask_id, token_BxA)
-    undo_BxA &= view.tokens_BxA != view.mask_id
-    return Decision(settle_BxA | draft_BxA | undo_BxA, token_BxA, advance_B=next_B), state
+    token_BxA = view.stats.token if self.correct else None
+    return settled(view, self._good(view), ahead=self.stride - 1, token_BxA=token_BxA), state
 
   def _good(self, view: View) -> Array:
     stats = view.stats
@@ -95,3 +76,33 @@ class Introspective:
     if self.checked:
       good_BxA |= (jnp.arange(good_BxA.shape[1]) > self.checked)[None, :]
     return good_BxA
+
+
+def settled(
+  view: View, good_BxA: Array, *, ahead: int = 0, token_BxA: Array | None = None
+) -> Decision:
+  """Settles the leading run of good drafts and one token more; what else was drafted is undone.
+
+  Offset 0 of the view is the last settled token; offset j is predicted by j - 1, which the forward
+  has computed for all but the last. The token more is the model's own candidate.
+
+  Args:
+    good_BxA: bool; where a token stands, whether it is right.
+    ahead: candidates drafted behind it where all drafts were good.
+    token_BxA: written in place of settled drafts; None: they stay.
+  """
+  offset_1xA = jnp.arange(view.tokens_BxA.shape[1])[None, :]
+  there_BxA = (view.tokens_BxA != view.mask_id) & view.inside_BxA
+  there_BxA &= offset_1xA < view.tokens_BxA.shape[1] - 1
+  there_BxA |= offset_1xA == 0
+  drafts_B = jnp.cumprod(there_BxA, axis=1).sum(-1) - 1
+  right_BxA = there_BxA & (good_BxA | ~view.open_BxA | (offset_1xA == 0))
+  next_Bx1 = jnp.cumprod(right_BxA, axis=1).sum(-1, keepdims=True)
+  ahead_Bx1 = jnp.where(next_Bx1[:, 0] > drafts_B, ahead, 0)[:, None]
+  settle_BxA = (offset_1xA > 0) & (offset_1xA <= next_Bx1)
+  draft_BxA = (offset_1xA > next_Bx1) & (offset_1xA <= next_Bx1 + ahead_Bx1)
+  undo_BxA = (offset_1xA > next_Bx1) & ~draft_BxA & (view.tokens_BxA != view.mask_id)
+  drafted_BxA = view.tokens_BxA if token_BxA is None else token_BxA
+  new_BxA = jnp.where(offset_1xA < next_Bx1, drafted_BxA, view.stats.token)
+  new_BxA = jnp.where(undo_BxA, view.mask_id, new_BxA)
+  return Decision(settle_BxA | draft_BxA | undo_BxA, new_BxA, advance_B=next_Bx1[:, 0])

@@ -23,16 +23,17 @@ class Quota:
 
   Args:
     block: what the quota is a share of; the sampler's block.
-    steps: forwards of a block, at most.
+    steps: forwards of a block, at most; 0: as many as it has slots, a token each.
   """
 
   scope = "block"
   block: int
-  steps: int
+  steps: int = 0
   threshold: float = 1.0
   order: str = "confidence"
 
   def __post_init__(self):
+    object.__setattr__(self, "steps", self.steps or self.block)
     if not 1 <= self.steps <= self.block:
       raise ValueError(f"quota: steps={self.steps} must lie in [1, block={self.block}]")
     if not 0 <= self.threshold <= 1:

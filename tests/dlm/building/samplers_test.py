@@ -8,19 +8,26 @@ import pytest
 
 from dlm import build, masks
 from dlm.models import ModelConfig, bind
-from dlm.sampling.caching import PLANS, ExactBlock, NoCache
+from dlm.sampling.caching import PLANS, Ahead, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
   POLICIES,
   Ancestral,
   Cad,
+  Distilled,
   Dream,
+  Edit,
   Fixed,
+  Introspective,
+  Parts,
+  Pipelined,
   Prophet,
+  Quota,
   Saber,
   Smooth,
   Threshold,
 )
+from dlm.sampling.sampler import Drafter
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
@@ -96,9 +103,43 @@ def test_configs_of_papers_sample_any_checkpoint(name, policy):
     assert policy in (sampler.policy, type(sampler.policy))
 
 
+SHIFTED = BD3LM | {"shift": 1}
+D2F = BD3LM | {"attention": "prompt_blocks"}
+
+
+@pytest.mark.parametrize(
+  ("name", "facts", "policy", "plan", "block"),
+  [
+    ("sdar", BD3LM, Quota(16, threshold=0.85), ExactBlock(), 16),
+    ("llada2", BD3LM, Quota(16, threshold=0.95), ExactBlock(), 16),
+    ("llada21", BD3LM, Edit(0.7, 0.5), ExactBlock(), 16),
+    ("efficient_dlm", BD3LM, Threshold(0.9), ExactBlock(), 16),
+    ("fast_dllm_v2", SHIFTED, Parts(Threshold(0.9)), SubBlock(8), 16),
+    ("d2f", D2F, Pipelined(16, end_ids=(258,)), Ahead(), 16),
+    ("d3llm", MDLM, Distilled(32, 0.5, begin=0.1, end_ids=(258,)), NoCache(), 32),
+    ("i_dlm", AR, Introspective(4), Rolling(), 8),
+    ("ar", AR, Introspective(1), Rolling(), 2),
+  ],
+)
+def test_configs_of_papers_sample_their_kind_of_checkpoint(name, facts, policy, plan, block):
+  sampler, own = sampling(facts, name, max_new_tokens=32)
+  assert (sampler.policy, sampler.plan, sampler.block) == (policy, plan, block)
+  assert (own.align == "prompt") == (facts["attention"] != "block_causal")
+
+
+def test_a_drafter_has_the_models_vocabulary():
+  config = runpy.run_path(str(CONFIGS / "deer.py"))["get_config"]()
+  sampler, _ = build.sampling(config, MODEL, AR, (MODEL, MDLM))
+  assert sampler.drafter == Drafter(MODEL, masks.Full(), 259) and sampler.block == 34
+  with pytest.raises(ValueError, match="drafter's vocabulary of 7 ids must be the model's of"):
+    build.sampling(config, MODEL, AR, (MODEL, MDLM | {"vocab": 7}))
+  with pytest.raises(ValueError, match="a drafter goes with policy 'deer' and no other"):
+    build.sampling(config, MODEL, AR)
+
+
 def test_the_default_config_names_every_field_of_every_policy_and_cache():
   config = runpy.run_path(str(CONFIGS / "default.py"))["get_config"]()
   for table, makes in (("policy", POLICIES), ("cache", PLANS)):
     fields = {field.name for make in makes.values() for field in dataclasses.fields(make)}
-    assert set(config[table]) - {"name"} == fields - {"end_ids"}
+    assert set(config[table]) - {"name"} == fields - {"end_ids", "block"}  # filled in
   assert set(config.policy.inner) == set(config.policy) - {"inner"}
