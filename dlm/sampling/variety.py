@@ -38,10 +38,10 @@ def end(ids_L: np.ndarray, eos_ids: Sequence[int], least: float = LEAST) -> int 
   return int(stops[1]) + 1 if len(ids_L) > WINDOW and len(stops) > 1 else None
 
 
-def lost_from(ids_L: np.ndarray, block: int, least: float = LEAST) -> int | None:
+def lost_from(ids_L: np.ndarray, block: int, begin: int, least: float = LEAST) -> int | None:
   """The same of a text that is written already, for repetition alone: the first `end` of any block.
 
-  Blocks are cut from the first token.
+  Blocks are cut from the first token, and those that end before `begin` were not written.
   """
-  ends = range(block, len(ids_L) + 1, block)
+  ends = [at for at in range(block, len(ids_L) + 1, block) if at > begin]
   return next((at - WINDOW for at in ends if is_lost(ids_L[:at], least)), None)

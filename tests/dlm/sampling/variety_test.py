@@ -32,5 +32,6 @@ def test_repetition_is_cut_and_overrides_the_second_stop_id():
 def test_a_finished_text_is_cut_where_writing_it_would_have_ended():
   text = np.concatenate([RICH[:320], np.full(256, 7), RICH[:256]])
   stops = [at for at in range(16, len(text) + 1, 16) if variety.end(text[:at], ()) is not None]
-  assert variety.lost_from(text, 16) == stops[0] - 256 < 320
-  assert variety.lost_from(RICH, 16) is None and variety.lost_from(text[:256], 16) is None
+  assert variety.lost_from(text, 16, 1) == stops[0] - 256 < 320
+  assert variety.lost_from(RICH, 16, 1) is None and variety.lost_from(text[:256], 16, 1) is None
+  assert variety.lost_from(text, 16, stops[-1]) is None, "a prompt may repeat itself"
