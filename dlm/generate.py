@@ -13,7 +13,7 @@ import numpy as np
 
 from dlm import masks, parallel
 from dlm.data import Tokenizer, encode_infill
-from dlm.sampling import loop
+from dlm.sampling import loop, variety
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
 from dlm.types import FORWARD_KINDS, Canvas, Params
@@ -30,14 +30,24 @@ class Request:
 
   @classmethod
   def from_text(
-    cls, id: int, text: str, tokenizer: Tokenizer, *, slots: int, max_new_tokens: int = 0
+    cls,
+    id: int,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    slots: int,
+    max_new_tokens: int = 0,
+    bos: bool = False,
   ) -> "Request":
     """A prompt to continue, or a text to fill in where it holds `[[n]]`: n open positions.
 
     `[[[n]]` is the literal text `[[n]]`. A prompt is followed by `max_new_tokens` open positions;
-    0: as many as the canvas of `slots` holds. ValueError where it does not fit.
+    0: as many as the canvas of `slots` holds. `bos`: before it stands the token that begins texts.
+    ValueError where it does not fit.
     """
     tokens, free = encode_infill(text, tokenizer)
+    if bos:
+      tokens, free = np.append(np.int32(tokenizer.bos_id), tokens), np.append(False, free)
     if not free.any():
       room = {"slots": slots, "max_new_tokens": max_new_tokens}
       return cls.from_ids(id, text, tokens, tokenizer.mask_id, **room)
@@ -66,16 +76,16 @@ class Completion:
 
   id: int
   prompt: str
-  text: str  # what was written, up to the first stop id; for infilling the whole text
+  text: str  # what was written, up to its end; for infilling the whole text
   spans: list[str]  # each open span as text
-  tokens: list[int]  # ids written, in order of position, before the first stop id
+  tokens: list[int]  # ids written, in order of position, before the text's end
   when: list[int]  # by position of the row: the forward that wrote it, -1 where given
   row: list[int]  # the row's ids as it ended
   forwards: dict[str, int]  # by kind: full, window, commit; with a drafter also draft
   queries: int  # query positions those forwards computed
   remasked: int  # tokens that were written and masked again
   tpf: float  # tokens per forward
-  finished: bool  # False: max_forwards ended it with masks left before the first stop id
+  finished: bool  # False: max_forwards ended it with masks left before the text's end
   seconds: float  # wall time of its batch, without compilation
 
 
@@ -198,8 +208,7 @@ def _read(
   n = len(request.tokens)
   ids, when = canvas.tokens_BxL[row, :n], canvas.when_BxL[row, :n]
   written = np.flatnonzero(request.open & (when >= 0) & (ids != sampler.mask_id))
-  stops = written[np.isin(ids[written], sampler.eos_ids)]
-  end = stops[0] if len(stops) else n
+  end = _end(ids, written, request.open, sampler)
   written = written[written < end]
   edges = np.flatnonzero(np.diff(np.concatenate([[0], request.open.astype(np.int8), [0]])))
   spans = [tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
@@ -222,3 +231,15 @@ def _read(
     finished=not bool((request.open & (ids == sampler.mask_id))[:end].any()),
     seconds=seconds,
   )
+
+
+def _end(ids: np.ndarray, written: np.ndarray, free: np.ndarray, sampler: Sampler) -> int:
+  """Where a text ends: before its first stop id, or before tokens that vary too little."""
+  stops = written[np.isin(ids[written], sampler.eos_ids)]
+  end = int(stops[0]) if len(stops) else len(ids)
+  if not sampler.least_entropy:
+    return end
+  masked = np.flatnonzero(free & (ids == sampler.mask_id))
+  whole = ids[: min([end, *masked[:1]])]
+  lost = variety.lost_from(whole, sampler.block, int(np.argmax(free)), sampler.least_entropy)
+  return end if lost is None else lost

@@ -37,7 +37,9 @@ def asked(trained: build.Pretrained, own: build.Sampling) -> tuple[list, list[Re
   tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
   if not CHAT.value:
     texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
-    return texts, [Request.from_text(i, text, tokenizer, **room) for i, text in enumerate(texts)]
+    return texts, [
+      Request.from_text(i, text, tokenizer, **room, bos=own.bos) for i, text in enumerate(texts)
+    ]
   talks = [chat.from_user(text) for text in PROMPT.value]
   talks += chat.read_conversations(PROMPTS.value) if PROMPTS.value else []
   if not talks:

@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
   config.temperature = 0.0
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off
+  config.top_p_rule = "reach"  # or "within": without the token that crosses top_p
   config.shaped = False  # confidences after temperature, top-k and top-p, not before
   config.guidance = 0.0  # scale of classifier-free guidance; 0: off
   config.forbid_ends = False  # stop ids are never written
@@ -53,6 +54,9 @@ def get_config() -> ConfigDict:
   config.may_predict_mask = False  # True: as most authors' code, such slots stay masked
   config.scope = "auto"  # block, canvas; auto: what the policy needs
   config.stop = "stop"  # stop, stop_block, fill, fill_block, never: what a stop id does
+  config.context = 0  # slots that a token sees at most, of a block-causal model; 0: all
+  config.bos = False  # rows begin with the token that begins texts
+  config.least_entropy = 0.0  # nats of 256 tokens; a text that varies less ends before them; 0: off
   config.seed = 0
   config.batch = 8
   config.parallel = "shard_map"  # or "pmap"

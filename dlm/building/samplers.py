@@ -31,6 +31,7 @@ class Sampling:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  top_p_rule: str = "reach"
   shaped: bool = False
   guidance: float = 0.0
   forbid_ends: bool = False
@@ -38,12 +39,15 @@ class Sampling:
   may_predict_mask: bool = False
   scope: str = "auto"
   stop: str = "stop"
+  context: int = 0
+  bos: bool = False
+  least_entropy: float = 0.0
   seed: int = 0
   batch: int = 8
   parallel: str = "shard_map"
 
   def __post_init__(self):
-    for field in ("block", "slots", "max_new_tokens", "max_forwards"):
+    for field in ("block", "slots", "max_new_tokens", "max_forwards", "context"):
       if getattr(self, field) < 0:
         raise ValueError(f"{field}={getattr(self, field)} must not be negative")
     tables.one_of("align", self.align, ("auto", *ALIGNMENTS))
@@ -89,7 +93,7 @@ def sampling(
     align=aligned if own.align == "auto" else own.align,
     max_forwards=own.max_forwards or enough,
   )
-  sees = _sees(facts, block)
+  sees = _sees(facts, block, own.context)
   clock = None
   if model.config.time_conditioned:
     # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
@@ -112,8 +116,10 @@ def sampling(
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
+    top_p_rule=own.top_p_rule,
     shaped=own.shaped,
     guidance=own.guidance,
+    least_entropy=own.least_entropy,
     # Spare rows spell nothing.
     forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),
@@ -123,11 +129,15 @@ def sampling(
   return sampler, own
 
 
-def _sees(facts: Mapping[str, Any], block: int) -> MaskRule:
+def _sees(facts: Mapping[str, Any], block: int, context: int = 0) -> MaskRule:
+  if context and facts["attention"] != "block_causal":
+    raise ValueError(
+      f"{context=} is for block-causal checkpoints, not attention {facts['attention']!r}"
+    )
   rules = {
     "full": masks.Full(),
     "causal": masks.Causal(),
-    "block_causal": masks.BlockCausal(facts["block"] or block),
+    "block_causal": masks.BlockCausal(facts["block"] or block, context),
     "prompt_blocks": masks.PromptBlocks(facts["block"] or block),
   }
   return tables.named("the checkpoint's attention", facts["attention"], rules)

@@ -36,14 +36,17 @@ class Sampler:
       after every forward; "fill_block": what stands behind its block does, when that is finished.
     commit: how a finished block's keys enter the cache, see `dlm.sampling.loop`.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
-    temperature, top_k, top_p, forbidden: how a candidate is drawn, see StatSpec. The mask id is
-      forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot stays masked).
+    temperature, top_k, top_p, top_p_rule, forbidden: how a candidate is drawn, see StatSpec. The
+      mask id is forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot
+      stays masked).
     shaped: confidences are those of the tempered and cut distribution, not of the plain one.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
     drafter: who proposes, for policies that only check ("deer"); `params` are then a pair, the
       model's and the drafter's.
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
+    least_entropy: completions end where their tokens vary less, in nats; 0: they may. See
+      `dlm.sampling.variety`, which reads them on the host when a row is done.
   """
 
   denoise: Denoiser
@@ -62,11 +65,13 @@ class Sampler:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  top_p_rule: str = "reach"
   forbidden: tuple[int, ...] = ()
   doubtful: tuple[int, ...] = ()
   shaped: bool = False
   may_predict_mask: bool = False
   guidance: float = 0.0
+  least_entropy: float = 0.0
   drafter: Drafter | None = None
   implementation: str | None = None
 
@@ -85,6 +90,8 @@ class Sampler:
         f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
         f"policy must see all slots; {self.policy}"
       )
+    if self.least_entropy < 0:
+      raise ValueError(f"Sampler: least_entropy={self.least_entropy} must not be negative (0: off)")
     if self.guidance < 0:
       raise ValueError(f"Sampler: guidance={self.guidance} must not be negative (0: off)")
     if self.shift not in (0, 1):
@@ -143,6 +150,7 @@ class Sampler:
       temperature=self.temperature,
       top_k=self.top_k,
       top_p=self.top_p,
+      top_p_rule=self.top_p_rule,
       forbidden=self.forbidden if self.may_predict_mask else (self.mask_id, *self.forbidden),
       outside=self.doubtful,
     )

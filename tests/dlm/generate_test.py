@@ -1,6 +1,7 @@
 """From text to canvas and back: what a request becomes, and what its completion says."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from dlm import masks, parallel
 from dlm.data import ByteTokenizer
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind
+from dlm.sampling import variety
 from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import Fixed, LeftToRight, Threshold
@@ -58,6 +60,14 @@ def test_markup_opens_spans_and_nothing_else():
   assert BYTES.decode(literal.tokens[:-1]) == "[[2]]" and literal.open.sum() == 1
 
 
+def test_the_token_that_begins_texts_stands_before_the_prompt():
+  begun = Request.from_text(0, "a[[2]]", BYTES, slots=16, bos=True)
+  assert begun.tokens.tolist() == [BYTES.bos_id, 97, MASK, MASK]
+  assert begun.open.tolist() == [False, False, True, True]
+  empty = Request.from_text(0, "", BYTES, slots=4, bos=True)
+  assert empty.tokens.tolist() == [BYTES.bos_id, MASK, MASK, MASK]
+
+
 def test_characters_count_as_their_bytes():
   assert len(request("é", new=1).tokens) == 3
 
@@ -102,6 +112,26 @@ def test_completion_of_a_prompt_ends_before_the_first_stop_token():
   assert done.queries == 3 * 16 and done.tpf == 4 / 3 and done.finished
   assert other.text == "2345" and other.finished and other.queries == 2 * 6
   assert 0 < done.seconds == other.seconds
+
+
+def test_a_text_that_only_repeats_itself_ends_before():
+  slots, letters = 640, "".join(map(chr, range(37, 127))) * 4
+  text = letters[:320] + "x" * 320
+  run = functools.partial(
+    generator, Table(), LeftToRight(64), block=64, align="canvas", max_forwards=32
+  )
+  requests = [request("ab", slots=slots), request("", id=1, slots=slots)]
+  plain, cut = (run(least_entropy=least)(says(text, slots), requests) for least in (0.0, 4.0))
+  for whole, ended in zip(plain, cut, strict=True):
+    assert len(whole.tokens) > len(ended.tokens) > 0
+    # Judged at each block's end: of the tokens up to 448 half repeat, of those up to 512 more.
+    assert ended.tokens == whole.tokens[: len(ended.tokens)]
+    assert ended.row == whole.row and ended.finished
+  ends = [variety.end(np.array(plain[1].row[:at]), ()) for at in range(64, slots + 1, 64)]
+  assert len(cut[1].tokens) == next(end for end in ends if end is not None)
+  prompt = request("x" * 600, slots=slots)
+  (kept,) = run(least_entropy=4.0)(says("y" * 600 + letters[:40], slots), [prompt])
+  assert len(kept.tokens) == 0, "what follows is judged with what it follows"
 
 
 def test_infilled_text_comes_whole():

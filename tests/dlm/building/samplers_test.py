@@ -137,6 +137,18 @@ def test_a_drafter_has_the_models_vocabulary():
     build.sampling(config, MODEL, AR)
 
 
+def test_bd3lm_samples_as_published():
+  sampler, own = sampling(BD3LM, "bd3lm")
+  assert sampler.policy == Fixed(k=1, order="random") and sampler.plan == ExactBlock()
+  assert (sampler.temperature, sampler.top_p, sampler.top_p_rule) == (1.0, 0.9, "within")
+  assert sampler.sees == masks.BlockCausal(16, context=1024)
+  assert (own.bos, sampler.least_entropy, sampler.on_eos) == (True, 4.0, "stop_block")
+  with pytest.raises(
+    ValueError, match="context=1024 is for block-causal checkpoints, not attention 'full'"
+  ):
+    sampling(MDLM, "bd3lm")
+
+
 def test_the_default_config_names_every_field_of_every_policy_and_cache():
   config = runpy.run_path(str(CONFIGS / "default.py"))["get_config"]()
   for table, makes in (("policy", POLICIES), ("cache", PLANS)):
