@@ -12,6 +12,7 @@ import pathlib
 import pytest
 
 from tests.checkers import (
+  bd3lm,
   block,
   block_objectives,
   decoding,
@@ -38,6 +39,7 @@ CHECKED = {
   "i_dlm": drafting.METHODS,
   "d2f": multi_block.METHODS,
   "d3llm": multi_block.METHODS,
+  "bd3lm": bd3lm.METHODS,
 }
 LATER = {
   "llada": (4, ("cdlm_fixed",)),

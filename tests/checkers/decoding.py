@@ -181,7 +181,10 @@ def _cut_p(z, spec):
     return z
   order = jnp.sort(z, axis=-1, descending=True)
   p = jax.nn.softmax(order, axis=-1)
-  kept = jnp.cumsum(p, axis=-1) - p <= spec.top_p
+  mass = jnp.cumsum(p, axis=-1)
+  kept = mass - p <= spec.top_p
+  if spec.top_p_rule == "within":
+    kept = (mass <= spec.top_p).at[..., 0].set(True)
   return jnp.where(z >= jnp.where(kept, order, jnp.inf).min(-1, keepdims=True), z, -jnp.inf)
 
 
