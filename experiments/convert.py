@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from dlm import build, checkpoint, command, train
 from dlm.data import open_source
@@ -82,13 +83,17 @@ class Converted:
 # Training and asking
 
 
+def config_of(way: str, **fields: Any) -> ConfigDict:
+  config = runpy.run_path(CONFIG.value)["get_config"](way)
+  config.update(fields)
+  return config
+
+
 def trained(way: str, folder: pathlib.Path, **fields: Any) -> build.Training:
   """Trains, or goes on, or finds it done; ends the program where it is told to stop."""
   print(f"\n{NAMES[way]}: {folder}", flush=True)
   with command.mistakes():
-    config = runpy.run_path(CONFIG.value)["get_config"](way)
-    config.update(fields)
-    training = build.everything(config)
+    training = build.everything(config_of(way, **fields))
   with command.mistakes((checkpoint.CheckpointError, WeightsError)):
     state = train.train(training, folder)
   if int(state.step) < training.run.steps:
@@ -168,7 +173,7 @@ def convert(workdir: pathlib.Path, seeds: int) -> list[Converted]:
   problems = held_out(training, PROBLEMS.value)
   found = [asked(AR, 0, training, source, generators(training, 1, (1,)), problems)]
   samplers: dict[str, dict[int, Generator]] = {}  # by what the model sees: each compiles once
-  block = runpy.run_path(CONFIG.value)["BLOCK"]
+  block = config_of("clean").objective.block
   for seed, way in itertools.product(range(1, seeds + 1), WAYS):
     folder = workdir / f"{way}-{seed}"
     training = trained(way, folder, seed=seed, init_from=str(source))
@@ -286,15 +291,14 @@ def main() -> None:
   head = {
     "command": shlex.join(["python", "-m", "experiments.convert", *sys.argv[1:]]),
     **results.facts(),
-    "seconds": time.perf_counter() - began,
-    "cpu_seconds": time.process_time(),
+    "seconds_of_this_call": time.perf_counter() - began,
+    "cpu_seconds_of_this_call": time.process_time(),
   }
   write(workdir, found, head)
   print(f"\n{table(found)}\n\n{parallelism.table(curves(found))}\n")
   print("\n".join(map(sentence, claims(found))))
-  print(
-    f"\n{workdir / 'report.html'}, after {head['seconds']:.0f} s, {head['cpu_seconds']:.0f} of CPU"
-  )
+  wall, cpu = head["seconds_of_this_call"], head["cpu_seconds_of_this_call"]
+  print(f"\n{workdir / 'report.html'}, after {wall:.0f} s, {cpu:.0f} s of CPU")
 
 
 if __name__ == "__main__":

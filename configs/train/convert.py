@@ -12,7 +12,8 @@ trains them all. One alone: python experiments/train.py --config=configs/train/c
   tilted  d: c, later tokens of a block masked more often
 
 A row is a list problem of 24 bytes and an answer of 16, two blocks of 8. No token shift, as the
-paper has it. Rows, model, rates: ours. Expected: METHODS.md, Efficient-DLM.
+paper has it. Rows, model, rates: ours. Expected, all that are trained by 3 seeds: 1007 s on 2 busy
+cores, 818 s of CPU; accuracy one token at a time 99 % (ar), 48, 83, 93, 87 % (BENCHMARKS.md).
 """
 
 from ml_collections import ConfigDict

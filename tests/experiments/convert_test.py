@@ -13,11 +13,8 @@ from tests.experiments import mains
 TINY = """
 import runpy
 
-REAL = runpy.run_path("configs/train/convert.py")
-BLOCK = REAL["BLOCK"]
-
 def get_config(name="ar"):
-  config = REAL["get_config"](name)
+  config = runpy.run_path("configs/train/convert.py")["get_config"](name)
   config.update(steps=2, batch=8)
   config.model.update(width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=16)
   config.optimizer.update(warmup=1, schedule="constant")
