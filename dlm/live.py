@@ -23,7 +23,7 @@ def render(canvas: Canvas, row: int, tokenizer: Tokenizer, mask_id: int) -> Text
   n = int(canvas.length_B[row])
   ids, when = np.asarray(canvas.tokens_BxL[row, :n]), np.asarray(canvas.when_BxL[row, :n])
   open_ = np.asarray(canvas.open_BxL[row, :n])
-  now = int(canvas.forwards_Bx3[row, :2].sum())
+  now = int(canvas.turn_B[row])
 
   def style(i: int) -> str:
     if not open_[i]:

@@ -189,6 +189,11 @@ class Canvas:
   queries_B: Array  # query positions those forwards computed for this row
   remasked_B: Array  # written tokens that were masked again
 
+  @property
+  def turn_B(self) -> Array:
+    """Deciding forwards so far. Commits are not counted: fused and separate then draw the same."""
+    return self.forwards_Bx3[:, :2].sum(-1)
+
 
 FORWARD_KINDS = ("full", "window", "commit")  # a commit decides nothing
 
@@ -234,6 +239,9 @@ class Policy(Protocol):
       (`StatSpec.soft`), this much of it if forward `turn` predicts it; of scope "canvas"
     reach(state) -> [B]: one past the last slot that it may write, if it works ahead of its block
     draft_span: if it drafts (`Decision.advance_B`), the slots it drafts over: the sampler's block
+    noise(key_B, width, mask_id) -> [B, width]: random ids that take the place of a block's masks
+      when a row enters it, not yet written; it stays there while `Decision.stay_B` says so
+    heat(step_B) -> [B]: what logits are divided by at forward `step` of a block
     coupled = True: a slot's candidates are drawn with the same noise at every forward
     judges = True: written slots of the active block answer as if they were masked
       (`dlm.sampling.shadow`)

@@ -21,10 +21,9 @@ def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canv
   eos_Bx1 = jnp.take_along_axis(canvas.tokens_BxL, first_Bx1, axis=1)
   fill_BxL = seen_BxL & canvas.open_BxL & rows_B[:, None] & (canvas.tokens_BxL != eos_Bx1)
   fill_BxL &= slot_L[None, :] >= from_B[:, None]
-  turn_B = canvas.forwards_Bx3[:, :2].sum(-1)
   return canvas.replace(
     tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
-    when_BxL=jnp.where(fill_BxL, turn_B[:, None], canvas.when_BxL),
+    when_BxL=jnp.where(fill_BxL, canvas.turn_B[:, None], canvas.when_BxL),
   )
 
 

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.sampling import drafts, ends
-from dlm.sampling.forward import at_slot, forward, masked, scope
+from dlm.sampling import drafts, ends, renoising
+from dlm.sampling.forward import at_slot, forward, in_block, masked, scope
 from dlm.sampling.sampler import Sampler
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
 
@@ -53,9 +53,9 @@ def start(sampler: Sampler, canvas: Canvas) -> LoopState:
   batch, slots = canvas.tokens_BxL.shape
   rows = 2 * batch if sampler.guidance else batch
   return LoopState(
-    canvas=canvas,
+    canvas=renoising.begin(sampler, canvas, ~canvas.done_B),
     cache=sampler.denoise.empty_cache(rows, slots) if sampler.plan.cached else None,
-    policy=sampler.policy.enter(_in_block(sampler, canvas), None),
+    policy=sampler.policy.enter(in_block(sampler, canvas), None),
     step_B=jnp.zeros(batch, jnp.int32),
     cached_B=jnp.zeros(batch, jnp.int32),
     renewed_B=jnp.zeros(batch, bool),
@@ -131,7 +131,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
 
 def _progress(sampler: Sampler, state: LoopState) -> Progress:
   canvas = state.canvas
-  turn_B = _turn(canvas)
+  turn_B = canvas.turn_B
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
   upcoming = getattr(sampler.policy, "upcoming", None)
   return Progress(
@@ -190,17 +190,12 @@ def _view(
   )
 
 
-def _turn(canvas: Canvas) -> Array:
-  """Deciding forwards so far. Commits are not counted: fused and separate then draw the same."""
-  return canvas.forwards_Bx3[:, 0] + canvas.forwards_Bx3[:, 1]
-
-
 def _row_keys(canvas: Canvas, coupled: bool) -> tuple[Array, Array]:
   """This forward's keys (candidates, policy): of the row's key and its deciding forwards so far.
 
   coupled: the candidates' key is that of the row, the same at every forward.
   """
-  turn_B = _turn(canvas)
+  turn_B = canvas.turn_B
   key_Bx2 = jax.vmap(lambda key, turn: jax.random.split(jax.random.fold_in(key, turn)))(
     canvas.key_B, turn_B
   )
@@ -217,7 +212,7 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   write_BxA = decision.write_BxA & view.open_BxA & decides_B[:, None]
   undone_BxA = write_BxA & (decision.token_BxA == view.mask_id) & (view.tokens_BxA != view.mask_id)
   slot_BxA = jnp.where(write_BxA, view.slot_BxA, slots)  # out of range: dropped
-  turn_BxA = jnp.broadcast_to(_turn(canvas)[:, None], slot_BxA.shape)
+  turn_BxA = jnp.broadcast_to(canvas.turn_B[:, None], slot_BxA.shape)
   return canvas.replace(
     tokens_BxL=canvas.tokens_BxL.at[row_Bx1, slot_BxA].set(decision.token_BxA, mode="drop"),
     when_BxL=canvas.when_BxL.at[row_Bx1, slot_BxA].set(turn_BxA, mode="drop"),
@@ -299,8 +294,11 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
     step_B=jnp.where(moves_B, 0, state.step_B),
     cached_B=cached_B,
   )
-  entered = sampler.policy.enter(_in_block(sampler, state.canvas), state.policy)
-  return state.replace(policy=_where(moves_B, entered, state.policy))
+  entered = sampler.policy.enter(in_block(sampler, state.canvas), state.policy)
+  return state.replace(
+    canvas=renoising.begin(sampler, state.canvas, moves_B),
+    policy=_where(moves_B, entered, state.policy),
+  )
 
 
 def _left(sampler: Sampler, canvas: Canvas, masked_BxL: Array) -> Array:
@@ -308,15 +306,6 @@ def _left(sampler: Sampler, canvas: Canvas, masked_BxL: Array) -> Array:
   offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
   left_BxL = masked_BxL & (offset_BxL < sampler.block)
   return left_BxL if sampler.scope == "canvas" else left_BxL & (offset_BxL >= 0)
-
-
-def _in_block(sampler: Sampler, canvas: Canvas) -> Array:
-  """The active block's masked slots, in scope [B, A]."""
-  slot_BxA = scope(sampler, canvas)
-  offset_BxA = slot_BxA - canvas.start_B[:, None]
-  inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
-  inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
-  return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
 
 
 def _where(rows_B: Array, new: State, old: State) -> State:
