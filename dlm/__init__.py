@@ -55,6 +55,7 @@ Names. The shape is a suffix, `x_BxLxD`, its letters fixed once:
 
   canvas   prompt and answer, with the mask id where the sampler may write
   commit   to write a token; also: to keep a finished block's keys and values
+  settled  of a draft: checked, and not taken back any more
   NFE      number of function evaluations: forwards      TPF   tokens per forward
 
 Static parts are frozen dataclasses (equal ones share one compile), arrays travel in flax structs,
