@@ -11,7 +11,7 @@ import shlex
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.benchmarks import SIZES, SUITES, results
 
@@ -32,6 +32,7 @@ def measure(suite: str, size: str, out: pathlib.Path, command: str) -> None:
 
 
 def main(_) -> None:
+  logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured here
   command = shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]])
   for suite in SUITES if SUITE.value == "all" else [SUITE.value]:

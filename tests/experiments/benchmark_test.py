@@ -21,6 +21,7 @@ RATIOS = {
   "compile": ["times the shallowest"],
   "memory": ["naive / ours", "B per row x vocabulary"],
   "decoding": ["speed-up", "speed-up"],
+  "block": ["speed-up", "speed-up", "speed-up"],
   "weights": ["memory / parameters"],
 }
 
