@@ -14,7 +14,7 @@ POLICY = {  # every field of every policy
   int: "k ids n steps least most span max_steps first last answer_start answer_length "
   "size stride checked length",
   float: "threshold factor budget band decay low back alpha gamma bias start growth limit "
-  "end_after early mid late alg_temp eps edit begin eager",
+  "end_after early mid late alg_temp eps edit begin eager hot cold still",
   str: "order rule alg schedule score",
   bool: "exact_steps always correct",
   tuple: "forced",

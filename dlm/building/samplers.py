@@ -80,7 +80,7 @@ def sampling(
   slots = own.slots or facts["length"]
   aligned = "canvas" if attention == "block_causal" else "prompt"
   ends = tuple(facts["eos_ids"])
-  policy = _policy("policy", tables.table(config, "policy"), ends, block)
+  policy = _policy("policy", tables.table(config, "policy"), ends, block, facts["vocab"])
   block = getattr(policy, "draft_span", block)
   # A token a forward and a commit a token; policies that count steps may take all of them.
   blocks = -(-slots // block)
@@ -153,10 +153,12 @@ def _drafter(model: Model, own: Mapping[str, Any], facts: Mapping[str, Any], blo
   return Drafter(model, _sees(own, block), own["mask_id"], own["shift"])
 
 
-def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: int) -> Policy:
+def _policy(
+  name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: int, vocab: int
+) -> Policy:
   """A policy by name; fields left None take its own defaults.
 
-  `end_ids` are the checkpoint's, `block` is the sampler's.
+  `end_ids` and `vocab` are the checkpoint's, `block` is the sampler's.
   """
   given = {key: value for key, value in table.items() if value is not None}
   make = tables.named(f"{name}.name", given.pop("name", None), POLICIES)
@@ -164,13 +166,15 @@ def _policy(name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: i
   if "schedule" in given:
     given["schedule"] = tables.schedule(f"{name}.schedule", given["schedule"])
   if "inner" in fields and "inner" in given:
-    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends, block)
+    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends, block, vocab)
   elif not any(given.get("inner", {}).values()):  # the empty table of default.py
     given.pop("inner", None)
   if "end_ids" in fields:
     given.setdefault("end_ids", ends)
   if "block" in fields:
     given.setdefault("block", block)
+  if "vocab" in fields:
+    given.setdefault("vocab", vocab)
   return tables.call(name, make, given, also=("name",))
 
 

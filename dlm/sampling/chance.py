@@ -13,3 +13,10 @@ def uniform(key_B: Array, width: int) -> Array:
 def gumbel(key_B: Array, width: int) -> Array:
   """Gumbel noise [B, width]: the n largest of log p + noise are n draws from p, none put back."""
   return jax.vmap(lambda key: jax.random.gumbel(key, (width,)))(key_B)
+
+
+def ids(key_B: Array, width: int, vocab: int, without: int) -> Array:
+  """Ids [B, width], uniform over [0, vocab) without one of them."""
+  n = vocab - (0 <= without < vocab)
+  id_BxA = jax.vmap(lambda key: jax.random.randint(key, (width,), 0, n))(key_B)
+  return id_BxA + (id_BxA >= without)

@@ -42,6 +42,15 @@ def at_slot(x_BxL: Array, slot_BxA: Array) -> Array:
   return jnp.take_along_axis(x_BxL, slot_BxA.reshape(*slot_BxA.shape, *[1] * (x_BxL.ndim - 2)), 1)
 
 
+def in_block(sampler: Sampler, canvas: Canvas) -> Array:
+  """The active block's masked slots, in scope [B, A]."""
+  slot_BxA = scope(sampler, canvas)
+  offset_BxA = slot_BxA - canvas.start_B[:, None]
+  inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
+  inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
+  return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
+
+
 def forward(
   sampler: Sampler,
   params: Params,
@@ -169,9 +178,12 @@ def _over(
     ask_BxA=None if by_query else ask_BxA,
     **soft,
   )
+  heat = getattr(sampler.policy, "heat", None)
+  heat_B = None if heat is None else heat(at.step_B)
   stats = score(
     out.head,
     sampler.spec(),
+    heat_B=heat_B,
     current_BxA=at_slot(canvas.tokens_BxL, target_BxA),
     key_B=key_B,
     slot_BxA=target_BxA,

@@ -129,6 +129,22 @@ class Sampler:
         f"Sampler: {self.policy} needs cache 'none', no guidance, and a model that sees all slots, "
         "predicts its own and is told no noise level"
       )
+    if hasattr(self.policy, "noise"):
+      self._check_noise()
+
+  def _check_noise(self) -> None:
+    """Raises ValueError where random ids would be taken for text, or masks come back."""
+    odd = self.shift or self.guidance or self.clock or self.may_predict_mask
+    if odd or self.scope != "block" or (self.plan.cached and not self.plan.provisional):
+      raise ValueError(
+        f"Sampler: {self.policy} needs cache 'none' or 'block', scope 'block', no guidance, no "
+        "may_predict_mask, and a model that predicts its own and is told no noise level"
+      )
+    if self.eos_ids and self.on_eos in ("stop", "fill"):
+      raise ValueError(
+        f"Sampler: on_eos={self.on_eos!r} would take random ids of {self.policy} for stop ids: "
+        "'stop_block', 'fill_block', or no stop ids"
+      )
 
   @property
   def first_alone(self) -> bool:

@@ -14,21 +14,28 @@ def score(
   current_BxA: Array,
   key_B: Array,
   slot_BxA: Array,
+  heat_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
-  Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks.
+  Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks. With
+  `heat` a row's logits are divided by it before all else.
   """
-  batch, asked, width = head.hidden_BxAxD.shape
+  hidden_BxAxD = head.hidden_BxAxD
+  if heat_B is not None:
+    if head.soft_cap is not None:
+      raise ValueError("heat divides hidden rows, which a model with soft_cap does not allow")
+    hidden_BxAxD = hidden_BxAxD.astype(jnp.float32) / heat_B[:, None, None]
+  batch, asked, width = hidden_BxAxD.shape
   key_R = None
   if spec.temperature > 0:
     key_R = jax.vmap(lambda key, slot_A: jax.vmap(lambda s: jax.random.fold_in(key, s))(slot_A))(
       key_B, slot_BxA
     ).reshape(-1)
   stats = token_stats(
-    head.hidden_BxAxD.reshape(batch * asked, width),
+    hidden_BxAxD.reshape(batch * asked, width),
     head.unembed_VxD,
     spec,
     current_R=current_BxA.reshape(-1) if spec.current else None,

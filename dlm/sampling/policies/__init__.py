@@ -20,6 +20,7 @@ from dlm.sampling.policies.planned import Planned
 from dlm.sampling.policies.prophet import Prophet
 from dlm.sampling.policies.quota import Quota
 from dlm.sampling.policies.region import Region
+from dlm.sampling.policies.renoise import Renoise
 from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.smooth import Smooth
 from dlm.sampling.policies.threshold import Threshold
@@ -51,4 +52,5 @@ POLICIES = {
   "pipelined": Pipelined,
   "distilled": Distilled,
   "parts": Parts,
+  "renoise": Renoise,
 }

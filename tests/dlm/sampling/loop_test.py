@@ -35,6 +35,7 @@ from dlm.sampling.policies import (
   Prophet,
   Quota,
   Region,
+  Renoise,
   Saber,
   Smooth,
   Threshold,
@@ -149,6 +150,7 @@ EVERY = [
   Smooth(Threshold(0.6, band=1e-5, decay=0.1)), Smooth(Credit(Threshold(0.6))), Planned(steps=3),
   Wino(0.5, 0.6), Quota(4, 3, 0.5), Quota(4, 2, order="left_to_right"), Edit(0.6, 0.3),
   Parts(Threshold(0.6), 2), Pipelined(4, 0.6, begin=0.3, eager=0.6), Distilled(4, 1.0, begin=0.3),
+  Renoise(VOCAB, steps=5),
 ]  # fmt: skip
 
 
