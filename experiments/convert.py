@@ -273,7 +273,7 @@ def write(workdir: pathlib.Path, found: Sequence[Converted], head: dict[str, Any
     vocab=256,  # bytes
     facts=(("device", head["device"]["host"]), ("date", head["date"][:10])),
     curves=points,
-    notes=(str(table(found).note), *map(sentence, told)),
+    notes=("A point holds all seeds; convert.json holds each.", *map(sentence, told)),
   )
   report.write_report(workdir / "report.html", page)
 
