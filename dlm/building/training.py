@@ -208,7 +208,7 @@ def objective(config: Mapping[str, Any], tokenizer: Tokenizer) -> Objective:
   around = {key: given.pop(key) for key in ("shift", "anneal") if key in given and key not in own}
   reading = tables.call("objective", Reading, around)
   also = ("name", "anneal", "shift")
-  made = tables.call("objective", make, given, also=also, mask_id=tokenizer.mask_id)
+  made = tables.call("objective", make, given, also=also, **_ids(make, tokenizer))
   if around.get("shift") == 0 and name in SHIFT:
     raise ValueError(f"objective.shift=0 does not go with {name}, which predicts the next token")
   wrapped = reading.shift and name not in SHIFT
@@ -220,6 +220,12 @@ def objective(config: Mapping[str, Any], tokenizer: Tokenizer) -> Objective:
       raise ValueError(f"objective.{field} goes with {', '.join(known)}, not with {name}")
   made = Shifted(made) if wrapped else made
   return Annealed(made, reading.anneal) if reading.anneal else made
+
+
+def _ids(make: type[Objective], tokenizer: Tokenizer) -> dict[str, int]:
+  """What an objective takes from the tokenizer."""
+  known = {"mask_id": tokenizer.mask_id, "vocab": tokenizer.vocab_size}
+  return {name: known[name] for name in known if name in inspect.signature(make).parameters}
 
 
 def _shift(config: Mapping[str, Any]) -> int:
@@ -246,7 +252,7 @@ def estimator(config: Mapping[str, Any], tokenizer: Tokenizer, name: str = "auto
   make = tables.named("estimator", name, OBJECTIVES)
   parameters = inspect.signature(make).parameters
   block = {"block": own["block"]} if "block" in parameters and own.get("block") else {}
-  made = make(mask_id=tokenizer.mask_id, **block)
+  made = make(**_ids(make, tokenizer), **block)
   return Shifted(made) if _shift(config) and name in SHIFTABLE else made
 
 

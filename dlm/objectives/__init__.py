@@ -20,6 +20,7 @@ from dlm.objectives.llada2 import Llada2Sft
 from dlm.objectives.mdlm import Mdlm
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
+from dlm.objectives.uniform import Uniform
 from dlm.types import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -39,6 +40,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "llada2_sft": Llada2Sft,
   "i_dlm": IDlm,
   "d2f": D2f,
+  "uniform": Uniform,
 }
 
 __all__ = [
@@ -61,4 +63,5 @@ __all__ = [
   "Sdar",
   "Sedd",
   "Shifted",
+  "Uniform",
 ]

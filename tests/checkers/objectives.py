@@ -404,7 +404,6 @@ METHODS = {
   "diffullama_loss": diffullama_loss,
 }
 UNSUPPORTED = (
-  "automodel_loss",
   "dllm_loss",
   "duo_loss",
   "duo_posterior",
@@ -414,5 +413,4 @@ UNSUPPORTED = (
   "hackable_loss",
   "md4_loss",
   "md4_schedule",
-  "uniform_random_corrupt",
 )

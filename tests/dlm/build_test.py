@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dlm import build
 from dlm.diffusion.schedules import Linear, LogLinear
-from dlm.objectives import Autoregressive, Bd3lm, D2f, ExactCount, IDlm, Mdlm, Shifted
+from dlm.objectives import Autoregressive, Bd3lm, D2f, ExactCount, IDlm, Mdlm, Shifted, Uniform
 from tests.dlm.building import directories
 
 CONFIG = {
@@ -66,6 +66,8 @@ def test_schedule_by_name_and_with_fields():
     ({"name": "efficient_dlm", "block": 8}, "block_causal", 8, 0),
     ({"name": "i_dlm", "block": 2}, "causal", 2, 1),
     ({"name": "d2f", "block": 8}, "prompt_blocks", 8, 0),
+    ({"name": "uniform", "block": 8}, "block_causal", 8, 0),
+    ({"name": "uniform", "block": None}, "full", None, 0),
   ],
 )
 def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
@@ -85,6 +87,8 @@ def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
     ({"name": "fast_dllm_v2", "block": 8}, "auto", Shifted(ExactCount(259, block=8))),
     ({"name": "i_dlm", "block": 2}, "auto", IDlm(259, 2)),
     ({"name": "d2f", "block": 8, "shift": 1}, "auto", Shifted(D2f(259, 8))),
+    ({"name": "uniform", "block": 8}, "auto", Uniform(259, 8, 260)),
+    ({"name": "bd3lm", "block": 8}, "uniform", Uniform(259, 8, 260)),
   ],
 )
 def test_estimator_of_the_likelihood(objective, name, expected):

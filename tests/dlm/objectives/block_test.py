@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlm import masks
-from dlm.objectives import D2f, EfficientDlm, FastDllmV2, IDlm, Llada2Sft, Sdar, block
+from dlm.objectives import D2f, EfficientDlm, FastDllmV2, IDlm, Llada2Sft, Sdar, Uniform, block
 from dlm.objectives.cross_entropy import cross_entropy
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Constant, Oracle
@@ -103,6 +103,7 @@ def predicate(kind: str, size: int) -> np.ndarray:
     (EfficientDlm(MASK, 4), "clean"),
     (EfficientDlm(MASK, 4, context="noisy"), "noisy"),
     (Llada2Sft(MASK, 2), "clean"),
+    (Uniform(MASK, 4, 5), "clean"),
     (IDlm(MASK, 2), "causal"),
     (D2f(MASK, 3), "prompt"),
   ],
@@ -182,6 +183,8 @@ def test_documents_or_blocks_share_a_level():
     (Sdar(MASK, 4, fill=False), [0, 5, 11]),
     (FastDllmV2(MASK, 4, complement=False), [0, 4, 5, 9, 13]),
     (Llada2Sft(MASK, 4), [0, 5, 11]),
+    (Uniform(MASK, 4, 5), [0, 4, 5, 9, 13]),
+    (Uniform(MASK, None, 5), [0, 5, 11]),
   ):
     level = np.asarray(oracle.corrupt(objective, 0, batch).time_BxW[:, :LENGTH])
     changes = np.flatnonzero((np.diff(level, axis=1) != 0).all(0)) + 1
@@ -238,6 +241,25 @@ def test_from_right_to_left_where_the_half_life_is_nothing():
   masked, level = np.asarray(noisy.weight_BxL > 0), np.asarray(noisy.time_BxW[:, :LENGTH])
   masked = masked[level < 0.95].reshape(-1, 4)  # near level 1 no place is preferred
   assert (np.diff(masked.astype(int), axis=1) >= 0).all() and masked.any()
+
+
+@pytest.mark.parametrize("mask_id", [2, 9])
+def test_uniform_noise_is_any_id_but_the_mask_and_every_token_is_asked(mask_id):
+  batch = oracle.rows(np.full((3000, 6), 4, np.int32))
+  batch = batch.replace(noisable_BxL=jnp.broadcast_to(jnp.arange(6) >= 2, (3000, 6)))
+  noisy = oracle.corrupt(Uniform(mask_id, 3, vocab=5), 0, batch)
+  ids, level = np.asarray(noisy.inputs_BxW), np.asarray(noisy.time_BxW[:, :6])
+  assert ids.shape == (3000, 12) and (ids[:, 6:] == 4).all() and (ids[:, :2] == 4).all()
+  others = [i for i in range(5) if i != mask_id]
+  share = [(ids[:, 2:6] == i).mean() for i in others[:-1]]
+  np.testing.assert_allclose(share, 0.5 / len(others), atol=0.02)
+  assert set(np.unique(ids)) == set(others)
+  changed = np.asarray(ids[:, 2:6] != 4) / (1 - 1 / len(others))
+  for low in (0.0, 0.4, 0.8):  # as often as the level says
+    near = (level[:, 2:] >= low) & (level[:, 2:] < low + 0.2)
+    assert abs(changed[near].mean() - level[:, 2:][near].mean()) < 0.06
+  np.testing.assert_array_equal(noisy.weight_BxL, np.asarray(batch.noisable_BxL, np.float32))
+  np.testing.assert_array_equal(noisy.count_B, 4)
 
 
 def test_d2f_levels_rise_from_block_to_block_of_an_answer():
@@ -301,6 +323,7 @@ def test_streams_of_i_dlm_add_up_and_may_be_balanced():
     (lambda: FastDllmV2(MASK, 0), "FastDllmV2: block=0 must be at least 1"),
     (lambda: EfficientDlm(MASK, 4, half_life=0.0), "half_life=0.0 must be positive"),
     (lambda: EfficientDlm(MASK, 4, context="dirty"), "context='dirty' is not one of clean, noisy"),
+    (lambda: Uniform(MASK, 4, 1), "Uniform: vocab=1 must be at least 2"),
     (lambda: Llada2Sft(MASK, 4, window=(0.8, 0.3)), r"window=\(0.8, 0.3\) must hold"),
     (lambda: Llada2Sft(MASK, 4, confidence=-1.0), "confidence=-1.0 must not be negative"),
     (lambda: Llada2Sft(MASK, 4, shift=2), "shift=2 must be 0 or 1"),

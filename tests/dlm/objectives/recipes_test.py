@@ -20,16 +20,27 @@ from dlm.objectives import (
   Mdlm,
   Sdar,
   Sedd,
+  Uniform,
   bd3lm,
 )
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Constant, Oracle
 
-IN_BLOCKS = ("bd3lm", "sdar", "fast_dllm_v2", "efficient_dlm", "llada2_sft", "i_dlm", "d2f")
+IN_BLOCKS = (
+  "bd3lm",
+  "sdar",
+  "fast_dllm_v2",
+  "efficient_dlm",
+  "llada2_sft",
+  "i_dlm",
+  "d2f",
+  "uniform",
+)
+IDS = {"uniform": {"vocab": 5}}
 CERTAIN = ("ar", "i_dlm")  # nothing in them is random
 MADE = {
-  name: make(MASK, block=4) if name in IN_BLOCKS else make(MASK)
+  name: make(MASK, **({"block": 4} if name in IN_BLOCKS else {}), **IDS.get(name, {}))
   for name, make in OBJECTIVES.items()
 }
 TOKENS = oracle.sample(6, 8, seed=1)
@@ -55,6 +66,7 @@ class Fixed:
     LladaSft(2),
     Bd3lm(2, block=2, ignore_bos=False),
     Sdar(2, block=2),
+    Uniform(2, block=2, vocab=3),
   ],
   ids=lambda objective: type(objective).__name__,
 )
