@@ -23,6 +23,7 @@ from dlm.sampling.policies import (
   Pipelined,
   Prophet,
   Quota,
+  Renoise,
   Saber,
   Smooth,
   Threshold,
@@ -119,6 +120,8 @@ D2F = BD3LM | {"attention": "prompt_blocks"}
     ("d3llm", MDLM, Distilled(32, 0.5, begin=0.1, end_ids=(258,)), NoCache(), 32),
     ("i_dlm", AR, Introspective(4), Rolling(), 8),
     ("ar", AR, Introspective(1), Rolling(), 2),
+    ("diffusion_gemma", BD3LM, Renoise(260), ExactBlock(), 16),
+    ("diffusion_gemma", MDLM, Renoise(260), NoCache(), 64),
   ],
 )
 def test_configs_of_papers_sample_their_kind_of_checkpoint(name, facts, policy, plan, block):

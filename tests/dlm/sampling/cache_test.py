@@ -14,7 +14,16 @@ from dlm.sampling import loop
 from dlm.sampling.caching import PLANS, Rolling, SubBlock
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.clock import BlockMaskRatio
-from dlm.sampling.policies import Edit, Factor, Fixed, LeftToRight, Parts, Quota, Threshold
+from dlm.sampling.policies import (
+  Edit,
+  Factor,
+  Fixed,
+  LeftToRight,
+  Parts,
+  Quota,
+  Renoise,
+  Threshold,
+)
 from dlm.sampling.sampler import Sampler
 from dlm.types import MaskRule, Policy
 from tests.dlm.models.small import jitter
@@ -100,6 +109,7 @@ CASES = {
   "quota": Case(Quota(4, 3, 0.5), FOUR, separate=True),
   "edit": Case(Edit(0.6, 0.3), FOUR),
   "parts": Case(Parts(Threshold(0.5), 2), FOUR),
+  "renoise": Case(Renoise(23, steps=6, still=0.5), FOUR, temperature=1.0, separate=True),
   "timed": Case(Threshold(0.4), FOUR, temperature=1.0, timed=True),
   "causal": Case(LeftToRight(2), CAUSAL, temperature=1.0, align="prompt", separate=True),
   "shifted": Case(Threshold(0.4), CAUSAL, temperature=1.0, align="prompt", shift=1),
