@@ -110,11 +110,12 @@ class Generator:
   ):
     if batch < 1:
       raise ValueError(f"Generator: batch={batch} must be at least 1")
-    block_causal = isinstance(sampler.sees, masks.BlockCausal)
-    if sampler.plan.commits and block_causal and align != "canvas":
+    own = "canvas" if isinstance(sampler.sees, masks.BlockCausal) else "prompt"
+    in_blocks = isinstance(sampler.sees, masks.BlockCausal | masks.PromptBlocks)
+    if sampler.plan.commits and in_blocks and align != own:
       raise ValueError(
         f"a cache is exact only in blocks that are the model's own: align={align!r} cuts others; "
-        "use 'canvas', or cache 'none'"
+        f"use {own!r}, or cache 'none'"
       )
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align

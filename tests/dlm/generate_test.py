@@ -14,9 +14,9 @@ from dlm.data import ByteTokenizer
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind
 from dlm.sampling import variety
-from dlm.sampling.caching import ExactBlock, NoCache
+from dlm.sampling.caching import Ahead, ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
-from dlm.sampling.policies import Fixed, LeftToRight, Threshold
+from dlm.sampling.policies import Fixed, LeftToRight, Pipelined, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.sampling.table import Table
@@ -263,6 +263,9 @@ def test_bad_settings_are_refused():
     generator(Table(), LeftToRight(1), driver="vmap")
   with pytest.raises(ValueError, match="align='prompt' cuts others"):
     generator(MODEL, LeftToRight(1), align="prompt", **SAMPLED)
+  ahead = {"plan": Ahead(), "sees": masks.PromptBlocks(4)}
+  with pytest.raises(ValueError, match="align='canvas' cuts others; use 'prompt'"):
+    generator(MODEL, Pipelined(4), align="canvas", **ahead)
 
 
 # -------------------------------------------------------------------------------------------------
