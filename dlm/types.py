@@ -261,6 +261,7 @@ class Policy(Protocol):
 class Progress:
   """Where each row stands before a forward: what a cache plan goes by."""
 
+  answer_B: Array  # the row's first open slot
   start_B: Array
   step_B: Array
   turn_B: Array
@@ -270,6 +271,7 @@ class Progress:
   windows_B: Array  # windowed forwards already spent on the row
   renewed_B: Array  # the row's last forward was the whole canvas
   masked_BxL: Array
+  when_BxL: Array  # the turn of the last write; -1 before
   wrote_BxL: Array  # written after the row's last forward
   next_BxL: Array | None  # 1, 2, ...: what the policy writes next, in order; 0: what it does not
   filled_BxL: Array  # cached

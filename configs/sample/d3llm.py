@@ -2,8 +2,8 @@ r"""d3LLM (arXiv 2601.07568): many blocks at once, by entropy.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/d3llm.py --prompt="..."
 
-The authors' settings for LLaDA, without their delayed cache; for Dream policy.threshold=0.4 and
-policy.always=False.
+The authors' settings for LLaDA; for Dream policy.threshold=0.4 and policy.always=False. Their runs
+with a cache: cache.name=matured.
 """
 
 from ml_collections import ConfigDict

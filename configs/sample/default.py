@@ -20,7 +20,7 @@ POLICY = {  # every field of every policy
   tuple: "forced",
 }
 CACHE = {  # and of every cache
-  int: "interval window every before after warmup size",
+  int: "interval window every before after warmup size delay",
   str: "count centre shift_rule",
   bool: "anchor settles second_full",
 }

@@ -160,7 +160,6 @@ def _over(
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
   if by_query and gather_BxAxJ is not None:
     gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
-  answer_B = jnp.argmax(canvas.open_BxL, axis=1)
   denoise = guidance.denoise
   if getattr(sampler.policy, "judges", False):
     rows = {"start_B": canvas.start_B, "length_B": canvas.length_B}
@@ -171,7 +170,7 @@ def _over(
     at_slot(canvas.tokens_BxL, slot_BxW),
     at_slot(canvas.open_BxL, slot_BxW),
     slot_BxW=slot_BxW,
-    mask=masks.within(sampler.sees(slot_BxW, slots, answer_B), canvas.length_B),
+    mask=masks.within(sampler.sees(slot_BxW, slots, at.answer_B), canvas.length_B),
     time_BxW=time_BxW,
     cache=cache,
     write_BxW=write_BxW,

@@ -135,6 +135,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
   upcoming = getattr(sampler.policy, "upcoming", None)
   return Progress(
+    answer_B=jnp.argmax(canvas.open_BxL, axis=1),
     start_B=canvas.start_B,
     step_B=state.step_B,
     turn_B=turn_B,
@@ -144,6 +145,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     windows_B=canvas.forwards_Bx3[:, 1],
     renewed_B=state.renewed_B,
     masked_BxL=masked(canvas, sampler.mask_id),
+    when_BxL=canvas.when_BxL,
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
     next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
     filled_BxL=_filled(canvas, state.cache),

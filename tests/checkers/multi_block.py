@@ -3,7 +3,7 @@
 import numpy as np
 
 from dlm import masks
-from dlm.sampling.caching import Ahead, NoCache
+from dlm.sampling.caching import Ahead, Matured, NoCache
 from dlm.sampling.policies import Distilled, Pipelined
 from dlm.sampling.sampler import Sampler
 from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
@@ -45,7 +45,7 @@ def d2f_generate_block_single(case: Case) -> None:
   assert trace.queries(0) == [step["q_len"] for step in case.expected["steps"]]
 
 
-def distilled(case: Case, always: bool) -> None:
+def distilled(case: Case, always: bool, plan=NoCache()) -> Trace:  # noqa: B008
   policy = Distilled(
     block=case.arg("block_size"), threshold=case.arg("threshold"),
     begin=case.arg("block_add_threshold"), eager=case.arg("decoded_token_threshold"),
@@ -53,11 +53,20 @@ def distilled(case: Case, always: bool) -> None:
   )  # fmt: skip
   eos_id = case.arg("eos_id")
   ends = {"eos_ids": (eos_id,), "on_eos": "fill"} if case.arg("early_stop") else {}
-  check(case, sample(case, policy, NoCache(), masks.Full(), **ends))
+  trace = sample(case, policy, plan, masks.Full(), **ends)
+  check(case, trace)
+  return trace
 
 
 def d3llm_llada_multi_block(case: Case) -> None:
   distilled(case, always=True)
+
+
+def d3llm_llada_multi_block_kv(case: Case) -> None:
+  every = case.arg("refresh_interval")
+  plan = Matured(case.arg("cache_delay_iter"), 0 if every == 10000 else every)
+  trace = distilled(case, always=True, plan=plan)
+  assert trace.queries(0) == [step["q_len"] for step in case.expected["steps"]]
 
 
 def d3llm_dream_multi_block(case: Case) -> None:
@@ -67,5 +76,6 @@ def d3llm_dream_multi_block(case: Case) -> None:
 METHODS = {
   "d2f_generate_block_single": d2f_generate_block_single,
   "d3llm_llada_multi_block": d3llm_llada_multi_block,
+  "d3llm_llada_multi_block_kv": d3llm_llada_multi_block_kv,
   "d3llm_dream_multi_block": d3llm_dream_multi_block,
 }

@@ -3,6 +3,7 @@
 from dlm.sampling.caching.block import Ahead, ExactBlock, SubBlock
 from dlm.sampling.caching.delayed import PD, Decode, Greedy
 from dlm.sampling.caching.interval import Interval
+from dlm.sampling.caching.matured import Matured
 from dlm.sampling.caching.none import NoCache
 from dlm.sampling.caching.prefix import Dual, Prefix
 from dlm.sampling.caching.rolling import Rolling
@@ -18,6 +19,7 @@ PLANS = {
   "dual": Dual,
   "vicinity": Vicinity,
   "interval": Interval,
+  "matured": Matured,
   "dkv_decode": Decode,
   "dkv_pd": PD,
   "dkv_greedy": Greedy,
