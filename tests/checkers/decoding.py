@@ -141,8 +141,11 @@ def _step(sampler, params, state, chances):
     return loop.step(sampler, params, state)
 
 
-def _score(gumbel_BxLxV, head, spec, *, current_BxA, key_B, slot_BxA, gather_BxAxJ, implementation):
+def _score(
+  gumbel_BxLxV, head, spec, *, heat_B, current_BxA, key_B, slot_BxA, gather_BxAxJ, implementation
+):
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
+  assert heat_B is None, "no recorded policy sets its own temperature"
   cold = dataclasses.replace(spec, temperature=0.0)
   if spec.shaped:  # statistics of the tempered logits: temper the hidden rows
     head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
