@@ -121,7 +121,7 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
     (["--config.policy.name=fixed"], "set one of k=0 and steps=0"),
     (["--config.policy.k=3"], "policy.k is unknown; known: band, decay, name, thr"),
     (["--config.policy.threshold=2"], "threshold=2.0 must lie in [0, 1]"),
-    (["--config.cache.name=all"], "cache.name='all' is unknown; known: block, dkv_decode"),
+    (["--config.cache.name=all"], "cache.name='all' is unknown; known: ahead, block, dkv"),
     (["--config.block=12", "--config.cache.name=block"], "block=12 to be a multiple of"),
     (["--config.align=prompt", "--config.cache.name=block"], "use 'canvas', or cache 'none'"),
     (["--config.align=left"], "align='left' is unknown; known: auto, canvas, prompt"),
