@@ -44,7 +44,7 @@ TINY = Size(
 )  # fmt: skip
 CPU = Size(
   ModelConfig.from_preset("100m", vocab=32_000, tied=False, layers=10),
-  batches=(1, 4, 16), prompt=32, new=32, block=8, rounds=3, steps=500,
+  batches=(1, 4, 16), prompt=32, new=16, block=8, rounds=3, steps=500,
 )  # fmt: skip
 ACCELERATOR = Size(
   ModelConfig.from_preset("300m", vocab=126_464, tied=False),
