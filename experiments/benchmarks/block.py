@@ -36,11 +36,12 @@ class Size:
   block: int
   rounds: int
   steps: int  # of training
+  methods: int | None = None  # the first so many of each kind; None: all
 
 
 TINY = Size(
   ModelConfig(vocab=37, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
-  batches=(2,), prompt=8, new=8, block=4, rounds=1, steps=2,
+  batches=(2,), prompt=8, new=8, block=4, rounds=1, steps=2, methods=2,
 )  # fmt: skip
 CPU = Size(
   ModelConfig.from_preset("100m", vocab=32_000, tied=False, layers=10),
@@ -99,8 +100,7 @@ def in_blocks(block: int) -> dict[str, Method]:
 def run(size: str) -> list[Table]:
   chosen = TINY if size == "tiny" else CPU if jax.default_backend() == "cpu" else ACCELERATOR
   causal, blocks = masks.Causal(), masks.BlockCausal(chosen.block)
-  methods = {name: (method, causal) for name, method in CAUSAL.items()}
-  methods |= {name: (method, blocks) for name, method in in_blocks(chosen.block).items()}
+  methods = _chosen(chosen, CAUSAL, causal) | _chosen(chosen, in_blocks(chosen.block), blocks)
   model = bind(chosen.model)
   params = jax.jit(model.init)(jax.random.key(0))
   # Sharper than at birth: confidences spread over (0, 1), as thresholds need.
@@ -122,7 +122,13 @@ def run(size: str) -> list[Table]:
   return tables
 
 
-def _trained(size: Size, folder: pathlib.Path, kind: str, chosen: dict[str, Method]) -> list[Row]:
+def _chosen(
+  size: Size, kinds: dict[str, Method], sees: MaskRule
+) -> dict[str, tuple[Method, MaskRule]]:
+  return {name: (method, sees) for name, method in list(kinds.items())[: size.methods]}
+
+
+def _trained(size: Size, folder: pathlib.Path, kind: str, kinds: dict[str, Method]) -> list[Row]:
   """Trains on list problems and decodes held-out ones, whose answers fill two blocks of 8."""
   config = runpy.run_path(CONFIG)["get_config"]("ar" if kind == "causal" else "clean")
   if kind == "causal":
@@ -135,7 +141,7 @@ def _trained(size: Size, folder: pathlib.Path, kind: str, chosen: dict[str, Meth
   source = open_source("lists", "test", **{k: v for k, v in options if k not in ("mode", "pad")})
   encode, mask_id = training.tokenizer.encode, training.facts["mask_id"]
   sees = masks.Causal() if kind == "causal" else masks.BlockCausal(8)
-  methods = {name: (method, sees) for name, method in chosen.items()}
+  methods = _chosen(size, kinds, sees)
   prompts = [np.asarray(encode(source[i].prompt), np.int32) for i in range(max(size.batches))]
   rows = []
   for batch in size.batches:

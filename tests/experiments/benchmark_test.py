@@ -51,7 +51,8 @@ def test_suite_prints_the_ratio_first_and_writes_what_is_documented(suite, tmp_p
     for row in table["rows"]:
       spreads = [value for value in row.values() if isinstance(value, dict)]
       assert all(each["min"] <= each["median"] <= each["max"] for each in spreads)
-      assert suite == "memory" or spreads or "torch is not installed" in row.values()
+      missing = any("not installed" in str(value) for value in row.values())
+      assert suite == "memory" or spreads or missing
 
 
 def test_sampler_memory_does_not_grow_with_rows_times_vocabulary():

@@ -1,12 +1,10 @@
 """The page of all methods, from the command line, on a model that has learned nothing."""
 
-import runpy
-
 import pytest
 
 from tests.experiments import mains
 
-COMPARE = runpy.run_path(str(mains.ROOT / "experiments/compare.py"), run_name="table")
+MAIN = mains.load("experiments/compare.py")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def test_every_curve_names_a_policy_and_a_cache_that_exist():
   from dlm.sampling.caching import PLANS
   from dlm.sampling.policies import POLICIES
 
-  for method in COMPARE["CURVES"].values():
+  for method in MAIN.CURVES.values():
     assert method.policy["name"] in POLICIES and method.cache in PLANS
     assert len(method.values) == 3
-    assert COMPARE["with_field"](method.policy, method.field, 7) != method.policy
+    assert MAIN.with_field(method.policy, method.field, 7) != method.policy

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dlm.evaluation.parallelism import Outcome
-from experiments import convert
 from tests.experiments import mains
+
+convert = mains.load("experiments/convert.py")
 
 TINY = """
 import runpy

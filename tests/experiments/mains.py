@@ -6,6 +6,9 @@ import os
 import pathlib
 import runpy
 import sys
+import types
+
+from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -34,6 +37,15 @@ def run(folder: pathlib.Path, main: str | pathlib.Path, *arguments: object) -> D
   out.unlink()
   err.unlink()
   return done
+
+
+def load(main: str) -> types.SimpleNamespace:
+  """What a main defines, without running it; its flags are taken back, for mains share names."""
+  before = set(flags.FLAGS)
+  found = runpy.run_path(str(ROOT / main), run_name="loaded")
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)
+  return types.SimpleNamespace(**found)
 
 
 def _main(argv: list[str], out: pathlib.Path, err: pathlib.Path) -> None:
