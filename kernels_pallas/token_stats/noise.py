@@ -36,10 +36,13 @@ def threefry2x32(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array,
 
 def gumbel(key_data_Rx2: Array, ids_T: Array) -> Array:
   """Standard Gumbel noise, float32 [R, T]: that of each row's key (uint32 words) and each id."""
-  low_1xT = ids_T[None, :].astype(jnp.uint32)
-  return from_words(
-    *threefry2x32(key_data_Rx2[:, :1], key_data_Rx2[:, 1:], jnp.zeros_like(low_1xT), low_1xT)
-  )
+  return gumbel_of(key_data_Rx2[:, :1], key_data_Rx2[:, 1:], ids_T[None, :])
+
+
+def gumbel_of(key0_Rx1: Array, key1_Rx1: Array, ids_1xT: Array) -> Array:
+  """`gumbel` of columns and rows that broadcast to [R, T]."""
+  low_1xT = ids_1xT.astype(jnp.uint32)
+  return from_words(*threefry2x32(key0_Rx1, key1_Rx1, jnp.zeros_like(low_1xT), low_1xT))
 
 
 def from_words(x0: Array, x1: Array) -> Array:
