@@ -64,9 +64,7 @@ class Noisy:
   weight_BxL: Array  # float32, the paper's w(t); 0 where nothing is asked
   count_B: Array  # float32, what each row adds to the denominator of the loss
   slot_BxW: Array  # rotary position of each input
-  time_BxW: (
-    Array  # float32 noise level in [0, 1], per input because blocks may differ; clean text: 0
-  )
+  time_BxW: Array  # float32 noise level in [0, 1] of each input: blocks may differ; clean text: 0
   mask: Mask
   ask_BxL: Array | None = None
   extra: dict[str, Array] = struct.field(default_factory=dict)
@@ -193,6 +191,11 @@ class Canvas:
   def turn_B(self) -> Array:
     """Deciding forwards so far. Commits are not counted: fused and separate then draw the same."""
     return self.forwards_Bx3[:, :2].sum(-1)
+
+  @property
+  def answer_B(self) -> Array:
+    """The row's first open slot."""
+    return jnp.argmax(self.open_BxL, axis=1)
 
 
 FORWARD_KINDS = ("full", "window", "commit")  # a commit decides nothing

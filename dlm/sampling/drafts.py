@@ -28,14 +28,13 @@ def propose(
   ahead_BxL = slot_BxL - canvas.start_B[:, None]
   draft_BxL = (ahead_BxL > 0) & (ahead_BxL <= count) & canvas.open_BxL & rows_B[:, None]
   end_B = jnp.minimum(canvas.start_B + count + 1, canvas.length_B)
-  answer_B = jnp.argmax(canvas.open_BxL, axis=1)
   slot_BxA = canvas.start_B[:, None] + 1 + jnp.arange(count)[None, :]
   inside_BxA = jnp.minimum(slot_BxA, slots - 1)
   out = drafter.denoise(
     params,
     jnp.where(draft_BxL, drafter.mask_id, canvas.tokens_BxL),
     slot_BxW=slot_BxL,
-    mask=masks.within(drafter.sees(slot_BxL, slots, answer_B), end_B),
+    mask=masks.within(drafter.sees(slot_BxL, slots, canvas.answer_B), end_B),
     ask_BxA=inside_BxA - drafter.shift,
   )
   forbidden = (*sampler.spec().forbidden, drafter.mask_id)

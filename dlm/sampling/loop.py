@@ -135,7 +135,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
   upcoming = getattr(sampler.policy, "upcoming", None)
   return Progress(
-    answer_B=jnp.argmax(canvas.open_BxL, axis=1),
+    answer_B=canvas.answer_B,
     start_B=canvas.start_B,
     step_B=state.step_B,
     turn_B=turn_B,

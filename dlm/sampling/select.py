@@ -32,6 +32,13 @@ def at_least(
   return eligible_BxA & taken_BxA
 
 
+def above_or_top(score_BxA: Array, eligible_BxA: Array, threshold: float, least_B: Array) -> Array:
+  """Eligible positions with `score > threshold` if those are `least` or more, else the best."""
+  above_BxA = eligible_BxA & (score_BxA > threshold)
+  enough_Bx1 = above_BxA.sum(-1, keepdims=True) >= least_B[:, None]
+  return jnp.where(enough_Bx1, above_BxA, top(score_BxA, eligible_BxA, least_B))
+
+
 def falling(threshold: float, decay: float, turn_B: Array) -> float | Array:
   """A threshold [B, 1] that falls from 1 by `decay` a forward of the row; decay 0: constant."""
   if not decay:

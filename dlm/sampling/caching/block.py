@@ -46,17 +46,18 @@ class ExactBlock:
     return at.start_B - at.cached_B > at.block
 
   def window_BxL(self, at: Progress) -> Array:
-    """The active block and what waits before it; that alone where it is committed."""
-    end_B = at.start_B + jnp.where(at.commits_B, 0, at.block)
-    slot_1xL = at.slot_L[None, :]
-    return (slot_1xL >= at.cached_B[:, None]) & (slot_1xL < end_B[:, None])
+    """What the policy works on and what waits before it; that alone where it is committed."""
+    return (at.slot_L[None, :] >= at.cached_B[:, None]) & self._before_end(at)
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
     return (block, 2 * block)
 
   def keep_BxL(self, at: Progress) -> Array:
     """Keys of the active block are kept too; every forward over it brings new ones."""
-    end_B = at.start_B + jnp.where(at.commits_B, 0, at.block)
+    return self._before_end(at)
+
+  def _before_end(self, at: Progress) -> Array:
+    end_B = jnp.where(at.commits_B, at.start_B, at.reach_B)
     return at.slot_L[None, :] < end_B[:, None]
 
 
@@ -126,11 +127,6 @@ class Ahead(ExactBlock):
 
   def refresh_B(self, at: Progress) -> Array:
     return jnp.zeros_like(at.commits_B)
-
-  def window_BxL(self, at: Progress) -> Array:
-    end_B = jnp.where(at.commits_B, at.start_B, at.reach_B)
-    slot_1xL = at.slot_L[None, :]
-    return (slot_1xL >= at.cached_B[:, None]) & (slot_1xL < end_B[:, None])
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
     """One block, two, four, ... up to the canvas."""

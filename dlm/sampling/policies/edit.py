@@ -45,10 +45,8 @@ class Edit:
 
   def decide(self, view: View, state: Array, key_B: Array) -> tuple[Decision, Array]:
     sure_BxA, token_BxA = confidence(view.stats), view.stats.token
-    above_BxA = view.masked_BxA & (sure_BxA > self.threshold)
-    enough_B = above_BxA.sum(-1) >= self.least
-    best_BxA = select.top(sure_BxA, view.masked_BxA, jnp.full_like(state, self.least))
-    write_BxA = jnp.where(enough_B[:, None], above_BxA, best_BxA)
+    least_B = jnp.full_like(state, self.least)
+    write_BxA = select.above_or_top(sure_BxA, view.masked_BxA, self.threshold, least_B)
 
     written_BxA = view.open_BxA & view.scored_BxA & (view.tokens_BxA != view.mask_id)
     edit_BxA = written_BxA & (token_BxA != view.tokens_BxA) & (sure_BxA > self.edit)

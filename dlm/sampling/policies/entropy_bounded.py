@@ -51,13 +51,20 @@ class EntropyBounded:
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     entropy_BxA = view.stats.entropy
     score_BxA = -entropy_BxA if self.order == "entropy" else confidence(view.stats)
-    rank_BxA = select.rank(score_BxA, view.masked_BxA)
-    ranked_BxA = jnp.take_along_axis(entropy_BxA, jnp.argsort(rank_BxA, axis=-1), axis=-1)
-    total_BxA = jnp.cumsum(ranked_BxA, axis=-1)
-    if self.rule == "excess":
-      fits_BxA = total_BxA - jax.lax.cummax(ranked_BxA, axis=1) <= self.budget
-    else:
-      fits_BxA = total_BxA < self.budget
-    n_B = jnp.maximum(jnp.cumprod(fits_BxA, axis=-1).sum(-1), 1)  # the first that fails ends it
-    write_BxA = view.masked_BxA & (rank_BxA < n_B[:, None])
+    write_BxA = within_budget(entropy_BxA, score_BxA, view.masked_BxA, self.budget, self.rule)
     return Decision(write_BxA, view.stats.token), state
+
+
+def within_budget(
+  entropy_BxA: Array, score_BxA: Array, eligible_BxA: Array, budget: float, rule: str = "excess"
+) -> Array:
+  """Bool: the longest run of best eligible positions that the rule allows; at least one."""
+  rank_BxA = select.rank(score_BxA, eligible_BxA)
+  ranked_BxA = jnp.take_along_axis(entropy_BxA, jnp.argsort(rank_BxA, axis=-1), axis=-1)
+  total_BxA = jnp.cumsum(ranked_BxA, axis=-1)
+  if rule == "excess":
+    fits_BxA = total_BxA - jax.lax.cummax(ranked_BxA, axis=1) <= budget
+  else:
+    fits_BxA = total_BxA < budget
+  n_B = jnp.maximum(jnp.cumprod(fits_BxA, axis=-1).sum(-1), 1)  # the first that fails ends it
+  return eligible_BxA & (rank_BxA < n_B[:, None])

@@ -54,7 +54,5 @@ class Quota:
     if self.order == "left_to_right":
       write_BxA = select.top(jnp.zeros_like(sure_BxA), view.masked_BxA, quota_B)
       return Decision(write_BxA, view.stats.token), state
-    above_BxA = view.masked_BxA & (sure_BxA > self.threshold)
-    enough_B = above_BxA.sum(-1) >= quota_B
-    best_BxA = select.top(sure_BxA, view.masked_BxA, quota_B)
-    return Decision(jnp.where(enough_B[:, None], above_BxA, best_BxA), view.stats.token), state
+    write_BxA = select.above_or_top(sure_BxA, view.masked_BxA, self.threshold, quota_B)
+    return Decision(write_BxA, view.stats.token), state

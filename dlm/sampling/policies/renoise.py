@@ -4,7 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dlm.sampling import chance, select
+from dlm.sampling import chance
+from dlm.sampling.policies.entropy_bounded import within_budget
 from dlm.types import Array, Decision, StatSpec, View
 
 
@@ -57,11 +58,7 @@ class Renoise:
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     stats = view.stats
     own_BxA = view.open_BxA & view.scored_BxA
-    rank_BxA = select.rank(-stats.entropy, own_BxA)
-    ranked_BxA = jnp.take_along_axis(stats.entropy, jnp.argsort(rank_BxA, axis=-1), axis=-1)
-    fits_BxA = jnp.cumsum(ranked_BxA, axis=-1) - ranked_BxA <= self.budget
-    n_B = jnp.maximum(jnp.cumprod(fits_BxA, axis=-1).sum(-1), 1)  # the first that fails ends it
-    takes_BxA = rank_BxA < n_B[:, None]
+    takes_BxA = within_budget(stats.entropy, -stats.entropy, own_BxA, self.budget)
 
     mean_B = jnp.where(own_BxA, stats.entropy, 0).sum(-1) / jnp.maximum(own_BxA.sum(-1), 1)
     stands_B = (~own_BxA | (stats.current == stats.top1)).all(-1) & (mean_B <= self.still)
