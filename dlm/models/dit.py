@@ -9,10 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dlm.models.attention import Attention, Shared, of_layer
+from dlm.models.attention import Attention, Shared
 from dlm.models.layers import Einsum
 from dlm.models.presets import ModelConfig
 from dlm.types import Array
+from kernels_pallas.block_attention import Part
 
 
 class LayerNorm(nn.Module):
@@ -81,7 +82,7 @@ class DitBlock(nn.Module):
     out_gain = (2 * cfg.layers) ** -0.5
     parts = Modulation(6, cfg.width, name="modulation")(shared.time_BxWxC)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-    cached = of_layer(stored, layer)
+    cached = None if stored is None else Part(*stored, layer)
     y = modulated(LayerNorm(cfg.norm_eps, name="attention_norm")(x_BxWxD), shift, scale)
     y, keys = Attention(cfg, out_gain, name="attention")(y, cached, shared)
     x_BxWxD += gate * y

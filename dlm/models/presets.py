@@ -126,6 +126,7 @@ class ModelConfig:
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
+  implementation: str | None = None  # of attention, see `kernels_pallas`; None: the backend's best
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):

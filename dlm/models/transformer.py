@@ -19,18 +19,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dlm import masks
 from dlm.models import cache as kv_cache
-from dlm.models.attention import Attention, Shared, of_layer
+from dlm.models.attention import Attention, Shared
 from dlm.models.dit import DitBlock, DitHead
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
-from dlm.models.moe import EXPERT_PRODUCT, Moe
+from dlm.models.moe import Moe
+from dlm.models.experts import EXPERT_PRODUCT
 from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
-
-
-def _bias(sees_BxWxS: Array) -> Array:
-  return jnp.where(sees_BxWxS, jnp.float32(0), -jnp.inf)
+from kernels_pallas.block_attention import Keys, Part, Ranges, Sight, prepare
 
 
 class Block(nn.Module):
@@ -66,14 +63,14 @@ class Block(nn.Module):
       x = RMSNorm(cfg.norm_eps, ("embed",), name=name)(x)
       return x if change is None else x * (1 + change[0]) + change[1]
 
-    cached = of_layer(stored, layer)
+    cached = None if stored is None else Part(*stored, layer)
     y, keys = Attention(cfg, out_gain, name="attention")(
       normed("attention_norm", x_BxWxD, attention_change), cached, shared
     )
     x_BxWxD = residual(x_BxWxD, y, attention_change)
     y, facts = normed("mlp_norm", x_BxWxD, mlp_change), {}
     if self.routed:
-      y, facts = Moe(cfg, out_gain, name="moe")(y)
+      y, facts = Moe(cfg, out_gain, name="moe")(y, shared.live_BxW, shared.level_BxW)
     else:
       y = SwiGLU(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
     return residual(x_BxWxD, y, mlp_change), (None if cached is None else keys, facts)
@@ -119,8 +116,7 @@ class Transformer(nn.Module):
     else:
       hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
     head = LogitHead(hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap)
-    aux = {name.replace("_BxW", "_YxBxW"): fact for name, fact in facts.items()}
-    return ModelOutput(head=head, cache=cache, aux=aux)
+    return ModelOutput(head=head, cache=cache, aux=facts)
 
   def _table(self, name: str) -> Array:
     cfg = self.config
@@ -137,22 +133,27 @@ class Transformer(nn.Module):
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
-    if cache is None:
-      window = slot_BxW.shape[1]
-      key_BxW = jnp.broadcast_to(jnp.arange(window, dtype=jnp.int32), slot_BxW.shape)
-      bias_BxWxS, filled_BxS = None, None
-    else:
-      key_BxW, filled_BxS = slot_BxW, cache.filled_BxS
-      slots = filled_BxS.shape[1]
-      key_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), filled_BxS.shape)
-      fresh_BxS = filled_BxS & ~kv_cache.in_window(slot_BxW, slots)
-      bias_BxWxS = _bias(masks.visible(mask, key_BxS) & fresh_BxS[:, None, :])
     return Shared(
       rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base),
-      bias_BxWxW=_bias(masks.visible(mask, key_BxW)),
-      bias_BxWxS=bias_BxWxS,
-      filled_BxS=filled_BxS,
+      sight=self._sight(slot_BxW, mask, cache),
       time_BxWxC=time_BxWxC,
+      level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
+      live_BxW=masks.live(mask, key_BxW),
+    )
+
+  def _sight(self, slot_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
+    cfg = self.config
+    if cache is None:
+      window = slot_BxW.shape[1]
+      keys = [Keys(jnp.broadcast_to(jnp.arange(window, dtype=jnp.int32), slot_BxW.shape))]
+    else:
+      slots = cache.filled_BxS.shape[1]
+      slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
+      fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(slot_BxW, slots)
+      keys = [Keys(slot_BxW), Keys(slot_BxS, fresh_BxS)]
+    ranges = Ranges(*(getattr(mask, name) for name in Ranges._fields))
+    return prepare(
+      ranges, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
     )
 
   def _layers(
