@@ -117,7 +117,7 @@ class Generator:
         f"a cache is exact only in blocks that are the model's own: align={align!r} cuts others; "
         f"use {own!r}, or cache 'none'"
       )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = parallel.batch_shards(mesh)
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
     self.batch = -(-batch // shards) * shards
 

@@ -1,12 +1,15 @@
 """One program on many devices: the mesh, the names of axes, and functions that run shard by shard.
 
 Parameters are split by the names that `dlm.models` gives their axes, and XLA inserts the
-communication. On a mesh of "data" alone the batch is split by hand: sampling loops then stop shard
-by shard, and gradients are summed once. Beside "fsdp", "tensor" or "expert" the batch is left to
-XLA too: devices that share a parameter must stop together anyway, and a lookup in a table split
-over automatic axes inside a region that is manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
+communication, except where it does badly: `kernels_pallas.shards` splits kernels and
+`dlm.models.experts` experts, by the mesh that `over_batch` makes known. On a mesh of "data" alone
+the batch is split by hand: sampling loops then stop shard by shard, and gradients are summed once.
+Beside "fsdp", "tensor" or "expert" the batch is left to XLA too: devices that share a parameter
+must stop together anyway, and a lookup in a table split over automatic axes inside a region that is
+manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor", "expert")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-  "batch": ("data", "fsdp"),
+  "batch": ("data", "fsdp", "expert"),
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
@@ -78,6 +81,11 @@ def shard_params(abstract_boxed_params: Any, mesh: Mesh) -> Any:
   return shardings
 
 
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a global batch, split over all devices that hold different data."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
@@ -91,7 +99,7 @@ def over_batch(
   batched_out: bool | tuple[bool, ...],
   driver: Driver = "shard_map",
 ) -> Callable[..., Any]:
-  """Runs `fn` once per shard of "data" if the mesh is data alone; otherwise this is `fn` itself.
+  """Runs `fn` once per shard of "data" if the mesh is data alone; otherwise once, split by XLA.
 
   Under `jax.jit` both compute the same. Every leaf of an argument marked True leads with the batch
   axis; other arguments are whole on every shard. Outputs marked True are joined along the batch,
@@ -103,7 +111,7 @@ def over_batch(
   if driver == "pmap" and mesh.size != mesh.shape["data"]:
     raise ValueError(f"pmap splits the batch only, but the mesh is {dict(mesh.shape)}")
   if not _by_hand(mesh):
-    return fn
+    return _within(fn, mesh)
   per_shard = _shard_map if driver == "shard_map" else _pmap
   run = per_shard(fn, mesh, batched_in, batched_out)
   shards = mesh.shape["data"]
@@ -121,6 +129,16 @@ def over_batch(
 def sum_over_batch(tree: Any, mesh: Mesh) -> Any:
   """Sum over the shards of `over_batch`; called inside its function."""
   return jax.lax.psum(tree, "data") if _by_hand(mesh) else tree
+
+
+def _within(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`fn` itself, which finds the mesh by `jax.sharding.get_abstract_mesh`."""
+
+  def run(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return run if mesh.size > 1 else fn
 
 
 def _by_hand(mesh: Mesh) -> bool:

@@ -289,7 +289,7 @@ def facts(
 def _agree(training: Training) -> None:
   """What no table can check alone."""
   run = training.run
-  shards = training.mesh.shape["data"] * training.mesh.shape["fsdp"]
+  shards = parallel.batch_shards(training.mesh)
   if run.batch % (shards * run.microbatches):
     raise ValueError(
       f"batch={run.batch} must divide by {shards} shards x microbatches={run.microbatches}"

@@ -93,7 +93,8 @@ def test_names_decide_what_is_split():
   assert attention["query"]["kernel"] == (None, "fsdp", "tensor", None)
   assert attention["out"]["kernel"] == (None, "tensor", None, "fsdp")
   assert mlp["down"]["kernel"] == (None, "tensor", "fsdp")
-  assert tuple(parallel.batch_sharding(mesh).spec) == (("data", "fsdp"),)
+  assert tuple(parallel.batch_sharding(mesh).spec) == (("data", "fsdp", "expert"),)
+  assert parallel.batch_shards(mesh) == 4
   embed = jax.jit(MODEL.init, out_shardings=shardings)(jax.random.key(0))["embed"]
   assert {shard.data.shape for shard in embed.addressable_shards} == {(12, 4)}
 
@@ -167,9 +168,14 @@ def test_a_cached_forward_is_the_same_when_sharded(params, tokens_BxL):
 
 
 @pytest.mark.parametrize("sizes", [(1, 8), (4, 2), (2, 2, 2)])
-def test_beside_other_axes_the_function_stays_itself(sizes):
+def test_beside_other_axes_the_function_runs_once_and_knows_the_mesh(sizes):
   mesh = parallel.make_mesh(*sizes)
-  assert parallel.over_batch(len, mesh, batched_in=(True,), batched_out=True) is len
+
+  def rows_and_axes(x_B):
+    return len(x_B), jax.sharding.get_abstract_mesh().axis_names
+
+  run = parallel.over_batch(rows_and_axes, mesh, batched_in=(True,), batched_out=True)
+  assert run(jnp.zeros(8)) == (8, parallel.AXES)
   assert parallel.sum_over_batch({"x": 3}, mesh) == {"x": 3}
 
 
