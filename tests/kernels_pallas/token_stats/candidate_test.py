@@ -60,11 +60,11 @@ def test_top_p_finds_its_cut_among_close_logits_far_from_zero(compute):
 @pytest.mark.parametrize(
   "spec", [StatSpec(temperature=0.7), StatSpec(temperature=1.5, top_k=6, top_p=0.9)]
 )
-def test_frequencies_are_those_of_the_tempered_softmax(compute, spec):
+def test_frequencies_are_those_of_the_tempered_softmax(compute_in_xla, spec):
   z_V = np.array([0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5, 0.25])
   draws = 20_000
   hidden_RxV = jnp.broadcast_to(jnp.asarray(z_V, jnp.float32), (draws, 8))
-  stats = compute(hidden_RxV, jnp.eye(8), spec, key_data_Rx2=keys(draws, seed=5))
+  stats = compute_in_xla(hidden_RxV, jnp.eye(8), spec, key_data_Rx2=keys(draws, seed=5))
   p_V = np.where(kept(z_V, spec), np.exp(z_V / spec.temperature), 0)
   expected_V = draws * p_V / p_V.sum()
   count_V = np.bincount(np.asarray(stats.token), minlength=8)

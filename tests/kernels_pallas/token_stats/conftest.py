@@ -1,29 +1,47 @@
-"""Every test of the op runs on every implementation, the streamed one also with ragged tiles."""
+"""Every test of the op runs on every implementation, those in tiles also with ragged ones."""
 
+import contextlib
 import functools
 
 import jax
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs
+
+PARAMS = {
+  "reference": ("reference", None),
+  "xla": ("xla", None),
+  "xla in tiles of 7": ("xla", 7),
+  "tpu": ("tpu", (128, 16)),  # at most
+}
 
 
 @functools.cache
 def _jitted(param):
-  name, _, tile = param.partition(" in tiles of ")
+  name, tile = PARAMS[param]
   implementation = IMPLEMENTATIONS[name]
-  if tile:
-    implementation = functools.partial(implementation, tile=int(tile))
+  if tile is not None:
+    implementation = functools.partial(implementation, tile=tile)
   return jax.jit(implementation, static_argnames=("spec", "soft_cap"))
 
 
-@pytest.fixture(params=["reference", "xla", "xla in tiles of 7"])
-def compute(request):
+def _run(param, hidden_RxD, unembed_VxD, spec, *, soft_cap=None, **inputs):
   """`token_stats` on raw key words, compiled once for equal specs and shapes."""
+  return _jitted(param)(
+    hidden_RxD, unembed_VxD, spec=spec, inputs=Inputs(**inputs), soft_cap=soft_cap
+  )
 
-  def run(hidden_RxD, unembed_VxD, spec, *, soft_cap=None, **inputs):
-    return _jitted(request.param)(
-      hidden_RxD, unembed_VxD, spec=spec, inputs=Inputs(**inputs), soft_cap=soft_cap
-    )
 
-  return run
+@pytest.fixture(params=PARAMS)
+def compute(request):
+  """The op of one implementation; kernels are interpreted, which takes 10 ms a tile."""
+  mode = pltpu.force_tpu_interpret_mode() if request.param == "tpu" else contextlib.nullcontext()
+  with mode:
+    yield functools.partial(_run, request.param)
+
+
+@pytest.fixture(params=["reference", "xla", "xla in tiles of 7"])
+def compute_in_xla(request):
+  """Implementations that are fast with many rows, and that average embeddings."""
+  return functools.partial(_run, request.param)

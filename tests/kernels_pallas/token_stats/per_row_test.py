@@ -30,14 +30,14 @@ def test_gathered_logits_are_plain(compute, shaped):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"shaped": True, "top_k": 4, "top_p": 0.9}], ids=str)
-def test_soft_is_the_mean_embedding(compute, dtype, shape):
+def test_soft_is_the_mean_embedding(compute_in_xla, dtype, shape):
   z_RxV, embed_VxD = some()
   z_RxV += np.array([[0], [1e3], [-1e3], [0], [0]], np.float32)
   z_RxV[3] = -300
   z_RxV[3, 20] = 300  # one id has it all
   embed_VxD = jnp.asarray(embed_VxD, dtype)
   spec = StatSpec(soft=True, forbidden=(2,), **shape)
-  stats = compute(jnp.asarray(z_RxV), jnp.eye(23), spec, embed_VxD=embed_VxD)
+  stats = compute_in_xla(jnp.asarray(z_RxV), jnp.eye(23), spec, embed_VxD=embed_VxD)
   told_RxV = twin.shaped(z_RxV, spec) if spec.shaped else twin.allowed(z_RxV, spec)
   p_RxV = np.exp(told_RxV - twin.lse(told_RxV)[:, None])
   assert stats.soft.dtype == jnp.float32
@@ -47,14 +47,14 @@ def test_soft_is_the_mean_embedding(compute, dtype, shape):
 
 
 @pytest.mark.parametrize("fill", [np.nan, -np.inf])
-def test_soft_of_an_undefined_row_is_undefined_and_of_others_is_not(compute, fill):
+def test_soft_of_an_undefined_row_is_undefined_and_of_others_is_not(compute_in_xla, fill):
   _, embed_VxD = some()
   unembed_Vx2 = np.zeros((23, 2), np.float32)
   unembed_Vx2[:, 1] = np.linspace(-1, 1, 23)
   hidden_Rx2 = np.array([[1, 1], [fill, 0], [0, 2]], np.float32)
   unembed_Vx2[:, 0] = 1
   spec = StatSpec(soft=True)
-  stats = compute(
+  stats = compute_in_xla(
     jnp.asarray(hidden_Rx2), jnp.asarray(unembed_Vx2), spec, embed_VxD=jnp.asarray(embed_VxD)
   )
   assert np.isnan(stats.soft[1]).all()

@@ -1,0 +1,97 @@
+"""The same statistics by a TPU kernel: one pass over the unembedding, no logits outside VMEM.
+
+Where top-k or top-p cut, XLA's passes find the cut first.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas import vmem, vocabulary
+from kernels_pallas.token_stats import passes
+from kernels_pallas.token_stats import tile as tiles
+from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
+
+Array = jax.Array
+
+_ALIVE = 8  # arrays of a tile of logits that exist at once: logits, noise, weights and so on
+
+
+def token_stats(
+  hidden_RxD: Array,
+  unembed_VxD: Array,
+  spec: StatSpec,
+  inputs: Inputs,
+  *,
+  soft_cap: float | None,
+  tile: tuple[int, int] | None = None,
+) -> TokenStats:
+  """See `kernels_pallas.token_stats.token_stats`. `tile`: rows and ids (None: `vmem.tile_sizes`).
+
+  Raises:
+    NotImplementedError: the spec asks for the mean embedding, or the width is too large for VMEM.
+  """
+  if spec.soft:
+    raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
+  (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
+  lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
+  sweep = passes.over_tiles(hidden_RxD, unembed_VxD, forbidden=spec.forbidden, soft_cap=soft_cap)
+  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, lowest_R, vocab))
+
+  def empty(rows: int) -> tiles.State:
+    lowest_Rx1 = jnp.full((rows, 1), -jnp.inf, jnp.float32)
+    first_allowed = vocabulary.first_allowed(vocab, spec.forbidden)
+    return tiles.empty(lowest_Rx1, first_allowed, spec, len(asked.gather_J))
+
+  out_shape = jax.eval_shape(functools.partial(empty, rows))
+
+  def nbytes(rows: int, ids: int) -> int:
+    operands = 2 * width * (rows * hidden_RxD.dtype.itemsize + ids * unembed_VxD.dtype.itemsize)
+    columns = len(jax.tree.leaves((asked, out_shape)))
+    return operands + _ALIVE * 4 * rows * ids + vmem.columns(rows, columns)
+
+  tile_rows, tile_ids = tile or vmem.tile_sizes(rows, vocab, nbytes)
+  column = pl.BlockSpec((tile_rows, 1), lambda r, v: (r, 0))
+
+  def kernel(hidden_ref, unembed_ref, asked_refs, state_refs):
+    """Adds a tile of ids to the state of a tile of rows, whose block stays in VMEM meanwhile."""
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+      _store(state_refs, empty(tile_rows))
+
+    start = pl.program_id(1) * tile_ids
+    ids_1xT = start + jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
+    z_RxT = vocabulary.logits(hidden_ref[...], unembed_ref[...], soft_cap)
+    found = tiles.of_tile(z_RxT, ids_1xT, start, _load(asked_refs), spec, vocab)
+    _store(state_refs, tiles.merge(_load(state_refs), found))
+
+  with jax.enable_x64(False):  # else index maps are int64, which do not compile
+    (state,) = pl.pallas_call(
+      kernel,
+      grid=(pl.cdiv(rows, tile_rows), pl.cdiv(vocab, tile_ids)),
+      in_specs=[
+        pl.BlockSpec((tile_rows, width), lambda r, v: (r, 0)),
+        pl.BlockSpec((tile_ids, width), lambda r, v: (v, 0)),
+        jax.tree.map(lambda _: column, asked),
+      ],
+      out_specs=(jax.tree.map(lambda _: column, out_shape),),
+      out_shape=(out_shape,),
+      compiler_params=pltpu.CompilerParams(
+        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem.LIMIT_BYTES
+      ),
+      name="token_stats",
+    )(hidden_RxD, unembed_VxD, asked)
+  return tiles.result(state)
+
+
+def _load(refs):
+  return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _store(refs, values) -> None:
+  for ref, value in zip(jax.tree.leaves(refs), jax.tree.leaves(values), strict=True):
+    ref[...] = value

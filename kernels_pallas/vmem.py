@@ -1,0 +1,48 @@
+"""Tile sizes of TPU kernels that multiply hidden rows by the unembedding: what fits into VMEM."""
+
+from collections.abc import Callable
+
+# A core has 64 MiB (v5p) or 128 MiB (v5e, v6e). Tiles are chosen by an estimate, so a part is left
+# to what the compiler adds.
+LIMIT_BYTES = 64 << 20
+_BUDGET_BYTES = 40 << 20
+_ROWS = (1024, 512, 256, 128, 64, 32, 16)
+_IDS = (1024, 512, 256)
+_LANES = 128
+
+
+def tile_sizes(rows: int, vocab: int, nbytes: Callable[[int, int], int]) -> tuple[int, int]:
+  """Rows and ids a tile: the most rows that fit, for the unembedding is read once a tile of rows.
+
+  A thousand rows make a matmul that is slower than reading its tile of the unembedding. With fewer
+  rows in all the pass is bound by that reading, which 1024 ids (megabytes) at a time keep busy.
+
+  Args:
+    nbytes: what a kernel needs in VMEM for that many rows and ids.
+
+  Raises:
+    NotImplementedError: not even the smallest tile fits.
+  """
+  for most_rows in _ROWS:
+    tile_rows = _even(rows, most_rows)
+    for most_ids in _IDS:
+      tile_ids = min(most_ids, vocab)
+      if nbytes(tile_rows, tile_ids) <= _BUDGET_BYTES:
+        return tile_rows, tile_ids
+  raise NotImplementedError(
+    f"tiles of {tile_rows} rows and {tile_ids} ids need {nbytes(tile_rows, tile_ids)} bytes of "
+    f"VMEM, more than {_BUDGET_BYTES}"
+  )
+
+
+def columns(rows: int, count: int) -> int:
+  """Bytes of `count` buffered [rows, 1] blocks of 32-bit numbers: one fills a lane of 128."""
+  return 2 * count * rows * _LANES * 4
+
+
+def _even(rows: int, most: int) -> int:
+  """Rows a tile, of the fewest tiles: all of them, or a multiple of 16, which bfloat16 needs."""
+  if rows <= most:
+    return rows
+  tiles = -(-rows // most)
+  return -(-rows // (tiles * 16)) * 16

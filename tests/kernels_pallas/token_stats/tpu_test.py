@@ -1,0 +1,57 @@
+"""What only the TPU kernel has: tiles in an order, sizes of them, and what it leaves to others."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs, StatSpec, token_stats, tpu
+
+SPEC = StatSpec(top2=True, entropy=True, current=True, temperature=1.0)
+
+
+def run(implementation):
+  hidden_RxD = jax.random.normal(jax.random.key(0), (20, 8))
+  unembed_VxD = jax.random.normal(jax.random.key(1), (40, 8))
+  key_data_Rx2 = jax.random.key_data(jax.random.split(jax.random.key(2), 20))
+  inputs = Inputs(key_data_Rx2=key_data_Rx2, current_R=jnp.arange(20))
+  return implementation(hidden_RxD, unembed_VxD, SPEC, inputs, soft_cap=None)
+
+
+def races_of_a_run():
+  """Two cores share three tiles of rows; each tile of rows meets three tiles of ids."""
+  params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+  with pltpu.force_tpu_interpret_mode(params):
+    stats = jax.block_until_ready(run(functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 16))))
+  return stats, interpret_pallas_call.races.races_found
+
+
+def test_tiles_do_not_race():
+  stats, found = races_of_a_run()
+  assert not found
+  expected = vars(run(IMPLEMENTATIONS["reference"]))
+  for name, value in expected.items():
+    if value is not None:
+      np.testing.assert_allclose(getattr(stats, name), value, rtol=1e-5, atol=4e-6, err_msg=name)
+
+
+def test_tiles_of_ids_in_any_order_would_race(monkeypatch):
+  """The check above can fail."""
+  params = functools.partial(pltpu.CompilerParams, dimension_semantics=("parallel", "parallel"))
+  monkeypatch.setattr(
+    tpu.pltpu, "CompilerParams", lambda *, dimension_semantics, **others: params(**others)
+  )
+  assert races_of_a_run()[1]
+
+
+def test_mean_embeddings_are_left_to_others():
+  embed_VxD = jnp.ones((5, 3))
+  call = functools.partial(
+    token_stats, jnp.ones((2, 4)), jnp.ones((5, 4)), StatSpec(soft=True), embed_VxD=embed_VxD
+  )
+  with pytest.raises(NotImplementedError, match="averages no embeddings"):
+    call(implementation="tpu")
