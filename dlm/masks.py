@@ -140,6 +140,16 @@ def in_segments(mask: Mask, segment_BxW: Array) -> Mask:
   return mask.replace(q_segment_BxW=segment_BxW, k_segment_BxS=segment_BxW)
 
 
+def live(mask: Mask, key_BxW: Array) -> Array:
+  """Bool [B, W]: real tokens, not padding; they see themselves, at `key`, and are of a segment.
+
+  What `dense` hides for a while is as real as before.
+  """
+  key_BxWx1 = key_BxW[:, :, None]
+  live_BxW = ((mask.lo_BxWxR <= key_BxWx1) & (key_BxWx1 < mask.hi_BxWxR)).any(-1)
+  return live_BxW if mask.q_segment_BxW is None else live_BxW & (mask.q_segment_BxW != 0)
+
+
 def visible(mask: Mask, key_slot_BxS: Array) -> Array:
   """Dense bool [B, W, S]: may query w see key s, which sits at `key_slot`?"""
   slot_BxWxSxR = key_slot_BxS[:, None, :, None]

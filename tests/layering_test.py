@@ -52,6 +52,7 @@ LAYERS = {
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
+  "dlm.models.gate_scales": Layer((), ("numpy",)),  # draws of its legacy generator
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),

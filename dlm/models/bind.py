@@ -36,9 +36,12 @@ class Model:
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
   ) -> ModelOutput:
-    """ValueError: a time-conditioned model without `time`, `write` without a cache."""
-    if self.config.time_conditioned and time_BxW is None:
-      raise ValueError("this model is time_conditioned=True and needs time_BxW; got None")
+    """ValueError: a model that reads noise levels without `time`, `write` without a cache."""
+    if self.config.reads_noise and time_BxW is None:
+      raise ValueError(
+        "this model reads noise levels and needs time_BxW; got None "
+        f"(time_conditioned={self.config.time_conditioned}, moe={self.config.moe})"
+      )
     if write_BxW is not None and cache is None:
       raise ValueError("write_BxW asks to store keys, but cache is None")
     return Transformer(self.config).apply(

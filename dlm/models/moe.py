@@ -1,97 +1,15 @@
-"""Experts in place of an MLP, in two steps: a rule chooses, then the chosen compute.
-
-`token_choice` is the only rule here: every token takes its best experts. What leaves a rule is a
-`Routing`, and `apply_experts` asks nothing more of it, so it serves any rule.
-"""
-
-from typing import NamedTuple
+"""Experts in place of an MLP, in two steps: a rule chooses, then the chosen compute."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
+from dlm.models import capacity, expert_choice, router_losses, token_choice
+from dlm.models.experts import Experts, apply_experts, apply_slots
 from dlm.models.layers import SwiGLU
-from dlm.models.presets import ModelConfig, MoeConfig
+from dlm.models.moe_config import MoeConfig
+from dlm.models.presets import ModelConfig
 from dlm.types import Array
-
-SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-
-EXPERT_PRODUCT = "expert_product"  # what a rematerialising backward may keep
-
-
-class Routing(NamedTuple):
-  """P pairs of a token and an expert, in any order; a token or an expert may have any number."""
-
-  token_P: Array  # int32, row of the tokens
-  chosen_P: Array  # int32, the expert
-  gates_P: Array  # float32, the weight of its answer
-
-
-class Experts(NamedTuple):
-  """Kernels of E SwiGLU networks of width F."""
-
-  gate_ExDxF: Array
-  up_ExDxF: Array
-  down_ExFxD: Array
-
-
-def token_choice(moe: MoeConfig, logits_TxE: Array, bias_E: Array | None) -> tuple[Array, Array]:
-  """Each token's experts, int32 [T, K], and their weights, float32 [T, K].
-
-  In the order of the choice: highest (biased) score first, the lowest index of equals. `bias` as
-  `MoeConfig.bias` says; it is set from outside, so no gradient reaches it.
-  """
-  score_TxE = SCORES[moe.score](logits_TxE.astype(jnp.float32))
-  biased_TxE = score_TxE
-  if bias_E is not None:
-    biased_TxE += jax.lax.stop_gradient(bias_E.astype(jnp.float32))[None]
-  _, chosen_TxK = jax.lax.top_k(_best_groups(moe, biased_TxE), moe.per_token)
-  weighing_TxE = biased_TxE if moe.bias_in_weight else score_TxE
-  weight_TxK = jnp.take_along_axis(weighing_TxE, chosen_TxK, axis=1)
-  if moe.renormalise:
-    weight_TxK /= weight_TxK.sum(1, keepdims=True) + 1e-20
-  return chosen_TxK, moe.scale * weight_TxK
-
-
-def _best_groups(moe: MoeConfig, score_TxE: Array) -> Array:
-  """The scores, -inf outside the `top_groups` groups with the largest sum of two best."""
-  if moe.top_groups == moe.groups:
-    return score_TxE
-  tokens, experts = score_TxE.shape
-  score_TxGxI = score_TxE.reshape(tokens, moe.groups, -1)
-  two_best_TxGx2, _ = jax.lax.top_k(score_TxGxI, 2)
-  _, best_TxN = jax.lax.top_k(two_best_TxGx2.sum(-1), moe.top_groups)
-  group_1x1xG = jnp.arange(moe.groups)[None, None]
-  stays_TxG = (best_TxN[:, :, None] == group_1x1xG).any(1)
-  return jnp.where(stays_TxG[:, :, None], score_TxGxI, -jnp.inf).reshape(tokens, experts)
-
-
-def route(chosen_TxK: Array, weight_TxK: Array) -> Routing:
-  token_TxK = jnp.broadcast_to(
-    jnp.arange(chosen_TxK.shape[0], dtype=jnp.int32)[:, None], chosen_TxK.shape
-  )
-  return Routing(token_TxK.ravel(), chosen_TxK.ravel(), weight_TxK.ravel())
-
-
-def apply_experts(x_TxD: Array, routing: Routing, experts: Experts) -> Array:
-  """Sum over a token's pairs of gate * expert(x), added up in float32; 0 for a token without pairs.
-
-  Every pair is computed, however uneven the load: pairs in the order of their experts are equal to
-  one matmul per expert over its own rows.
-  """
-  order_P = jnp.argsort(routing.chosen_P, stable=True)
-  token_P, gates_P = routing.token_P[order_P], routing.gates_P[order_P]
-  load_E = jnp.bincount(routing.chosen_P, length=len(experts.gate_ExDxF)).astype(jnp.int32)
-
-  def product(x_PxI: Array, kernel_ExIxO: Array) -> Array:
-    y_PxO = jax.lax.ragged_dot(x_PxI, kernel_ExIxO.astype(x_PxI.dtype), load_E)
-    return checkpoint_name(y_PxO, EXPERT_PRODUCT)
-
-  x_PxD = x_TxD[token_P]
-  hidden_PxF = jax.nn.silu(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)
-  y_PxD = product(hidden_PxF, experts.down_ExFxD).astype(jnp.float32) * gates_P[:, None]
-  return jnp.zeros(x_TxD.shape, jnp.float32).at[token_P].add(y_PxD).astype(x_TxD.dtype)
 
 
 class Router(nn.Module):
@@ -130,33 +48,148 @@ class Kernel(nn.Module):
 
 
 class Moe(nn.Module):
-  """Routed experts plus, if there is one, the expert that all tokens share."""
+  """Routed experts plus, if there is one, the expert that all tokens share.
+
+  With choice "expert" the slots of a pool compete. Pools are the whole row, or blocks of `pool`
+  slots cut from the window's start: each copy of a block in [noisy; clean] is a pool of its own,
+  and a cached window of whole blocks has the pools that the whole canvas has. With the row as its
+  pool a token's experts depend on slots that a cached window leaves out. A pool's noise level is
+  the largest of its live slots; clean text says 0.
+  """
 
   config: ModelConfig
   out_gain: float
 
   @nn.compact
-  def __call__(self, x_BxWxD: Array) -> tuple[Array, dict[str, Array]]:
-    """Returns the output and the router's facts, as `ModelOutput.aux` has them for each layer."""
-    width, moe = self.config.width, self.config.moe
-    batch, window, _ = x_BxWxD.shape
-    x_TxD = x_BxWxD.reshape(-1, width)
-    logits_TxE, bias_E = Router(self.config, name="router")(x_TxD)
-    chosen_TxK, weight_TxK = token_choice(moe, logits_TxE, bias_E)
+  def __call__(
+    self, x_BxWxD: Array, live_BxW: Array, level_BxW: Array | None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Returns the output and the router's facts, which `ModelOutput.aux` has for every layer.
 
+    Facts of a layer are named as those of all: axis Y comes with the stack.
+      router_logits_YxBxWxE; of choice "token" experts_YxBxWxK and weights_YxBxWxK, before any is
+      dropped; of choice "expert" choosers_YxBxW, how many experts chose the token;
+      load_YxE, tokens of each expert, before any is dropped;
+      per_token_Y, experts of a token on average; unchosen_Y, share of tokens without any;
+      dropped_Y, share of pairs of token and expert that capacity drops;
+      z_loss_Y, balance_loss_Y, and router_loss_Y, their sum with the coefficients.
+    Counts and shares are of live tokens; padding is never chosen and takes nobody's place.
+
+    Args:
+      live_BxW: bool, real tokens.
+      level_BxW: noise level; may be None where `MoeConfig.reads_noise` is False.
+    """
+    width, moe = self.config.width, self.config.moe
+    x_TxD, live_T = x_BxWxD.reshape(-1, width), live_BxW.reshape(-1)
+    logits_TxE, bias_E = Router(self.config, name="router")(x_TxD)
     inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
     experts = Experts(
       Kernel((moe.experts, width, moe.mlp), inward, name="gate")(),
       Kernel((moe.experts, width, moe.mlp), inward, name="up")(),
       Kernel((moe.experts, moe.mlp, width), outward, gain=self.out_gain, name="down")(),
     )
-    y_TxD = apply_experts(x_TxD, route(chosen_TxK, weight_TxK), experts)
+    if moe.choice == "expert":
+      y_TxD, facts = _experts_choose(moe, x_TxD, logits_TxE, live_BxW, level_BxW, experts)
+    else:
+      y_TxD, facts = _tokens_choose(moe, x_TxD, logits_TxE, bias_E, live_T, experts)
     y_BxWxD = y_TxD.reshape(x_BxWxD.shape)
     if moe.shared:
       y_BxWxD += SwiGLU(width, moe.shared, self.out_gain, name="shared")(x_BxWxD)
+
     facts = {
-      "router_logits_BxWxE": logits_TxE,
-      "experts_BxWxK": chosen_TxK,
-      "weights_BxWxK": weight_TxK,
+      name: fact.reshape(*live_BxW.shape, *fact.shape[1:]) if "BxW" in name else fact
+      for name, fact in {"router_logits_YxBxWxE": logits_TxE, **facts}.items()
     }
-    return y_BxWxD, {name: fact.reshape(batch, window, -1) for name, fact in facts.items()}
+    facts["z_loss_Y"] = router_losses.z_loss(logits_TxE, live_T)
+    facts["router_loss_Y"] = (
+      moe.z_loss * facts["z_loss_Y"] + moe.balance_loss * facts["balance_loss_Y"]
+    )
+    return y_BxWxD, facts
+
+
+def _tokens_choose(
+  moe: MoeConfig,
+  x_TxD: Array,
+  logits_TxE: Array,
+  bias_E: Array | None,
+  live_T: Array,
+  experts: Experts,
+) -> tuple[Array, dict[str, Array]]:
+  chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E)
+  live_TxK = jnp.broadcast_to(live_T[:, None], chosen_TxK.shape)
+  load_E = jnp.zeros(moe.experts, jnp.int32).at[chosen_TxK].add(live_TxK.astype(jnp.int32))
+  pairs, kept_T = live_TxK.sum(), live_TxK.sum(1)
+  if moe.capacity_factor:
+    places = token_choice.capacity(chosen_TxK.size, moe.experts, moe.capacity_factor)
+    rank_TxK = token_choice.drop_rank(moe, logits_TxE, bias_E, chosen_TxK, weight_TxK)
+    slots, kept_TxK = token_choice.keep(
+      chosen_TxK, weight_TxK, rank_TxK, live_T, moe.experts, min(places, len(x_TxD))
+    )
+    kept_T = kept_TxK.sum(1)
+    y_TxD = apply_slots(x_TxD, slots, experts, (slots.token_ExC.shape[1],))
+  else:
+    y_TxD = apply_experts(x_TxD, token_choice.route(chosen_TxK, weight_TxK), experts)
+  return y_TxD, {
+    "experts_YxBxWxK": chosen_TxK,
+    "weights_YxBxWxK": weight_TxK,
+    **_shares(load_E, kept_T, pairs, live_T),
+    "balance_loss_Y": router_losses.token_balance(logits_TxE, load_E, moe.per_token, live_T),
+  }
+
+
+def _experts_choose(
+  moe: MoeConfig,
+  x_TxD: Array,
+  logits_TxE: Array,
+  live_BxW: Array,
+  level_BxW: Array | None,
+  experts: Experts,
+) -> tuple[Array, dict[str, Array]]:
+  batch, window = live_BxW.shape
+  size = moe.pool or window
+  cuts = -(-window // size)
+
+  def cut(x_T: Array) -> Array:
+    """[T, ...] -> [P, S, ...]; the last block of a row is filled up."""
+    x_BxW = x_T.reshape(batch, window, *x_T.shape[1:])
+    pad = ((0, 0), (0, cuts * size - window), *[(0, 0)] * (x_T.ndim - 1))
+    return jnp.pad(x_BxW, pad).reshape(batch * cuts, size, *x_T.shape[1:])
+
+  live_PxS = cut(live_BxW.reshape(-1))
+  level_P = jnp.zeros(batch * cuts)
+  if moe.reads_noise:
+    level_P = jnp.where(live_PxS, cut(level_BxW.reshape(-1)), 0).max(1)
+  per_token_P = capacity.per_token(moe, level_P)
+  count_P = capacity.tokens_per_expert(per_token_P, live_PxS.sum(1), moe.experts)
+  sizes = capacity.buffer_sizes(moe, batch * cuts, size)
+  places = sizes[-1] // len(level_P)
+  choice = expert_choice.choose(moe, cut(logits_TxE), live_PxS, count_P, places)
+  first_P = (jnp.arange(batch)[:, None] * window + jnp.arange(cuts)[None] * size).reshape(-1)
+  slots = expert_choice.pack(choice, count_P, first_P, sizes[-1])
+
+  choosers_T = choice.choosers_PxS.reshape(batch, -1)[:, :window].reshape(-1)
+  live_T, is_pool_P = live_BxW.reshape(-1), live_PxS.any(1)
+  mean_per_token = per_token_P.sum(where=is_pool_P) // jnp.maximum(is_pool_P.sum(), 1)
+  return apply_slots(x_TxD, slots, experts, sizes), {
+    "choosers_YxBxW": choosers_T,
+    **_shares(choice.taken_PxExC.sum((0, 2)), choosers_T, choosers_T.sum(), live_T),
+    "balance_loss_Y": router_losses.expert_balance(
+      logits_TxE, choosers_T, jnp.maximum(mean_per_token, 1), live_T
+    ),
+  }
+
+
+def _shares(load_E: Array, kept_T: Array, pairs: Array, live_T: Array) -> dict[str, Array]:
+  """See `Moe`.
+
+  Args:
+    kept_T: experts that compute each token, 0 for padding.
+    pairs: of a token and an expert, before any is dropped.
+  """
+  tokens = jnp.maximum(live_T.sum(), 1)
+  return {
+    "load_YxE": load_E,
+    "per_token_Y": kept_T.sum() / tokens,
+    "unchosen_Y": ((kept_T == 0) & live_T).sum() / tokens,
+    "dropped_Y": 1 - kept_T.sum() / jnp.maximum(pairs, 1),
+  }

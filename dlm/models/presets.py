@@ -3,61 +3,12 @@
 import dataclasses
 from typing import Any, Self
 
+from dlm.models.moe_config import MoeConfig
+
 TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
 DIT_SINUSOIDS = 256  # from which DiT makes it
 
 DTYPES = ("float32", "bfloat16")
-
-SCORES = ("softmax", "sigmoid")
-
-
-@dataclasses.dataclass(frozen=True)
-class MoeConfig:
-  """Experts in place of an MLP: each token is computed by `per_token` of them, never dropped.
-
-  LLaDA-MoE (arXiv 2509.24389) and LLaDA2 route as specs moe_distill_rl 2.1 and 2.2 say.
-  """
-
-  experts: int
-  per_token: int
-  mlp: int  # width of one expert
-  shared: int = 0  # width of the expert that every token also passes, ungated; 0: there is none
-  dense_layers: int = 0  # the first layers keep a plain MLP of width `ModelConfig.mlp`
-  score: str = "softmax"  # of the router's logits over all experts, in float32
-  bias: bool = False  # one per expert, added to the scores for the choice; no gradient reaches it
-  bias_in_weight: bool = False  # LLaDA-MoE's code: the biased score is the weight too
-  renormalise: bool = False  # the chosen experts' weights sum to 1
-  scale: float = 1.0  # of the weights, after that
-  groups: int = 1  # equal groups of consecutive experts
-  top_groups: int = 1  # only the best groups, by the sum of their two best scores, are chosen from
-
-  def __post_init__(self):
-    lowest = {"experts": 1, "per_token": 1, "mlp": 1, "shared": 0, "dense_layers": 0, "groups": 1}
-    for name, least in lowest.items():
-      if getattr(self, name) < least:
-        raise ValueError(f"MoeConfig: {name}={getattr(self, name)} must be at least {least}")
-    if self.score not in SCORES:
-      raise ValueError(f"MoeConfig: score={self.score!r} must be one of {', '.join(SCORES)}")
-    if self.bias_in_weight and not self.bias:
-      raise ValueError("MoeConfig: bias_in_weight=True needs bias=True")
-    if self.scale <= 0:
-      raise ValueError(f"MoeConfig: scale={self.scale} must be positive")
-    if self.experts % self.groups:
-      raise ValueError(
-        f"MoeConfig: experts={self.experts} must be a multiple of groups={self.groups}"
-      )
-    if self.groups > 1 and self.experts == self.groups:
-      raise ValueError(f"MoeConfig: groups={self.groups} must hold at least two experts each")
-    if not 1 <= self.top_groups <= self.groups:
-      raise ValueError(
-        f"MoeConfig: top_groups={self.top_groups} must lie in 1..groups={self.groups}"
-      )
-    eligible = self.experts // self.groups * self.top_groups
-    if self.per_token > eligible:
-      raise ValueError(
-        f"MoeConfig: per_token={self.per_token} exceeds the {eligible} experts of the best groups"
-      )
-
 
 # From 30m on the name counts a tied vocabulary of 32k; smaller models serve small vocabularies, and
 # their names leave the embedding out. The last five are the checkpoints' own shapes; their
@@ -168,7 +119,12 @@ class ModelConfig:
       raise ValueError(f"unknown model fields {unknown}; known: {', '.join(fields)}")
     return cls(**{**PRESETS[name], "vocab": vocab, **overrides})
 
-  def _matmul_params(self, experts: int = 0) -> int:
+  @property
+  def reads_noise(self) -> bool:
+    """Whether the model must be told the noise level of every input."""
+    return self.time_conditioned or (self.moe is not None and self.moe.reads_noise)
+
+  def _matmul_params(self, experts: float = 0) -> float:
     """Weights that multiply every token: all but the embedding lookup, norms and biases.
 
     `experts`: how many of a layer's routed experts count.
@@ -216,8 +172,9 @@ class ModelConfig:
   def flops_per_token(self, context: int) -> int:
     """Matmul FLOPs of one forward for a token that sees `context` keys; a backward costs twice.
 
-    Of the experts only those that a token is routed to count.
+    Of the experts only those that a token is routed to count; where a schedule says how many, on
+    average over all noise levels.
     """
     attention = 4 * context * self.heads * self.head_dim * self.layers
-    active = 0 if self.moe is None else self.moe.per_token
-    return 2 * self._matmul_params(active) + attention
+    active = 0 if self.moe is None else self.moe.mean_per_token()
+    return round(2 * self._matmul_params(active)) + attention

@@ -19,12 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Shared
 from dlm.models.dit import DitBlock, DitHead
+from dlm.models.experts import EXPERT_PRODUCT
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
 from dlm.models.moe import Moe
-from dlm.models.experts import EXPERT_PRODUCT
 from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
 from kernels_pallas.block_attention import Keys, Part, Ranges, Sight, prepare
@@ -133,24 +134,25 @@ class Transformer(nn.Module):
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
+    key_BxW = slot_BxW
+    if cache is None:
+      key_BxW = jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
     return Shared(
       rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base),
-      sight=self._sight(slot_BxW, mask, cache),
+      sight=self._sight(key_BxW, mask, cache),
       time_BxWxC=time_BxWxC,
       level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
       live_BxW=masks.live(mask, key_BxW),
     )
 
-  def _sight(self, slot_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
+  def _sight(self, key_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
     cfg = self.config
-    if cache is None:
-      window = slot_BxW.shape[1]
-      keys = [Keys(jnp.broadcast_to(jnp.arange(window, dtype=jnp.int32), slot_BxW.shape))]
-    else:
+    keys = [Keys(key_BxW)]
+    if cache is not None:
       slots = cache.filled_BxS.shape[1]
       slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
-      fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(slot_BxW, slots)
-      keys = [Keys(slot_BxW), Keys(slot_BxS, fresh_BxS)]
+      fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(key_BxW, slots)
+      keys.append(Keys(slot_BxS, fresh_BxS))
     ranges = Ranges(*(getattr(mask, name) for name in Ranges._fields))
     return prepare(
       ranges, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation

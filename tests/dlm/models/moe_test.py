@@ -10,7 +10,8 @@ import pytest
 
 from dlm import masks
 from dlm.models import MoeConfig
-from dlm.models.moe import Experts, Routing, apply_experts, route, token_choice
+from dlm.models.experts import Experts, Routing, apply_experts
+from dlm.models.token_choice import route, token_choice
 from tests.dlm.models.small import (
   SMALL,
   canvas_logits,
@@ -244,6 +245,9 @@ def test_aux_tells_what_the_router_did_in_every_layer_that_has_one():
     "router_logits_YxBxWxE": ((2, 2, 7, 8), "float32"),
     "experts_YxBxWxK": ((2, 2, 7, 3), "int32"),
     "weights_YxBxWxK": ((2, 2, 7, 3), "float32"),
+    "load_YxE": ((2, 8), "int32"),
+    **{f"{name}_Y": ((2,), "float32") for name in ("per_token", "unchosen", "dropped")},
+    **{f"{name}_Y": ((2,), "float32") for name in ("z_loss", "balance_loss", "router_loss")},
   }
   bias_YxE = params["layers"]["moe"]["router"]["bias"]
   for y in range(2):
