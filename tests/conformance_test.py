@@ -18,6 +18,7 @@ from tests.checkers import (
   decoding,
   drafting,
   dream,
+  ec_moe,
   llada,
   models,
   multi_block,
@@ -58,6 +59,7 @@ DECODING = [case for family in DECODED for case in decoding.read(FOLDER / family
 LOGITS = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("logits*.npz"))
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
+EC_MOE = objectives.read(FOLDER / "ec_moe")
 TRAINING = {**objectives.METHODS, **block_objectives.METHODS}
 
 
@@ -83,7 +85,7 @@ def missing() -> dict[str, str]:
   for path in {*FOLDER.glob("*/train_loss.npz")} - {*TRAIN_LOSSES}:
     found[named(path)] = "its model is not supported yet (a later issue)"
   for path in FOLDER.iterdir():
-    if path.is_dir() and path.name not in ("objectives", *DECODED):
+    if path.is_dir() and path.name not in ("objectives", "ec_moe", *DECODED):
       found[path.name] = ELSEWHERE.get(path.name, "not supported yet (a later issue)")
   return found
 
@@ -97,6 +99,12 @@ def named(path: pathlib.Path) -> str:
 )
 def test_objectives(case):
   TRAINING[case.method](case)
+  case.check_all_used()
+
+
+@pytest.mark.parametrize("case", EC_MOE, ids=lambda case: case.name)
+def test_ec_moe(case):
+  ec_moe.METHODS[case.method](case)
   case.check_all_used()
 
 
