@@ -1,10 +1,13 @@
 """The vocabulary in tiles: logits of a few thousand ids at a time, never of all of them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+from kernels_pallas import shards
 
 Array = jax.Array
 State = TypeVar("State")
@@ -17,12 +20,37 @@ _TILE_MIN = 512
 
 
 class Tile(NamedTuple):
-  """Rows `start .. start + T` of the unembedding."""
+  """Rows `start .. start + T` of the unembedding at hand."""
 
   start: Array | int
   ids_T: Array  # int32
   live_T: Array  # bool: not forbidden, and not already in an earlier tile
   unembed_TxD: Array
+
+
+class Held(NamedTuple):
+  """The ids of the unembedding at hand: all, or those of one device of several."""
+
+  first: Array | int
+  total: int  # ids of all devices
+  axis: str | None = None  # of the mesh, over which they are split; None: they are not
+
+
+def held(unembed_VxD: Array, total: int) -> Held:
+  """Of a device's part of an unembedding of `total` ids."""
+  own = unembed_VxD.shape[0]
+  if own == total:
+    return Held(0, total)
+  return Held(jax.lax.axis_index(shards.TENSOR) * own, total, shards.TENSOR)
+
+
+def of_all(merge: Callable[[State, State], State], own: State, held: Held) -> State:
+  """What came of all ids, from what came of each device's: `merge(of lower ids, of higher)`."""
+  if held.axis is None:
+    return own
+  parts = jax.lax.all_gather(own, held.axis)
+  each = zip(*(list(leaf) for leaf in jax.tree.leaves(parts)), strict=True)
+  return functools.reduce(merge, [jax.tree.unflatten(jax.tree.structure(own), x) for x in each])
 
 
 def tile_size(rows: int, vocab: int) -> int:
@@ -38,8 +66,9 @@ def sweep(
   *,
   tile: int,
   forbidden: tuple[int, ...],
+  first: Array | int = 0,
 ) -> State:
-  """Folds `step` over the tiles, in order of ids. One tile: no loop at all.
+  """Folds `step` over the tiles, in order of ids, the lowest being `first`. One tile: no loop.
 
   The last tile of a ragged vocabulary is moved back to end at V, so that no padded copy of the
   unembedding is made; the ids that it shares with the tile before are not live.
@@ -47,15 +76,16 @@ def sweep(
   vocab = unembed_VxD.shape[0]
 
   def at(i: Array | int, state: State) -> State:
-    first = i * tile
-    start = jnp.minimum(first, vocab - tile)
-    ids_T = start + jnp.arange(tile, dtype=jnp.int32)
-    live_T = (ids_T >= first) & allowed(ids_T, forbidden)
+    begin = i * tile
+    start = jnp.minimum(begin, vocab - tile)
+    offset_T = start + jnp.arange(tile, dtype=jnp.int32)
+    ids_T = first + offset_T
+    live_T = (offset_T >= begin) & allowed(ids_T, forbidden)
     unembed_TxD = jax.lax.dynamic_slice_in_dim(unembed_VxD, start, tile)
     return step(state, Tile(start, ids_T, live_T, unembed_TxD))
 
   if tile >= vocab:
-    ids_V = jnp.arange(vocab, dtype=jnp.int32)
+    ids_V = first + jnp.arange(vocab, dtype=jnp.int32)
     return step(state, Tile(0, ids_V, allowed(ids_V, forbidden), unembed_VxD))
   return jax.lax.fori_loop(0, -(-vocab // tile), at, state)
 
@@ -64,6 +94,16 @@ def allowed(ids_T: Array, forbidden: tuple[int, ...]) -> Array:
   """Bool [T]: False for the forbidden ids."""
   forbidden_F = jnp.array(forbidden, jnp.int32)
   return (ids_T[None, :] != forbidden_F[:, None]).all(0)
+
+
+def among(ids_T: Array, ids: tuple[int, ...]) -> Array:
+  """Bool, of any shape: which are one of `ids`. Two comparisons for each run of consecutive ones,
+  and no array of them, which a kernel could not capture."""
+  among_T = jnp.zeros_like(ids_T, dtype=bool)
+  for start in sorted(set(ids) - {i + 1 for i in ids}):
+    end = next(i for i in range(start + 1, start + len(ids) + 1) if i not in ids)
+    among_T |= (ids_T >= start) & (ids_T < end)
+  return among_T
 
 
 def first_allowed(vocab: int, forbidden: tuple[int, ...]) -> int:

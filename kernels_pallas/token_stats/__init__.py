@@ -7,7 +7,7 @@ A diffusion sampler needs from the logits a token, how sure the model is of it, 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import dispatch, vocabulary
+from kernels_pallas import dispatch, shards, vocabulary
 from kernels_pallas.token_stats import reference, tpu, xla
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
@@ -68,16 +68,22 @@ def token_stats(
     embed_VxD=embed_VxD if spec.soft else None,
   )
   _check(spec, inputs, hidden_RxD.shape[0], vocab)
-  return dispatch.run(
-    "token_stats",
-    IMPLEMENTATIONS,
-    implementation,
-    hidden_RxD,
-    unembed_VxD,
-    spec,
-    inputs,
-    soft_cap=soft_cap,
-  )
+
+  def run(hidden_RxD: Array, unembed_VxD: Array, inputs: Inputs) -> TokenStats:
+    return dispatch.run(
+      "token_stats",
+      IMPLEMENTATIONS,
+      implementation,
+      hidden_RxD,
+      unembed_VxD,
+      spec,
+      inputs,
+      held=vocabulary.held(unembed_VxD, vocab),
+      soft_cap=soft_cap,
+    )
+
+  split = ("b", "t", Inputs("b", "b", "b", "t"))
+  return shards.run(run, split, "b", hidden_RxD, unembed_VxD, inputs)
 
 
 def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:

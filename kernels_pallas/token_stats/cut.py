@@ -44,6 +44,19 @@ def add_k_best(kept: KBest, z_RxT: Array) -> KBest:
   return KBest(best_RxK, left_R.astype(jnp.float32) + jnp.where(still_R, kept.more_R, 0))
 
 
+def merge_k_best(a: KBest, b: KBest) -> KBest:
+  """The k best of both."""
+  k = a.best_RxK.shape[1]
+  best_RxK = jax.lax.top_k(jnp.concatenate([a.best_RxK, b.best_RxK], axis=1), k)[0]
+  last_Rx1 = best_RxK[:, -1:]
+
+  def equal_R(kept: KBest) -> Array:
+    more_R = jnp.where(kept.best_RxK[:, -1] == last_Rx1[:, 0], kept.more_R, 0)
+    return (kept.best_RxK == last_Rx1).sum(1) + more_R
+
+  return KBest(best_RxK, equal_R(a) + equal_R(b) - (best_RxK == last_Rx1).sum(1))
+
+
 def top_k_cut(kept: KBest, spec: StatSpec, all_R: Array | None) -> Array:
   """[R]: the k-th best logit, or where top-p cuts among the ids that reach it.
 

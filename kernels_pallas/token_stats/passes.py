@@ -1,23 +1,40 @@
 """Passes over vocabulary tiles in XLA, and those of them that find where top-k and top-p cut."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
-from kernels_pallas.token_stats import cut, folds
-from kernels_pallas.token_stats.folds import Mass, Seen
+from kernels_pallas.token_stats import cut
+from kernels_pallas.token_stats import tile as tiles
 from kernels_pallas.token_stats.spec import StatSpec
+from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
+
+
+class Seen(NamedTuple):
+  """The logits of one tile; -inf where the id is forbidden or was in an earlier tile."""
+
+  z_RxT: Array
+  ids_T: Array
+  start: Array | int  # of the tile in the unembedding at hand
+
+  @property
+  def eligible_RxT(self) -> Array:
+    """What may be chosen: NaN is not."""
+    return jnp.where(jnp.isnan(self.z_RxT), -jnp.inf, self.z_RxT)
+
+
 Sweep = Callable[[Callable[[Any, Seen], Any], Any], Any]  # folds f(state, seen) over tiles
 
 
 def over_tiles(
   hidden_RxD: Array,
   unembed_VxD: Array,
+  held: Held,
   *,
   forbidden: tuple[int, ...],
   soft_cap: float | None,
@@ -31,40 +48,44 @@ def over_tiles(
     def step(state: Any, part: vocabulary.Tile) -> Any:
       z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
       z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
-      eligible_RxT = jnp.where(jnp.isnan(z_RxT), -jnp.inf, z_RxT)
-      return fold(state, Seen(z_RxT, z_RxT, eligible_RxT, part.ids_T))
+      return fold(state, Seen(z_RxT, part.ids_T, part.start))
 
-    return vocabulary.sweep(step, state, unembed_VxD, tile=tile, forbidden=forbidden)
+    return vocabulary.sweep(
+      step, state, unembed_VxD, tile=tile, forbidden=forbidden, first=held.first
+    )
 
   return sweep
 
 
-def lowest_kept(sweep: Sweep, spec: StatSpec, lowest_R: Array, vocab: int) -> Array | None:
+def lowest_kept(sweep: Sweep, spec: StatSpec, lowest_R: Array, held: Held) -> Array | None:
   """[R]: the lowest plain logit that top-k and top-p keep; None where they cut nothing.
 
   One pass with top-k, seven with top-p alone. `lowest` is -inf.
   """
-  if not spec.cuts(vocab):
+  if not spec.cuts(held.total):
     return None
-  if not 0 < spec.top_k < vocab:
+  if not 0 < spec.top_k < held.total:
     top1_R = sweep(lambda top_R, seen: jnp.maximum(top_R, seen.eligible_RxT.max(1)), lowest_R)
-    return cut.top_p_cut(
-      lambda fold, state: sweep(lambda state, seen: fold(state, seen.eligible_RxT), state),
-      top1_R,
-      vocab,
-      spec,
-    )
+    top1_R = vocabulary.of_all(jnp.maximum, top1_R, held)
+
+    def sums(fold: Callable[[Any, Array], Any], zeros: Any) -> Any:
+      own = sweep(lambda state, seen: fold(state, seen.eligible_RxT), zeros)
+      return vocabulary.of_all(lambda a, b: jax.tree.map(jnp.add, a, b), own, held)
+
+    return cut.top_p_cut(sums, top1_R, held.total, spec)
   # Of what top-k keeps the k best tell the mass; that of all ids has to be gathered beside them.
   of_all = spec.top_p < 1 and spec.top_p_of == "all"
 
-  def add(state: tuple[cut.KBest, Mass | None], seen: Seen) -> tuple[cut.KBest, Mass | None]:
+  def add(
+    state: tuple[cut.KBest, tiles.Mass | None], seen: Seen
+  ) -> tuple[cut.KBest, tiles.Mass | None]:
     best, mass = state
     if of_all:
-      tempered_RxT = seen.eligible_RxT / spec.divisor
-      mass = folds.add_mass(mass, seen._replace(z_RxT=tempered_RxT, eligible_RxT=tempered_RxT))
+      mass = tiles.merge_mass(mass, tiles.mass_of(seen.eligible_RxT / spec.divisor))
     return cut.add_k_best(best, seen.eligible_RxT), mass
 
-  no_mass = Mass(lowest_R, lowest_R) if of_all else None
+  no_mass = tiles.no_mass(lowest_R[:, None]) if of_all else None
   best, mass = sweep(add, (cut.no_best(lowest_R, spec.top_k), no_mass))
-  all_R = jnp.exp(mass.log_R) if of_all else None
+  best = vocabulary.of_all(cut.merge_k_best, best, held)
+  all_R = vocabulary.of_all(tiles.merge_mass, mass, held).sum_Rx1[:, 0] if of_all else None
   return cut.top_k_cut(best, spec, all_R)

@@ -16,9 +16,12 @@ def token_stats(
   spec: StatSpec,
   inputs: Inputs,
   *,
+  held: vocabulary.Held,
   soft_cap: float | None,
 ) -> TokenStats:
   """See `kernels_pallas.token_stats.token_stats`."""
+  if held.axis is not None:
+    raise NotImplementedError("the definition is of a vocabulary that is not split")
   ids_V = jnp.arange(unembed_VxD.shape[0], dtype=jnp.int32)
   allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
   z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap)

@@ -1,7 +1,7 @@
-"""What a kernel gathers from a tile of logits, and how two such states merge.
+"""What is gathered from a tile of logits, and how two such states merge: for XLA and for kernels.
 
-Written for Mosaic on TPU and on GPU: 2-D arrays, one column [R, 1] a statistic, only maxima, minima
-and sums over the lanes. A state is the kernel's output; `result` makes statistics of it outside.
+Written so that Mosaic can compile it: 2-D arrays, one column [R, 1] a statistic, only maxima,
+minima and sums over the lanes. `result` makes statistics of the state of all ids.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import vocabulary
 from kernels_pallas.token_stats.cut import finite
 from kernels_pallas.token_stats.noise import gumbel_of
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
@@ -38,6 +39,20 @@ class Mass(NamedTuple):
     return finite(self.top1_Rx1) + jnp.log(self.sum_Rx1)
 
 
+def no_mass(lowest_Rx1: Array) -> Mass:
+  return Mass(lowest_Rx1, jnp.zeros_like(lowest_Rx1))
+
+
+def mass_of(z_RxT: Array) -> Mass:
+  """Of logits without NaN."""
+  top1_Rx1 = z_RxT.max(1, keepdims=True)
+  return Mass(top1_Rx1, jnp.exp(z_RxT - finite(top1_Rx1)).sum(1, keepdims=True))
+
+
+def merge_mass(old: Mass, new: Mass) -> Mass:
+  return _merge_mass(old, new)[0]
+
+
 class State(NamedTuple):
   """Of the ids so far, [R, 1] each, None where the spec does not ask for it."""
 
@@ -50,6 +65,7 @@ class State(NamedTuple):
   current_Rx1: Array | None
   outside: Mass | None
   gathered_J: tuple[Array, ...]
+  soft_RxD: Array | None = None  # sum of exp(logit - finite(best)) * embedding; in XLA alone
 
 
 def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
@@ -67,9 +83,11 @@ def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
   )
 
 
-def empty(lowest_Rx1: Array, first_allowed: int, spec: StatSpec, gathered: int) -> State:
+def empty(
+  lowest_Rx1: Array, first_allowed: int, spec: StatSpec, gathered: int, embed_width: int = 0
+) -> State:
   """Before the first tile; `lowest` is -inf. A row without any finite logit keeps this token."""
-  nothing = Mass(lowest_Rx1, jnp.zeros_like(lowest_Rx1))
+  nothing = no_mass(lowest_Rx1)
   return State(
     score_Rx1=lowest_Rx1,
     token_Rx1=jnp.full_like(lowest_Rx1, first_allowed, dtype=jnp.int32),
@@ -80,20 +98,27 @@ def empty(lowest_Rx1: Array, first_allowed: int, spec: StatSpec, gathered: int) 
     current_Rx1=lowest_Rx1 if spec.current else None,
     outside=nothing if spec.outside else None,
     gathered_J=(lowest_Rx1,) * gathered,
+    soft_RxD=jnp.repeat(nothing.sum_Rx1, embed_width, axis=1) if spec.soft else None,
   )
 
 
 def of_tile(
-  z_RxT: Array, ids_1xT: Array, start: Array, rows: Asked, spec: StatSpec, vocab: int
+  z_RxT: Array,
+  ids_1xT: Array,
+  start: Array | int,
+  rows: Asked,
+  spec: StatSpec,
+  end: Array | int,
+  embed_TxD: Array | None = None,
 ) -> State:
   """The state of one tile alone.
 
   Args:
-    z_RxT: float32 logits of ids `start .. start + T`; those beyond `vocab` may be anything.
+    z_RxT: float32 logits of ids `start .. start + T`; those from `end` on may be anything.
     ids_1xT: int32 `start + 0 .. T`, [1, T] or [R, T].
-    start: int32 scalar.
+    embed_TxD: embeddings of the ids, needed iff `spec.soft`.
   """
-  dead_1xT = (ids_1xT >= vocab) | _among(ids_1xT, spec.forbidden)
+  dead_1xT = (ids_1xT >= end) | vocabulary.among(ids_1xT, spec.forbidden)
   plain_RxT = jnp.where(dead_1xT, -jnp.inf, z_RxT)
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
@@ -128,13 +153,19 @@ def of_tile(
     current_Rx1=_at(rows.current_Rx1, z_RxT, ids_1xT, start) if spec.current else None,
     outside=_outside(z_RxT, told_RxT, ids_1xT, spec.outside) if spec.outside else None,
     gathered_J=tuple(_at(id_Rx1, plain_RxT, ids_1xT, start) for id_Rx1 in rows.gather_J),
+    soft_RxD=_average(weight_RxT, embed_TxD) if spec.soft else None,
   )
 
 
 def merge(old: State, new: State) -> State:
   """The state of both; the ids of `new` are higher, and ties go to the lower ones."""
   better_Rx1 = new.score_Rx1 > old.score_Rx1
-  mass, moment_Rx1 = _merge_mass(old.mass, new.mass, old.moment_Rx1, new.moment_Rx1)
+  mass, (old_scale, new_scale) = _merge_mass(old.mass, new.mass)
+  moment_Rx1 = soft_RxD = None
+  if old.moment_Rx1 is not None:
+    moment_Rx1 = old_scale.of_moment(old) + new_scale.of_moment(new)
+  if old.soft_RxD is not None:
+    soft_RxD = old_scale.factor_Rx1 * old.soft_RxD + new_scale.factor_Rx1 * new.soft_RxD
   top2_Rx1 = None
   if old.top2_Rx1 is not None:
     lower_Rx1 = jnp.minimum(old.mass.top1_Rx1, new.mass.top1_Rx1)
@@ -144,7 +175,7 @@ def merge(old: State, new: State) -> State:
     current_Rx1 = _found(old.current_Rx1, new.current_Rx1)
   outside = None
   if old.outside is not None:
-    outside, _ = _merge_mass(old.outside, new.outside, None, None)
+    outside = merge_mass(old.outside, new.outside)
   return State(
     score_Rx1=jnp.where(better_Rx1, new.score_Rx1, old.score_Rx1),
     token_Rx1=jnp.where(better_Rx1, new.token_Rx1, old.token_Rx1),
@@ -155,11 +186,12 @@ def merge(old: State, new: State) -> State:
     current_Rx1=current_Rx1,
     outside=outside,
     gathered_J=tuple(map(_found, old.gathered_J, new.gathered_J)),
+    soft_RxD=soft_RxD,
   )
 
 
 def result(state: State) -> TokenStats:
-  """The statistics, [R] each, of the state of all ids. `soft` is not among them."""
+  """The statistics, [R] each, of the state of all ids."""
   lse_Rx1 = state.mass.lse()
   entropy_Rx1 = None
   if state.moment_Rx1 is not None:
@@ -179,16 +211,10 @@ def result(state: State) -> TokenStats:
   stats = jax.tree.map(lambda column_Rx1: column_Rx1[:, 0], columns)
   if state.gathered_J:
     stats.gathered = jnp.concatenate(state.gathered_J, axis=1)
+  if state.soft_RxD is not None:
+    soft_RxD = state.soft_RxD / state.mass.sum_Rx1
+    stats.soft = jnp.where(jnp.isfinite(lse_Rx1), soft_RxD, jnp.nan)
   return stats
-
-
-def _among(ids_1xT: Array, ids: tuple[int, ...]) -> Array:
-  """Whether each is one of `ids`: two comparisons for each run of consecutive ones."""
-  among_1xT = ids_1xT < 0
-  for i in sorted(set(ids) - {i + 1 for i in ids}):
-    end = next(k for k in range(i + 1, i + 2 + len(ids)) if k not in ids)
-    among_1xT |= (ids_1xT >= i) & (ids_1xT < end)
-  return among_1xT
 
 
 def _lowest(ids_1xT: Array, where_RxT: Array) -> Array:
@@ -215,22 +241,34 @@ def _found(old_Rx1: Array, new_Rx1: Array) -> Array:
 
 
 def _outside(z_RxT: Array, told_RxT: Array, ids_1xT: Array, ids: tuple[int, ...]) -> Mass:
-  inside_1xT = _among(ids_1xT, ids)
+  inside_1xT = vocabulary.among(ids_1xT, ids)
   top1_Rx1 = jnp.where(inside_1xT, -jnp.inf, told_RxT).max(1, keepdims=True)
   weight_RxT = jnp.exp(jnp.where(inside_1xT, -jnp.inf, z_RxT) - finite(top1_Rx1))
   return Mass(top1_Rx1, weight_RxT.sum(1, keepdims=True))
 
 
-def _merge_mass(
-  old: Mass, new: Mass, old_moment_Rx1: Array | None, new_moment_Rx1: Array | None
-) -> tuple[Mass, Array | None]:
+def _average(weight_RxT: Array, embed_TxD: Array) -> Array:
+  return jnp.einsum("rt,td->rd", weight_RxT, embed_TxD, preferred_element_type=jnp.float32)
+
+
+class _Scale(NamedTuple):
+  """What sums relative to one best logit are multiplied by to be relative to a better one."""
+
+  shift_Rx1: Array
+  factor_Rx1: Array
+
+  def of_moment(self, state: State) -> Array:
+    return self.factor_Rx1 * (state.moment_Rx1 + self.shift_Rx1 * state.mass.sum_Rx1)
+
+
+def _merge_mass(old: Mass, new: Mass) -> tuple[Mass, tuple[_Scale, _Scale]]:
   top1_Rx1 = jnp.maximum(old.top1_Rx1, new.top1_Rx1)
-  sum_Rx1, moment_Rx1 = 0.0, None if old_moment_Rx1 is None else 0.0
-  for mass, part_Rx1 in ((old, old_moment_Rx1), (new, new_moment_Rx1)):
+
+  def scale(mass: Mass) -> _Scale:
     # Not positive, but for a part without ids (best -inf, nothing to scale) or a best of +inf.
     shift_Rx1 = jnp.minimum(finite(mass.top1_Rx1) - finite(top1_Rx1), 0.0)
-    scale_Rx1 = jnp.exp(shift_Rx1)
-    sum_Rx1 += scale_Rx1 * mass.sum_Rx1
-    if part_Rx1 is not None:
-      moment_Rx1 += scale_Rx1 * (part_Rx1 + shift_Rx1 * mass.sum_Rx1)
-  return Mass(top1_Rx1, sum_Rx1), moment_Rx1
+    return _Scale(shift_Rx1, jnp.exp(shift_Rx1))
+
+  scales = scale(old), scale(new)
+  sum_Rx1 = scales[0].factor_Rx1 * old.sum_Rx1 + scales[1].factor_Rx1 * new.sum_Rx1
+  return Mass(top1_Rx1, sum_Rx1), scales

@@ -14,6 +14,7 @@ from kernels_pallas import vmem, vocabulary
 from kernels_pallas.token_stats import passes
 from kernels_pallas.token_stats import tile as tiles
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
+from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
 
@@ -26,6 +27,7 @@ def token_stats(
   spec: StatSpec,
   inputs: Inputs,
   *,
+  held: Held,
   soft_cap: float | None,
   tile: tuple[int, int] | None = None,
 ) -> TokenStats:
@@ -38,12 +40,14 @@ def token_stats(
     raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
   (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
   lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
-  sweep = passes.over_tiles(hidden_RxD, unembed_VxD, forbidden=spec.forbidden, soft_cap=soft_cap)
-  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, lowest_R, vocab))
+  sweep = passes.over_tiles(
+    hidden_RxD, unembed_VxD, held, forbidden=spec.forbidden, soft_cap=soft_cap
+  )
+  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, lowest_R, held))
 
   def empty(rows: int) -> tiles.State:
     lowest_Rx1 = jnp.full((rows, 1), -jnp.inf, jnp.float32)
-    first_allowed = vocabulary.first_allowed(vocab, spec.forbidden)
+    first_allowed = vocabulary.first_allowed(held.total, spec.forbidden)
     return tiles.empty(lowest_Rx1, first_allowed, spec, len(asked.gather_J))
 
   out_shape = jax.eval_shape(functools.partial(empty, rows))
@@ -56,17 +60,18 @@ def token_stats(
   tile_rows, tile_ids = tile or vmem.tile_sizes(rows, vocab, nbytes)
   column = pl.BlockSpec((tile_rows, 1), lambda r, v: (r, 0))
 
-  def kernel(hidden_ref, unembed_ref, asked_refs, state_refs):
+  def kernel(first_ref, hidden_ref, unembed_ref, asked_refs, state_refs):
     """Adds a tile of ids to the state of a tile of rows, whose block stays in VMEM meanwhile."""
 
     @pl.when(pl.program_id(1) == 0)
     def _():
       _store(state_refs, empty(tile_rows))
 
-    start = pl.program_id(1) * tile_ids
+    start = first_ref[0] + pl.program_id(1) * tile_ids
     ids_1xT = start + jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
     z_RxT = vocabulary.logits(hidden_ref[...], unembed_ref[...], soft_cap)
-    found = tiles.of_tile(z_RxT, ids_1xT, start, _load(asked_refs), spec, vocab)
+    end = first_ref[0] + vocab
+    found = tiles.of_tile(z_RxT, ids_1xT, start, _load(asked_refs), spec, end)
     _store(state_refs, tiles.merge(_load(state_refs), found))
 
   with jax.enable_x64(False):  # else index maps are int64, which do not compile
@@ -74,6 +79,7 @@ def token_stats(
       kernel,
       grid=(pl.cdiv(rows, tile_rows), pl.cdiv(vocab, tile_ids)),
       in_specs=[
+        pl.BlockSpec(memory_space=pltpu.SMEM),
         pl.BlockSpec((tile_rows, width), lambda r, v: (r, 0)),
         pl.BlockSpec((tile_ids, width), lambda r, v: (v, 0)),
         jax.tree.map(lambda _: column, asked),
@@ -84,8 +90,8 @@ def token_stats(
         dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem.LIMIT_BYTES
       ),
       name="token_stats",
-    )(hidden_RxD, unembed_VxD, asked)
-  return tiles.result(state)
+    )(jnp.full(1, held.first, jnp.int32), hidden_RxD, unembed_VxD, asked)
+  return tiles.result(vocabulary.of_all(tiles.merge, state, held))
 
 
 def _load(refs):

@@ -8,6 +8,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs
+from kernels_pallas.vocabulary import Held
 
 PARAMS = {
   "reference": ("reference", None),
@@ -23,7 +24,12 @@ def _jitted(param):
   implementation = IMPLEMENTATIONS[name]
   if tile is not None:
     implementation = functools.partial(implementation, tile=tile)
-  return jax.jit(implementation, static_argnames=("spec", "soft_cap"))
+
+  def whole(hidden_RxD, unembed_VxD, *, spec, inputs, soft_cap):
+    held = Held(0, unembed_VxD.shape[0])
+    return implementation(hidden_RxD, unembed_VxD, spec, inputs, held=held, soft_cap=soft_cap)
+
+  return jax.jit(whole, static_argnames=("spec", "soft_cap"))
 
 
 def _run(param, hidden_RxD, unembed_VxD, spec, *, soft_cap=None, **inputs):

@@ -9,6 +9,7 @@ import pytest
 
 from kernels_pallas import token_stats as ops
 from kernels_pallas.token_stats import Inputs, StatSpec, token_stats
+from kernels_pallas.vocabulary import Held
 from tests.kernels_pallas.token_stats.twin import assert_equal_stats, lse, truth
 
 ALL = StatSpec(top2=True, entropy=True, current=True)
@@ -184,7 +185,9 @@ def test_a_current_id_outside_the_vocabulary_is_minus_infinity(compute):
 def test_runs_inside_while_loop_and_shard_map(check_vma):
   mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.sharding.PartitionSpec("data")
-  implementation = functools.partial(ops.IMPLEMENTATIONS["xla"], soft_cap=None, tile=7)
+  implementation = functools.partial(
+    ops.IMPLEMENTATIONS["xla"], held=Held(0, 20), soft_cap=None, tile=7
+  )
   hidden_RxD = jax.random.normal(jax.random.key(0), (4, 8))
   unembed_VxD = jax.random.normal(jax.random.key(1), (20, 8))
   key_R = jax.random.split(jax.random.key(2), 4)

@@ -10,6 +10,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs, StatSpec, token_stats, tpu
+from kernels_pallas.vocabulary import Held
 
 SPEC = StatSpec(top2=True, entropy=True, current=True, temperature=1.0)
 
@@ -19,7 +20,7 @@ def run(implementation):
   unembed_VxD = jax.random.normal(jax.random.key(1), (40, 8))
   key_data_Rx2 = jax.random.key_data(jax.random.split(jax.random.key(2), 20))
   inputs = Inputs(key_data_Rx2=key_data_Rx2, current_R=jnp.arange(20))
-  return implementation(hidden_RxD, unembed_VxD, SPEC, inputs, soft_cap=None)
+  return implementation(hidden_RxD, unembed_VxD, SPEC, inputs, held=Held(0, 40), soft_cap=None)
 
 
 def races_of_a_run():
