@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch
-from kernels_pallas.block_attention import reference, xla
+from kernels_pallas.block_attention import reference, tpu, xla
 from kernels_pallas.block_attention.spec import Heads, Keys, Part, Ranges
 
 __all__ = ["IMPLEMENTATIONS", "Keys", "Part", "Ranges", "Sight", "block_attention", "prepare"]
@@ -23,6 +23,7 @@ Array = jax.Array
 IMPLEMENTATIONS = {
   "reference": reference.prepare,
   "xla": xla.prepare,
+  "tpu": tpu.prepare,
 }
 
 

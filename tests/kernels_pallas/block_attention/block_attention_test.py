@@ -105,7 +105,8 @@ def test_large_scores_do_not_overflow(attend):
   q, part, ranges, keys = of_masks(2, 1, 8)
   q *= 1e4
   expected = twin.attention(q, part.k, part.v, twin.visible(ranges, keys))
-  np.testing.assert_allclose(attend(q, [part], ranges, [keys]), expected, atol=2e-5)
+  # Scores of 1e4 are known to 1e-3 in float32, and so are their weights.
+  np.testing.assert_allclose(attend(q, [part], ranges, [keys]), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
@@ -130,7 +131,7 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match="live int32"):
     bad = Keys(keys.slot_BxS, keys.slot_BxS)
     prepare(ranges, [bad], heads=2, kv_heads=1)
-  with pytest.raises(ValueError, match="'torch' is not one of reference, xla"):
+  with pytest.raises(ValueError, match="'torch' is not one of reference, xla, tpu"):
     prepare(ranges, [keys], heads=2, kv_heads=1, implementation="torch")
   sight = prepare(ranges, [keys], heads=2, kv_heads=1)
   with pytest.raises(ValueError, match="with a layer"):
