@@ -324,6 +324,10 @@ class CachePlan(Protocol):
 
 
 class Clock(Protocol):
-  """The noise level that a time-conditioned model is told while sampling."""
+  """The noise level that a model is told while sampling, if it reads one."""
 
-  def __call__(self, masked_BxL: Array, open_BxL: Array, slot_BxW: Array) -> Array: ...
+  def __call__(
+    self, masked_BxL: Array, open_BxL: Array, inside_BxL: Array, slot_BxW: Array
+  ) -> Array:
+    """Level [B, W] at `slot`. `inside`: slots of the row, not padding."""
+    ...

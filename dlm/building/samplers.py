@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dlm import masks
-from dlm.building import tables
+from dlm.building import pools, tables
 from dlm.models.bind import Model
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS
@@ -13,7 +13,7 @@ from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
 from dlm.sampling.sampler import ON_EOS, SCOPES, Drafter, Sampler
-from dlm.types import CachePlan, MaskRule, Policy
+from dlm.types import CachePlan, Clock, MaskRule, Policy
 
 TABLES = ("policy", "cache", "mesh")
 
@@ -94,15 +94,14 @@ def sampling(
     max_forwards=own.max_forwards or enough,
   )
   sees = _sees(facts, block, own.context)
-  clock = None
-  if model.config.time_conditioned:
-    # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
-    levels = {"block_causal": facts["block"] or block, "causal": 1}
-    clock = MaskRatio() if attention == "full" else BlockMaskRatio(levels[attention])
+  moe = model.config.moe
+  whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts["shift"])
+  plan = _plan(config, sees, own, policy, whole_pools)
+  pools.check(moe, facts, plan, policy, whole_pools)
   sampler = Sampler(
-    denoise=model,
+    denoise=pools.dropless(model),
     policy=policy,
-    plan=_plan(config, sees, own, policy),
+    plan=plan,
     sees=sees,
     block=block,
     max_forwards=own.max_forwards,
@@ -112,7 +111,7 @@ def sampling(
     scope=None if own.scope == "auto" else own.scope,
     shift=facts["shift"],
     commit=own.commit,
-    clock=clock,
+    clock=_clock(model, facts, block),
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
@@ -127,6 +126,20 @@ def sampling(
     drafter=None if drafter is None else _drafter(*drafter, facts, block),
   )
   return sampler, own
+
+
+def _clock(model: Model, facts: Mapping[str, Any], block: int) -> Clock | None:
+  """What tells the model its noise level as its training did; None if it reads none."""
+  if not model.config.reads_noise:
+    return None
+  moe = model.config.moe
+  # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
+  clocks = {
+    "full": MaskRatio(prompt=moe is not None and moe.reads_noise),
+    "block_causal": BlockMaskRatio(facts["block"] or block),
+    "causal": BlockMaskRatio(1),
+  }
+  return tables.named("attention of a model that reads noise levels", facts["attention"], clocks)
 
 
 def _sees(facts: Mapping[str, Any], block: int, context: int = 0) -> MaskRule:
@@ -148,8 +161,12 @@ def _drafter(model: Model, own: Mapping[str, Any], facts: Mapping[str, Any], blo
     raise ValueError(
       f"the drafter's vocabulary of {own['vocab']} ids must be the model's of {facts['vocab']}"
     )
-  if model.config.time_conditioned:
-    raise ValueError("the drafter must not be told a noise level (model.time_conditioned)")
+  if model.config.reads_noise:
+    raise ValueError(
+      "the drafter must not be told a noise level (model.time_conditioned, model.moe.schedule)"
+    )
+  if model.config.moe is not None and model.config.moe.choice == "expert":
+    raise ValueError("the drafter's model.moe.choice='expert' lets tokens compete with later ones")
   return Drafter(model, _sees(own, block), own["mask_id"], own["shift"])
 
 
@@ -178,7 +195,9 @@ def _policy(
   return tables.call(name, make, given, also=("name",))
 
 
-def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling, policy: Policy) -> CachePlan:
+def _plan(
+  config: Mapping[str, Any], sees: MaskRule, own: Sampling, policy: Policy, whole_pools: bool
+) -> CachePlan:
   """The cache by name; "auto" is the exact one of the model and the policy, or "none"."""
   given = {key: value for key, value in tables.table(config, "cache").items() if value is not None}
   name = given.pop("name", "auto")
@@ -187,6 +206,7 @@ def _plan(config: Mapping[str, Any], sees: MaskRule, own: Sampling, policy: Poli
     if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
       own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"
       exact = own.align == own_blocks and own.block % sees.block == 0
+    exact = exact and whole_pools
     if hasattr(policy, "draft_span"):
       name = "rolling"
     elif hasattr(policy, "reach"):

@@ -152,6 +152,12 @@ class MoeConfig:
       raise ValueError(
         f"MoeConfig: per_token_range={ends} must be (least, most) in 1..experts={self.experts}"
       )
+    least = self.per_token if ends is None else ends[0]
+    if self.pool and self.pool * least < self.experts:
+      raise ValueError(
+        f"MoeConfig: pool={self.pool} slots with {least} experts a token leave less than one token "
+        f"to each of experts={self.experts}, but none takes less"
+      )
     if self.gate_scales and len(self.gate_scales) != self.experts + 1:
       raise ValueError(
         f"MoeConfig: gate_scales has {len(self.gate_scales)} entries and needs experts + 1 = "

@@ -1,4 +1,4 @@
-"""The noise level that time-conditioned models are told while sampling."""
+"""The noise level that models are told while sampling: time-conditioned ones, and experts."""
 
 import dataclasses
 
@@ -12,10 +12,19 @@ class MaskRatio:
   """The share of a row's open slots that is still masked, told to every slot of the row.
 
   It is the level at which the forward process masks that many tokens (mask probability = level).
+
+  Args:
+    prompt: the share of all of the row's slots, its prompt among them (EC-DLM, arXiv 2604.01622,
+      whose evaluator counts so; specs moe_distill_rl 1.10).
   """
 
-  def __call__(self, masked_BxL: Array, open_BxL: Array, slot_BxW: Array) -> Array:
-    ratio_B = masked_BxL.sum(-1) / jnp.maximum(open_BxL.sum(-1), 1)
+  prompt: bool = False
+
+  def __call__(
+    self, masked_BxL: Array, open_BxL: Array, inside_BxL: Array, slot_BxW: Array
+  ) -> Array:
+    counted_BxL = inside_BxL if self.prompt else open_BxL
+    ratio_B = masked_BxL.sum(-1) / jnp.maximum(counted_BxL.sum(-1), 1)
     return jnp.broadcast_to(ratio_B[:, None], slot_BxW.shape)
 
 
@@ -25,7 +34,9 @@ class BlockMaskRatio:
 
   block: int
 
-  def __call__(self, masked_BxL: Array, open_BxL: Array, slot_BxW: Array) -> Array:
+  def __call__(
+    self, masked_BxL: Array, open_BxL: Array, inside_BxL: Array, slot_BxW: Array
+  ) -> Array:
     batch, length = masked_BxL.shape
     pad = -length % self.block
     blocks = jnp.pad(masked_BxL, ((0, 0), (0, pad))).reshape(batch, -1, self.block)

@@ -150,8 +150,8 @@ def _over(
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
   time_BxW = None
   if sampler.clock is not None:
-    inside_BxW = jnp.minimum(slot_BxW, slots - 1)
-    time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, inside_BxW)
+    some_slot_BxW = jnp.minimum(slot_BxW, slots - 1)
+    time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, at.inside_BxL, some_slot_BxW)
   soft = {}  # a denoiser that is never given any need not know the word
   if soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]

@@ -286,6 +286,7 @@ class TellsTheTime(Table):
   ("clock", "levels"),
   [
     (MaskRatio(), [100, 83, 67, 50, 33, 17]),  # of the row's six open slots
+    (MaskRatio(prompt=True), [75, 62, 50, 38, 25, 12]),  # of its eight slots
     (BlockMaskRatio(4), [50, 25, 100, 75, 50, 25]),  # of each block's four slots
     (BlockMaskRatio(2), [100, 50, 100, 50, 100, 50]),
   ],

@@ -7,8 +7,8 @@ import runpy
 import pytest
 
 from dlm import build, masks
-from dlm.models import ModelConfig, bind
-from dlm.sampling.caching import PLANS, Ahead, ExactBlock, NoCache, Rolling, SubBlock
+from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.sampling.caching import PLANS, Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
   POLICIES,
@@ -83,6 +83,64 @@ def test_cache_auto_is_block_only_where_that_is_exact(facts, fields, plan):
 )
 def test_clock_is_that_of_training_whatever_the_block(facts, clock):
   assert sampling(facts, model=TIMED, block=32)[0].clock == clock
+
+
+def choosing(**fields):
+  """A model whose experts choose; with a schedule unless `fields` say otherwise."""
+  dynamic = {"schedule": "linear", "per_token_range": (1, 3)}
+  moe = MoeConfig(experts=4, per_token=2, mlp=8, choice="expert", **(dynamic | fields))
+  return bind(dataclasses.replace(MODEL.config, moe=moe))
+
+
+STATIC = {"schedule": "static", "per_token_range": None}
+
+
+def test_experts_that_choose_are_told_the_level_of_their_pool():
+  assert sampling(MDLM, model=choosing())[0].clock == MaskRatio(prompt=True)
+  assert sampling(BD3LM, model=choosing(pool=8), block=32)[0].clock == BlockMaskRatio(16)
+  assert sampling(BD3LM, model=choosing(pool=8, **STATIC))[0].clock is None
+
+
+@pytest.mark.parametrize(
+  ("facts", "pool", "fields", "plan"),
+  [
+    (BD3LM, 16, {}, ExactBlock()),
+    (BD3LM, 8, {"block": 32}, ExactBlock()),
+    (BD3LM, 0, {}, NoCache()),
+    (BD3LM, 16, {"align": "prompt"}, NoCache()),
+    (BD3LM | {"shift": 1}, 16, {}, NoCache()),
+    (MDLM, 16, {}, NoCache()),
+    (MDLM, 16, {"align": "canvas", "block": 16, "cache": {"name": "dual"}}, Dual()),
+  ],
+)
+def test_experts_that_choose_are_cached_where_windows_hold_whole_pools(facts, pool, fields, plan):
+  assert sampling(facts, model=choosing(pool=pool), **fields)[0].plan == plan
+
+
+@pytest.mark.parametrize(
+  ("facts", "model", "fields", "message"),
+  [
+    (BD3LM, choosing(), {"cache": {"name": "block"}}, "pool=0 to be a number of slots.*'none'"),
+    (BD3LM, choosing(pool=16), {"cache": {"name": "block"}, "align": "prompt"}, "align='canvas'"),
+    (MDLM, choosing(**STATIC), {"cache": {"name": "dkv_decode"}}, "leaves tokens out of the pools"),
+    (BD3LM | {"block": 8}, choosing(pool=16), {}, "pool=16 must divide the model's block=8"),
+    (AR, choosing(**STATIC), {}, "not for attention 'causal'"),
+    (BD3LM | {"attention": "prompt_blocks"}, choosing(), {}, "reads noise levels"),
+  ],
+)
+def test_experts_that_choose_are_refused_what_would_change_their_pools(
+  facts, model, fields, message
+):
+  with pytest.raises(ValueError, match=message):
+    sampling(facts, model=model, **fields)
+
+
+def test_a_sampler_drops_no_token():
+  moe = MoeConfig(experts=4, per_token=2, mlp=8, capacity_factor=1.25)
+  model = bind(dataclasses.replace(MODEL.config, moe=moe))
+  assert sampling(MDLM, model=model)[0].denoise.config.moe == dataclasses.replace(
+    moe, capacity_factor=0
+  )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""What experts ask of a sampler: those that choose see their whole pool, and none drops a token.
+
+The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.Moe`). A cached window
+of whole blocks has the pools of the whole canvas; a row that is its own pool has lost what the
+window leaves out (specs moe_distill_rl 1.10).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dlm.models.bind import Model, bind
+from dlm.models.moe_config import MoeConfig
+from dlm.sampling.caching import Ahead, Dual, ExactBlock, Interval, Prefix
+from dlm.types import CachePlan, Policy
+
+# Their windows are blocks of the sampler in a row, from the start of one.
+WHOLE_BLOCKS = (ExactBlock, Ahead, Prefix, Dual, Interval)
+
+
+def in_windows(moe: MoeConfig | None, *, block: int, align: str, shift: int) -> bool:
+  """Whether windows of whole blocks hold whole pools."""
+  if moe is None or moe.choice == "token":
+    return True
+  return moe.pool > 0 and block % moe.pool == 0 and align == "canvas" and not shift
+
+
+def check(
+  moe: MoeConfig | None, facts: Mapping[str, Any], plan: CachePlan, policy: Policy, whole: bool
+) -> None:
+  """Raises ValueError where experts would choose among other tokens than in training.
+
+  Args:
+    whole: what `in_windows` says.
+  """
+  if moe is None or moe.choice == "token":
+    return
+  attention = facts["attention"]
+  if attention == "causal":
+    raise ValueError(
+      "model.moe.choice='expert' lets a token compete with later ones: not for attention 'causal'"
+    )
+  if attention == "block_causal" and moe.pool and facts["block"] and facts["block"] % moe.pool:
+    raise ValueError(
+      f"model.moe.pool={moe.pool} must divide the model's block={facts['block']}: a pool must not "
+      "hold tokens of two blocks"
+    )
+  if plan.cached and not (whole and type(plan) in WHOLE_BLOCKS):
+    raise ValueError(
+      f"cache {plan} leaves tokens out of the pools of model.moe.choice='expert': a cache needs "
+      f"model.moe.pool={moe.pool} to be a number of slots that divides the sampler's block, "
+      "align='canvas', a model without shift, and windows of whole blocks. Use cache 'none'."
+    )
+  if getattr(policy, "judges", False):
+    raise ValueError(
+      f"{policy} puts copies of slots into the window, which would compete in the pools of "
+      "model.moe.choice='expert'"
+    )
+
+
+def dropless(model: Model) -> Model:
+  """The model without `capacity_factor`: it would let a row's tokens depend on its neighbours."""
+  moe = model.config.moe
+  if moe is None or not moe.capacity_factor:
+    return model
+  moe = dataclasses.replace(moe, capacity_factor=0.0)
+  return bind(dataclasses.replace(model.config, moe=moe))
