@@ -23,12 +23,17 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(PINS)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: help demo test lint bench clean
+# XLA's compilers for TPU and H100, beside the environment: jax would try to use them (`ahead.py`).
+AOT := .aot/py3$(MINOR)
+AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
+
+.PHONY: help demo test aot lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a small model, sample it, draw the results       -> runs/demo"
 	@echo "make test    style, then every test (CPU; 8 forced devices where several are needed)"
+	@echo "make aot     the kernels compiled for TPU and H100, without either (350 MB of compilers)"
 	@echo "make lint    style alone        make bench   speed of the parts on this machine"
 	@echo "make clean   remove environments and caches (never runs/)"
 	@echo "PYTHON=python3.12 (or a path) chooses the interpreter; now: $(or $(INTERPRETER),none found)"
@@ -43,6 +48,16 @@ $(READY): setup.cfg pyproject.toml $(PINS)
 	@$(PIP) --no-build-isolation -e '.[test,dev]'
 	@touch $@
 
+$(AOT)/tpu: $(READY)
+	@echo "fetching the compiler for TPUs into $@ (213 MB)"
+	@$(PIP) --no-deps --target $@.part libtpu
+	@rm -rf $@ && mv $@.part $@
+
+$(AOT)/cuda: $(READY)
+	@echo "fetching the compiler for H100 into $@ (132 MB)"
+	@$(PIP) --no-deps --target $@.part jax-cuda13-pjrt jax-cuda13-plugin
+	@rm -rf $@ && mv $@.part $@
+
 demo: $(READY)
 	$(BIN)/python -m experiments.demo --workdir=runs/demo
 
@@ -50,12 +65,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint
-	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice
+test: lint $(AOT)/tpu
+	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice --ignore=tests/aot
 	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
+	$(AOT_TEST) -m tpu
+
+aot: $(AOT)/tpu $(AOT)/cuda
+	$(AOT_TEST)
 
 bench: $(READY)
 	$(BIN)/python -m experiments.benchmark --suite=all --out=runs/bench
 
 clean:
-	rm -rf .venv .venv-py3* .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-py3* .aot .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
