@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kernels_pallas import shards
 from kernels_pallas.block_attention import tiles as tiling
 from kernels_pallas.block_attention import tpu_backward, tpu_forward
 from kernels_pallas.block_attention.spec import Heads, Keys, Part, Ranges
@@ -31,14 +32,21 @@ class Sight:
   def attend(self, q_BxWxNxH: Array, parts: Sequence[Part]) -> Array:
     """See `kernels_pallas.block_attention.block_attention`. Differentiable: one part, none cached.
 
+    On a mesh of several devices each has its rows and heads, see `kernels_pallas.shards`.
+
     Raises:
       NotImplementedError: data types that the kernels do not serve.
     """
     dtypes = {q_BxWxNxH.dtype, *(x.dtype for part in parts for x in part[:2])}
-    if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
+    if dtypes not in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)}):
       names = ", ".join(sorted(map(str, dtypes)))
-      raise NotImplementedError(f"block_attention: the kernels know no {names}")
-    return _attend(self, q_BxWxNxH, tuple(parts))
+      raise NotImplementedError(f"block_attention: kernels take float32 or bfloat16, not {names}")
+    by_row = jax.tree.map(lambda x: "b" if x.ndim else "", self)
+    split_parts = tuple(
+      Part("b.t.", "b.t.") if part.layer is None else Part(".b.t.", ".b.t.", "") for part in parts
+    )
+    split = (by_row, "b.t.", split_parts)
+    return shards.run(_attend, split, "b.t.", self, q_BxWxNxH, tuple(parts))
 
 
 def prepare(

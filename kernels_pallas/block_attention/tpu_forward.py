@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas import vmem
 from kernels_pallas.block_attention.tiles import NOWHERE, Table, Tiles, sees
 
 Array = jax.Array
@@ -137,7 +138,7 @@ def forward(
 def compiler_params() -> pltpu.CompilerParams:
   return pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-    vmem_limit_bytes=64 << 20,
+    vmem_limit_bytes=vmem.LIMIT_BYTES,
   )
 
 
