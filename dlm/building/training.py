@@ -23,7 +23,7 @@ from dlm.types import Objective
 BOUNDED = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count", "sdar", "efficient_dlm")
 SHIFTABLE = (*BOUNDED, "d2f")
 # May be evaluated by it.
-EXACT_COUNT = (*BOUNDED, "diffullama", "dream_sft", "fast_dllm_v2", "llada2_sft")
+EXACT_COUNT = (*BOUNDED, "diffullama", "dream_sft", "ec_dlm", "fast_dllm_v2", "llada2_sft")
 ANNEALABLE = (*EXACT_COUNT, "d2f")
 # Logits at i predict token i + 1, without being told to.
 SHIFT = {"ar": 1, "diffullama": 1, "dream_sft": 1, "fast_dllm_v2": 1, "i_dlm": 1}

@@ -11,6 +11,7 @@ from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.dream import DreamSft
+from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
 from dlm.objectives.fast_dllm_v2 import FastDllmV2
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "llada2_sft": Llada2Sft,
   "i_dlm": IDlm,
   "d2f": D2f,
+  "ec_dlm": EcDlm,
   "uniform": Uniform,
 }
 
@@ -52,6 +54,7 @@ __all__ = [
   "D3pm",
   "DiffuLlama",
   "DreamSft",
+  "EcDlm",
   "EfficientDlm",
   "ExactCount",
   "FastDllmV2",

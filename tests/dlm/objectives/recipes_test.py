@@ -14,6 +14,7 @@ from dlm.objectives import (
   Autoregressive,
   Bd3lm,
   D3pm,
+  EcDlm,
   ExactCount,
   Llada,
   LladaSft,
@@ -277,6 +278,27 @@ def test_llada_sft_keeps_the_prompt_and_divides_by_the_answer():
   np.testing.assert_array_equal(noisy.count_B, [1, 1, 0])  # a row without an answer counts nothing
 
 
+def test_ec_dlm_masks_at_least_one_and_weighs_by_what_it_masked():
+  """Padding and prompts are never masked; a level counts what may be."""
+  batch = oracle.rows(np.zeros((600, 6), np.int32))
+  noisable = np.arange(6)[None] >= np.arange(600)[:, None] % 4
+  batch = batch.replace(noisable_BxL=jnp.asarray(noisable))
+  for stable in (False, True):
+    noisy = oracle.corrupt(EcDlm(MASK, times="shared_offset", stable=stable), 0, batch)
+    masked = np.asarray(noisy.weight_BxL > 0)
+    assert (masked <= noisable).all() and masked.any(1).all()
+    ratio = masked.sum(1) / noisable.sum(1)
+    np.testing.assert_allclose(noisy.time_BxW[:, 0], ratio, rtol=1e-6)
+    weight = np.asarray(noisy.weight_BxL).max(1)
+    np.testing.assert_allclose(weight, 1 if stable else 1 / ratio, rtol=1e-6)
+    np.testing.assert_array_equal(noisy.count_B, noisable.sum(1))
+  whole = masked[::4].sum(1)  # rows of 6: k uniform on 0..6, and none becomes one
+  np.testing.assert_allclose(
+    np.bincount(whole, minlength=7) / 150, [0, 2 / 7] + [1 / 7] * 5, atol=0.09
+  )
+  assert EcDlm(MASK).not_a_likelihood() and EcDlm(MASK, stable=True).not_a_likelihood()
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_corruption_is_a_draw_and_its_replay(name):
   objective, batch = MADE[name], oracle.rows(TOKENS)
@@ -294,6 +316,7 @@ def test_corruption_is_a_draw_and_its_replay(name):
   [
     (lambda: Mdlm(-1), "Mdlm: mask_id=-1 must not be negative"),
     (lambda: Mdlm(MASK, times="sobol"), "times='sobol' is not one of"),
+    (lambda: EcDlm(MASK, times="even"), "EcDlm: times='even' is not one of"),
     (lambda: Mdlm(MASK, min_time=1.0), r"min_time=1.0 must lie in \[0, 1\)"),
     (lambda: Mdlm(MASK, timesteps=8, schedule=schedules.Bd3Log()), "needs the log_linear schedule"),
     (lambda: Sedd(MASK, timesteps=8), "Sedd: timesteps=8 must be 0"),

@@ -1,0 +1,73 @@
+"""EC-DLM: pre-training whose noise level is what was really masked. arXiv 2604.01622; its code."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm.diffusion import absorbing, times
+from dlm.objectives import streams
+from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
+from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class EcDlm:
+  """ce / r over all noisable tokens, r the share of a row's that is masked: one of them at least.
+
+  The model is told r, and so are its experts. Over t ~ U(0, 1) the number of masked tokens is
+  uniform on 0..n, and a row without any gets one: `ExactCount` but for one token too often.
+
+  Args:
+    mask_id: id of [MASK]; the softmax keeps it.
+    times: as in `Mdlm`; the authors' is "iid". "shared_offset" (u + b/B) spreads the levels of a
+      batch most evenly: what the experts of a batch compute then hardly varies.
+    stable: nothing is weighed by 1 / r (the authors' larger runs).
+  """
+
+  mask_id: int
+  times: str = "iid"
+  stable: bool = False
+
+  def __post_init__(self):
+    streams.check_mask_id("EcDlm", self.mask_id)
+    times.check("EcDlm", self.times)
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
+    key_time, key_mask = jax.random.split(key)
+    rows, length = batch.tokens_BxL.shape
+    return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
+
+  def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
+    del step
+    t_B = times.TIMES[self.times](draws["u_time"], draws["stratum"])
+    noisable_BxL, u_BxL = streams.noisable(batch), draws["u_mask"]
+    count_B = jnp.maximum(((u_BxL < t_B[:, None]) & noisable_BxL).sum(-1), 1)
+    ratio_B = count_B / jnp.maximum(noisable_BxL.sum(-1), 1)
+    ratio_BxL = jnp.broadcast_to(ratio_B[:, None], u_BxL.shape)
+    return streams.one_stream(
+      batch,
+      # In a row that has nothing below t the lowest draw is that of a uniformly chosen token.
+      masked_BxL=absorbing.lowest(u_BxL, noisable_BxL, count_B),
+      weight_BxL=jnp.ones_like(ratio_BxL) if self.stable else 1 / ratio_BxL,
+      level_BxL=ratio_BxL,
+      count_B=noisable_BxL.sum(-1),
+      mask_id=self.mask_id,
+    )
+
+  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
+    return self.corrupt_with(self.draw(key, batch), batch, step)
+
+  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    """[B, L], weighted."""
+    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return weighted_cross_entropy(denoise, params, noisy, ())
+
+  def not_a_likelihood(self) -> str | None:
+    """Why the loss is no bound on the negative log-likelihood."""
+    if self.stable:
+      return "stable=True weighs all noise levels alike"
+    return "rows where nothing was drawn mask one token: that level counts twice"
