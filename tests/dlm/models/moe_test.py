@@ -1,4 +1,4 @@
-"""Routing against a slow twin, experts against a loop, and both inside the model."""
+"""Tokens' choices against a slow twin, and layers of experts inside the model."""
 
 import dataclasses
 import functools
@@ -10,8 +10,7 @@ import pytest
 
 from dlm import masks
 from dlm.models import MoeConfig
-from dlm.models.experts import Experts, Routing, apply_experts
-from dlm.models.token_choice import route, token_choice
+from dlm.models.token_choice import token_choice
 from tests.dlm.models.small import (
   SMALL,
   canvas_logits,
@@ -101,70 +100,6 @@ def test_the_bias_decides_the_choice_and_learns_nothing():
   by_logits, by_bias = gradient(logits, far)
   assert np.abs(by_logits).max() > 1e-3
   np.testing.assert_array_equal(by_bias, np.zeros(8))
-
-
-def random_experts(rng, experts=5, width=4, mlp=3) -> Experts:
-  shapes = [(experts, width, mlp), (experts, width, mlp), (experts, mlp, width)]
-  return Experts(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
-
-
-def loop_over_experts(x_TxD, routing: Routing, experts: Experts):
-  """Every expert computes every token; a one-hot of its pairs says what counts."""
-  y_TxD = jnp.zeros_like(x_TxD)
-  for e in range(len(experts.gate_ExDxF)):
-    hidden = jax.nn.silu(x_TxD @ experts.gate_ExDxF[e]) * (x_TxD @ experts.up_ExDxF[e])
-    gates_P = jnp.where(routing.chosen_P == e, routing.gates_P, 0)
-    gates_T = jnp.zeros(len(x_TxD)).at[routing.token_P].add(gates_P)
-    y_TxD += gates_T[:, None] * (hidden @ experts.down_ExFxD[e])
-  return y_TxD
-
-
-def by_tokens(rng) -> Routing:
-  """Two experts a token; expert 3 has none."""
-  chosen = np.stack([rng.permutation([0, 1, 2, 4])[:2] for _ in range(7)])
-  return route(jnp.asarray(chosen), jnp.asarray(rng.uniform(size=(7, 2)), jnp.float32))
-
-
-def by_experts(rng) -> Routing:
-  """As an expert-choice rule would say it: two tokens an expert, token 6 has none."""
-  token = np.stack([rng.permutation(6)[:2] for _ in range(5)]).ravel()
-  gates = jnp.asarray(rng.uniform(size=10), jnp.float32)
-  return Routing(jnp.asarray(token), jnp.repeat(jnp.arange(5), 2), gates)
-
-
-@pytest.mark.parametrize("rule", [by_tokens, by_experts])
-def test_sorted_experts_equal_a_loop_over_all_of_them(rule):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(7, 4)), jnp.float32)
-  routing, experts = rule(rng), random_experts(rng)
-
-  def value_and_grads(compute):
-    def loss(x, gates_P, experts):
-      y = compute(x, routing._replace(gates_P=gates_P), experts)
-      return (y**2).sum(), y
-
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
-    return run(x, routing.gates_P, experts)
-
-  got, want = value_and_grads(apply_experts), value_and_grads(loop_over_experts)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
-
-
-def test_a_token_without_experts_gets_nothing():
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(7, 4)), jnp.float32)
-  y = apply_experts(x, by_experts(rng), random_experts(rng))
-  np.testing.assert_array_equal(y[6], np.zeros(4))
-  assert (np.abs(y[:6]).max(1) > 0).sum() >= 4
-
-
-def test_no_token_is_dropped_when_all_want_the_same_expert():
-  rng = np.random.default_rng(0)
-  x, experts = jnp.asarray(rng.normal(size=(7, 4)), jnp.float32), random_experts(rng)
-  routing = route(jnp.full((7, 1), 2), jnp.ones((7, 1)))
-  hidden = jax.nn.silu(x @ experts.gate_ExDxF[2]) * (x @ experts.up_ExDxF[2])
-  want = hidden @ experts.down_ExFxD[2]
-  np.testing.assert_allclose(apply_experts(x, routing, experts), want, rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_are_stacked_in_two_groups_and_named_as_documented():

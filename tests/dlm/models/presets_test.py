@@ -7,6 +7,7 @@ from dlm.models import PRESETS, ModelConfig, MoeConfig, bind
 
 SMALL = ModelConfig(vocab=11, width=12, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=10)
 MOE = MoeConfig(experts=4, per_token=2, mlp=5)
+CHOOSING = MoeConfig(experts=64, per_token=20, mlp=16, choice="expert")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,18 @@ def test_flops_count_the_experts_that_a_token_is_routed_to():
   assert step == 2 * 19 * 3 * 2048 * 512
 
 
+def test_flops_of_a_schedule_are_those_of_its_mean():
+  """FLOP-matched: static 20 experts a token, or 8 to 32 by the level."""
+  static = ModelConfig.from_preset("1m", vocab=260, moe=CHOOSING)
+  ends = {"schedule": "linear_reverse", "per_token_range": (8, 32)}
+  dynamic = dataclasses.replace(static, moe=dataclasses.replace(CHOOSING, **ends))
+  assert dynamic.flops_per_token(64) == static.flops_per_token(64)
+  assert (static.reads_noise, dynamic.reads_noise) == (False, True)
+  fewer = dataclasses.replace(static, moe=dataclasses.replace(CHOOSING, per_token=19))
+  step = static.flops_per_token(64) - fewer.flops_per_token(64)
+  assert step == 2 * 4 * 3 * 128 * 16
+
+
 def test_overrides_win_over_the_preset():
   config = ModelConfig.from_preset("1m", vocab=260, layers=2, qk_norm=True)
   assert (config.vocab, config.layers, config.width, config.qk_norm) == (260, 2, 128, True)
@@ -114,11 +127,40 @@ def test_impossible_configurations_are_refused(changes, message):
     ({"groups": 3}, "experts=4 must be a multiple of groups=3"),
     ({"groups": 4, "top_groups": 4}, "groups=4 must hold at least two experts each"),
     ({"groups": 2, "top_groups": 3}, "top_groups=3 must lie in 1..groups=2"),
+    ({"choice": "both"}, "choice='both' must be one of token, expert"),
+    ({"per_token": 1, "renormalise": True}, "renormalise=True with per_token=1"),
+    ({"capacity_factor": -1}, "capacity_factor=-1 must be at least 0"),
+    ({"bias_rate": 0.1}, "bias_rate=0.1 needs bias=True"),
+    ({"match_shared": True, "shared": 7}, "shared=7 to be a multiple of mlp=5"),
+    ({"pool": 8}, "pool=8 is of choice='expert'"),
+    ({"schedule": "linear", "per_token_range": (1, 2)}, "schedule='linear' is of choice='expert'"),
   ],
 )
 def test_impossible_experts_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(MOE, **changes)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"capacity_factor": 1.25}, "capacity_factor=1.25 is of choice='token'"),
+    ({"groups": 4, "top_groups": 2}, "top_groups=2 is of choice='token'"),
+    ({"bias": True, "bias_rate": 0.1}, "bias_rate=0.1 is of choice='token'"),
+    ({"schedule": "quadratic"}, "schedule='quadratic' must be one of static, linear, "),
+    ({"schedule": "linear"}, "per_token_range=None goes with a schedule"),
+    ({"per_token_range": (1, 2)}, "per_token_range=.1, 2. goes with a schedule"),
+    ({"schedule": "bell", "per_token_range": (4, 2)}, "must be .least, most. in 1..experts=64"),
+    ({"schedule": "bell", "per_token_range": (4, 65)}, "must be .least, most. in 1..experts=64"),
+    ({"sigma": 0.0}, "sigma=0.0 must be positive"),
+    ({"gate_scales": (1.0, 2.0)}, "2 entries and needs experts . 1 = 65"),
+    ({"shared": 16, "match_shared": True}, "renormalise=False"),
+    ({"pool": 3}, "pool=3 slots with 20 experts a token leave less than one"),
+  ],
+)
+def test_impossible_choices_of_experts_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CHOOSING, **changes)
 
 
 def test_unknown_names_list_the_known_ones():
