@@ -47,6 +47,7 @@ def prepare(
   agree and `dense` (if given) allows it.
 
   Args:
+    ranges: `dense` is not served by kernels, "tpu" raises NotImplementedError.
     keys: per part, in the order in which `block_attention` is given them.
     heads, kv_heads: of the queries and of the keys, from which kernels choose their tiles.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
@@ -63,7 +64,8 @@ def block_attention(q_BxWxNxH: Array, parts: Sequence[Part], sight: Sight) -> Ar
   """softmax(q k / sqrt(H)) v over the keys that each query sees, those of all parts together.
 
   Query head n reads key head n // (N / K). Softmax and sums in float32, the result in the dtype of
-  q. Exactly 0 for a query that sees no key, and so are its gradients.
+  q. Exactly 0 for a query that sees no key, and so are its gradients. With `live` keys "tpu" has no
+  gradients (NotImplementedError); it reads the layer of `Part.layer` where it is, without a copy.
 
   Args:
     q_BxWxNxH, parts: float32 or bfloat16.

@@ -6,6 +6,7 @@ no product needs a transposed weight.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from kernels_pallas.block_attention.tpu_forward import (
 )
 
 Array = jax.Array
+_TileAt = Callable[..., Array]  # of the grid's indices and the prefetched table
 
 
 def backward(
@@ -41,7 +43,9 @@ def backward(
     return _call_dq(sight, *arrays), *_call_dkv(sight, *arrays)
 
 
-def _specs(sight: PartSight, shape: tuple[int, ...], query_tile, key_tile) -> list[pl.BlockSpec]:
+def _specs(
+  sight: PartSight, shape: tuple[int, ...], query_tile: _TileAt, key_tile: _TileAt
+) -> list[pl.BlockSpec]:
   """Blocks of the arrays, given the maps from grid indices to tiles of queries and of keys."""
   _, heads, group, _, dim = shape
   queries, keys = sight.tiles

@@ -7,6 +7,7 @@ to base 2. Tiles of scores are [G * queries, keys], so a key tile serves its who
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +148,7 @@ def met(entry, count, row: Array, step: Array) -> Array:
   return jax.lax.div(entry[row * (entry.shape[0] // count.shape[0]) + step], 2)
 
 
-def on_seen_tiles(entry, count, tiles: int, add) -> None:
+def on_seen_tiles(entry, count, tiles: int, add: Callable[..., None]) -> None:
   """Calls `add(whole)` in those steps of the last grid axis that have a tile; `whole` is static."""
   row = pl.program_id(0) * tiles + pl.program_id(2)
   step = pl.program_id(3)

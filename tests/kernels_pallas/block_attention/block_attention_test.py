@@ -102,7 +102,7 @@ def test_window_and_cache(attend, layered, batch=3, window=5, slots=41, dim=8):
 
 
 def test_large_scores_do_not_overflow(attend):
-  q, part, ranges, keys = of_masks(2, 1, 8)
+  q, part, ranges, keys = of_masks(2, 2, 8)
   q *= 1e4
   expected = twin.attention(q, part.k, part.v, twin.visible(ranges, keys))
   # Scores of 1e4 are known to 1e-3 in float32, and so are their weights.

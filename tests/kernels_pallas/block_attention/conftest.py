@@ -12,18 +12,23 @@ from kernels_pallas.block_attention.spec import Heads
 from kernels_pallas.block_attention.tiles import Tiles
 
 
-@pytest.fixture(params=["reference", "xla", "tpu"])
-def attend(request):
-  """`prepare` and `block_attention` in one jitted call: attend(q, parts, ranges, keys)."""
-  prepare, mode = IMPLEMENTATIONS[request.param], contextlib.nullcontext()
-  if request.param == "tpu":
+@functools.cache
+def _jitted(name):
+  prepare = IMPLEMENTATIONS[name]
+  if name == "tpu":
     prepare = functools.partial(prepare, tiles=Tiles(queries=16, keys=8))
-    mode = pltpu.force_tpu_interpret_mode(pltpu.InterpretParams())
 
   @jax.jit
   def run(q_BxWxNxH, parts, ranges, keys):
     sight = prepare(ranges, keys, Heads(q_BxWxNxH.shape[2], parts[0].k.shape[-2]))
     return block_attention(q_BxWxNxH, parts, sight)
 
+  return run
+
+
+@pytest.fixture(params=["reference", "xla", "tpu"])
+def attend(request):
+  """`prepare` and `block_attention` in one jitted call: attend(q, parts, ranges, keys)."""
+  mode = pltpu.force_tpu_interpret_mode() if request.param == "tpu" else contextlib.nullcontext()
   with mode:
-    yield run
+    yield _jitted(request.param)
