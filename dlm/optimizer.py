@@ -1,7 +1,7 @@
 """The optimizer of a training run, one optax chain from one table; the average of parameters."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from dlm.types import Array, Params
 
 NEVER_DECAYED = ("scale", "bias")  # names of norm gains and biases, also when layers are stacked
 EMBEDDING = "embed"  # the matrix that embeds, and unembeds if the model is tied
+ROUTER = "router"
+TRAINABLE = ("all", "router")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class OptimizerConfig:
     clip: largest global norm of the gradient; None: no clipping.
     ema: decay of the average of parameters; None: no average is kept.
     ema_warmup: use min(ema, (1 + n) / (10 + n)) at the n-th update, as MDLM (arXiv 2406.07524).
+    trainable: "all", or the experts' "router" alone.
   """
 
   lr: float
@@ -42,10 +45,12 @@ class OptimizerConfig:
   clip: float | None = 1.0
   ema: float | None = None
   ema_warmup: bool = True
+  trainable: str = "all"
 
   def __post_init__(self):
     _known("optimizer.name", self.name, OPTIMIZERS)
     _known("optimizer.schedule", self.schedule, SCHEDULES)
+    _known("optimizer.trainable", self.trainable, TRAINABLE)
     for field in ("lr", "warmup", "decay", "end_lr", "weight_decay"):
       if getattr(self, field) < 0:
         raise ValueError(f"optimizer.{field}={getattr(self, field)} must not be negative")
@@ -87,11 +92,32 @@ def transformation(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
   return optax.chain(clip, OPTIMIZERS[config.name](config, learning_rate(config, steps)))
 
 
+def trained(config: OptimizerConfig, params: Params) -> Params:
+  """The parameters that the optimizer changes, None in place of the others.
+
+  Others have no gradient, no moments and no part in the norm that is clipped. A router's bias is
+  one in any case: it follows the load of its experts, see `dlm.routers`.
+  """
+
+  def own(path, leaf):
+    names = _names(path)
+    if names[-2:] == [ROUTER, "bias"] or (config.trainable == "router" and ROUTER not in names):
+      return None
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(own, params)
+
+
+def with_trained(params: Params, own: Params) -> Params:
+  """`params` with what `trained` left of them taken from `own`."""
+  return jax.tree.map(lambda kept, new: kept if new is None else new, params, own)
+
+
 def is_decayed(config: OptimizerConfig, params: Params) -> Params:
   """Tree of bools: which parameters weight decay pulls to zero, told by their names."""
 
   def decayed(path, _) -> bool:
-    names = [str(getattr(key, "key", key)) for key in path]
+    names = _names(path)
     if any(name in NEVER_DECAYED for name in names):
       return False
     return config.decay_embeddings or EMBEDDING not in names
@@ -106,7 +132,11 @@ def averaged(config: OptimizerConfig, ema: Params, params: Params, step: Array) 
   return jax.tree.map(lambda e, p: e + (1 - rate) * (p.astype(jnp.float32) - e), ema, params)
 
 
-def _known(field: str, name: str, table: dict) -> None:
+def _names(path: tuple) -> list[str]:
+  return [str(getattr(key, "key", key)) for key in path]
+
+
+def _known(field: str, name: str, table: Collection[str]) -> None:
   if name not in table:
     raise ValueError(f"{field}={name!r} is unknown; known: {', '.join(sorted(table))}")
 

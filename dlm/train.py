@@ -25,7 +25,8 @@ from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.interruption import interruption
 from dlm.metrics import Metrics, Tally
-from dlm.optimizer import averaged, learning_rate, transformation
+from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
+from dlm.routers import Observed, balanced
 from dlm.types import Array, Batch, LossSum, Noisy, Params
 
 Sums = TypeVar("Sums")  # a tree of arrays that add up
@@ -44,9 +45,7 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
-Updated = tuple[
-  TrainState, LossSum, dict[str, Array]
-]  # of the update: its loss, gradient norm, rate
+Updated = tuple[TrainState, LossSum, dict[str, Array]]  # with the gradient's norm and the rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +63,7 @@ class Step:
 
     def update(state: TrainState, batch: Batch) -> Updated:
       noisy = corrupt("train", batch, state.step)
-      loss, grads = gradients(state.params, noisy)
-      return apply(state, loss, grads)
+      return apply(state, *gradients(state.params, noisy))
 
     return self._as_one(update, donate_argnums=0)
 
@@ -86,21 +84,24 @@ class Step:
   def loss(self, params: Params, noisy: Noisy) -> LossSum:
     return self.training.objective.loss(self.training.model, params, noisy)
 
-  def gradients(self, params: Params, noisy: Noisy) -> tuple[LossSum, Params]:
-    """The loss, and the gradient of its total."""
+  def gradients(self, params: Params, noisy: Noisy) -> tuple[LossSum, Params, Array | None]:
+    """The loss, the gradient of its total and of the routers' losses, and the experts' load."""
 
-    def total(params: Params) -> tuple[Array, LossSum]:
-      loss = self.loss(params, noisy)
-      return loss.total, loss
+    def total(own: Params) -> tuple[Array, tuple[LossSum, Array | None]]:
+      model = Observed(self.training.model)
+      loss = self.training.objective.loss(model, with_trained(params, own), noisy)
+      return model.penalised(loss), (model.described(loss), model.load())
 
-    grads, loss = jax.grad(total, has_aux=True)(params)
-    return loss, grads
+    grads, (loss, load) = jax.grad(total, has_aux=True)(trained(self.training.optimizer, params))
+    return loss, grads, load
 
-  def apply(self, state: TrainState, loss: LossSum, grads: Params) -> Updated:
+  def apply(self, state: TrainState, loss: LossSum, grads: Params, load: Array | None) -> Updated:
     config, steps = self.training.optimizer, self.training.run.steps
     grads = jax.tree.map(lambda g: g / loss.count, grads)
-    change, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, change)
+    own = trained(config, state.params)
+    change, opt_state = self.optimizer.update(grads, state.opt_state, own)
+    params = with_trained(state.params, optax.apply_updates(own, change))
+    params = balanced(self.training.model.config.moe, params, load)
     ema = None if state.ema is None else averaged(config, state.ema, params, state.step)
     lr = jnp.asarray(learning_rate(config, steps)(state.step), jnp.float32)
     numbers = {"grad_norm": optax.tree.norm(grads), "lr": lr}
@@ -136,10 +137,10 @@ class Step:
     return self._start(self.training.model.init(self.key("init")))
 
   def _start(self, params: Params) -> TrainState:
-    ema = None
-    if self.training.optimizer.ema is not None:
-      ema = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
+    config = self.training.optimizer
+    ema = None if config.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    moments = self.optimizer.init(trained(config, params))
+    return TrainState(jnp.zeros((), jnp.int32), params, moments, ema)
 
   def shardings(self) -> TrainState:
     """Moments and average lie where their parameter lies."""
@@ -148,9 +149,8 @@ class Step:
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     shapes = jax.eval_shape(self._random)
     keep = {"transform_non_params": lambda _: whole}
-    moments = optax.tree.map_params(
-      self.optimizer, lambda _, own: own, shapes.opt_state, params, **keep
-    )
+    own = trained(self.training.optimizer, params)
+    moments = optax.tree.map_params(self.optimizer, lambda _, at: at, shapes.opt_state, own, **keep)
     return TrainState(whole, params, moments, None if shapes.ema is None else params)
 
   def flops(self) -> float:

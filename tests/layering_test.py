@@ -60,6 +60,7 @@ LAYERS = {
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer((*WORDS, "dlm.models"), ("jax", "flax", "numpy", "safetensors")),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
+  "dlm.routers": Layer(("dlm.types", "dlm.models"), ("jax",)),
   "dlm.checksums": Layer(("dlm.types",), ("jax",)),
   "dlm.checkpoint": Layer(("dlm.types", "dlm.checksums"), ("jax", "numpy", "orbax")),
   "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
@@ -70,7 +71,9 @@ LAYERS = {
   "dlm.interruption": Layer((), ("jax",)),
   "dlm.build": Layer(("dlm.building",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
-  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")),
+  "dlm.train": Layer(
+    (*PARTS, "dlm.routers", "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")
+  ),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),

@@ -301,6 +301,8 @@ def _agree(training: Training) -> None:
     raise ValueError(f"objective.block={block} must divide data.length={training.length}")
   if training.retention.keep_best and not training.eval.every:
     raise ValueError("checkpoint.keep_best needs eval.every: nothing else tells the best")
+  if training.optimizer.trainable == "router" and training.model.config.moe is None:
+    raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
   anneal = tables.table(training.config, "objective").get("anneal", 0)
   if anneal > run.steps:
     raise ValueError(f"objective.anneal={anneal} must end within steps={run.steps}")

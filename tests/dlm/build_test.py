@@ -126,6 +126,8 @@ def test_estimator_of_the_likelihood(objective, name, expected):
     ({"data.tokenizer": "words"}, "words"),
     ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown"),
     ({"optimizer.rate": 1.0}, "optimizer.rate is unknown; known: .*lr"),
+    ({"optimizer.trainable": "norms"}, "trainable='norms' is unknown; known: all, router"),
+    ({"optimizer.trainable": "router"}, "trainable='router' needs model.moe"),
     ({"optimizer.warmup": 10}, "do not fit into steps=6"),
     ({"mesh.data": 3}, "devices"),
     ({"mesh.model": 1}, "mesh.model is unknown; known: data, expert, fsdp, tensor"),

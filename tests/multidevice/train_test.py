@@ -3,11 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm import build, checkpoint, train
 from dlm.train import Step
+from dlm.types import Batch
 
 CONFIG = {
   "seed": 0,
@@ -56,6 +58,20 @@ def alone(tmp_path_factory):
 def test_eight_devices_give_the_losses_of_one(alone, tmp_path, changes):
   train.train(build.everything(CONFIG | changes), tmp_path / "run")
   np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("driver", ["shard_map", "pmap"])
+def test_load_of_experts_is_summed_over_devices(driver):
+  moe = {"experts": 4, "per_token": 2, "mlp": 8, "bias": True, "bias_rate": 0.1}
+  config = CONFIG | {"model": CONFIG["model"] | {"moe": moe}, "parallel": driver}
+  step = Step(build.everything(config))
+  batch = Batch(*map(jnp.asarray, step.training.rows[0]))
+  noisy = jax.jit(lambda: step.corrupt("train", batch, jnp.int32(0)))()
+  params = step.init().params
+  _, _, load = step._as_one(step._over_batch(step.gradients))(params, noisy)
+  whole = jax.jit(lambda: step.gradients(params, noisy)[2])()
+  np.testing.assert_array_equal(load, whole)
+  assert np.asarray(load).sum() > 0
 
 
 def test_run_goes_on_and_is_sampled_on_another_mesh(alone, tmp_path):
