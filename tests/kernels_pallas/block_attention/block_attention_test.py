@@ -27,7 +27,7 @@ def of_masks(heads, kv_heads, dim, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
   ("heads", "kv_heads", "dim", "dtype"),
-  [(2, 2, 8, jnp.float32), (6, 2, 16, jnp.float32), (4, 1, 32, jnp.bfloat16)],
+  [(6, 2, 16, jnp.float32), (2, 2, 32, jnp.bfloat16)],
 )
 def test_masks_and_groups_of_heads(attend, heads, kv_heads, dim, dtype):
   q, part, ranges, keys = of_masks(heads, kv_heads, dim, dtype)
@@ -64,8 +64,7 @@ def test_gradients(attend):
   assert all(not np.asarray(x[nothing]).any() for x in jax.tree.leaves(got))
 
 
-@pytest.mark.parametrize("layered", [False, True])
-def test_window_and_cache(attend, layered, batch=3, window=5, slots=41, dim=8):
+def test_window_and_cache(attend, batch=3, window=5, slots=41, dim=8):
   """Slots of the window are stale in the cache, others empty; both hold NaN."""
   rng = np.random.default_rng(4)
   slot_BxW = np.stack([np.arange(36, 41), np.arange(window), np.sort(rng.permutation(41)[:5])])
@@ -89,10 +88,8 @@ def test_window_and_cache(attend, layered, batch=3, window=5, slots=41, dim=8):
   stored = [np.array(normal(seed, batch, slots, 2, dim)) for seed in (8, 9)]
   for x in stored:
     x[~live_BxS] = np.nan
-  cached = Part(*(jnp.asarray(x) for x in stored))
-  if layered:
-    layers = (jnp.stack([jnp.full_like(x, jnp.nan), x, -x]) for x in cached[:2])
-    cached = Part(*layers, jnp.int32(1))
+  layers = (jnp.stack([np.full_like(x, np.nan), x, -x]) for x in stored)
+  cached = Part(*layers, jnp.int32(1))
   out = attend(q, [own, cached], ranges, keys)
 
   seen = np.concatenate([twin.visible(ranges, part) for part in keys], axis=2)
@@ -102,7 +99,7 @@ def test_window_and_cache(attend, layered, batch=3, window=5, slots=41, dim=8):
 
 
 def test_large_scores_do_not_overflow(attend):
-  q, part, ranges, keys = of_masks(2, 2, 8)
+  q, part, ranges, keys = of_masks(6, 2, 16)
   q *= 1e4
   expected = twin.attention(q, part.k, part.v, twin.visible(ranges, keys))
   # Scores of 1e4 are known to 1e-3 in float32, and so are their weights.
