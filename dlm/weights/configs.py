@@ -15,6 +15,7 @@ LONGEST = 4096  # slots of a canvas where nobody asks for more
 
 # What may read back otherwise: nothing that the model computes.
 UNSAID = ("dtype", "remat", "length", "vocab", "eos_ids", "pad_id")
+TRAINED_WITH = ("capacity_factor", "bias_rate", "z_loss", "balance_loss")  # of experts, unsaid too
 
 # What our model computes, in every family. A field with another value means another model.
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -287,6 +288,8 @@ def config_of(
   reads = _model(family, config)
   means = dataclasses.asdict(reads) | _facts(family, reads, config, {})
   wants = dataclasses.asdict(model) | dict(facts)
+  if wants["moe"] is not None and means["moe"] is not None:
+    wants["moe"] |= {name: means["moe"][name] for name in TRAINED_WITH}
   for field in means.keys() - set(UNSAID):
     if means[field] != wants[field]:
       raise ValueError(

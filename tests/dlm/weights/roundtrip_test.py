@@ -160,6 +160,18 @@ def test_other_fields_of_a_config_are_kept(tmp_path):
   assert "dtype" not in config
 
 
+SDAR_MOE = small.MODELS["sdar_moe"]
+EXPERTS_CHOOSE = dataclasses.replace(SDAR_MOE.moe, choice="expert")
+
+
+def test_how_experts_were_trained_is_left_unsaid(tmp_path):
+  moe = dataclasses.replace(SDAR_MOE.moe, capacity_factor=1.25, z_loss=1e-3, balance_loss=0.01)
+  model = dataclasses.replace(SDAR_MOE, moe=moe)
+  facts = small.facts_of("sdar_moe")
+  weights.export(tmp_path / "out", "sdar_moe", model, small.params_of(model), facts=facts)
+  assert weights.open_source(tmp_path / "out").model.moe == SDAR_MOE.moe
+
+
 @pytest.mark.parametrize(
   ("family", "model", "facts", "message"),
   [
@@ -168,6 +180,7 @@ def test_other_fields_of_a_config_are_kept(tmp_path):
     ("qwen3", {"qkv_bias": True}, {}, "cannot say qkv_bias=True"),
     ("sdar", {}, {"shift": 1}, "cannot say shift=1: it would mean 0"),
     ("dream", {}, {"attention": "causal"}, "cannot say attention='causal'"),
+    ("sdar_moe", {"moe": EXPERTS_CHOOSE}, {}, "cannot say moe=.*'choice': 'expert'"),
   ],
 )
 def test_what_a_family_cannot_say_is_refused(family, model, facts, message, tmp_path):
