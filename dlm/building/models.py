@@ -1,5 +1,6 @@
 """The model and the tokenizer that a config or a checkpoint folder names."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,5 +37,8 @@ def model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of the model table, those of its preset among them."""
   given = dict(tables.table(config, "model"))
-  preset = given.pop("preset", None)
-  return {**({} if preset is None else tables.named("model.preset", preset, PRESETS)), **given}
+  name = given.pop("preset", None)
+  preset = {} if name is None else dict(tables.named("model.preset", name, PRESETS))
+  if "moe" in preset:
+    preset["moe"] = dataclasses.asdict(preset["moe"])
+  return preset | given

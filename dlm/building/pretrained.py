@@ -19,6 +19,10 @@ from dlm.weights.families import FAMILIES
 
 # What a run that goes on from a checkpoint may choose for itself: neither changes a parameter.
 FREE = ("dtype", "remat")
+# Of experts (`model.moe`) it may choose how they are routed, all but what parameters there are.
+EXPERTS = ("experts", "mlp", "shared", "dense_layers", "bias")
+# Beside these the fields that mean the same whoever chooses; others are of one choice alone.
+BOTH = ("per_token", "score", "renormalise", "scale", "match_shared", "z_loss", "balance_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +166,10 @@ def _objective(facts: Mapping[str, Any]) -> dict[str, Any]:
 def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, Any], Pretrained]:
   """A training config with what it leaves to `source` filled in, and `source` made ready for it.
 
-  The model table may name fields of the source's model, and choose those in FREE. Logits stay
-  shifted where the source's are, unless objective.shift says otherwise.
+  The model table may name fields of the source's model, and choose those in FREE and how experts
+  are routed: what `model.moe` does not name stays, or, if experts choose where tokens chose,
+  stays where both read it. Logits stay shifted where the source's are, unless objective.shift says
+  otherwise.
 
   Raises:
     ValueError: the model table describes another model.
@@ -177,9 +183,25 @@ def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, 
   own = dataclasses.asdict(source.model.config)
   given = models.sizes(config)
   tables.known("model", given, [*own, "preset"])
+  if own["moe"] is not None and given.get("moe") is not None:
+    given["moe"] = _rerouted(own["moe"], tables.table(given, "moe"))
   asked = {name: value for name, value in given.items() if name not in FREE}
-  found = checkpoint.differences({name: own[name] for name in asked}, asked)
+  found = checkpoint.differences(_fixed({name: own[name] for name in asked}), _fixed(asked))
   if found:
     lines = "; ".join(f"{name}: {ours!r} -> {asked!r}" for name, (ours, asked) in found.items())
     raise ValueError(f"init_from {source.directory} holds another model than the config: {lines}")
   return {**config, "model": {**own, **given}, "objective": objective}, source
+
+
+def _rerouted(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+  """The source's table of experts with what the config says of it."""
+  tables.known("model.moe", given, [*own])
+  if given.get("choice", own["choice"]) != own["choice"]:
+    own = {name: own[name] for name in EXPERTS + BOTH}
+  return {**own, **given}
+
+
+def _fixed(model: dict[str, Any]) -> dict[str, Any]:
+  """The fields of a model table that parameters depend on, FREE ones left out before."""
+  moe = model.get("moe")
+  return model if moe is None else model | {"moe": {name: moe.get(name) for name in EXPERTS}}

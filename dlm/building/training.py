@@ -299,6 +299,14 @@ def _agree(training: Training) -> None:
   block = getattr(training.objective, "block", None)
   if block and training.length % block:
     raise ValueError(f"objective.block={block} must divide data.length={training.length}")
+  moe, attention = training.model.config.moe, training.facts["attention"]
+  apart = attention == "block_causal" and moe is not None and moe.pool and block % moe.pool == 0
+  if moe is not None and moe.choice == "expert" and attention != "full" and not apart:
+    # The clean copy of a block, or a later token, would take a place in a pool of masked tokens.
+    raise ValueError(
+      f"model.moe.choice='expert' with attention {attention!r} lets tokens compete with those "
+      f"they must not see, unless model.moe.pool={moe.pool} divides objective.block={block}"
+    )
   if training.retention.keep_best and not training.eval.every:
     raise ValueError("checkpoint.keep_best needs eval.every: nothing else tells the best")
   if training.optimizer.trainable == "router" and training.model.config.moe is None:

@@ -20,6 +20,8 @@ CONFIG = {
   "optimizer": {"lr": 1e-2},
   "checkpoint": {"keep_best": 0},
 }
+EXPERTS = {"experts": 4, "per_token": 2, "mlp": 8, "choice": "expert"}
+BLOCKS = {"name": "bd3lm", "block": 16}
 
 
 def changed(fields):
@@ -128,6 +130,9 @@ def test_estimator_of_the_likelihood(objective, name, expected):
     ({"optimizer.rate": 1.0}, "optimizer.rate is unknown; known: .*lr"),
     ({"optimizer.trainable": "norms"}, "trainable='norms' is unknown; known: all, router"),
     ({"optimizer.trainable": "router"}, "trainable='router' needs model.moe"),
+    ({"model.moe": EXPERTS | {"pool": 8}, "objective": {"name": "ar"}}, "attention 'causal' lets"),
+    ({"model.moe": EXPERTS, "objective": BLOCKS}, "unless model.moe.pool=0 divides .*block=16"),
+    ({"model.moe": EXPERTS | {"pool": 12}, "objective": BLOCKS}, "unless model.moe.pool=12 div"),
     ({"optimizer.warmup": 10}, "do not fit into steps=6"),
     ({"mesh.data": 3}, "devices"),
     ({"mesh.model": 1}, "mesh.model is unknown; known: data, expert, fsdp, tensor"),
@@ -156,6 +161,9 @@ def test_every_config_builds(path, tmp_path):
   config.data.update(sources=(("lists", 1.0),), mode="pad")
   if "width" in config.model or "preset" in config.model:
     config.data.tokenizer = "byte"
+  elif "moe" in config.model:
+    facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
+    config.init_from = str(directories.write(tmp_path / "hf", "llada_moe", **facts))
   else:  # it goes on from published weights
     config.init_from = str(directories.write(tmp_path / "hf"))
   training = build.everything(config)

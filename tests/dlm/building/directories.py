@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dlm import weights
 from dlm.data import train_bpe
-from dlm.models import ModelConfig, bind
+from dlm.models import ModelConfig, MoeConfig, bind
 
 TEMPLATE = (
   "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -16,6 +16,13 @@ TEMPLATE = (
 )
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 DIT = {"kv_heads": 2, "mlp": 64, "rope_base": 1e4, "norm_eps": 1e-5, "dit": 6}
+MOE = {
+  "llada_moe": MoeConfig(experts=4, per_token=2, mlp=8, bias=True, bias_in_weight=True),
+  "llada2_moe": MoeConfig(
+    experts=8, per_token=2, mlp=8, shared=8, dense_layers=1, score="sigmoid", bias=True,
+    renormalise=True, scale=2.5, groups=4, top_groups=2,
+  ),
+}  # fmt: skip
 FACTS = {"mask_id": None, "eos_ids": [], "pad_id": None, "shift": 1, "attention": "causal"}
 
 
@@ -58,7 +65,8 @@ def write(
   sizes = dict(
     vocab=ids + spare, width=16, layers=2, heads=2, kv_heads=kv_heads, head_dim=8, mlp=24,
     tied=False, rope_base=1e6, norm_eps=1e-6, dtype=dtype,
-    qkv_bias=family in ("qwen2", "dream", "fast_dllm_v2"), qk_norm=family in ("qwen3", "sdar"),
+    qkv_bias=family in ("qwen2", "dream", "fast_dllm_v2"),
+    qk_norm=family in ("qwen3", "sdar", *MOE), moe=MOE.get(family),
   )  # fmt: skip
   model = ModelConfig(**sizes | (DIT if family == "bd3lm" else {}))
   params = bind(model).init(jax.random.key(0))

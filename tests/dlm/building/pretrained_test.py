@@ -1,5 +1,6 @@
 """One door to checkpoints of ours and of others, and training that starts from either."""
 
+import dataclasses
 import json
 import shutil
 
@@ -192,6 +193,47 @@ def test_diffusion_model_whose_tokenizer_has_no_mask_token(tmp_path):
     build.pretrained(folder)
 
 
+FULL = {"mask": "<|mask|>", "attention": "full", "shift": 0}
+BLOCKS = {"mask": "<|mask|>", "attention": "block_causal", "block": 8, "shift": 0}
+CHOOSES = {"choice": "expert", "renormalise": False, "schedule": "linear_reverse"}
+
+
+@pytest.mark.parametrize(
+  ("family", "facts", "objective", "moe"),
+  [
+    ("llada_moe", FULL, {"name": "llada_sft"}, CHOOSES | {"per_token_range": (1, 3)}),
+    ("llada2_moe", BLOCKS, {"name": "llada2_sft", "block": 8}, {"choice": "expert", "pool": 8}),
+  ],
+)
+def test_experts_choose_from_now_on_with_the_same_weights(tmp_path, family, facts, objective, moe):
+  """What was of token choice alone is dropped; the rest stays where the config names nothing."""
+  folder = directories.write(tmp_path / "hf", family, **facts)
+  config = {"init_from": str(folder), "objective": objective, "model": {"moe": moe}}
+  training = build.everything(CONFIG | config)
+  was, now = training.source.model.config.moe, training.model.config.moe
+  assert (now.choice, now.experts, now.bias, now.score) == ("expert", was.experts, True, was.score)
+  assert now.renormalise == moe.get("renormalise", was.renormalise)
+  assert (now.scale, now.top_groups, now.bias_in_weight) == (was.scale, now.groups, False)
+  params = training.source.params(dtype="float32")[0]
+  jax.tree.map(np.testing.assert_array_equal, Step(training).init().params, params)
+
+
+def test_a_source_of_experts_keeps_its_routing_but_for_what_is_named(tmp_path):
+  folder = directories.write(tmp_path / "hf", "llada2_moe", **BLOCKS)
+  start = CONFIG | {"init_from": str(folder), "objective": {"name": "llada2_sft", "block": 8}}
+  own = build.everything(start).model.config.moe
+  moe = build.everything(start | {"model": {"moe": {"bias_rate": 1e-3}}}).model.config.moe
+  assert moe == dataclasses.replace(own, bias_rate=1e-3)
+  for wrong, message in (
+    ({"experts": 4}, r"another model .*: moe.experts: 8 -> 4"),
+    ({"bias": False}, r"another model .*: moe.bias: True -> False"),
+    ({"expert": 4}, "model.moe.expert is unknown"),
+    (3, "moe=3 must be a table"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      build.everything(start | {"model": {"moe": wrong}})
+
+
 def test_experts_are_a_table_of_the_model_table():
   moe = {"experts": 4, "per_token": 2, "mlp": 8, "score": "sigmoid"}
   config = {"model": {"preset": "1m", "moe": moe}}
@@ -203,3 +245,5 @@ def test_experts_are_a_table_of_the_model_table():
   ):
     with pytest.raises(ValueError, match=message):
       build.model({"model": {"preset": "1m", "moe": wrong}}, tokenizer)
+  preset = build.model({"model": {"preset": "llada-moe-7b"}}, tokenizer)
+  assert preset.config.moe.experts == 64
