@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from dlm.types import Array, Denoiser, LogitHead, LossSum, Noisy, Params
 from kernels_pallas.linear_xent import linear_xent
 
-NOISE_BINS = 10
+NOISE_BINS = 20
 
 
 def head_of(denoise: Denoiser, params: Params, noisy: Noisy) -> LogitHead:
@@ -59,7 +59,7 @@ def loss_sum(noisy: Noisy, loss_BxL: Array, ce_BxL: Array) -> LossSum:
 
   Metrics (sums, divided by `count` like the total): "masked" the number of asked tokens, "ce"
   their unweighted cross-entropy, and both by noise level, "masked_at_noise/i" and "ce_at_noise/i"
-  for levels in [i/10, (i+1)/10). Hence ce / masked is the mean cross-entropy of a masked token,
+  for levels in [i/20, (i+1)/20). Hence ce / masked is the mean cross-entropy of a masked token,
   however often the two were divided.
   """
   asked_BxL = noisy.weight_BxL > 0

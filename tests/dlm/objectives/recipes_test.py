@@ -127,8 +127,8 @@ def test_metrics_split_the_cross_entropy_by_noise_level():
   masked, level = np.asarray(noisy.weight_BxL > 0), np.asarray(noisy.time_BxW)
   assert float(sums.metrics["masked"]) == masked.sum()
   assert float(sums.metrics["ce"]) == pytest.approx(ce[masked].sum(), rel=1e-5)
-  for i in range(10):
-    here = masked & (np.floor(level * 10) == i)
+  for i in range(20):
+    here = masked & (np.floor(level * 20) == i)
     assert float(sums.metrics[f"masked_at_noise/{i}"]) == here.sum()
     assert float(sums.metrics[f"ce_at_noise/{i}"]) == pytest.approx(ce[here].sum(), rel=1e-5)
 
