@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch, shards, vocabulary
-from kernels_pallas.token_stats import reference, tpu, xla
+from kernels_pallas.token_stats import gpu, reference, tpu, xla
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
 __all__ = ["IMPLEMENTATIONS", "Inputs", "StatSpec", "TokenStats", "token_stats"]
@@ -19,6 +19,7 @@ IMPLEMENTATIONS = {
   "reference": reference.token_stats,
   "xla": xla.token_stats,
   "tpu": tpu.token_stats,
+  "gpu": gpu.token_stats,
 }
 
 

@@ -1,0 +1,59 @@
+"""Where versions of jax differ, from 0.10.2 to 0.12: nothing else here asks which one it has."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+# jax 0.10.2 has GPU interpret mode and does not export it.
+if hasattr(plgpu, "force_gpu_interpret_mode"):
+  from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams, force_gpu_interpret_mode
+else:
+  from jax._src.pallas.mosaic_gpu.interpret.params import (
+    InterpretGPUParams,
+    force_gpu_interpret_mode,
+  )
+
+_THREADS = 8
+_operand = threading.local()  # a thread of the kernel is one of Python, and may outlive the context
+
+
+@contextlib.contextmanager
+def interpret_gpu(*, detect_races: bool = True) -> Iterator[None]:
+  """Within it `plgpu.kernel` runs on a CPU, slowly, and prints races between its threads.
+
+  The interpreter of jax 0.10.2 to 0.11.2 knows no transposed operands of `wgmma`; here it does.
+
+  Raises:
+    RuntimeError: XLA has so few threads that warpgroups waiting for each other would hang.
+  """
+  threads = int(os.environ.get("NPROC") or os.cpu_count() or 1)
+  if threads < _THREADS:
+    raise RuntimeError(
+      f"interpret_gpu needs {_THREADS} threads, and XLA has {threads}: one for each processor, or "
+      f"as many as the environment's NPROC says before jax starts"
+    )
+  numpy, wgmma = gpu_callbacks.np, gpu_callbacks.wgmma
+
+  def matmul(a: Any, b: Any, **kwargs: Any) -> Any:
+    with numpy.errstate(all="ignore"):  # hardware does not warn of NaN
+      return numpy.matmul(a, b.T if _operand.transposed else b, **kwargs)
+
+  def transposing_wgmma(*, b_transforms: tuple[Any, ...], **kwargs: Any) -> Any:
+    _operand.transposed = bool(b_transforms) and hasattr(b_transforms[-1], "permutation")
+    if _operand.transposed:
+      b_transforms = b_transforms[:-1]
+    return wgmma(b_transforms=b_transforms, **kwargs)
+
+  gpu_callbacks.np = SimpleNamespace(**{**vars(numpy), "matmul": matmul})
+  gpu_callbacks.wgmma = transposing_wgmma
+  try:
+    with force_gpu_interpret_mode(InterpretGPUParams(detect_races=detect_races)):
+      yield
+  finally:
+    gpu_callbacks.np, gpu_callbacks.wgmma = numpy, wgmma
