@@ -179,7 +179,7 @@ def main() -> None:
     "seconds_of_this_call": time.perf_counter() - began,
     "cpu_seconds_of_this_call": time.process_time(),
   }
-  claims = tables.claims(runs)
+  claims = tables.claims(runs, jax.default_backend())
   record = head | {
     "claims": claims,
     "runs": [dataclasses.asdict(run) for run in runs],

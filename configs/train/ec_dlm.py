@@ -2,7 +2,7 @@
 
     python experiments/train.py --config=configs/train/ec_dlm.py:SIZE-ARM --workdir=runs/ec_dlm
 
-SIZE: cpu (ours; the default is cpu-linear_reverse), or the paper's
+SIZE: cpu or gpu (ours, bytes of English text; the default is cpu-linear_reverse), or the paper's
   small   16 layers of 512, 512 experts of 384 beside 2 shared, 20 a token; OpenWebText, prepared
           beforehand, and the tokenizer of GPT-NeoX in data/gpt-neox; 30B tokens. 4.9B parameters,
           on 8 H200.
@@ -24,11 +24,24 @@ SIZES = {
   "cpu": dict(
     model=dict(width=64, layers=4, heads=4, kv_heads=4, head_dim=16, mlp=128),
     experts=dict(experts=16, mlp=32, shared=64),
+    # A place at every expert for every token: none is dropped, and on CPUs that is far faster than
+    # the ragged product, which has each expert compute all pairs there.
+    all_places=4.0,
     per_token=4,
     per_token_range=(1, 7),
     data=dict(sources=(("stdlib", 1.0),), tokenizer="byte", length=64, mode="pack"),
     run=dict(steps=300, batch=64, microbatches=1, log_every=10),
     optimizer=dict(lr=3e-3, warmup=20, decay=60, end_lr=3e-4),
+    mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
+  ),
+  "gpu": dict(
+    model=dict(width=512, layers=8, heads=8, kv_heads=8, head_dim=64, mlp=384, dtype="bfloat16"),
+    experts=dict(experts=64, mlp=384, shared=768),
+    per_token=8,
+    per_token_range=(2, 14),
+    data=dict(sources=(("stdlib", 1.0),), tokenizer="byte", length=512, mode="pack"),
+    run=dict(steps=1000, batch=64, microbatches=1, log_every=20),
+    optimizer=dict(lr=1e-3, warmup=50, decay=200, end_lr=1e-4),
     mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
   ),
   "small": dict(
@@ -74,7 +87,7 @@ def routing(arm: str, size: dict) -> dict:
     return dict(choice="expert", schedule=arm, per_token_range=size["per_token_range"])
   return {
     "static": dict(choice="expert"),
-    "token": dict(choice="token", balance_loss=0.01),
+    "token": dict(choice="token", balance_loss=0.01, capacity_factor=size.get("all_places", 0.0)),
     "capacity": dict(choice="token", balance_loss=0.01, capacity_factor=1.25),
   }[arm]
 

@@ -160,7 +160,7 @@ def test_claims_are_paired_and_null_results_are_named():
   runs = [run_of("static", 1, 3.0), run_of("static", 2, 3.5)]
   runs += [run_of("linear_reverse", 1, 2.9), run_of("linear_reverse", 2, 3.39)]
   runs += [run_of("token", 1, 3.1, 2.0), run_of("token", 2, 3.4, 2.0)]
-  told = {(c["better"], c["worse"], c["measure"]): c for c in experts_tables.claims(runs)}
+  told = {(c["better"], c["worse"], c["measure"]): c for c in experts_tables.claims(runs, "gpu")}
   dynamic = told["linear_reverse", "static", "loss"]
   assert dynamic["mean"] == pytest.approx(0.105) and dynamic["verdict"] == "as in the paper"
   assert told["static", "token", "loss"]["verdict"] == "within the spread of seeds"
@@ -170,7 +170,9 @@ def test_claims_are_paired_and_null_results_are_named():
   # Seed 1: 0.1 lower than token throughout, so there a step sooner; seed 2: it never gets there.
   soon = [experts_tables.soon(runs, run) for run in runs[:2]]
   assert soon == [9.0, math.inf]
-  assert experts_tables.claims(runs[::2]) == [], "one seed has no spread"
+  assert experts_tables.claims(runs[::2], "gpu") == [], "one seed has no spread"
+  on_cpu = {(c["better"], c["worse"], c["measure"]) for c in experts_tables.claims(runs, "cpu")}
+  assert told.keys() - on_cpu == {("static", "token", "seconds")}
 
 
 def test_change_of_sides_is_told_against_those_that_stayed():
