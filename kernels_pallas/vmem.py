@@ -6,7 +6,7 @@ from collections.abc import Callable
 # to what the compiler adds.
 LIMIT_BYTES = 64 << 20
 _BUDGET_BYTES = 40 << 20
-_ROWS = (1024, 512, 256, 128, 64, 32, 16)
+_ROWS = (1024, 512, 256, 128)
 _IDS = (1024, 512, 256)
 _LANES = 128
 
@@ -41,8 +41,8 @@ def columns(rows: int, count: int) -> int:
 
 
 def _even(rows: int, most: int) -> int:
-  """Rows a tile, of the fewest tiles: all of them, or a multiple of 16, which bfloat16 needs."""
+  """Rows a tile, of the fewest tiles: all of them, or a multiple of 128, as any layout allows."""
   if rows <= most:
     return rows
   tiles = -(-rows // most)
-  return -(-rows // (tiles * 16)) * 16
+  return -(-rows // (tiles * _LANES)) * _LANES

@@ -3,7 +3,7 @@
 import jax
 
 from kernels_pallas import dispatch, vocabulary
-from kernels_pallas.linear_xent import reference, xla
+from kernels_pallas.linear_xent import reference, tpu, xla
 
 __all__ = ["IMPLEMENTATIONS", "linear_xent"]
 
@@ -12,6 +12,7 @@ Array = jax.Array
 IMPLEMENTATIONS = {
   "reference": reference.linear_xent,
   "xla": xla.linear_xent,
+  "tpu": tpu.linear_xent,
 }
 
 
@@ -28,10 +29,11 @@ def linear_xent(
 
   Forbidden ids are not in the softmax. A target that is forbidden, or outside [0, V), costs inf.
   Drop such rows with `where(weight > 0, weight * ce, 0)`: a row whose cotangent is 0 then has
-  gradient exactly 0 ("xla": even where its hidden is NaN; "reference" differentiates by the book).
+  gradient exactly 0, even where its hidden is NaN ("reference" differentiates by the book).
 
-  Inside `jax.shard_map` use `check_vma=False`: the gradient of a replicated `unembed` is then the
-  shard's own share, for the caller to sum.
+  On a mesh of several devices each has its rows and ids, see `kernels_pallas.shards`; gradients are
+  those of the whole. Inside `jax.shard_map` use `check_vma=False`: the gradient of a replicated
+  `unembed` is then the shard's own share, for the caller to sum.
 
   Args:
     hidden_RxD, unembed_VxD: float32 or bfloat16, and so are their gradients; sums in float32.

@@ -4,12 +4,14 @@ The backward pass computes each tile's logits again: one matmul more, where stor
 [R, V]. A vocabulary of one tile pays nothing for it, because XLA finds the two matmuls equal.
 """
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
+from kernels_pallas.linear_xent.gradient import cross_entropy
+from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
 
@@ -24,80 +26,77 @@ def linear_xent(
   tile: int | None = None,
 ) -> Array:
   """See `kernels_pallas.linear_xent.linear_xent`. `tile`: ids at a time (None: see `tile_size`)."""
-  rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
-  tile = min(tile or vocabulary.tile_size(rows, vocab), vocab)
-  return _linear_xent(forbidden, soft_cap, tile, hidden_RxD, unembed_VxD, target_R)
+  return cross_entropy(_Passes(forbidden, soft_cap, tile), hidden_RxD, unembed_VxD, target_R)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _linear_xent(
-  forbidden: tuple[int, ...],
-  soft_cap: float | None,
-  tile: int,
-  hidden_RxD: Array,
-  unembed_VxD: Array,
-  target_R: Array,
-) -> Array:
-  return _forward(forbidden, soft_cap, tile, hidden_RxD, unembed_VxD, target_R)[0]
+@dataclasses.dataclass(frozen=True)
+class _Passes:
+  """See `gradient.Passes`."""
 
+  forbidden: tuple[int, ...]
+  soft_cap: float | None
+  tile: int | None
 
-def _forward(
-  forbidden: tuple[int, ...],
-  soft_cap: float | None,
-  tile: int,
-  hidden_RxD: Array,
-  unembed_VxD: Array,
-  target_R: Array,
-) -> tuple[Array, tuple[Array, ...]]:
-  def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
-    lse_R, target_z_R = state
-    z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
-    z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
-    inside_R, tile_z_R = vocabulary.at_id(z_RxT, target_R, part.start)
-    target_z_R = jnp.where(inside_R & (tile_z_R != -jnp.inf), tile_z_R, target_z_R)
-    return jnp.logaddexp(lse_R, jax.nn.logsumexp(z_RxT, axis=1)), target_z_R
+  def forward(
+    self, hidden_RxD: Array, unembed_VxD: Array, target_R: Array, held: Held
+  ) -> tuple[Array, Array]:
+    def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
+      z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, self.soft_cap)
+      z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
+      inside_R, target_z_R = vocabulary.at_id(z_RxT, target_R - held.first, part.start)
+      target_z_R = jnp.where(inside_R, target_z_R, -jnp.inf)
+      return _merge(state, (jax.nn.logsumexp(z_RxT, axis=1), target_z_R))
 
-  lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
-  lse_R, target_z_R = vocabulary.sweep(
-    add, (lowest_R, lowest_R), unembed_VxD, tile=tile, forbidden=forbidden
-  )
-  return lse_R - target_z_R, (hidden_RxD, unembed_VxD, target_R, lse_R)
+    lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
+    own = self._sweep(add, (lowest_R, lowest_R), hidden_RxD, unembed_VxD, held)
+    return vocabulary.of_all(_merge, own, held)
 
+  def backward(
+    self,
+    hidden_RxD: Array,
+    unembed_VxD: Array,
+    target_R: Array,
+    lse_R: Array,
+    grad_R: Array,
+    held: Held,
+    dtypes: tuple[jnp.dtype, jnp.dtype],
+  ) -> tuple[Array, Array]:
+    hidden_dtype, unembed_dtype = dtypes
+    used_Rx1 = (grad_R != 0)[:, None]
 
-def _backward(
-  forbidden: tuple[int, ...],
-  soft_cap: float | None,
-  tile: int,
-  saved: tuple[Array, ...],
-  grad_R: Array,
-) -> tuple[Array, Array, None]:
-  hidden_RxD, unembed_VxD, target_R, lse_R = saved
-  # A row of weight 0 may hold anything, NaN too, and 0 * NaN would spread to every gradient.
-  used_Rx1 = (grad_R != 0)[:, None]
-  hidden_RxD = jnp.where(used_Rx1, hidden_RxD, 0)
+    def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
+      d_hidden_RxD, d_unembed_VxD = state
+      z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, self.soft_cap)
+      p_RxT = jnp.exp(z_RxT - lse_R[:, None])
+      target_RxT = target_R[:, None] == part.ids_T[None, :]
+      d_z_RxT = grad_R[:, None] * (p_RxT - target_RxT)
+      if self.soft_cap is not None:
+        d_z_RxT *= 1 - jnp.square(z_RxT / self.soft_cap)
+      d_z_RxT = jnp.where(used_Rx1 & part.live_T[None, :], d_z_RxT, 0)
+      d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
+      d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(unembed_dtype)
+      # Ids that a clamped last tile meets again are not live there and add 0.
+      old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, part.ids_T.size)
+      return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
+        d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
+      )
 
-  def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
-    d_hidden_RxD, d_unembed_VxD = state
-    z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
-    p_RxT = jnp.exp(z_RxT - lse_R[:, None])
-    target_RxT = target_R[:, None] == part.ids_T[None, :]
-    d_z_RxT = grad_R[:, None] * (p_RxT - target_RxT)
-    if soft_cap is not None:
-      d_z_RxT *= 1 - jnp.square(z_RxT / soft_cap)
-    d_z_RxT = jnp.where(used_Rx1 & part.live_T[None, :], d_z_RxT, 0)
-    d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
-    d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(unembed_VxD.dtype)
-    # Ids that a clamped last tile meets again are not live there and add 0.
-    old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, tile)
-    return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
-      d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
+    nothing = (
+      jnp.zeros_like(hidden_RxD, dtype=jnp.float32),
+      jnp.zeros_like(unembed_VxD, dtype=unembed_dtype),
+    )
+    d_hidden_RxD, d_unembed_VxD = self._sweep(add, nothing, hidden_RxD, unembed_VxD, held)
+    return d_hidden_RxD.astype(hidden_dtype), d_unembed_VxD
+
+  def _sweep(self, add, state, hidden_RxD: Array, unembed_VxD: Array, held: Held):
+    rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
+    tile = min(self.tile or vocabulary.tile_size(rows, vocab), vocab)
+    return vocabulary.sweep(
+      add, state, unembed_VxD, tile=tile, forbidden=self.forbidden, first=held.first
     )
 
-  nothing = (jnp.zeros_like(hidden_RxD, dtype=jnp.float32), jnp.zeros_like(unembed_VxD))
-  d_hidden_RxD, d_unembed_VxD = vocabulary.sweep(
-    add, nothing, unembed_VxD, tile=tile, forbidden=forbidden
-  )
-  return d_hidden_RxD.astype(hidden_RxD.dtype), d_unembed_VxD, None
 
-
-_linear_xent.defvjp(_forward, _backward)
+def _merge(old: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[Array, Array]:
+  """The logsumexp of both parts, and the target's logit of that which has it."""
+  (old_lse_R, old_z_R), (lse_R, z_R) = old, new
+  return jnp.logaddexp(old_lse_R, lse_R), jnp.where(z_R == -jnp.inf, old_z_R, z_R)

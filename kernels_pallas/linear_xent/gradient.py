@@ -1,0 +1,87 @@
+"""The gradient rule that all implementations in tiles share: logits are computed again, not kept.
+
+On a mesh of several devices each has its rows and its ids (`kernels_pallas.shards`). The rule
+stands outside of that split, so that operands which several devices hold get exact gradients.
+"""
+
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import shards, vocabulary
+from kernels_pallas.vocabulary import Held
+
+Array = jax.Array
+
+
+class Passes(Protocol):
+  """The two passes over the vocabulary; hashable, and static under jit."""
+
+  def forward(
+    self, hidden_RxD: Array, unembed_VxD: Array, target_R: Array, held: Held
+  ) -> tuple[Array, Array]:
+    """The logsumexp of each row's logits and its target's (-inf: there is none), of all devices."""
+
+  def backward(
+    self,
+    hidden_RxD: Array,
+    unembed_VxD: Array,
+    target_R: Array,
+    lse_R: Array,
+    grad_R: Array,
+    held: Held,
+    dtypes: tuple[jnp.dtype, jnp.dtype],
+  ) -> tuple[Array, Array]:
+    """The gradients of `sum(grad * (lse - target logit))`, this device's share, in those types.
+
+    Rows of gradient 0 have hidden 0, but their lse may be NaN.
+    """
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cross_entropy(passes: Passes, hidden_RxD: Array, unembed_VxD: Array, target_R: Array) -> Array:
+  """The logsumexp minus the target's logit, float32 [R]."""
+  return _forward(passes, hidden_RxD, unembed_VxD, target_R)[0]
+
+
+def _forward(
+  passes: Passes, hidden_RxD: Array, unembed_VxD: Array, target_R: Array
+) -> tuple[Array, tuple[Array, ...]]:
+  vocab = unembed_VxD.shape[0]
+
+  def part(hidden_RxD: Array, unembed_VxD: Array, target_R: Array) -> tuple[Array, Array]:
+    held = vocabulary.held(unembed_VxD, vocab)
+    return passes.forward(hidden_RxD, unembed_VxD, target_R, held)
+
+  operands = hidden_RxD, unembed_VxD, target_R
+  lse_R, target_z_R = shards.run(part, ("b", "t", "b"), ("b", "b"), *operands)
+  return lse_R - target_z_R, (*operands, lse_R)
+
+
+def _backward(passes: Passes, saved: tuple[Array, ...], grad_R: Array) -> tuple[Array, Array, None]:
+  hidden_RxD, unembed_VxD, target_R, lse_R = saved
+  vocab, dtypes = unembed_VxD.shape[0], (hidden_RxD.dtype, unembed_VxD.dtype)
+  batch, tensor = shards.axes()
+
+  def part(hidden_RxD: Array, unembed_VxD: Array, *by_row: Array) -> list[Array]:
+    """Hidden's gradient is a sum over all ids, the unembedding's over all rows."""
+    held = vocabulary.held(unembed_VxD, vocab)
+    others = (tensor,) if tensor else (), batch
+    summed = tuple(
+      jnp.dtype(jnp.float32) if axes else dtype for axes, dtype in zip(others, dtypes, strict=True)
+    )
+    shares = passes.backward(hidden_RxD, unembed_VxD, *by_row, held, summed)
+    return [
+      (jax.lax.psum(share, axes) if axes else share).astype(dtype)
+      for share, axes, dtype in zip(shares, others, dtypes, strict=True)
+    ]
+
+  # A row of weight 0 may hold anything, NaN too, and 0 * NaN would spread to every gradient.
+  hidden_RxD = jnp.where((grad_R != 0)[:, None], hidden_RxD, 0)
+  operands = hidden_RxD, unembed_VxD, target_R, lse_R, grad_R
+  return *shards.run(part, ("b", "t", "b", "b", "b"), ["b", "t"], *operands), None
+
+
+cross_entropy.defvjp(_forward, _backward)
