@@ -2,7 +2,7 @@
 
 Parameters are split by the names that `dlm.models` gives their axes, and XLA inserts the
 communication, except where it does badly: `kernels_pallas.shards` splits kernels and
-`dlm.models.experts` experts, by the mesh that `over_batch` makes known. On a mesh of "data" alone
+`dlm.models.exchange` experts, by the mesh that `over_batch` makes known. On a mesh of "data" alone
 the batch is split by hand: sampling loops then stop shard by shard, and gradients are summed once.
 Beside "fsdp", "tensor" or "expert" the batch is left to XLA too: devices that share a parameter
 must stop together anyway, and a lookup in a table split over automatic axes inside a region that is

@@ -7,18 +7,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
+from dlm.models.exchange import ALONE, Exchange
 from dlm.types import Array
 
 EXPERT_PRODUCT = "expert_product"  # what a rematerialising backward may keep
 
 
 class Experts(NamedTuple):
-  """Kernels of E SwiGLU networks of width F."""
+  """Kernels of E SwiGLU networks of width F, of the tokens' type; on a mesh, this device's part."""
 
   gate_ExDxF: Array
   up_ExDxF: Array
   down_ExFxD: Array
+
+
+# The names that `dlm.parallel` knows their axes by.
+INWARD, OUTWARD = PartitionSpec("expert", "embed", "mlp"), PartitionSpec("expert", "mlp", "embed")
+NAMES = Experts(INWARD, INWARD, OUTWARD)
 
 
 class Routing(NamedTuple):
@@ -37,27 +44,49 @@ class Slots(NamedTuple):
   used: Array  # int32: slots from here on are empty
 
 
-def apply_experts(x_TxD: Array, routing: Routing, experts: Experts) -> Array:
+def apply_experts(
+  x_TxD: Array, routing: Routing, experts: Experts, over: Exchange = ALONE
+) -> Array:
   """Sum over a token's pairs of gate * expert(x), added up in float32; 0 for a token without pairs.
 
   Every pair is computed, however uneven the load: pairs in the order of their experts are equal to
-  one matmul per expert over its own rows.
+  one matmul per expert over its own rows. As no device knows how many pairs another has for it,
+  tokens are gathered over the devices that exchange: each computes all pairs of its experts.
   """
-  order_P = jnp.argsort(routing.chosen_P, stable=True)
+  first = over.index() * len(x_TxD)
+  routing = jax.tree.map(over.gathered, routing._replace(token_P=routing.token_P + first))
+  sums_TxD = _sorted_pairs(over.gathered(x_TxD), routing, experts, over)
+  return over.summed(over.scattered(sums_TxD)).astype(x_TxD.dtype)
+
+
+def _sorted_pairs(x_TxD: Array, routing: Routing, experts: Experts, over: Exchange) -> Array:
+  """float32 sums over the pairs of `experts`."""
+  count = len(experts.gate_ExDxF)
+  chosen_P = routing.chosen_P - over.index() * count
+  if over.expert is not None:  # other devices' experts come last, in no group
+    chosen_P = jnp.where((chosen_P >= 0) & (chosen_P < count), chosen_P, count)
+  order_P = jnp.argsort(chosen_P, stable=True)
   token_P, gates_P = routing.token_P[order_P], routing.gates_P[order_P]
-  load_E = jnp.bincount(routing.chosen_P, length=len(experts.gate_ExDxF)).astype(jnp.int32)
+  load_E = jnp.bincount(chosen_P, length=count).astype(jnp.int32)
+
+  def own(x_PxI: Array) -> Array:
+    """Rows in no group are nobody's: forward and backward, whatever the product makes of them."""
+    if over.expert is None:
+      return x_PxI
+    return jnp.where((jnp.arange(len(x_PxI)) < load_E.sum())[:, None], x_PxI, 0)
 
   def product(x_PxI: Array, kernel_ExIxO: Array) -> Array:
-    y_PxO = jax.lax.ragged_dot(x_PxI, kernel_ExIxO.astype(x_PxI.dtype), load_E)
-    return checkpoint_name(y_PxO, EXPERT_PRODUCT)
+    return checkpoint_name(jax.lax.ragged_dot(x_PxI, kernel_ExIxO, load_E), EXPERT_PRODUCT)
 
-  x_PxD = x_TxD[token_P]
+  x_PxD = own(x_TxD[token_P])
   hidden_PxF = jax.nn.silu(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)
-  y_PxD = product(hidden_PxF, experts.down_ExFxD).astype(jnp.float32) * gates_P[:, None]
-  return jnp.zeros(x_TxD.shape, jnp.float32).at[token_P].add(y_PxD).astype(x_TxD.dtype)
+  y_PxD = own(product(hidden_PxF, experts.down_ExFxD)).astype(jnp.float32) * gates_P[:, None]
+  return jnp.zeros(x_TxD.shape, jnp.float32).at[token_P].add(y_PxD)
 
 
-def apply_slots(x_TxD: Array, slots: Slots, experts: Experts, sizes: tuple[int, ...]) -> Array:
+def apply_slots(
+  x_TxD: Array, slots: Slots, experts: Experts, sizes: tuple[int, ...], over: Exchange = ALONE
+) -> Array:
   """`apply_experts` of slots: plain batched matmuls, as every expert has equally many.
 
   Work follows what is used: of `sizes` the smallest that holds it is computed, forward and
@@ -66,8 +95,8 @@ def apply_slots(x_TxD: Array, slots: Slots, experts: Experts, sizes: tuple[int, 
   Args:
     sizes: ascending; the last is C.
   """
-  experts = Experts(*(kernel.astype(x_TxD.dtype) for kernel in experts))
-  return _sized(sizes, x_TxD, slots, experts).astype(x_TxD.dtype)
+  slots = slots._replace(used=over.largest(slots.used))
+  return over.summed(_sized(sizes, over, x_TxD, slots, experts)).astype(x_TxD.dtype)
 
 
 def _at_size(sizes: tuple[int, ...], used: Array, run: Callable, *operands: Any) -> Any:
@@ -81,32 +110,33 @@ def _at_size(sizes: tuple[int, ...], used: Array, run: Callable, *operands: Any)
 
 # A gradient of its own: that of a switch would keep the residuals of all its branches, those not
 # taken as zeros.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sized(sizes: tuple[int, ...], x_TxD: Array, slots: Slots, experts: Experts) -> Array:
-  return _forward(sizes, x_TxD, slots, experts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sized(
+  sizes: tuple[int, ...], over: Exchange, x_TxD: Array, slots: Slots, experts: Experts
+) -> Array:
+  return _forward(sizes, over, x_TxD, slots, experts)[0]
 
 
 def _forward(
-  sizes: tuple[int, ...], x_TxD: Array, slots: Slots, experts: Experts
+  sizes: tuple[int, ...], over: Exchange, x_TxD: Array, slots: Slots, experts: Experts
 ) -> tuple[Array, tuple]:
-  y_TxD, *products = _at_size(
-    sizes, slots.used, functools.partial(_compute, sizes[-1]), x_TxD, slots, experts
-  )
+  compute = functools.partial(_compute, over, sizes[-1])
+  y_TxD, *products = _at_size(sizes, slots.used, compute, x_TxD, slots, experts)
   products = [checkpoint_name(each, EXPERT_PRODUCT) for each in products]
   return y_TxD, (x_TxD, slots, experts, *products)
 
 
 def _compute(
-  room: int, size: int, x_TxD: Array, slots: Slots, experts: Experts
+  over: Exchange, room: int, size: int, x_TxD: Array, slots: Slots, experts: Experts
 ) -> tuple[Array, Array, Array]:
   """Over the first `size` slots: the weighted sums, float32, and two products for the gradient."""
   token_ExC, gates_ExC = slots.token_ExC[:, :size], slots.gates_ExC[:, :size]
-  x_ExCxD = x_TxD[token_ExC]
+  x_ExCxD = over.to_experts(x_TxD[token_ExC])
   gate_ExCxF, up_ExCxF = x_ExCxD @ experts.gate_ExDxF, x_ExCxD @ experts.up_ExDxF
-  y_ExCxD = (_activate(gate_ExCxF, up_ExCxF) @ experts.down_ExFxD).astype(jnp.float32)
+  y_ExCxD = over.to_tokens(_activate(gate_ExCxF, up_ExCxF) @ experts.down_ExFxD)
   sums_TxD = jnp.zeros(x_TxD.shape, jnp.float32)
-  sums_TxD = sums_TxD.at[token_ExC].add(y_ExCxD * gates_ExC[:, :, None])
-  pad = ((0, 0), (0, room - size), (0, 0))
+  sums_TxD = sums_TxD.at[token_ExC].add(y_ExCxD.astype(jnp.float32) * gates_ExC[:, :, None])
+  pad = ((0, 0), (0, over.devices() * (room - size)), (0, 0))
   return sums_TxD, jnp.pad(gate_ExCxF, pad), jnp.pad(up_ExCxF, pad)
 
 
@@ -114,26 +144,36 @@ def _activate(gate: Array, up: Array) -> Array:
   return jax.nn.silu(gate) * up
 
 
-def _backward(sizes: tuple[int, ...], kept: tuple, dy_TxD: Array) -> tuple:
-  slots = kept[1]
-  dx_TxD, dgates_ExC, dexperts = _at_size(sizes, slots.used, _gradients, *kept, dy_TxD)
+def _backward(sizes: tuple[int, ...], over: Exchange, kept: tuple, dy_TxD: Array) -> tuple:
+  slots, gradients = kept[1], functools.partial(_gradients, over)
+  dx_TxD, dgates_ExC, dexperts = _at_size(sizes, slots.used, gradients, *kept, dy_TxD)
   return dx_TxD, Slots(None, dgates_ExC, None), dexperts
 
 
 def _gradients(
-  size: int, x_TxD: Array, slots: Slots, experts: Experts, gate: Array, up: Array, dy_TxD: Array
+  over: Exchange,
+  size: int,
+  x_TxD: Array,
+  slots: Slots,
+  experts: Experts,
+  gate: Array,
+  up: Array,
+  dy_TxD: Array,
 ) -> tuple[Array, Array, Experts]:
-  token_ExC, gates_ExCx1 = slots.token_ExC[:, :size], slots.gates_ExC[:, :size, None]
-  dtype = x_TxD.dtype
-  x_ExCxD, dy_ExCxD = x_TxD[token_ExC], dy_TxD.astype(dtype)[token_ExC]
-  hidden_ExCxF, activation = jax.vjp(_activate, gate[:, :size], up[:, :size])
+  token_ExC, dtype = slots.token_ExC[:, :size], x_TxD.dtype
+  x_ExCxD = over.to_experts(x_TxD[token_ExC])
+  dy_ExCxD = over.to_experts(dy_TxD.astype(dtype)[token_ExC])
+  gates_ExCx1 = over.to_experts(slots.gates_ExC[:, :size, None])
+  computed = over.devices() * size
+  hidden_ExCxF, activation = jax.vjp(_activate, gate[:, :computed], up[:, :computed])
   # <dy, hidden @ down> = <dy @ down.T, hidden>: the gates' gradient without the last product.
   back_ExCxF = (dy_ExCxD @ experts.down_ExFxD.mT).astype(jnp.float32)
-  dgates_ExC = (back_ExCxF * hidden_ExCxF.astype(jnp.float32)).sum(-1)
+  dgates_ExC = over.to_tokens((back_ExCxF * hidden_ExCxF.astype(jnp.float32)).sum(-1))
   ddown_ExFxD = (hidden_ExCxF * gates_ExCx1.astype(dtype)).mT @ dy_ExCxD
   dgate_ExCxF, dup_ExCxF = activation((back_ExCxF * gates_ExCx1).astype(dtype))
   dx_ExCxD = dgate_ExCxF @ experts.gate_ExDxF.mT + dup_ExCxF @ experts.up_ExDxF.mT
-  dx_TxD = jnp.zeros(x_TxD.shape, jnp.float32).at[token_ExC].add(dx_ExCxD.astype(jnp.float32))
+  dx_ExCxD = over.to_tokens(dx_ExCxD).astype(jnp.float32)
+  dx_TxD = jnp.zeros(x_TxD.shape, jnp.float32).at[token_ExC].add(dx_ExCxD)
   dexperts = Experts(x_ExCxD.mT @ dgate_ExCxF, x_ExCxD.mT @ dup_ExCxF, ddown_ExFxD)
   room = slots.token_ExC.shape[1]
   return dx_TxD.astype(dtype), jnp.pad(dgates_ExC, ((0, 0), (0, room - size))), dexperts

@@ -1,11 +1,15 @@
 """Experts in place of an MLP, in two steps: a rule chooses, then the chosen compute."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from dlm.models import capacity, expert_choice, router_losses, token_choice
-from dlm.models.experts import Experts, apply_experts, apply_slots
+from dlm.models import capacity, exchange, expert_choice, router_losses, token_choice
+from dlm.models.exchange import Exchange
+from dlm.models.experts import INWARD, NAMES, OUTWARD, Experts, apply_experts, apply_slots
 from dlm.models.layers import SwiGLU
 from dlm.models.moe_config import MoeConfig
 from dlm.models.presets import ModelConfig
@@ -38,13 +42,13 @@ class Kernel(nn.Module):
   """One matrix per expert, normal with variance `gain**2 / fan_in`."""
 
   shape: tuple[int, int, int]  # experts, in, out
-  names: tuple[str, str, str]
+  names: PartitionSpec
   gain: float = 1.0
 
   @nn.compact
   def __call__(self) -> Array:
     init = nn.initializers.normal(self.gain * self.shape[1] ** -0.5)
-    return self.param("kernel", nn.with_logical_partitioning(init, self.names), self.shape)
+    return self.param("kernel", nn.with_logical_partitioning(init, tuple(self.names)), self.shape)
 
 
 class Moe(nn.Module):
@@ -82,17 +86,20 @@ class Moe(nn.Module):
     width, moe = self.config.width, self.config.moe
     x_TxD, live_T = x_BxWxD.reshape(-1, width), live_BxW.reshape(-1)
     logits_TxE, bias_E = Router(self.config, name="router")(x_TxD)
-    inward, outward = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+    inward, outward = (moe.experts, width, moe.mlp), (moe.experts, moe.mlp, width)
     experts = Experts(
-      Kernel((moe.experts, width, moe.mlp), inward, name="gate")(),
-      Kernel((moe.experts, width, moe.mlp), inward, name="up")(),
-      Kernel((moe.experts, moe.mlp, width), outward, gain=self.out_gain, name="down")(),
+      Kernel(inward, INWARD, name="gate")(),
+      Kernel(inward, INWARD, name="up")(),
+      Kernel(outward, OUTWARD, gain=self.out_gain, name="down")(),
     )
+    # Rounded first: no more is gathered over "fsdp" than is used.
+    experts = jax.tree.map(lambda kernel: kernel.astype(x_BxWxD.dtype), experts)
+    # Parameters are made with one row, which cannot be split.
+    over = exchange.ALONE if self.is_initializing() else exchange.here()
     if moe.choice == "expert":
-      y_TxD, facts = _experts_choose(moe, x_TxD, logits_TxE, live_BxW, level_BxW, experts)
+      y_BxWxD, facts = _experts_choose(moe, over, experts, x_BxWxD, logits_TxE, live_BxW, level_BxW)
     else:
-      y_TxD, facts = _tokens_choose(moe, x_TxD, logits_TxE, bias_E, live_T, experts)
-    y_BxWxD = y_TxD.reshape(x_BxWxD.shape)
+      y_BxWxD, facts = _tokens_choose(moe, over, experts, x_BxWxD, logits_TxE, live_BxW, bias_E)
     if moe.shared:
       y_BxWxD += SwiGLU(width, moe.shared, self.out_gain, name="shared")(x_BxWxD)
 
@@ -109,74 +116,138 @@ class Moe(nn.Module):
 
 def _tokens_choose(
   moe: MoeConfig,
-  x_TxD: Array,
-  logits_TxE: Array,
-  bias_E: Array | None,
-  live_T: Array,
+  over: Exchange,
   experts: Experts,
+  x_BxWxD: Array,
+  logits_TxE: Array,
+  live_BxW: Array,
+  bias_E: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
-  chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E)
+  names = NAMES, PartitionSpec()
+  rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW
+  y_BxWxD, chosen_BxWxK, weight_BxWxK, kept_BxW = over.run(
+    functools.partial(_best_experts, moe, over), names, (experts, bias_E), *rows
+  )
+  chosen_TxK, live_T = _flat(chosen_BxWxK), live_BxW.reshape(-1)
   live_TxK = jnp.broadcast_to(live_T[:, None], chosen_TxK.shape)
   load_E = jnp.zeros(moe.experts, jnp.int32).at[chosen_TxK].add(live_TxK.astype(jnp.int32))
-  pairs, kept_T = live_TxK.sum(), live_TxK.sum(1)
-  if moe.capacity_factor:
-    places = token_choice.capacity(chosen_TxK.size, moe.experts, moe.capacity_factor)
-    rank_TxK = token_choice.drop_rank(moe, logits_TxE, bias_E, chosen_TxK, weight_TxK)
-    slots, kept_TxK = token_choice.keep(
-      chosen_TxK, weight_TxK, rank_TxK, live_T, moe.experts, min(places, len(x_TxD))
-    )
-    kept_T = kept_TxK.sum(1)
-    y_TxD = apply_slots(x_TxD, slots, experts, (slots.token_ExC.shape[1],))
-  else:
-    y_TxD = apply_experts(x_TxD, token_choice.route(chosen_TxK, weight_TxK), experts)
-  return y_TxD, {
+  return y_BxWxD, {
     "experts_YxBxWxK": chosen_TxK,
-    "weights_YxBxWxK": weight_TxK,
-    **_shares(load_E, kept_T, pairs, live_T),
+    "weights_YxBxWxK": _flat(weight_BxWxK),
+    **_shares(load_E, kept_BxW.reshape(-1), live_TxK.sum(), live_T),
     "balance_loss_Y": router_losses.token_balance(logits_TxE, load_E, moe.per_token, live_T),
   }
 
 
+def _flat(x_BxWxD: Array) -> Array:
+  return x_BxWxD.reshape(-1, x_BxWxD.shape[-1])
+
+
+def _by_row(x_TxD: Array, like_BxW: Array) -> Array:
+  return x_TxD.reshape(*like_BxW.shape, -1)
+
+
+def _best_experts(
+  moe: MoeConfig,
+  over: Exchange,
+  params: tuple[Experts, Array | None],
+  x_BxWxD: Array,
+  logits_BxWxE: Array,
+  live_BxW: Array,
+) -> tuple[Array, Array, Array, Array]:
+  """Also each token's experts, their weights, and how many of them keep it.
+
+  Capacity is counted over this device's rows.
+  """
+  experts, bias_E = params
+  x_TxD, logits_TxE, live_T = _flat(x_BxWxD), _flat(logits_BxWxE), live_BxW.reshape(-1)
+  chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E)
+  if moe.capacity_factor:
+    places = token_choice.capacity(chosen_TxK.size, moe.experts, moe.capacity_factor)
+    places = min(places, len(x_TxD))
+    rank_TxK = token_choice.drop_rank(moe, logits_TxE, bias_E, chosen_TxK, weight_TxK)
+    slots, kept_TxK = token_choice.keep(
+      chosen_TxK, weight_TxK, rank_TxK, live_T, moe.experts, places
+    )
+    y_TxD = apply_slots(x_TxD, slots, experts, (places,), over)
+    kept_T = kept_TxK.sum(1)
+  else:
+    y_TxD = apply_experts(x_TxD, token_choice.route(chosen_TxK, weight_TxK), experts, over)
+    kept_T = moe.per_token * live_T
+  return (
+    *(_by_row(x, live_BxW) for x in (y_TxD, chosen_TxK, weight_TxK)),
+    kept_T.reshape(live_BxW.shape),
+  )
+
+
 def _experts_choose(
   moe: MoeConfig,
-  x_TxD: Array,
+  over: Exchange,
+  experts: Experts,
+  x_BxWxD: Array,
   logits_TxE: Array,
   live_BxW: Array,
   level_BxW: Array | None,
-  experts: Experts,
 ) -> tuple[Array, dict[str, Array]]:
   batch, window = live_BxW.shape
   size = moe.pool or window
-  cuts = -(-window // size)
-
-  def cut(x_T: Array) -> Array:
-    """[T, ...] -> [P, S, ...]; the last block of a row is filled up."""
-    x_BxW = x_T.reshape(batch, window, *x_T.shape[1:])
-    pad = ((0, 0), (0, cuts * size - window), *[(0, 0)] * (x_T.ndim - 1))
-    return jnp.pad(x_BxW, pad).reshape(batch * cuts, size, *x_T.shape[1:])
-
-  live_PxS = cut(live_BxW.reshape(-1))
-  level_P = jnp.zeros(batch * cuts)
+  live_PxS = _pools(live_BxW, size)
+  level_P = jnp.zeros(len(live_PxS))
   if moe.reads_noise:
-    level_P = jnp.where(live_PxS, cut(level_BxW.reshape(-1)), 0).max(1)
+    level_P = jnp.where(live_PxS, _pools(level_BxW, size), 0).max(1)
   per_token_P = capacity.per_token(moe, level_P)
   count_P = capacity.tokens_per_expert(per_token_P, live_PxS.sum(1), moe.experts)
-  sizes = capacity.buffer_sizes(moe, batch * cuts, size)
-  places = sizes[-1] // len(level_P)
-  choice = expert_choice.choose(moe, cut(logits_TxE), live_PxS, count_P, places)
-  first_P = (jnp.arange(batch)[:, None] * window + jnp.arange(cuts)[None] * size).reshape(-1)
-  slots = expert_choice.pack(choice, count_P, first_P, sizes[-1])
+  rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW, count_P.reshape(batch, -1)
+  y_BxWxD, choosers_BxW, load_BxE = over.run(
+    functools.partial(_best_tokens, moe, over), NAMES, experts, *rows
+  )
 
-  choosers_T = choice.choosers_PxS.reshape(batch, -1)[:, :window].reshape(-1)
-  live_T, is_pool_P = live_BxW.reshape(-1), live_PxS.any(1)
+  choosers_T, live_T = choosers_BxW.reshape(-1), live_BxW.reshape(-1)
+  is_pool_P = live_PxS.any(1)
   mean_per_token = per_token_P.sum(where=is_pool_P) // jnp.maximum(is_pool_P.sum(), 1)
-  return apply_slots(x_TxD, slots, experts, sizes), {
+  return y_BxWxD, {
     "choosers_YxBxW": choosers_T,
-    **_shares(choice.taken_PxExC.sum((0, 2)), choosers_T, choosers_T.sum(), live_T),
+    **_shares(load_BxE.sum(0), choosers_T, choosers_T.sum(), live_T),
     "balance_loss_Y": router_losses.expert_balance(
       logits_TxE, choosers_T, jnp.maximum(mean_per_token, 1), live_T
     ),
   }
+
+
+def _pools(x_BxW: Array, size: int) -> Array:
+  """[B, W, ...] -> [P, S, ...]; the last block of a row is filled up."""
+  pad = ((0, 0), (0, -x_BxW.shape[1] % size), *[(0, 0)] * (x_BxW.ndim - 2))
+  return jnp.pad(x_BxW, pad).reshape(-1, size, *x_BxW.shape[2:])
+
+
+def _best_tokens(
+  moe: MoeConfig,
+  over: Exchange,
+  experts: Experts,
+  x_BxWxD: Array,
+  logits_BxWxE: Array,
+  live_BxW: Array,
+  count_BxN: Array,
+) -> tuple[Array, Array, Array]:
+  """Also each token's choosers and the tokens of a row that each expert takes.
+
+  Args:
+    count_BxN: tokens that an expert takes of each of a row's pools.
+  """
+  batch, window = live_BxW.shape
+  size, count_P = moe.pool or window, count_BxN.reshape(-1)
+  sizes = capacity.buffer_sizes(moe, len(count_P), size)
+  places = sizes[-1] // len(count_P)
+  choice = expert_choice.choose(
+    moe, _pools(logits_BxWxE, size), _pools(live_BxW, size), count_P, places
+  )
+  block_N = jnp.arange(count_BxN.shape[1])
+  first_P = (jnp.arange(batch)[:, None] * window + block_N[None] * size).reshape(-1)
+  slots = expert_choice.pack(choice, count_P, first_P, sizes[-1])
+  y_TxD = apply_slots(_flat(x_BxWxD), slots, experts, sizes, over)
+  choosers_BxW = choice.choosers_PxS.reshape(batch, -1)[:, :window]
+  load_BxE = choice.taken_PxExC.sum(2).reshape(*count_BxN.shape, -1).sum(1)
+  return y_TxD.reshape(x_BxWxD.shape), choosers_BxW, load_BxE
 
 
 def _shares(load_E: Array, kept_T: Array, pairs: Array, live_T: Array) -> dict[str, Array]:

@@ -66,8 +66,8 @@ class MoeConfig:
   bias_rate: float = 0.0  # step of the bias against the load (arXiv 2408.15664); 0: it stays
   groups: int = 1  # equal groups of consecutive experts
   top_groups: int = 1  # only the best groups, by the sum of their two best scores, are chosen from
-  # An expert keeps this many times its even share of a forward's tokens, those of largest weight;
-  # 0: no token is dropped.
+  # An expert keeps this many times its even share of a forward's tokens, those of largest weight,
+  # on a mesh of every device's tokens; 0: no token is dropped.
   capacity_factor: float = 0.0
 
   # Choice "expert". The bias is kept and not read: an expert's choice does not depend on it.

@@ -154,6 +154,7 @@ def test_bfloat16_tokens_stay_so_and_their_gradients_are_near():
   slots, experts = drawn_slots(rng, 4, 6), random_experts(rng)
 
   def packed(x, gates_ExC, experts):
+    experts = jax.tree.map(lambda kernel: kernel.astype(x.dtype), experts)
     return apply_slots(x, slots._replace(gates_ExC=gates_ExC), experts, (2, 4, 6))
 
   (_, y), (dx, dgates, dexperts) = value_and_grads(
