@@ -1,7 +1,6 @@
 """Attention masks as ranges of key slots: R ranges per query, and document segments.
 
-Ranges are what a kernel can use without an [L, L] array; `visible` makes them dense for XLA and for
-tests. Index conventions are those of `dlm.types.Mask`.
+Ranges are what a kernel can use without an [L, L] array: see `kernels_pallas.block_attention`.
 """
 
 import dataclasses
@@ -148,20 +147,3 @@ def live(mask: Mask, key_BxW: Array) -> Array:
   key_BxWx1 = key_BxW[:, :, None]
   live_BxW = ((mask.lo_BxWxR <= key_BxWx1) & (key_BxWx1 < mask.hi_BxWxR)).any(-1)
   return live_BxW if mask.q_segment_BxW is None else live_BxW & (mask.q_segment_BxW != 0)
-
-
-def visible(mask: Mask, key_slot_BxS: Array) -> Array:
-  """Dense bool [B, W, S]: may query w see key s, which sits at `key_slot`?"""
-  slot_BxWxSxR = key_slot_BxS[:, None, :, None]
-  lo, hi = mask.lo_BxWxR[:, :, None, :], mask.hi_BxWxR[:, :, None, :]
-  seen_BxWxS = ((lo <= slot_BxWxSxR) & (slot_BxWxSxR < hi)).any(-1)
-
-  def at_slot(x_BxS: Array) -> Array:
-    return jnp.take_along_axis(x_BxS, key_slot_BxS, axis=1)
-
-  if mask.q_segment_BxW is not None:
-    seen_BxWxS &= mask.q_segment_BxW[:, :, None] == at_slot(mask.k_segment_BxS)[:, None, :]
-  if mask.dense_BxWxS is not None:
-    index_BxWxS = jnp.broadcast_to(key_slot_BxS[:, None, :], seen_BxWxS.shape)
-    seen_BxWxS &= jnp.take_along_axis(mask.dense_BxWxS, index_BxWxS, axis=2)
-  return seen_BxWxS

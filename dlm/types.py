@@ -11,33 +11,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kernels_pallas.block_attention import Mask
+from kernels_pallas.dispatch import Names
 from kernels_pallas.token_stats import StatSpec, TokenStats
 
 Array = jax.Array
 Params = Any
 State = Any
 
-__all__ = ["StatSpec", "TokenStats"]  # the kernel's own words, spoken by every policy
+__all__ = ["Mask", "Names", "StatSpec", "TokenStats"]  # the kernels' own words, spoken by all
 
 
 # ---------------------------------------------------------------------------------------------
 # Text and noise
-
-
-@struct.dataclass
-class Mask:
-  """Which keys each query may see: `R` half-open ranges of key slots, and equal segments.
-
-  Without a cache key j is input j. With a cache key slots are canvas positions, and a window key
-  sits at its own slot. A key is visible iff some range holds it, the segments (if given) agree and
-  `dense` (if given) allows it; slots that are not filled are never visible.
-  """
-
-  lo_BxWxR: Array
-  hi_BxWxR: Array
-  q_segment_BxW: Array | None = None
-  k_segment_BxS: Array | None = None
-  dense_BxWxS: Array | None = None
 
 
 @struct.dataclass
@@ -106,6 +92,7 @@ class LogitHead:
   unembed_VxD: Array
   embed_VxD: Array | None = None  # the input side, of which `StatSpec.soft` takes the mean
   soft_cap: float | None = struct.field(pytree_node=False, default=None)
+  implementation: Names = struct.field(pytree_node=False, default=None)  # of the ops over it
 
 
 @struct.dataclass

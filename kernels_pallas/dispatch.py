@@ -1,4 +1,4 @@
-"""Chooses an implementation: the fastest that this machine has, or the one that is named."""
+"""Chooses an implementation: the fastest that this machine has, or what is named."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,10 +22,15 @@ def backend() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+Names = str | tuple[str, ...] | None  # of an implementation: one, the first that can of some, any
+
+
 def run(
-  op: str, table: Mapping[str, Callable], implementation: str | None, *args: Any, **kwargs: Any
+  op: str, table: Mapping[str, Callable], implementation: Names, *args: Any, **kwargs: Any
 ) -> Any:
   """Calls `table[implementation](*args, **kwargs)`; None: the first of the backend's that can.
+
+  Of several names the first that can is called, and this op need not have all of them.
 
   An implementation raises NotImplementedError where it does not serve these arguments or this
   machine (the next is tried) and ValueError where the caller is mistaken (nothing else is tried).
@@ -34,12 +39,14 @@ def run(
     ValueError: the named implementation is not in the table.
     NotImplementedError: none can; the message holds the reason of each. A named one: its own.
   """
-  if implementation is not None:
+  if isinstance(implementation, str):
     if implementation not in table:
       raise ValueError(f"{op}: {implementation=} is not one of {', '.join(table)}")
     return table[implementation](*args, **kwargs)
+  if implementation and not set(implementation) & set(table):
+    raise ValueError(f"{op}: {implementation=} has none of {', '.join(table)}")
   reasons = []
-  for name in _ORDER.get(backend(), _ORDER_ELSEWHERE):
+  for name in implementation or _ORDER.get(backend(), _ORDER_ELSEWHERE):
     if name not in table:
       continue
     try:

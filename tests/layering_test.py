@@ -47,7 +47,10 @@ PARTS = (*BELOW_THE_PATHS, "dlm.models", "dlm.checkpoint", "dlm.optimizer", "dlm
 LAYERS = {
   "kernels_pallas": Layer((), ("jax",)),
   "dlm": Layer(),  # the map alone
-  "dlm.types": Layer(("kernels_pallas.token_stats",), ("jax", "flax")),
+  "dlm.types": Layer(
+    tuple(f"kernels_pallas.{name}" for name in ("block_attention", "dispatch", "token_stats")),
+    ("jax", "flax"),
+  ),
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
@@ -163,7 +166,7 @@ def test_the_table_has_no_circle():
     ("dlm.models.attention", "from .layers import rotary", True),
     ("dlm.objectives.mdlm", "def f():\n  import dlm.models.bind", True),
     ("dlm.types", "from kernels_pallas.token_stats import StatSpec", False),
-    ("dlm.types", "from kernels_pallas import dispatch", True),
+    ("dlm.types", "from kernels_pallas import linear_xent", True),
     ("dlm.data.rows", "import numpy, json", False),
     ("dlm.data.rows", "import jax", True),
     ("dlm.metrics", "from rich import progress", True),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 from dlm.models.moe_config import MoeConfig
+from kernels_pallas.dispatch import Names
 
 TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
 DIT_SINUSOIDS = 256  # from which DiT makes it
@@ -77,7 +78,7 @@ class ModelConfig:
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
-  implementation: str | None = None  # of attention, see `kernels_pallas`; None: the backend's best
+  implementation: Names = None  # of attention and the head's ops; None: the backend's best
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):

@@ -28,7 +28,7 @@ from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
 from dlm.models.moe import Moe
 from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
-from kernels_pallas.block_attention import Keys, Part, Ranges, Sight, prepare
+from kernels_pallas.block_attention import Keys, Part, Sight, prepare
 
 
 class Block(nn.Module):
@@ -116,7 +116,9 @@ class Transformer(nn.Module):
       hidden_BxAxD, unembed_VxD = DitHead(cfg, name="head")(x_BxWxD, unembed_VxD, shared.time_BxWxC)
     else:
       hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
-    head = LogitHead(hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap)
+    head = LogitHead(
+      hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap, implementation=cfg.implementation
+    )
     return ModelOutput(head=head, cache=cache, aux=facts)
 
   def _table(self, name: str) -> Array:
@@ -153,9 +155,8 @@ class Transformer(nn.Module):
       slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
       fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(key_BxW, slots)
       keys.append(Keys(slot_BxS, fresh_BxS))
-    ranges = Ranges(*(getattr(mask, name) for name in Ranges._fields))
     return prepare(
-      ranges, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
+      mask, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
     )
 
   def _layers(

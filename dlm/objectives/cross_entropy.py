@@ -50,6 +50,7 @@ def cross_entropy(
     noisy.targets_BxL.reshape(-1),
     forbidden=forbidden,
     soft_cap=head.soft_cap,
+    implementation=head.implementation,
   )
   return jnp.where(noisy.weight_BxL > 0, ce_R.reshape(noisy.weight_BxL.shape), 0)
 

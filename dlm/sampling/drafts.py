@@ -41,7 +41,6 @@ def propose(
   spec = dataclasses.replace(sampler.spec(), forbidden=forbidden)
   stats = score(
     out.head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA,
-    implementation=sampler.implementation,
   )  # fmt: skip
   row_Bx1 = jnp.arange(batch)[:, None]
   drafted_BxA = draft_BxL[row_Bx1, inside_BxA] & (slot_BxA < slots)

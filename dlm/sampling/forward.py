@@ -187,7 +187,6 @@ def _over(
     key_B=key_B,
     slot_BxA=target_BxA,
     gather_BxAxJ=gather_BxAxJ,
-    implementation=sampler.implementation,
   )
   if by_query:
     stats = jax.tree.map(lambda x: at_slot(x, ask_BxA), stats)

@@ -73,7 +73,6 @@ class Sampler:
   guidance: float = 0.0
   least_entropy: float = 0.0
   drafter: Drafter | None = None
-  implementation: str | None = None
 
   def __post_init__(self):
     for name in ("block", "max_forwards"):

@@ -16,7 +16,6 @@ def score(
   slot_BxA: Array,
   heat_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
-  implementation: str | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
@@ -43,7 +42,7 @@ def score(
     gather_id_RxJ=gather_BxAxJ.reshape(batch * asked, -1) if spec.gather else None,
     embed_VxD=head.embed_VxD,
     soft_cap=head.soft_cap,
-    implementation=implementation,
+    implementation=head.implementation,
   )
   if spec.outside:  # confidences are taken as if these ids did not exist
     among_R = jnp.isin(stats.token, jnp.array(spec.outside, jnp.int32))

@@ -14,7 +14,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 LONGEST = 4096  # slots of a canvas where nobody asks for more
 
 # What may read back otherwise: nothing that the model computes.
-UNSAID = ("dtype", "remat", "length", "vocab", "eos_ids", "pad_id")
+UNSAID = ("dtype", "implementation", "remat", "length", "vocab", "eos_ids", "pad_id")
 TRAINED_WITH = ("capacity_factor", "bias_rate", "z_loss", "balance_loss")  # of experts, unsaid too
 
 # What our model computes, in every family. A field with another value means another model.

@@ -1,12 +1,22 @@
 """What is measured, by the name that `--suite` takes: one file each, with `run(size) -> tables`."""
 
-from experiments.benchmarks import block, compilation, decoding, memory, sampling, training, weights
+from experiments.benchmarks import (
+  block,
+  compilation,
+  decoding,
+  kernels,
+  memory,
+  sampling,
+  training,
+  weights,
+)
 
 SUITES = {
   "training": training.run,
   "sampling": sampling.run,
   "decoding": decoding.run,
   "block": block.run,
+  "kernels": kernels.run,
   "compile": compilation.run,
   "memory": memory.run,
   "weights": weights.run,

@@ -1,38 +1,51 @@
-"""Memory: temporary bytes of the compiled sampler against vocabulary and rows.
+"""Memory: temporary bytes of compiled programs, with the kernels and with all logits in one array.
 
 Nothing is allocated: programs are compiled for shapes, and XLA says what they need besides their
-arguments and results.
+arguments and results. So a program may be of a size, and for a device, that are not here (see
+`kernels_pallas.ahead`; `make aot` fetches the compilers, and without them those rows are left out).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks
 from dlm.models import ModelConfig, bind
+from dlm.objectives.cross_entropy import weighted_cross_entropy
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Threshold
-from experiments.benchmarks.results import Table
+from dlm.types import LossSum, Noisy, Params
+from experiments.benchmarks.results import Row, Table
+from kernels_pallas import ahead
 
 BLOCK = 32
-# The other implementation of the same statistics: all logits at once, in one array.
+# The other implementation of the same ops: all logits, and all attention weights, at once.
 NAIVE = "reference"
+SMALL = ModelConfig(vocab=1, width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp=128)
+LLADA_8B = ModelConfig.from_preset("llada-8b", vocab=126_464, dtype="bfloat16", remat=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
   vocabs: tuple[int, ...]
   batches: tuple[int, ...]
+  model: ModelConfig  # of the programs for several devices
+  batch: int  # rows of the sampler, a block each
+  length: int  # of a training row
 
 
 SIZES = {
-  "tiny": Size((8_000, 24_000), (8, 32)),
-  "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32)),
+  "tiny": Size((8_000, 24_000), (8, 32), dataclasses.replace(SMALL, vocab=8_000), 8, 256),
+  "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32), LLADA_8B, 32, 4096),
 }
+DEVICES = ("v5p", "h100")  # besides this machine's
 
 
 def run(size: str) -> list[Table]:
@@ -54,18 +67,70 @@ def run(size: str) -> list[Table]:
     {"B per row x vocabulary": growth_per_logit(bytes_), "case": name}
     for name, bytes_ in {"ours": ours, "naive": naive}.items()
   ]
+  devices, absent = _devices()
+  missing = f"; no compiler here for {', '.join(absent)}: make aot" if absent else ""
   return [
     Table("memory", "temporary bytes of the sampler with all logits at once / in tiles", rows),
     Table("growth", "bytes that each further logit costs; one float32 array of them: 4", growth),
+    Table(
+      "devices",
+      f"temporary bytes without kernels / with them, compiled for the device{missing}",
+      [row for device in devices for row in _programs(chosen, device)],
+    ),
   ]
+
+
+def _devices() -> tuple[list[str | None], list[str]]:
+  """Those that can be compiled for (None: this machine's), and those that cannot."""
+  there, absent = [None], []
+  for device in DEVICES:
+    try:
+      ahead.mesh(device)
+    except RuntimeError:
+      absent.append(device)
+    else:
+      there.append(device)
+  return there, absent
+
+
+def _programs(size: Size, device: str | None) -> list[Row]:
+  """The sampler and the gradient of a loss, each with and without kernels."""
+  programs = {
+    f"sampler, {size.batch} blocks of {BLOCK}": (sampler_bytes, size.batch, size.batch * BLOCK),
+    f"gradient, 1 x {size.length}": (gradient_bytes, size.length, size.length),
+  }
+  rows = []
+  for case, (measure, count, asked) in programs.items():
+    ours, naive = (
+      measure(dataclasses.replace(size.model, implementation=name), count, device)
+      for name in (None, NAIVE)
+    )
+    rows.append(
+      {
+        "naive / ours": naive / ours,
+        "case": f"{case}, {device or jax.default_backend()}",
+        "ours, B": float(ours),
+        "naive, B": float(naive),
+        "one [rows, vocabulary] float32, B": float(4 * asked * size.model.vocab),
+      }
+    )
+  return rows
 
 
 @functools.cache
 def temporary_bytes(batch: int, vocab: int, implementation: str | None = None) -> int:
   """Of the sampling loop over `batch` blocks of `BLOCK` rows; parameters are not counted."""
-  model = bind(
-    ModelConfig(vocab=vocab, width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp=128)
-  )
+  model = dataclasses.replace(SMALL, vocab=vocab, implementation=implementation)
+  return sampler_bytes(model, batch)
+
+
+def sampler_bytes(config: ModelConfig, batch: int, device: str | None = None) -> int:
+  """Of the sampling loop over `batch` rows of a prompt's block and one to write.
+
+  Args:
+    device: of `ahead.TOPOLOGIES`; None: this machine's.
+  """
+  model, mask_id = bind(config), config.vocab - 1
   sampler = loop.Sampler(
     denoise=model,
     policy=Threshold(),
@@ -73,8 +138,7 @@ def temporary_bytes(batch: int, vocab: int, implementation: str | None = None) -
     sees=masks.BlockCausal(BLOCK),
     block=BLOCK,
     max_forwards=1000,
-    mask_id=vocab - 1,
-    implementation=implementation,
+    mask_id=mask_id,
   )
   tokens, free = np.zeros(2 * BLOCK, np.int32), np.arange(2 * BLOCK) >= BLOCK
   canvas = make_canvas(
@@ -84,11 +148,43 @@ def temporary_bytes(batch: int, vocab: int, implementation: str | None = None) -
     slots=2 * BLOCK,
     block=BLOCK,
     align="canvas",
-    mask_id=vocab - 1,
+    mask_id=mask_id,
     seed=0,
   )
-  params = jax.eval_shape(model.init, jax.random.key(0))
-  compiled = jax.jit(loop.run, static_argnums=0).lower(sampler, params, canvas).compile()
+  return _bytes(functools.partial(loop.run, sampler), device, _params(config), canvas)
+
+
+def gradient_bytes(config: ModelConfig, length: int, device: str | None = None) -> int:
+  """Of a loss and its gradient over one row; gradients themselves are results."""
+  model = bind(config)
+
+  def loss(params: Params, noisy: Noisy) -> LossSum:
+    return weighted_cross_entropy(model, params, noisy, (config.vocab - 1,)).total
+
+  ids, numbers = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.float32))
+  noisy = Noisy(
+    inputs_BxW=ids,
+    targets_BxL=ids,
+    weight_BxL=numbers,
+    count_B=jax.ShapeDtypeStruct((1,), jnp.float32),
+    slot_BxW=ids,
+    time_BxW=numbers,
+    mask=jax.eval_shape(lambda slot_BxW: masks.Full()(slot_BxW, length), ids),
+  )
+  return _bytes(jax.value_and_grad(loss), device, _params(config), noisy)
+
+
+def _params(config: ModelConfig) -> Params:
+  """Shapes, in the model's data type: as they are sampled with, or a training's working copy."""
+  shapes = jax.eval_shape(bind(config).init, jax.random.key(0))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), shapes)
+
+
+def _bytes(fn: Callable[..., Any], device: str | None, *shapes: Any) -> int:
+  if device is None:
+    compiled = jax.jit(fn).lower(*shapes).compile()
+  else:
+    compiled = ahead.compile_for(ahead.mesh(device), fn, *shapes)
   return compiled.memory_analysis().temp_size_in_bytes
 
 

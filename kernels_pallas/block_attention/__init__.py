@@ -2,7 +2,7 @@
 
 What depends on the mask alone is the same in all layers, so it is computed once:
 
-  sight = prepare(ranges, [Keys(slot_BxW), Keys(slot_BxS, live_BxS)], heads=32, kv_heads=8)
+  sight = prepare(mask, [Keys(slot_BxW), Keys(slot_BxS, live_BxS)], heads=32, kv_heads=8)
   out = block_attention(q, [Part(k, v), Part(k_YxBxSxKxH, v_YxBxSxKxH, layer)], sight)  # per layer
 """
 
@@ -14,9 +14,20 @@ import jax.numpy as jnp
 
 from kernels_pallas import dispatch
 from kernels_pallas.block_attention import reference, tpu, xla
-from kernels_pallas.block_attention.spec import Heads, Keys, Part, Ranges
+from kernels_pallas.block_attention.spec import Heads, Keys, Mask, Part, visible
+from kernels_pallas.block_attention.tpu import RESIDUALS
 
-__all__ = ["IMPLEMENTATIONS", "Keys", "Part", "Ranges", "Sight", "block_attention", "prepare"]
+__all__ = [
+  "IMPLEMENTATIONS",
+  "RESIDUALS",
+  "Keys",
+  "Mask",
+  "Part",
+  "Sight",
+  "block_attention",
+  "prepare",
+  "visible",
+]
 
 Array = jax.Array
 
@@ -34,12 +45,12 @@ class Sight(Protocol):
 
 
 def prepare(
-  ranges: Ranges,
+  mask: Mask,
   keys: Sequence[Keys],
   *,
   heads: int,
   kv_heads: int,
-  implementation: str | None = None,
+  implementation: dispatch.Names = None,
 ) -> Sight:
   """Which keys of each part the queries see; `block_attention` then runs as `implementation` does.
 
@@ -47,16 +58,16 @@ def prepare(
   agree and `dense` (if given) allows it.
 
   Args:
-    ranges: `dense` is not served by kernels, "tpu" raises NotImplementedError.
+    mask: `dense` is not served by kernels, "tpu" raises NotImplementedError.
     keys: per part, in the order in which `block_attention` is given them.
     heads, kv_heads: of the queries and of the keys, from which kernels choose their tiles.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
-  _check_ranges(ranges, keys)
+  _check_mask(mask, keys)
   if kv_heads < 1 or heads % kv_heads:
     raise ValueError(f"block_attention: {kv_heads=} must divide {heads=}")
   return dispatch.run(
-    "block_attention", IMPLEMENTATIONS, implementation, ranges, keys, Heads(heads, kv_heads)
+    "block_attention", IMPLEMENTATIONS, implementation, mask, keys, Heads(heads, kv_heads)
   )
 
 
@@ -74,18 +85,18 @@ def block_attention(q_BxWxNxH: Array, parts: Sequence[Part], sight: Sight) -> Ar
   return sight.attend(q_BxWxNxH, parts)
 
 
-def _check_ranges(ranges: Ranges, keys: Sequence[Keys]) -> None:
+def _check_mask(mask: Mask, keys: Sequence[Keys]) -> None:
   """Raises ValueError where the arrays do not fit together."""
-  shape = ranges.lo_BxWxR.shape
-  if len(shape) != 3 or ranges.hi_BxWxR.shape != shape:
+  shape = mask.lo_BxWxR.shape
+  if len(shape) != 3 or mask.hi_BxWxR.shape != shape:
     raise ValueError(
-      f"block_attention: lo {shape} and hi {ranges.hi_BxWxR.shape} must both be [B, W, R]"
+      f"block_attention: lo {shape} and hi {mask.hi_BxWxR.shape} must both be [B, W, R]"
     )
-  if (ranges.q_segment_BxW is None) != (ranges.k_segment_BxS is None):
+  if (mask.q_segment_BxW is None) != (mask.k_segment_BxS is None):
     raise ValueError("block_attention: segments are needed of queries and keys, or of neither")
-  if ranges.q_segment_BxW is not None and ranges.q_segment_BxW.shape != shape[:2]:
+  if mask.q_segment_BxW is not None and mask.q_segment_BxW.shape != shape[:2]:
     raise ValueError(
-      f"block_attention: q_segment {ranges.q_segment_BxW.shape} must be {list(shape[:2])}"
+      f"block_attention: q_segment {mask.q_segment_BxW.shape} must be {list(shape[:2])}"
     )
   if not keys:
     raise ValueError("block_attention: at least one set of keys is needed")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from kernels_pallas.block_attention.spec import (
   Heads,
   Keys,
+  Mask,
   Part,
-  Ranges,
   own_layer,
   visible,
   without_dead,
@@ -46,6 +46,6 @@ class Sight:
     return jnp.einsum("bnws,bsnh->bwnh", weight, v_BxSxNxH).astype(q_BxWxNxH.dtype)
 
 
-def prepare(ranges: Ranges, keys: Sequence[Keys], heads: Heads) -> Sight:
+def prepare(mask: Mask, keys: Sequence[Keys], heads: Heads) -> Sight:
   """See `kernels_pallas.block_attention.prepare`."""
-  return Sight(tuple(visible(ranges, part) for part in keys), tuple(part.live_BxS for part in keys))
+  return Sight(tuple(visible(mask, part) for part in keys), tuple(part.live_BxS for part in keys))

@@ -1,10 +1,11 @@
-"""What all implementations take: ranges, keys, and parts. Index conventions as in `dlm.types.Mask`.
+"""What all implementations take: a mask, keys, and parts.
 
 Shape letters: B row, W window of queries, S keys of one part, R ranges, N query heads, K key heads,
 H head dim, Y layers.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,15 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-class Ranges(NamedTuple):
-  """R half-open ranges of key slots per query, and what else must hold (None: nothing else).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Which keys each query may see: `R` half-open ranges of key slots, and equal segments.
 
-  `k_segment` and `dense` are indexed by slot, not by key.
+  Without a cache key j is input j. With a cache key slots are canvas positions, and a window key
+  sits at its own slot. A key is visible iff some range holds it, the segments (if given) agree and
+  `dense` (if given) allows it; slots that are not filled are never visible. `k_segment` and `dense`
+  are indexed by slot, not by key.
   """
 
   lo_BxWxR: Array
@@ -23,6 +29,9 @@ class Ranges(NamedTuple):
   q_segment_BxW: Array | None = None
   k_segment_BxS: Array | None = None
   dense_BxWxS: Array | None = None
+
+  def replace(self, **fields: Any) -> Self:
+    return dataclasses.replace(self, **fields)
 
 
 class Keys(NamedTuple):
@@ -47,21 +56,21 @@ class Heads(NamedTuple):
   keys: int
 
 
-def segment_of(ranges: Ranges, keys: Keys) -> Array:
+def segment_of(mask: Mask, keys: Keys) -> Array:
   """Int [B, S]: the segment of each key."""
-  return jnp.take_along_axis(ranges.k_segment_BxS, keys.slot_BxS, axis=1)
+  return jnp.take_along_axis(mask.k_segment_BxS, keys.slot_BxS, axis=1)
 
 
-def visible(ranges: Ranges, keys: Keys) -> Array:
+def visible(mask: Mask, keys: Keys) -> Array:
   """Dense bool [B, W, S]: which keys of one part each query sees."""
   slot_BxWxSxR = keys.slot_BxS[:, None, :, None]
-  lo, hi = ranges.lo_BxWxR[:, :, None, :], ranges.hi_BxWxR[:, :, None, :]
+  lo, hi = mask.lo_BxWxR[:, :, None, :], mask.hi_BxWxR[:, :, None, :]
   seen_BxWxS = ((lo <= slot_BxWxSxR) & (slot_BxWxSxR < hi)).any(-1)
-  if ranges.q_segment_BxW is not None:
-    seen_BxWxS &= ranges.q_segment_BxW[:, :, None] == segment_of(ranges, keys)[:, None, :]
-  if ranges.dense_BxWxS is not None:
+  if mask.q_segment_BxW is not None:
+    seen_BxWxS &= mask.q_segment_BxW[:, :, None] == segment_of(mask, keys)[:, None, :]
+  if mask.dense_BxWxS is not None:
     index_BxWxS = jnp.broadcast_to(keys.slot_BxS[:, None, :], seen_BxWxS.shape)
-    seen_BxWxS &= jnp.take_along_axis(ranges.dense_BxWxS, index_BxWxS, axis=2)
+    seen_BxWxS &= jnp.take_along_axis(mask.dense_BxWxS, index_BxWxS, axis=2)
   if keys.live_BxS is not None:
     seen_BxWxS &= keys.live_BxS[:, None, :]
   return seen_BxWxS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.block_attention.spec import Heads, Keys, Ranges, segment_of
+from kernels_pallas.block_attention.spec import Heads, Keys, Mask, segment_of
 
 Array = jax.Array
 
@@ -53,24 +53,24 @@ def round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
 
 
-def pack_queries(ranges: Ranges, tile: int) -> Array:
+def pack_queries(mask: Mask, tile: int) -> Array:
   """Int32 [B, C, W]: R rows of lo, R of hi, and one of segments if there are any."""
-  rows = [ranges.lo_BxWxR.swapaxes(1, 2), ranges.hi_BxWxR.swapaxes(1, 2)]
-  if ranges.q_segment_BxW is not None:
-    rows.append(ranges.q_segment_BxW[:, None])
+  rows = [mask.lo_BxWxR.swapaxes(1, 2), mask.hi_BxWxR.swapaxes(1, 2)]
+  if mask.q_segment_BxW is not None:
+    rows.append(mask.q_segment_BxW[:, None])
   q_BxCxW = jnp.concatenate(rows, axis=1).astype(jnp.int32)
   # The last query once more: it adds no tile, and takes from none that it is seen entirely.
   return jnp.pad(q_BxCxW, ((0, 0), (0, 0), (0, -q_BxCxW.shape[2] % tile)), mode="edge")
 
 
-def pack_keys(ranges: Ranges, keys: Keys, tile: int) -> Array:
+def pack_keys(mask: Mask, keys: Keys, tile: int) -> Array:
   """Int32 [B, D, S]: one row of slots, and one of segments if there are any."""
   slot_BxS = keys.slot_BxS
   if keys.live_BxS is not None:
     slot_BxS = jnp.where(keys.live_BxS, slot_BxS, NOWHERE)
   rows = [slot_BxS[:, None]]
-  if ranges.q_segment_BxW is not None:
-    rows.append(segment_of(ranges, keys)[:, None])
+  if mask.q_segment_BxW is not None:
+    rows.append(segment_of(mask, keys)[:, None])
   k_BxDxS = jnp.concatenate(rows, axis=1).astype(jnp.int32)
   extra = -k_BxDxS.shape[2] % tile
   return jnp.pad(k_BxDxS, ((0, 0), (0, 0), (0, extra)), constant_values=NOWHERE)

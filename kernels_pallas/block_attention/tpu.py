@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import shards
 from kernels_pallas.block_attention import tiles as tiling
 from kernels_pallas.block_attention import tpu_backward, tpu_forward
-from kernels_pallas.block_attention.spec import Heads, Keys, Part, Ranges
+from kernels_pallas.block_attention.spec import Heads, Keys, Mask, Part
 from kernels_pallas.block_attention.tpu_forward import PartSight
 
 Array = jax.Array
@@ -50,18 +50,18 @@ class Sight:
 
 
 def prepare(
-  ranges: Ranges, keys: Sequence[Keys], heads: Heads, *, tiles: tiling.Tiles | None = None
+  mask: Mask, keys: Sequence[Keys], heads: Heads, *, tiles: tiling.Tiles | None = None
 ) -> Sight:
   """See `kernels_pallas.block_attention.prepare`. `tiles`: None: see `tiles.choose`."""
-  if ranges.dense_BxWxS is not None:
+  if mask.dense_BxWxS is not None:
     raise NotImplementedError("a dense mask is not made of ranges")
-  window = ranges.lo_BxWxR.shape[1]
+  window = mask.lo_BxWxR.shape[1]
 
   def of_part(part: Keys) -> PartSight:
     cached = part.live_BxS is not None
     size = tiles or tiling.choose(window, part.slot_BxS.shape[1], heads, cached=cached)
-    q_BxCxW = tiling.pack_queries(ranges, size.queries)
-    k_BxDxS = tiling.pack_keys(ranges, part, size.keys)
+    q_BxCxW = tiling.pack_queries(mask, size.queries)
+    k_BxDxS = tiling.pack_keys(mask, part, size.keys)
     some, whole = tiling.visible_tiles(q_BxCxW, k_BxDxS, size)
     return PartSight(
       q_BxCxW=q_BxCxW,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from kernels_pallas.block_attention.spec import (
   Heads,
   Keys,
+  Mask,
   Part,
-  Ranges,
   own_layer,
   visible,
   without_dead,
@@ -63,9 +63,9 @@ class Sight:
     return out.astype(q_BxWxNxH.dtype)
 
 
-def prepare(ranges: Ranges, keys: Sequence[Keys], heads: Heads) -> Sight:
+def prepare(mask: Mask, keys: Sequence[Keys], heads: Heads) -> Sight:
   """See `kernels_pallas.block_attention.prepare`."""
   return Sight(
-    tuple(jnp.where(visible(ranges, part), jnp.float32(0), -jnp.inf) for part in keys),
+    tuple(jnp.where(visible(mask, part), jnp.float32(0), -jnp.inf) for part in keys),
     tuple(part.live_BxS for part in keys),
   )

@@ -29,6 +29,7 @@ from dlm.objectives import (
   dream,
 )
 from dlm.types import Batch
+from kernels_pallas.block_attention import Keys, visible
 from tests.checkers import decoding
 from tests.checkers.objectives import Case, batch_of, close, in_order, replay, same
 
@@ -70,9 +71,9 @@ def by_document(positions) -> np.ndarray:
 
 
 @jax.jit
-def visible(mask):
+def seen_by(mask):
   rows, width = mask.lo_BxWxR.shape[:2]
-  return masks.visible(mask, jnp.broadcast_to(jnp.arange(width), (rows, width)))
+  return visible(mask, Keys(jnp.broadcast_to(jnp.arange(width), (rows, width))))
 
 
 def check_layout(noisy, order, model_input, positions, attention) -> None:
@@ -80,7 +81,7 @@ def check_layout(noisy, order, model_input, positions, attention) -> None:
   rows = np.arange(len(order))
   same(np.take_along_axis(np.asarray(noisy.inputs_BxW), order, 1), model_input)
   same(np.take_along_axis(np.asarray(noisy.slot_BxW), order, 1), positions)
-  seen = np.asarray(visible(noisy.mask))[rows[:, None, None], order[:, :, None], order[:, None]]
+  seen = np.asarray(seen_by(noisy.mask))[rows[:, None, None], order[:, :, None], order[:, None]]
   same(seen, attention)
 
 
@@ -258,7 +259,7 @@ def sbd_attention_mask(case: Case):
   length, block = case.arg("length"), case.arg("block_size")
   start_1xL = jnp.arange(length)[None] // block * block
   same(
-    visible(masks.noisy_clean_from(start_1xL, block, causal_clean=True))[0], case.outputs["mask"]
+    seen_by(masks.noisy_clean_from(start_1xL, block, causal_clean=True))[0], case.outputs["mask"]
   )
 
 

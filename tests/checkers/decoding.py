@@ -141,9 +141,7 @@ def _step(sampler, params, state, chances):
     return loop.step(sampler, params, state)
 
 
-def _score(
-  gumbel_BxLxV, head, spec, *, heat_B, current_BxA, key_B, slot_BxA, gather_BxAxJ, implementation
-):
+def _score(gumbel_BxLxV, head, spec, *, heat_B, current_BxA, key_B, slot_BxA, gather_BxAxJ):
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
   assert heat_B is None, "no recorded policy sets its own temperature"
   cold = dataclasses.replace(spec, temperature=0.0)
@@ -151,7 +149,7 @@ def _score(
     head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
   stats = score(
     head, cold, current_BxA=current_BxA, key_B=key_B, slot_BxA=slot_BxA,
-    gather_BxAxJ=gather_BxAxJ, implementation=implementation,
+    gather_BxAxJ=gather_BxAxJ,
   )  # fmt: skip
   if gumbel_BxLxV is None or spec.temperature == 0:
     return stats

@@ -30,6 +30,7 @@ from dlm.objectives import (
 )
 from dlm.objectives.cross_entropy import cross_entropy
 from dlm.types import Batch, LogitHead, ModelOutput
+from kernels_pallas.block_attention import Keys, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +271,7 @@ def bd3_attention_mask(case: Case):
 
   @jax.jit
   def dense():
-    return masks.visible(masks.noisy_clean(1, length, block), jnp.arange(2 * length)[None])[0]
+    return visible(masks.noisy_clean(1, length, block), Keys(jnp.arange(2 * length)[None]))[0]
 
   same(dense(), case.outputs["mask"])
 

@@ -7,6 +7,7 @@ import pytest
 
 from dlm import masks
 from dlm.models import ModelConfig, bind
+from kernels_pallas.block_attention import Keys, visible
 
 L = 12
 # Untied, and every input its own token: row j of the embedding's gradient is input j and no other.
@@ -142,7 +143,7 @@ def test_noisy_clean_does_not_leak_labels(params):
 
 def test_a_context_hides_what_lies_farther_back():
   slot_1xL = jnp.arange(L)[None]
-  seen = masks.visible(masks.BlockCausal(2, context=6)(slot_1xL, L), slot_1xL)[0]
+  seen = visible(masks.BlockCausal(2, context=6)(slot_1xL, L), Keys(slot_1xL))[0]
   i, j = np.indices((L, L)) // 2
   np.testing.assert_array_equal(seen, (j <= i) & (j > i - 3))
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import masks
 from dlm.objectives import D2f, EfficientDlm, FastDllmV2, IDlm, Llada2Sft, Sdar, Uniform, block
 from dlm.objectives.cross_entropy import cross_entropy
+from kernels_pallas.block_attention import Keys, visible
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Constant, Oracle
 
@@ -116,7 +116,7 @@ def test_inputs_see_what_the_table_says_within_their_document(objective, kind):
     batch = batch.replace(noisable_BxL=batch.noisable_BxL & (batch.segment_BxL < 3))
   mask = oracle.corrupt(objective, 0, batch).mask
   width = mask.lo_BxWxR.shape[1]
-  seen = np.asarray(jax.jit(masks.visible)(mask, jnp.arange(width)[None]))[0]
+  seen = np.asarray(jax.jit(visible)(mask, Keys(jnp.arange(width)[None])))[0]
   np.testing.assert_array_equal(seen, predicate(kind, objective.block))
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import masks
 from dlm.objectives import Annealed, Bd3lm, DiffuLlama, ExactCount, Llada, LladaSft, Mdlm, Shifted
+from kernels_pallas.block_attention import Keys, visible
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Oracle
 
@@ -87,9 +87,9 @@ def seen(objective, step, rows=2):
   mask = jax.jit(objective.corrupt_with)(draws, batch, step).mask
   window = mask.lo_BxWxR.shape[1]
   key_BxS = jnp.broadcast_to(jnp.arange(window), (rows, window))
-  visible = np.asarray(jax.jit(masks.visible)(mask, key_BxS))
-  np.testing.assert_array_equal(visible, np.broadcast_to(visible[0], visible.shape))
-  return visible[0]
+  seen = np.asarray(jax.jit(visible)(mask, Keys(key_BxS)))
+  np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+  return seen[0]
 
 
 def test_attention_opens_from_causal_to_full():

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm import masks
 from dlm.types import Batch, LogitHead, ModelOutput
+from kernels_pallas.block_attention import Keys, visible
 
 STEP = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.8, 0.1, 0.05], [0.25] * 4, [0.1, 0, 0.1, 0.8]])
 STATES = 4
@@ -63,7 +63,7 @@ class Oracle:
     powers = np.stack([np.linalg.matrix_power(STEP, d) for d in range(self.longest + 1)])
     log_step = jnp.asarray(np.log(np.maximum(powers, 1e-30)), jnp.float32)
     width = tokens_BxW.shape[1]
-    seen = masks.visible(mask, jnp.broadcast_to(jnp.arange(width), tokens_BxW.shape))
+    seen = visible(mask, Keys(jnp.broadcast_to(jnp.arange(width), tokens_BxW.shape)))
     seen &= (tokens_BxW != MASK)[:, None, :]
     query = slot_BxW[:, :, None] + self.ahead
     key = slot_BxW[:, None, :]

@@ -19,8 +19,8 @@ def _jitted(name):
     prepare = functools.partial(prepare, tiles=Tiles(queries=16, keys=8))
 
   @jax.jit
-  def run(q_BxWxNxH, parts, ranges, keys):
-    sight = prepare(ranges, keys, Heads(q_BxWxNxH.shape[2], parts[0].k.shape[-2]))
+  def run(q_BxWxNxH, parts, mask, keys):
+    sight = prepare(mask, keys, Heads(q_BxWxNxH.shape[2], parts[0].k.shape[-2]))
     return block_attention(q_BxWxNxH, parts, sight)
 
   return run
@@ -28,7 +28,7 @@ def _jitted(name):
 
 @pytest.fixture(params=["reference", "xla", "tpu"])
 def attend(request):
-  """`prepare` and `block_attention` in one jitted call: attend(q, parts, ranges, keys)."""
+  """`prepare` and `block_attention` in one jitted call: attend(q, parts, mask, keys)."""
   mode = pltpu.force_tpu_interpret_mode() if request.param == "tpu" else contextlib.nullcontext()
   with mode:
     yield _jitted(request.param)

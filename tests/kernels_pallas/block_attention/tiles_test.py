@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from dlm import masks
-from dlm.types import Mask
-from kernels_pallas.block_attention import Keys, Ranges, tpu
+from kernels_pallas.block_attention import Keys, Mask, tpu, visible
 from kernels_pallas.block_attention.spec import Heads
 from kernels_pallas.block_attention.tiles import Tiles
 
@@ -29,8 +28,8 @@ MASKS = {
 }
 
 
-def prepare(ranges, keys, tiles=TILES):
-  return tpu.prepare(ranges, [keys], Heads(1, 1), tiles=tiles).parts[0]
+def prepare(mask, keys, tiles=TILES):
+  return tpu.prepare(mask, [keys], Heads(1, 1), tiles=tiles).parts[0]
 
 
 def met(table, rows, columns):
@@ -50,8 +49,8 @@ def met(table, rows, columns):
 @pytest.mark.parametrize("name", MASKS)
 def test_only_visible_tiles_are_met(name):
   mask, some, whole = MASKS[name]
-  sight = prepare(Ranges(*vars(mask).values()), Keys(SLOT_1xL))
-  seen = np.asarray(masks.visible(mask, SLOT_1xL))[0].reshape(16, 32, 8, 64)
+  sight = prepare(mask, Keys(SLOT_1xL))
+  seen = np.asarray(visible(mask, Keys(SLOT_1xL)))[0].reshape(16, 32, 8, 64)
   expected = seen.any((1, 3)), seen.all((1, 3))
   np.testing.assert_array_equal(met(sight.keys_of, 16, 8), expected)
   np.testing.assert_array_equal(met(sight.queries_of, 8, 16), [x.T for x in expected])
@@ -63,9 +62,7 @@ def test_a_decoding_window_meets_only_live_tiles():
   slot_1xW = jnp.arange(300, 305, dtype=jnp.int32)[None]
   key_1xS = jnp.arange(1000, dtype=jnp.int32)[None]
   mask = masks.Full()(slot_1xW, 1000)
-  sight = prepare(
-    Ranges(mask.lo_BxWxR, mask.hi_BxWxR), Keys(key_1xS, key_1xS < 300), Tiles(16, 128)
-  )
+  sight = prepare(Mask(mask.lo_BxWxR, mask.hi_BxWxR), Keys(key_1xS, key_1xS < 300), Tiles(16, 128))
   some, whole = met(sight.keys_of, 1, 8)
   np.testing.assert_array_equal(some[0], [True] * 3 + [False] * 5)
   # 300 = 2 * 128 + 44. Queries that only fill up the tile of 16 do not make it partial.
@@ -77,8 +74,8 @@ def test_keys_need_not_be_in_order():
   key_2xS = jnp.asarray(np.stack([rng.permutation(L), rng.permutation(L)]), jnp.int32)
   lo_2xWx2 = jnp.asarray(rng.integers(0, L, (2, 64, 2)), jnp.int32)
   hi_2xWx2 = lo_2xWx2 + jnp.asarray(rng.integers(-3, 6, (2, 64, 2)), jnp.int32)
-  sight = prepare(Ranges(lo_2xWx2, hi_2xWx2), Keys(key_2xS), Tiles(8, 16))
-  seen = masks.visible(Mask(lo_2xWx2, hi_2xWx2), key_2xS)
+  sight = prepare(Mask(lo_2xWx2, hi_2xWx2), Keys(key_2xS), Tiles(8, 16))
+  seen = visible(Mask(lo_2xWx2, hi_2xWx2), Keys(key_2xS))
   seen = np.asarray(seen).reshape(16, 8, 32, 16)
   some, _ = met(sight.keys_of, 16, 32)
   np.testing.assert_array_equal(some, seen.any((1, 3)))

@@ -12,8 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.block_attention import (
   Keys,
+  Mask,
   Part,
-  Ranges,
   block_attention,
   prepare,
   tpu,
@@ -35,13 +35,11 @@ def arrays(dtype=jnp.float32, heads=2, kv_heads=1, dim=8):
 
 def causal(keys, *, tiles=None, heads=2, kv_heads=1, implementation="tpu"):
   slot_BxW = jnp.broadcast_to(jnp.arange(W, dtype=jnp.int32), (B, W))
-  ranges = Ranges(jnp.zeros((B, W, 1), jnp.int32), slot_BxW[:, :, None] + 1)
+  mask = Mask(jnp.zeros((B, W, 1), jnp.int32), slot_BxW[:, :, None] + 1)
   parts = [Keys(slot_BxW), Keys(slot_BxW[:, :S], jnp.arange(S)[None] < 20)]
   if tiles is not None:
-    return tpu.prepare(ranges, parts[:keys], Heads(heads, kv_heads), tiles=tiles)
-  return prepare(
-    ranges, parts[:keys], heads=heads, kv_heads=kv_heads, implementation=implementation
-  )
+    return tpu.prepare(mask, parts[:keys], Heads(heads, kv_heads), tiles=tiles)
+  return prepare(mask, parts[:keys], heads=heads, kv_heads=kv_heads, implementation=implementation)
 
 
 def races_of(run):
@@ -114,9 +112,9 @@ def test_what_the_kernels_do_not_serve():
   with pytest.raises(NotImplementedError, match="not float16"):
     block_attention(q, [own], causal(1))
   window = jnp.zeros((1, 4, 1), jnp.int32)
-  ranges = Ranges(window, window, dense_BxWxS=jnp.ones((1, 4, 4), bool))
+  mask = Mask(window, window, dense_BxWxS=jnp.ones((1, 4, 4), bool))
   with pytest.raises(NotImplementedError, match="dense mask"):
-    prepare(ranges, [Keys(window[..., 0])], heads=1, kv_heads=1, implementation="tpu")
+    prepare(mask, [Keys(window[..., 0])], heads=1, kv_heads=1, implementation="tpu")
 
 
 def test_keys_of_another_number_are_refused():

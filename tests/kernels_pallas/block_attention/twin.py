@@ -1,11 +1,11 @@
 """Attention in float64 numpy, and a batch that has one mask a row, as the models make them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks
-from dlm.types import Mask
-from kernels_pallas.block_attention import Keys, Ranges
+from kernels_pallas.block_attention import Keys, Mask
 
 L = 24  # slots of a row; [noisy; clean] halves them
 SLOT_1xL = jnp.arange(L, dtype=jnp.int32)[None]
@@ -23,7 +23,7 @@ MASKS = {
 }
 
 
-def one_row_a_mask() -> Ranges:
+def one_row_a_mask() -> Mask:
   """All of MASKS as the rows of one batch: a missing range is empty, missing segments are equal."""
 
   def two(x_1xWxR):
@@ -34,7 +34,7 @@ def one_row_a_mask() -> Ranges:
   segment_BxL = jnp.concatenate(
     [ones_1xL if mask.q_segment_BxW is None else mask.q_segment_BxW for mask in rows]
   )
-  return Ranges(
+  return Mask(
     jnp.concatenate([two(mask.lo_BxWxR) for mask in rows]),
     jnp.concatenate([two(mask.hi_BxWxR) for mask in rows]),
     segment_BxL,
@@ -42,10 +42,22 @@ def one_row_a_mask() -> Ranges:
   )
 
 
-def visible(ranges: Ranges, keys: Keys) -> np.ndarray:
-  """Bool [B, W, S], by the rule of the models."""
-  seen = np.array(masks.visible(Mask(*ranges), keys.slot_BxS))
-  return seen if keys.live_BxS is None else seen & np.asarray(keys.live_BxS)[:, None]
+def visible(mask: Mask, keys: Keys) -> np.ndarray:
+  """Bool [B, W, S], key by key."""
+  mask, keys = jax.tree.map(np.asarray, (mask, keys))
+  batch, window, _ = mask.lo_BxWxR.shape
+  seen = np.zeros((batch, window, keys.slot_BxS.shape[1]), bool)
+  for b, w, s in np.ndindex(seen.shape):
+    slot = keys.slot_BxS[b, s]
+    ranges = zip(mask.lo_BxWxR[b, w], mask.hi_BxWxR[b, w], strict=True)
+    seen[b, w, s] = any(lo <= slot < hi for lo, hi in ranges)
+    if mask.q_segment_BxW is not None:
+      seen[b, w, s] &= mask.q_segment_BxW[b, w] == mask.k_segment_BxS[b, slot]
+    if mask.dense_BxWxS is not None:
+      seen[b, w, s] &= mask.dense_BxWxS[b, w, slot]
+    if keys.live_BxS is not None:
+      seen[b, w, s] &= keys.live_BxS[b, s]
+  return seen
 
 
 def attention(q_BxWxNxH, k_BxSxKxH, v_BxSxKxH, seen_BxWxS) -> np.ndarray:

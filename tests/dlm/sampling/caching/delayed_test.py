@@ -20,7 +20,12 @@ from tests.dlm.models.small import jitter
 
 M = MASK = 22
 SLOTS, BLOCK = 16, 6
-MODEL = bind(ModelConfig(vocab=23, width=16, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=24))
+MODEL = bind(
+  ModelConfig(
+    vocab=23, width=16, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=24,
+    implementation="reference",
+  )
+)  # fmt: skip
 ROWS = [[3] + [M] * 12, [1, 2, 3, 4, 5] + [M] * 11, [7, 8, M, M, M], [6, M, 1, 2, M, 5, 5, 5, 5, M]]
 
 run, start, step = (jax.jit(f, static_argnums=0) for f in (loop.run, loop.start, loop.step))
@@ -43,7 +48,7 @@ def two_widths(monkeypatch, request):
 
 def sampler(plan, policy, **fields):
   fields = {"sees": masks.Full(), "block": BLOCK, "max_forwards": 60, "mask_id": MASK} | fields
-  return Sampler(MODEL, policy, plan, implementation="reference", **fields)
+  return Sampler(MODEL, policy, plan, **fields)
 
 
 def canvas_of(rows, row_ids=None):
