@@ -1,8 +1,11 @@
 """Grouped-query attention over the window's own keys and, with a cache, over the cached ones."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import struct
 
+from dlm.models import cache
+from dlm.models.cache import Stored
 from dlm.models.layers import Einsum, RMSNorm, rotate
 from dlm.models.presets import ModelConfig
 from dlm.types import Array
@@ -15,6 +18,7 @@ class Shared:
 
   rotary: tuple[Array, Array]  # cosines and sines of the window's slots
   sight: Sight  # of the window's own keys, and of the cached ones if there are any
+  target_BxW: Array | None  # cache slots that the window's keys go to; None: they are not kept
   time_BxWxC: Array | None  # embedded noise level; [1, 1, C] where it is the same everywhere
   level_BxW: Array | None  # noise level itself; None where no layer reads it
   live_BxW: Array  # bool: real tokens, not padding
@@ -26,9 +30,9 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxWxD: Array, cached: Part | None, shared: Shared
-  ) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the output and the window's keys and values; `cached` holds those of all layers."""
+    self, x_BxWxD: Array, stored: Stored | None, layer: Array, shared: Shared
+  ) -> tuple[Array, Stored | None]:
+    """Returns the output, and the keys and values of all layers with the window's among them."""
     cfg = self.config
 
     def project(name: str, heads: int, axis: str) -> Array:
@@ -45,8 +49,17 @@ class Attention(nn.Module):
     q_BxWxNxH = rotate(q_BxWxNxH, shared.rotary)
     k_BxWxKxH = rotate(k_BxWxKxH, shared.rotary)
 
-    parts = [Part(k_BxWxKxH, v_BxWxKxH), *([] if cached is None else [cached])]
+    parts = [Part(k_BxWxKxH, v_BxWxKxH)]
+    if stored is not None:
+      parts.append(Part(*stored, layer))
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")
     out = Einsum("...NH,NHD->...D", shape, names, gain=self.out_gain, name="out")
-    return out(block_attention(q_BxWxNxH, parts, shared.sight)), (k_BxWxKxH, v_BxWxKxH)
+    y_BxWxD = out(block_attention(q_BxWxNxH, parts, shared.sight))
+    if shared.target_BxW is not None:
+      # XLA writes in place only what has been read by then, and on CPU it goes by dependencies: so
+      # the slots depend on the output, by a comparison that is never true.
+      nowhere = stored[0].shape[2]
+      target_BxW = jnp.where(y_BxWxD[:, :, 0] > jnp.inf, nowhere, shared.target_BxW)
+      stored = cache.put(stored, (k_BxWxKxH, v_BxWxKxH), layer, target_BxW)
+    return y_BxWxD, stored

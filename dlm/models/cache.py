@@ -1,8 +1,10 @@
-"""Keys and values by canvas position: read layer by layer, written once after all layers."""
+"""Keys and values by canvas position: every layer reads its own, then writes the window's."""
 
 import jax.numpy as jnp
 
 from dlm.types import Array, KVCache
+
+Stored = tuple[Array, Array]  # keys and values
 
 
 def empty(
@@ -16,25 +18,29 @@ def empty(
   )
 
 
-def write(
-  cache: KVCache, k_YxBxWxKxH: Array, v_YxBxWxKxH: Array, slot_BxW: Array, write_BxW: Array
-) -> KVCache:
-  """Puts the window's keys into their slots where `write`; all else stays, bit for bit.
+def targets(slot_BxW: Array, write_BxW: Array, slots: int) -> Array:
+  """The slot that each of the window's keys goes to; those that go nowhere: one past the last."""
+  return jnp.where(write_BxW, slot_BxW, slots)
+
+
+def put(stored: Stored, new: Stored, layer: Array, target_BxW: Array) -> Stored:
+  """A layer's new keys and values [B, W, K, H] in their slots; all else stays, bit for bit.
 
   One scatter a tensor, so that a donated or looped cache is updated in place.
   """
-  batch, slots = cache.filled_BxS.shape
-  row_Bx1 = jnp.arange(batch)[:, None]
-  slot_BxW = jnp.where(write_BxW, slot_BxW, slots)  # past the end: dropped
+  row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
 
-  def put(store: Array, new: Array) -> Array:
-    return store.at[:, row_Bx1, slot_BxW].set(new.astype(store.dtype), mode="drop")
+  def one(store_YxBxSxKxH: Array, new_BxWxKxH: Array) -> Array:
+    own = new_BxWxKxH.astype(store_YxBxSxKxH.dtype)
+    return store_YxBxSxKxH.at[layer, row_Bx1, target_BxW].set(own, mode="drop")
 
-  return KVCache(
-    k_YxBxSxKxH=put(cache.k_YxBxSxKxH, k_YxBxWxKxH),
-    v_YxBxSxKxH=put(cache.v_YxBxSxKxH, v_YxBxWxKxH),
-    filled_BxS=cache.filled_BxS.at[row_Bx1, slot_BxW].set(True, mode="drop"),
-  )
+  return one(stored[0], new[0]), one(stored[1], new[1])
+
+
+def filled(filled_BxS: Array, target_BxW: Array) -> Array:
+  """Which slots hold keys after that."""
+  row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
+  return filled_BxS.at[row_Bx1, target_BxW].set(True, mode="drop")
 
 
 def in_window(slot_BxW: Array, slots: int) -> Array:

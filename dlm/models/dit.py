@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from dlm.models.attention import Attention, Shared
+from dlm.models.cache import Stored
 from dlm.models.layers import Einsum
 from dlm.models.presets import ModelConfig
 from dlm.types import Array
-from kernels_pallas.block_attention import Part
 
 
 class LayerNorm(nn.Module):
@@ -75,20 +75,19 @@ class DitBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxWxD: Array, layer: Array, stored: tuple[Array, Array] | None, shared: Shared
-  ) -> tuple[Array, tuple[tuple[Array, Array] | None, dict[str, Array]]]:
+    self, carry: tuple[Array, Stored | None], layer: Array, shared: Shared
+  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
     """As `transformer.Block`."""
-    cfg = self.config
+    cfg, (x_BxWxD, stored) = self.config, carry
     out_gain = (2 * cfg.layers) ** -0.5
     parts = Modulation(6, cfg.width, name="modulation")(shared.time_BxWxC)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-    cached = None if stored is None else Part(*stored, layer)
     y = modulated(LayerNorm(cfg.norm_eps, name="attention_norm")(x_BxWxD), shift, scale)
-    y, keys = Attention(cfg, out_gain, name="attention")(y, cached, shared)
+    y, stored = Attention(cfg, out_gain, name="attention")(y, stored, layer, shared)
     x_BxWxD += gate * y
     y = modulated(LayerNorm(cfg.norm_eps, name="mlp_norm")(x_BxWxD), mlp_shift, mlp_scale)
     x_BxWxD += mlp_gate * GeluMlp(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
-    return x_BxWxD, (None if cached is None else keys, {})
+    return (x_BxWxD, stored), {}
 
 
 class DitHead(nn.Module):

@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Shared
+from dlm.models.cache import Stored
 from dlm.models.dit import DitBlock, DitHead
 from dlm.models.experts import EXPERT_PRODUCT
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
 from dlm.models.moe import Moe
 from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
-from kernels_pallas.block_attention import Keys, Part, Sight, prepare
+from kernels_pallas.block_attention import RESIDUALS, Keys, Sight, prepare
 
 
 class Block(nn.Module):
@@ -39,13 +40,13 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxWxD: Array, layer: Array, stored: tuple[Array, Array] | None, shared: Shared
-  ) -> tuple[Array, tuple[tuple[Array, Array] | None, dict[str, Array]]]:
-    """`stored`: keys and values of all layers, of which the block reads those of `layer`.
+    self, carry: tuple[Array, Stored | None], layer: Array, shared: Shared
+  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
+    """`carry`: the stream, and keys and values of all layers, None without a cache.
 
-    Returns the stream, the window's keys and values if there is a cache, and the router's facts.
+    Returns both as they are after `layer`, and the router's facts.
     """
-    cfg = self.config
+    cfg, (x_BxWxD, stored) = self.config, carry
     out_gain = (2 * cfg.layers) ** -0.5  # the residual stream keeps its scale at any depth
     attention_change, mlp_change = None, None
     if cfg.time_conditioned:
@@ -64,9 +65,8 @@ class Block(nn.Module):
       x = RMSNorm(cfg.norm_eps, ("embed",), name=name)(x)
       return x if change is None else x * (1 + change[0]) + change[1]
 
-    cached = None if stored is None else Part(*stored, layer)
-    y, keys = Attention(cfg, out_gain, name="attention")(
-      normed("attention_norm", x_BxWxD, attention_change), cached, shared
+    y, stored = Attention(cfg, out_gain, name="attention")(
+      normed("attention_norm", x_BxWxD, attention_change), stored, layer, shared
     )
     x_BxWxD = residual(x_BxWxD, y, attention_change)
     y, facts = normed("mlp_norm", x_BxWxD, mlp_change), {}
@@ -74,7 +74,7 @@ class Block(nn.Module):
       y, facts = Moe(cfg, out_gain, name="moe")(y, shared.live_BxW, shared.level_BxW)
     else:
       y = SwiGLU(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
-    return residual(x_BxWxD, y, mlp_change), (None if cached is None else keys, facts)
+    return (residual(x_BxWxD, y, mlp_change), stored), facts
 
 
 class Transformer(nn.Module):
@@ -103,11 +103,11 @@ class Transformer(nn.Module):
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     if soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
-    shared = self._shared(slot_BxW, mask, time_BxW, cache)
+    shared = self._shared(slot_BxW, mask, time_BxW, cache, write_BxW)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
-    x_BxWxD, keys, facts = self._layers(x_BxWxD, stored, shared)
+    (x_BxWxD, stored), facts = self._layers((x_BxWxD, stored), shared)
     if write_BxW is not None:
-      cache = kv_cache.write(cache, *keys, slot_BxW, write_BxW)
+      cache = KVCache(*stored, kv_cache.filled(cache.filled_BxS, shared.target_BxW))
 
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
@@ -127,10 +127,15 @@ class Transformer(nn.Module):
     return self.param(name, init, (cfg.vocab, cfg.width))
 
   def _shared(
-    self, slot_BxW: Array, mask: Mask, time_BxW: Array | None, cache: KVCache | None
+    self,
+    slot_BxW: Array,
+    mask: Mask,
+    time_BxW: Array | None,
+    cache: KVCache | None,
+    write_BxW: Array | None,
   ) -> Shared:
     cfg = self.config
-    time_BxWxC, dtype = None, jnp.dtype(cfg.dtype)
+    time_BxWxC, target_BxW, dtype = None, None, jnp.dtype(cfg.dtype)
     if cfg.dit:
       embed = TimeEmbedding(cfg.dit, DIT_SINUSOIDS, bias=True, name="time")
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
@@ -139,9 +144,12 @@ class Transformer(nn.Module):
     key_BxW = slot_BxW
     if cache is None:
       key_BxW = jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
+    if write_BxW is not None:
+      target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
     return Shared(
       rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base),
       sight=self._sight(key_BxW, mask, cache),
+      target_BxW=target_BxW,
       time_BxWxC=time_BxWxC,
       level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
       live_BxW=masks.live(mask, key_BxW),
@@ -160,20 +168,18 @@ class Transformer(nn.Module):
     )
 
   def _layers(
-    self, x_BxWxD: Array, stored: tuple[Array, Array] | None, shared: Shared
-  ) -> tuple[Array, tuple[Array, Array] | None, dict[str, Array]]:
-    """All layers: plain ones, then those with experts. Keys of all of them, facts of the latter."""
+    self, carry: tuple[Array, Stored | None], shared: Shared
+  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
+    """All layers: plain ones, then those with experts, whose facts are returned."""
     dense, routed = self.config.stacks()
-    keys, facts = [], {}
+    facts = {}
     if dense:
       stack = self._stack("dense_layers" if routed else "layers", dense, routed=False)
-      x_BxWxD, (own, _) = stack(x_BxWxD, jnp.arange(dense), stored, shared)
-      keys.append(own)
+      carry, _ = stack(carry, jnp.arange(dense), shared)
     if routed:
       stack = self._stack("layers", routed, routed=True)
-      x_BxWxD, (own, facts) = stack(x_BxWxD, dense + jnp.arange(routed), stored, shared)
-      keys.append(own)
-    return x_BxWxD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *keys), facts
+      carry, facts = stack(carry, dense + jnp.arange(routed), shared)
+    return carry, facts
 
   def _stack(self, name: str, layers: int, *, routed: bool) -> nn.Module:
     """One traced block for all its layers, so that compile time does not grow with depth.
@@ -186,7 +192,8 @@ class Transformer(nn.Module):
     keep = None
     if not cfg.remat:
       keep = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(EXPERT_PRODUCT)
+        policies.dots_with_no_batch_dims_saveable,
+        policies.save_only_these_names(EXPERT_PRODUCT, RESIDUALS),
       )
     kind, options = (DitBlock, {}) if cfg.dit else (Block, {"routed": routed})
     block = nn.remat(kind, prevent_cse=False, policy=keep)
@@ -194,8 +201,7 @@ class Transformer(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      # The cache goes in whole: a stack that were given its layers of it would need a copy.
-      in_axes=(0, nn.broadcast, nn.broadcast),
+      in_axes=(0, nn.broadcast),
       length=layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )

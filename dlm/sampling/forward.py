@@ -1,6 +1,7 @@
 """One forward of the loop: which slots, the model over them, and what is read off its logits."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def forward(
     act_B=act_B, key_B=key_B, soft_BxLxD=soft_BxLxD, gather_BxAxJ=gather_BxAxJ,
   )  # fmt: skip
 
-  def whole() -> tuple[TokenStats, KVCache | None]:
+  def whole(cache: KVCache | None) -> tuple[TokenStats, KVCache | None]:
     emptied = cache
     if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
       stale_BxS = jnp.broadcast_to(act_B[:, None], canvas.open_BxL.shape)
@@ -87,7 +88,7 @@ def forward(
 
   if not sampler.plan.cached:
     shadows = sampler.block if getattr(sampler.policy, "judges", False) else 0
-    stats, _ = whole()
+    stats, _ = whole(None)
     return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B + shadows)
 
   window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
@@ -97,15 +98,34 @@ def forward(
   need = jnp.where(act_B, size_B, 0).max()
   ladder = _ladder(sampler, slots)
 
-  def window() -> tuple[TokenStats, KVCache | None]:
-    rungs = [functools.partial(over, cache, window_BxL, width) for width in ladder]
-    rung = jnp.searchsorted(jnp.array(ladder), need)
-    return jax.lax.switch(jnp.minimum(rung, len(ladder) - 1), rungs)
-
-  stats, cache = jax.lax.cond(full, whole, window)
+  rung = jnp.minimum(jnp.searchsorted(jnp.array(ladder), need), len(ladder) - 1)
+  runs = [(full, whole)]
+  for i, width in enumerate(ladder):
+    runs.append((~full & (rung == i), lambda cache, width=width: over(cache, window_BxL, width)))
+  stats, cache = _the_one(runs, cache)
   computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
   queries_B = jnp.where(full, canvas.length_B, size_B)
   return Scored(stats, _scored(sampler, canvas, computed_BxL), cache, queries_B)
+
+
+def _the_one(
+  runs: list[tuple[Array, Callable[[KVCache], tuple[TokenStats, KVCache]]]], cache: KVCache
+) -> tuple[TokenStats, KVCache]:
+  """`run(cache)` of the one pair whose first is True.
+
+  By loops of one turn or none: XLA updates what a loop carries in place, where branches of a
+  conditional would copy the cache at every forward (it stands several times in memory then).
+  """
+  shapes, _ = jax.eval_shape(runs[0][1], cache)
+  stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  for due, run in runs:
+
+    def turn(carry, run=run):
+      _, _, cache = carry
+      return (jnp.zeros((), bool), *run(cache))
+
+    _, stats, cache = jax.lax.while_loop(lambda carry: carry[0], turn, (due, stats, cache))
+  return stats, cache
 
 
 def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:

@@ -146,29 +146,34 @@ def test_write_touches_only_what_it_is_told():
   k, v = (jnp.asarray(rng.normal(size=(2, 2, 3, 1, 3)), jnp.float32) for _ in range(2))
   slot = jnp.array([[1, 2, 3], [5, 0, 6]], jnp.int32)  # 6 is beyond the last slot
   ask = jnp.array([[1, 0, 1], [1, 0, 1]], bool)
-  after = kv_cache.write(cache, k, v, slot, ask)
+  target = kv_cache.targets(slot, ask, 6)
+  after_k, after_v = stored = cache.k_YxBxSxKxH, cache.v_YxBxSxKxH
+  for layer in range(2):
+    after_k, after_v = stored = kv_cache.put(stored, (k[layer], v[layer]), layer, target)
 
   want_k, want_v = np.array(cache.k_YxBxSxKxH), np.array(cache.v_YxBxSxKxH)
   for row, w, s in ((0, 0, 1), (0, 2, 3), (1, 0, 5)):
     want_k[:, row, s], want_v[:, row, s] = k[:, row, w], v[:, row, w]
-  np.testing.assert_array_equal(after.k_YxBxSxKxH, want_k)
-  np.testing.assert_array_equal(after.v_YxBxSxKxH, want_v)
-  np.testing.assert_array_equal(after.filled_BxS, [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]])
+  np.testing.assert_array_equal(after_k, want_k)
+  np.testing.assert_array_equal(after_v, want_v)
+  filled = kv_cache.filled(cache.filled_BxS, target)
+  np.testing.assert_array_equal(filled, [[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]])
 
 
 def test_writing_in_a_loop_copies_no_cache():
   cache = kv_cache.empty(
     layers=2, batch=2, slots=4096, kv_heads=2, head_dim=8, dtype=jnp.dtype("float32")
   )
-  fresh = jnp.ones((2, 2, 4, 2, 8), jnp.float32)
+  fresh = (jnp.ones((2, 4, 2, 8), jnp.float32),) * 2
 
   def fill(cache):
     def body(carry):
-      turn, cache = carry
-      slot = windows([0, 4], 4) + 4 * turn
-      return turn + 1, kv_cache.write(cache, fresh, fresh, slot, slot >= 0)
+      turn, stored = carry
+      target = windows([0, 4], 4) + 4 * turn
+      return turn + 1, kv_cache.put(stored, fresh, turn % 2, target)
 
-    return jax.lax.while_loop(lambda carry: carry[0] < 8, body, (0, cache))[1]
+    stored = cache.k_YxBxSxKxH, cache.v_YxBxSxKxH
+    return jax.lax.while_loop(lambda carry: carry[0] < 8, body, (0, stored))[1]
 
   memory = jax.jit(fill, donate_argnums=0).lower(cache).compile().memory_analysis()
   assert memory.temp_size_in_bytes < cache.k_YxBxSxKxH.nbytes / 4
