@@ -1,7 +1,4 @@
-"""The same statistics by a TPU kernel: one pass over the unembedding, no logits outside VMEM.
-
-Where top-k or top-p cut, XLA's passes find the cut first.
-"""
+"""The same statistics by a TPU kernel: one pass over the unembedding, no logits outside VMEM."""
 
 import functools
 
@@ -11,7 +8,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import vmem, vocabulary
-from kernels_pallas.token_stats import passes
 from kernels_pallas.token_stats import tile as tiles
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 from kernels_pallas.vocabulary import Held
@@ -34,16 +30,17 @@ def token_stats(
   """See `kernels_pallas.token_stats.token_stats`. `tile`: rows and ids (None: `vmem.tile_sizes`).
 
   Raises:
-    NotImplementedError: the spec asks for the mean embedding, or the width is too large for VMEM.
+    NotImplementedError: top-k or top-p cut, the spec asks for the mean embedding, or the width is
+      too large for VMEM.
   """
+  if spec.cuts(held.total):
+    # XLA would find it from sums in another order, and the id that it is the logit of might fall
+    # just below: with top_k=1 no id would be left.
+    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
   if spec.soft:
     raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
   (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
-  lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
-  sweep = passes.over_tiles(
-    hidden_RxD, unembed_VxD, held, forbidden=spec.forbidden, soft_cap=soft_cap
-  )
-  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, lowest_R, held))
+  asked = tiles.asked(spec, inputs, None)
 
   def empty(rows: int) -> tiles.State:
     lowest_Rx1 = jnp.full((rows, 1), -jnp.inf, jnp.float32)

@@ -1,4 +1,7 @@
-"""Every test of the op runs on every implementation, those in tiles also with ragged ones."""
+"""Every test of the op runs on every implementation, those in tiles also with ragged ones.
+
+"tpu" leaves some specs to the next implementation, and so do tests that name both: see `dispatch`.
+"""
 
 import contextlib
 import functools
@@ -7,27 +10,38 @@ import jax
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels_pallas import dispatch
 from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs
 from kernels_pallas.vocabulary import Held
 
 PARAMS = {
-  "reference": ("reference", None),
-  "xla": ("xla", None),
-  "xla in tiles of 7": ("xla", 7),
-  "tpu": ("tpu", (128, 16)),  # at most
+  "reference": (("reference",), None),
+  "xla": (("xla",), None),
+  "xla in tiles of 7": (("xla",), 7),
+  "tpu": (("tpu", "xla"), (128, 16)),  # at most
 }
 
 
 @functools.cache
 def _jitted(param):
-  name, tile = PARAMS[param]
-  implementation = IMPLEMENTATIONS[name]
+  names, tile = PARAMS[param]
+  table = dict(IMPLEMENTATIONS)
   if tile is not None:
-    implementation = functools.partial(implementation, tile=tile)
+    table[names[0]] = functools.partial(table[names[0]], tile=tile)
 
   def whole(hidden_RxD, unembed_VxD, *, spec, inputs, soft_cap):
     held = Held(0, unembed_VxD.shape[0])
-    return implementation(hidden_RxD, unembed_VxD, spec, inputs, held=held, soft_cap=soft_cap)
+    return dispatch.run(
+      "token_stats",
+      table,
+      names,
+      hidden_RxD,
+      unembed_VxD,
+      spec,
+      inputs,
+      held=held,
+      soft_cap=soft_cap,
+    )
 
   return jax.jit(whole, static_argnames=("spec", "soft_cap"))
 

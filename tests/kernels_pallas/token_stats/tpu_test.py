@@ -49,10 +49,23 @@ def test_tiles_of_ids_in_any_order_would_race(monkeypatch):
   assert races_of_a_run()[1]
 
 
-def test_mean_embeddings_are_left_to_others():
-  embed_VxD = jnp.ones((5, 3))
+@pytest.mark.parametrize(
+  "spec,match",
+  [
+    (StatSpec(temperature=1.0, top_k=1), "top-k and top-p cut"),
+    (StatSpec(shaped=True, top_p=0.9), "top-k and top-p cut"),
+    (StatSpec(soft=True), "averages no embeddings"),
+  ],
+  ids=str,
+)
+def test_what_is_left_to_others(spec, match):
   call = functools.partial(
-    token_stats, jnp.ones((2, 4)), jnp.ones((5, 4)), StatSpec(soft=True), embed_VxD=embed_VxD
+    token_stats,
+    jnp.ones((2, 4)),
+    jnp.ones((5, 4)),
+    spec,
+    key_R=jax.random.split(jax.random.key(0), 2),
+    embed_VxD=jnp.ones((5, 3)),
   )
-  with pytest.raises(NotImplementedError, match="averages no embeddings"):
+  with pytest.raises(NotImplementedError, match=match):
     call(implementation="tpu")
