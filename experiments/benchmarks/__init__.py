@@ -6,6 +6,7 @@ from experiments.benchmarks import (
   decoding,
   kernels,
   memory,
+  moe,
   sampling,
   training,
   weights,
@@ -20,5 +21,6 @@ SUITES = {
   "compile": compilation.run,
   "memory": memory.run,
   "weights": weights.run,
+  "moe": moe.run,
 }
 SIZES = ("tiny", "default")
