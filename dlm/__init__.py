@@ -11,8 +11,10 @@ and in `dlm/generate.py` + `dlm/sampling/loop.py`:
 The tree. Start with `types.py`: the values and protocols that all others speak.
 
   kernels_pallas/  one folder an op, one function each, several implementations behind it:
-                   token_stats (hidden x unembedding -> statistics per token) and linear_xent
-                   (-> cross-entropy); [rows, V] logits never exist in memory
+                   token_stats (hidden x unembedding -> statistics per token), linear_xent
+                   (-> cross-entropy): [rows, V] logits never exist in memory; block_attention
+                   (masks are ranges of keys). dispatch chooses, shards splits an op over a mesh,
+                   ahead compiles for devices that are not here
   dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
@@ -36,7 +38,7 @@ name table of its folder's `__init__`, one test that holds the authors' numbers,
 
 Imports point one way; tests/layering_test.py holds the table:
 
-  kernels_pallas -> jax                               types -> kernels_pallas.token_stats
+  kernels_pallas -> jax                               types -> kernels_pallas (its words)
   masks, diffusion, parallel -> types                 data -> numpy alone
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
