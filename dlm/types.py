@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from kernels_pallas.block_attention import Mask
-from kernels_pallas.dispatch import Names
 from kernels_pallas.token_stats import StatSpec, TokenStats
 
 Array = jax.Array
 Params = Any
 State = Any
 
-__all__ = ["Mask", "Names", "StatSpec", "TokenStats"]  # the kernels' own words, spoken by all
+__all__ = ["Mask", "StatSpec", "TokenStats"]  # the kernels' own words, spoken by all
 
 
 # ---------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ class LogitHead:
   unembed_VxD: Array
   embed_VxD: Array | None = None  # the input side, of which `StatSpec.soft` takes the mean
   soft_cap: float | None = struct.field(pytree_node=False, default=None)
-  implementation: Names = struct.field(pytree_node=False, default=None)  # of the ops over it
+  implementation: str | None = struct.field(pytree_node=False, default=None)  # of the ops over it
 
 
 @struct.dataclass

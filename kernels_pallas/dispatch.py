@@ -1,9 +1,15 @@
-"""Chooses an implementation: the fastest that this machine has, or what is named."""
+"""Chooses an implementation: the fastest that this machine has, or what is named.
+
+A name is one of NAMES, or several with commas between them, of which the first that can is called:
+an op need not have all of them, so "gpu,xla" serves a whole model.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+
+NAMES = ("reference", "xla", "tpu", "gpu")
 
 # The GPU kernels compile for an H100 and agree with the reference in interpret mode, but no GPU has
 # run them yet: until `benchmark --suite=kernels` shows there that they win, they must be named.
@@ -22,33 +28,34 @@ def backend() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-Names = str | tuple[str, ...] | None  # of an implementation: one, the first that can of some, any
+def check(implementation: str | None) -> None:
+  """ValueError where a name is unknown, before anything is traced."""
+  unknown = [] if implementation is None else set(implementation.split(",")) - set(NAMES)
+  if unknown:
+    raise ValueError(f"{implementation=}: names, with commas between them, are {', '.join(NAMES)}")
 
 
 def run(
-  op: str, table: Mapping[str, Callable], implementation: Names, *args: Any, **kwargs: Any
+  op: str, table: Mapping[str, Callable], implementation: str | None, *args: Any, **kwargs: Any
 ) -> Any:
   """Calls `table[implementation](*args, **kwargs)`; None: the first of the backend's that can.
-
-  Of several names the first that can is called, and this op need not have all of them.
 
   An implementation raises NotImplementedError where it does not serve these arguments or this
   machine (the next is tried) and ValueError where the caller is mistaken (nothing else is tried).
 
   Raises:
-    ValueError: the named implementation is not in the table.
-    NotImplementedError: none can; the message holds the reason of each. A named one: its own.
+    ValueError: a name is unknown, or the op has none of those that are named.
+    NotImplementedError: none can; the message holds the reason of each.
   """
-  if isinstance(implementation, str):
-    if implementation not in table:
+  if implementation is None:
+    names = _ORDER.get(backend(), _ORDER_ELSEWHERE)
+  else:
+    check(implementation)
+    names = implementation.split(",")
+    if not set(names) & set(table):
       raise ValueError(f"{op}: {implementation=} is not one of {', '.join(table)}")
-    return table[implementation](*args, **kwargs)
-  if implementation and not set(implementation) & set(table):
-    raise ValueError(f"{op}: {implementation=} has none of {', '.join(table)}")
-  reasons = []
-  for name in implementation or _ORDER.get(backend(), _ORDER_ELSEWHERE):
-    if name not in table:
-      continue
+  served, reasons = [name for name in names if name in table], []
+  for name in served:
     try:
       return table[name](*args, **kwargs)
     except NotImplementedError as error:

@@ -48,8 +48,7 @@ LAYERS = {
   "kernels_pallas": Layer((), ("jax",)),
   "dlm": Layer(),  # the map alone
   "dlm.types": Layer(
-    tuple(f"kernels_pallas.{name}" for name in ("block_attention", "dispatch", "token_stats")),
-    ("jax", "flax"),
+    ("kernels_pallas.block_attention", "kernels_pallas.token_stats"), ("jax", "flax")
   ),
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),

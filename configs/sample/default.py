@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
   config.stop = "stop"  # stop, stop_block, fill, fill_block, never: what a stop id does
   config.context = 0  # slots that a token sees at most, of a block-causal model; 0: all
   config.bos = False  # rows begin with the token that begins texts
+  config.implementation = placeholder(str)  # of kernels, as xla or gpu,xla; unset: the best here
   config.least_entropy = 0.0  # nats of 256 tokens; a text that varies less ends before them; 0: off
   config.seed = 0
   config.batch = 8

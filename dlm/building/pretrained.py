@@ -17,8 +17,8 @@ from dlm.weights import Source
 from dlm.weights.adapt import with_mask_row
 from dlm.weights.families import FAMILIES
 
-# What a run that goes on from a checkpoint may choose for itself: neither changes a parameter.
-FREE = ("dtype", "remat")
+# What a run that goes on from a checkpoint may choose for itself: none changes a parameter.
+FREE = ("dtype", "remat", "implementation")
 # Of experts (`model.moe`) it may choose how they are routed, all but what parameters there are.
 EXPERTS = ("experts", "mlp", "shared", "dense_layers", "bias")
 # Beside these the fields that mean the same whoever chooses; others are of one choice alone.
@@ -87,6 +87,7 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
     return _of_source(weights.open_source(directory))
   config = tables.plain(checkpoint.read_json(directory, "config.json"))
+  tables.table(config, "model").pop("implementation", None)  # that of the machine it came from
   tokenizer = models.saved_tokenizer(directory)
   return Pretrained(
     directory=directory,

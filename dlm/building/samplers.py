@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from dlm import masks
 from dlm.building import pools, tables
-from dlm.models.bind import Model
+from dlm.models.bind import Model, bind
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import ALIGNMENTS
@@ -42,6 +42,7 @@ class Sampling:
   context: int = 0
   bos: bool = False
   least_entropy: float = 0.0
+  implementation: str | None = None
   seed: int = 0
   batch: int = 8
   parallel: str = "shard_map"
@@ -99,7 +100,7 @@ def sampling(
   plan = _plan(config, sees, own, policy, whole_pools)
   pools.check(moe, facts, plan, policy, whole_pools)
   sampler = Sampler(
-    denoise=pools.dropless(model),
+    denoise=_served(pools.dropless(model), own.implementation),
     policy=policy,
     plan=plan,
     sees=sees,
@@ -126,6 +127,13 @@ def sampling(
     drafter=None if drafter is None else _drafter(*drafter, facts, block),
   )
   return sampler, own
+
+
+def _served(model: Model, implementation: str | None) -> Model:
+  """The model, whose ops run by `implementation` if one is named."""
+  if implementation is None:
+    return model
+  return bind(dataclasses.replace(model.config, implementation=implementation))
 
 
 def _clock(model: Model, facts: Mapping[str, Any], block: int) -> Clock | None:

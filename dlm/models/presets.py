@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 from dlm.models.moe_config import MoeConfig
-from kernels_pallas.dispatch import Names
+from kernels_pallas import dispatch
 
 TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
 DIT_SINUSOIDS = 256  # from which DiT makes it
@@ -78,7 +78,7 @@ class ModelConfig:
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
-  implementation: Names = None  # of attention and the head's ops; None: the backend's best
+  implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):
@@ -106,6 +106,7 @@ class ModelConfig:
       )
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
+    dispatch.check(self.implementation)
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig: dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
 

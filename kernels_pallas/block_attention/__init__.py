@@ -50,7 +50,7 @@ def prepare(
   *,
   heads: int,
   kv_heads: int,
-  implementation: dispatch.Names = None,
+  implementation: str | None = None,
 ) -> Sight:
   """Which keys of each part the queries see; `block_attention` then runs as `implementation` does.
 

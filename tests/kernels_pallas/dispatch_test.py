@@ -38,6 +38,21 @@ def test_an_unknown_name_lists_the_known():
     dispatch.run("op", {"reference": refuse, "xla": refuse}, "gpu")
 
 
+def test_of_several_names_the_first_that_can_is_used():
+  table = {"reference": lambda: "reference", "xla": lambda: "xla", "tpu": refuse}
+  assert dispatch.run("op", table, "gpu,tpu,xla") == "xla"
+  with pytest.raises(NotImplementedError, match="bigger machine"):
+    dispatch.run("op", table, "gpu,tpu")
+  with pytest.raises(ValueError, match="op: implementation='gpu,tpu' is not one of reference, xla"):
+    dispatch.run("op", {"reference": refuse, "xla": refuse}, "gpu,tpu")
+
+
+def test_names_are_checked_before_anything_runs():
+  dispatch.check("gpu,xla")
+  with pytest.raises(ValueError, match=r"implementation='gpu, xla': names, with commas .* gpu"):
+    dispatch.check("gpu, xla")
+
+
 def test_all_failures_are_listed():
   with pytest.raises(NotImplementedError, match=r"'cpu'.*xla: needs.*reference: needs"):
     dispatch.run("op", {"reference": refuse, "xla": refuse}, None)

@@ -141,9 +141,14 @@ def test_run_starts_from_the_sources_parameters_in_float32(qwen, tmp_path):
 
 
 def test_model_table_may_agree_and_choose_how_to_compute(qwen):
-  table = {"width": 16, "layers": 2, "dtype": "float32", "remat": True}
+  table = {"width": 16, "layers": 2, "dtype": "float32", "remat": True, "implementation": "xla"}
   model = build.everything(CONFIG | {"init_from": str(qwen), "model": table}).model.config
-  assert (model.dtype, model.remat, model.heads) == ("float32", True, 2)
+  assert (model.dtype, model.remat, model.implementation, model.heads) == (
+    "float32",
+    True,
+    "xla",
+    2,
+  )
 
 
 @pytest.mark.parametrize(

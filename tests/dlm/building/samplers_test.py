@@ -198,6 +198,15 @@ def test_a_drafter_has_the_models_vocabulary():
     build.sampling(config, MODEL, AR)
 
 
+def test_the_implementation_of_kernels_is_the_samplers_to_choose():
+  sampler, _ = sampling(MDLM)
+  assert sampler.denoise == MODEL
+  sampler, _ = sampling(MDLM, implementation="gpu,xla")
+  assert sampler.denoise.config == dataclasses.replace(MODEL.config, implementation="gpu,xla")
+  with pytest.raises(ValueError, match=r"implementation='cuda': names, .* xla, tpu, gpu"):
+    sampling(MDLM, implementation="cuda")
+
+
 def test_bd3lm_samples_as_published():
   sampler, own = sampling(BD3LM, "bd3lm")
   assert sampler.policy == Fixed(k=1, order="random") and sampler.plan == ExactBlock()

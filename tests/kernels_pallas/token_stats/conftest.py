@@ -15,10 +15,10 @@ from kernels_pallas.token_stats import IMPLEMENTATIONS, Inputs
 from kernels_pallas.vocabulary import Held
 
 PARAMS = {
-  "reference": (("reference",), None),
-  "xla": (("xla",), None),
-  "xla in tiles of 7": (("xla",), 7),
-  "tpu": (("tpu", "xla"), (128, 16)),  # at most
+  "reference": ("reference", None),
+  "xla": ("xla", None),
+  "xla in tiles of 7": ("xla", 7),
+  "tpu": ("tpu,xla", (128, 16)),  # at most
 }
 
 
@@ -27,7 +27,8 @@ def _jitted(param):
   names, tile = PARAMS[param]
   table = dict(IMPLEMENTATIONS)
   if tile is not None:
-    table[names[0]] = functools.partial(table[names[0]], tile=tile)
+    first = names.split(",")[0]
+    table[first] = functools.partial(table[first], tile=tile)
 
   def whole(hidden_RxD, unembed_VxD, *, spec, inputs, soft_cap):
     held = Held(0, unembed_VxD.shape[0])
