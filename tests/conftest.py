@@ -10,6 +10,8 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests run their programs a few times: optimising them would cost more than it saves.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Threads of XLA. The interpreter of GPU kernels needs one for each warpgroup that waits for others.
+os.environ.setdefault("NPROC", "8")
 
 import jax
 import pytest
