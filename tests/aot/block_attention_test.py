@@ -1,0 +1,123 @@
+"""block_attention compiles at the shapes of models, decoding and training, in little memory."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels_pallas import ahead
+from kernels_pallas.block_attention import Keys, Mask, Part, block_attention, prepare
+
+pytestmark = pytest.mark.tpu
+MIB = 1 << 20
+LAYERS = 2
+WHOLE = P()  # on every device
+
+
+def decode(mesh, batch, window, slots, heads, kv_heads, dim, dtype, split=(WHOLE, WHOLE)):
+  """A layer of a decoding step: the window's own keys, and the layer's in a cache of two.
+
+  `split`: of rows, and of rows and heads.
+  """
+
+  def step(mask, slot_BxW, slot_BxS, live_BxS, q, k, v, cache_k, cache_v, layer):
+    keys = [Keys(slot_BxW), Keys(slot_BxS, live_BxS)]
+    sight = prepare(mask, keys, heads=heads, kv_heads=kv_heads, implementation="tpu")
+    return block_attention(q, [Part(k, v), Part(cache_k, cache_v, layer)], sight)
+
+  by_row, by_head = split
+  cached = P(None, *by_head)
+  shape = shapes_on(mesh)
+  bound_BxWx1 = shape((batch, window, 1), jnp.int32, by_row)
+  own = shape((batch, window, kv_heads, dim), dtype, by_head)
+  cache = shape((LAYERS, batch, slots, kv_heads, dim), dtype, cached)
+  return ahead.compile_for(
+    mesh,
+    step,
+    Mask(bound_BxWx1, bound_BxWx1),
+    shape((batch, window), jnp.int32, by_row),
+    shape((batch, slots), jnp.int32, by_row),
+    shape((batch, slots), jnp.bool_, by_row),
+    shape((batch, window, heads, dim), dtype, by_head),
+    own,
+    own,
+    cache,
+    cache,
+    shape((), jnp.int32, WHOLE),
+  )
+
+
+def gradients(
+  mesh, batch, length, heads, kv_heads, dim, dtype, ranges=1, segments=False, split=(WHOLE, WHOLE)
+):
+  """Of a layer of a training step, to queries, keys and values."""
+
+  def step(mask, slot_BxL, q, k, v):
+    sight = prepare(mask, [Keys(slot_BxL)], heads=heads, kv_heads=kv_heads, implementation="tpu")
+
+    def total(q, k, v):
+      return block_attention(q, [Part(k, v)], sight).astype(jnp.float32).sum()
+
+    return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+
+  by_row, by_head = split
+  shape = shapes_on(mesh)
+  bound_BxLxR = shape((batch, length, ranges), jnp.int32, by_row)
+  slot_BxL = shape((batch, length), jnp.int32, by_row)
+  own = shape((batch, length, kv_heads, dim), dtype, by_head)
+  mask = Mask(bound_BxLxR, bound_BxLxR, *((slot_BxL, slot_BxL) if segments else ()))
+  q = shape((batch, length, heads, dim), dtype, by_head)
+  return ahead.compile_for(mesh, step, mask, slot_BxL, q, own, own)
+
+
+def shapes_on(mesh):
+  def shape(sizes, dtype, spec):
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+  return shape
+
+
+def check(program, kernels, most_mib):
+  calls = program.as_text().count('custom_call_target="tpu_custom_call"')
+  assert calls == kernels
+  used = program.memory_analysis().temp_size_in_bytes
+  assert used <= most_mib * MIB
+
+
+@pytest.mark.parametrize("device", ["v5p", "v6e"])
+def test_decoding_reads_the_cache_where_it_is(device):
+  """A copy of a layer's keys alone would be 256 MiB."""
+  program = decode(ahead.mesh(device), 4, 32, 32_768, 32, 8, 128, jnp.bfloat16)
+  check(program, 2, 8)
+
+
+@pytest.mark.parametrize("device,most_mib", [("v5p", 290), ("v6e", 130)])
+def test_noisy_and_clean_tokens_of_a_training_step(device, most_mib):
+  """Scores of a single head would take 256 MiB in float32, those of all heads 8 GiB."""
+  program = gradients(ahead.mesh(device), 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2)
+  check(program, 3, most_mib)
+
+
+def test_packed_documents():
+  program = gradients(ahead.mesh("v5e"), 2, 4096, 16, 16, 64, jnp.bfloat16, segments=True)
+  check(program, 3, 165)
+
+
+def test_small_and_ragged():
+  mesh = ahead.mesh("v6e")
+  check(gradients(mesh, 2, 200, 4, 2, 32, jnp.float32, segments=True), 3, 1)
+  check(decode(mesh, 2, 5, 41, 3, 1, 32, jnp.float32), 2, 1)
+
+
+def test_rows_and_heads_are_split():
+  mesh = ahead.mesh("v5e", (2, 2), ("fsdp", "tensor"))
+  split = P("fsdp"), P("fsdp", None, "tensor")
+  trained = gradients(mesh, 2, 256, 32, 8, 128, jnp.bfloat16, ranges=2, split=split)
+  check(trained, 3, 8)
+  decoded = decode(mesh, 4, 32, 256, 32, 8, 128, jnp.bfloat16, split=split)
+  check(decoded, 2, 8)
+  for program in (trained, decoded):
+    assert not re.search("all-gather|all-to-all|collective-permute", program.as_text())
