@@ -68,7 +68,7 @@ lint: $(READY)
 test: lint $(AOT)/tpu
 	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice --ignore=tests/aot
 	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
-	$(AOT_TEST) -m tpu
+	$(AOT_TEST) -n 2 -m 'tpu and not long'
 
 aot: $(AOT)/tpu $(AOT)/cuda
 	$(AOT_TEST)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from dlm import masks
 from dlm.models import ModelConfig, bind
@@ -21,7 +22,7 @@ from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Threshold
-from dlm.types import LossSum, Noisy, Params
+from dlm.types import Array, Noisy, Params
 from experiments.benchmarks.results import Row, Table
 from kernels_pallas import ahead
 
@@ -96,19 +97,23 @@ def _devices() -> tuple[list[str | None], list[str]]:
 def _programs(size: Size, device: str | None) -> list[Row]:
   """The sampler and the gradient of a loss, each with and without kernels."""
   programs = {
-    f"sampler, {size.batch} blocks of {BLOCK}": (sampler_bytes, size.batch, size.batch * BLOCK),
-    f"gradient, 1 x {size.length}": (gradient_bytes, size.length, size.length),
+    f"sampler, {size.batch} blocks of {BLOCK}": (sampler, size.batch, size.batch * BLOCK),
+    f"gradient, 1 x {size.length}": (gradient, size.length, size.length),
   }
+  here = jax.default_backend()
+  dtype = "float32" if (device or here) == "cpu" else size.model.dtype  # CPUs compute in float32
   rows = []
-  for case, (measure, count, asked) in programs.items():
+  for case, (program, count, asked) in programs.items():
     ours, naive = (
-      measure(dataclasses.replace(size.model, implementation=name), count, device)
+      temporary(
+        program(dataclasses.replace(size.model, implementation=name, dtype=dtype), count, device)
+      )
       for name in (None, NAIVE)
     )
     rows.append(
       {
         "naive / ours": naive / ours,
-        "case": f"{case}, {device or jax.default_backend()}",
+        "case": f"{case}, {device or here}",
         "ours, B": float(ours),
         "naive, B": float(naive),
         "one [rows, vocabulary] float32, B": float(4 * asked * size.model.vocab),
@@ -121,17 +126,21 @@ def _programs(size: Size, device: str | None) -> list[Row]:
 def temporary_bytes(batch: int, vocab: int, implementation: str | None = None) -> int:
   """Of the sampling loop over `batch` blocks of `BLOCK` rows; parameters are not counted."""
   model = dataclasses.replace(SMALL, vocab=vocab, implementation=implementation)
-  return sampler_bytes(model, batch)
+  return temporary(sampler(model, batch))
 
 
-def sampler_bytes(config: ModelConfig, batch: int, device: str | None = None) -> int:
-  """Of the sampling loop over `batch` rows of a prompt's block and one to write.
+def temporary(program: Compiled) -> int:
+  return program.memory_analysis().temp_size_in_bytes
+
+
+def sampler(config: ModelConfig, batch: int, device: str | None = None) -> Compiled:
+  """The sampling loop over `batch` rows of a prompt's block and one to write.
 
   Args:
     device: of `ahead.TOPOLOGIES`; None: this machine's.
   """
   model, mask_id = bind(config), config.vocab - 1
-  sampler = loop.Sampler(
+  own = loop.Sampler(
     denoise=model,
     policy=Threshold(),
     plan=PLANS["none"](),
@@ -151,14 +160,14 @@ def sampler_bytes(config: ModelConfig, batch: int, device: str | None = None) ->
     mask_id=mask_id,
     seed=0,
   )
-  return _bytes(functools.partial(loop.run, sampler), device, _params(config), canvas)
+  return _compiled(functools.partial(loop.run, own), device, _params(config), canvas)
 
 
-def gradient_bytes(config: ModelConfig, length: int, device: str | None = None) -> int:
-  """Of a loss and its gradient over one row; gradients themselves are results."""
+def gradient(config: ModelConfig, length: int, device: str | None = None) -> Compiled:
+  """A loss and its gradient over one row; gradients themselves are results."""
   model = bind(config)
 
-  def loss(params: Params, noisy: Noisy) -> LossSum:
+  def loss(params: Params, noisy: Noisy) -> Array:
     return weighted_cross_entropy(model, params, noisy, (config.vocab - 1,)).total
 
   ids, numbers = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.float32))
@@ -171,7 +180,7 @@ def gradient_bytes(config: ModelConfig, length: int, device: str | None = None) 
     time_BxW=numbers,
     mask=jax.eval_shape(lambda slot_BxW: masks.Full()(slot_BxW, length), ids),
   )
-  return _bytes(jax.value_and_grad(loss), device, _params(config), noisy)
+  return _compiled(jax.value_and_grad(loss), device, _params(config), noisy)
 
 
 def _params(config: ModelConfig) -> Params:
@@ -180,12 +189,10 @@ def _params(config: ModelConfig) -> Params:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), shapes)
 
 
-def _bytes(fn: Callable[..., Any], device: str | None, *shapes: Any) -> int:
+def _compiled(fn: Callable[..., Any], device: str | None, *shapes: Any) -> Compiled:
   if device is None:
-    compiled = jax.jit(fn).lower(*shapes).compile()
-  else:
-    compiled = ahead.compile_for(ahead.mesh(device), fn, *shapes)
-  return compiled.memory_analysis().temp_size_in_bytes
+    return jax.jit(fn).lower(*shapes).compile()
+  return ahead.compile_for(ahead.mesh(device), fn, *shapes)
 
 
 def growth_per_logit(bytes_: dict[tuple[int, int], int]) -> float:
