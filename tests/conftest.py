@@ -9,7 +9,11 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests run their programs a few times: optimising them would cost more than it saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
 # Threads of XLA. The interpreter of GPU kernels needs one for each warpgroup that waits for others.
 os.environ.setdefault("NPROC", "8")
 
