@@ -3,11 +3,13 @@
 "of bandwidth" and "of peak" are shares of what this device reaches in a copy and in a square
 matmul, measured beside them: bytes are those that any implementation must move (operands once,
 results once), FLOPs those of the matmuls that the result needs, so an implementation that does more
-than that has a smaller share. What an implementation does not serve on this device has no row.
+than that has a smaller share. What an implementation does not serve, or what needs more than half
+of the device's memory, has no row.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,21 +115,30 @@ def _measured(name: str, work: Work, bandwidth: float, peak: float, rounds: int)
       programs[implementation] = jax.jit(call).lower(*work.inputs).compile()
     except NotImplementedError:  # not for this device
       continue
+    if programs[implementation].memory_analysis().temp_size_in_bytes > _memory() / 2:
+      continue
     calls[implementation] = functools.partial(programs[implementation], *work.inputs)
     jax.block_until_ready(calls[implementation]())
   seconds, _ = interleaved(calls, rounds)
+  base = work.base if work.base in calls else "xla"
   return [
     {
-      "speed-up": ratio(seconds[work.base], seconds[implementation]),
+      "speed-up": ratio(seconds[base], seconds[implementation]),
       "case": f"{name}, {work.case}",
       "implementation": implementation,
       "calls/s": rate(1.0, seconds[implementation]),
-      "of bandwidth": max(rate(work.nbytes / bandwidth, seconds[implementation]).median, 0.0),
-      "of peak": max(rate(work.flops / peak, seconds[implementation]).median, 0.0),
+      "of bandwidth": rate(work.nbytes / bandwidth, seconds[implementation]).median,
+      "of peak": rate(work.flops / peak, seconds[implementation]).median,
       "temporary, B": float(programs[implementation].memory_analysis().temp_size_in_bytes),
     }
     for implementation in calls
   ]
+
+
+def _memory() -> float:
+  """Bytes of this device; of a CPU, which does not say, as many as there may be."""
+  stats = jax.devices()[0].memory_stats()
+  return math.inf if stats is None else stats["bytes_limit"]
 
 
 def _implementations(table: dict[str, Any]) -> list[str]:
