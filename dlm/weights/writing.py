@@ -153,7 +153,10 @@ class _Host:
     if not at:
       return jax.device_get(self._leaves[path])
     if self._key != (path, at[0]):
-      self._key, self._layer = (path, at[0]), jax.device_get(self._leaves[path][at[0]])
+      leaf = self._leaves[path]
+      if isinstance(leaf, jax.Array) and {each.platform for each in leaf.devices()} == {"cpu"}:
+        leaf = np.asarray(leaf)  # a view, and bits as they are: XLA may change those of a NaN
+      self._key, self._layer = (path, at[0]), jax.device_get(leaf[at[0]])
     return self._layer[at[1:]]
 
 
