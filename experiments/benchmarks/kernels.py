@@ -59,7 +59,7 @@ SIZES = {
   ),
   "cpu": Size(
     {"LLaDA-8B": LLADA_8B, "Qwen3-8B": QWEN3_8B, "LLaDA2-mini": LLADA2_MINI},
-    "float32", 1024, (32, 256), 128, ((1, 32, 4096),), 512, 32, 3,
+    "float32", 1024, (32,), 32, ((1, 32, 4096),), 256, 32, 3,
   ),
   "accelerator": Size(
     {"LLaDA-8B": LLADA_8B, "Qwen3-8B": QWEN3_8B, "LLaDA2-mini": LLADA2_MINI},
