@@ -105,8 +105,8 @@ def token_stats(
   """
   rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
   plan = plan or plan_for(rows, vocab)
-  columns = tiles.asked(spec, inputs, None)
-  _check(hidden_RxD, unembed_VxD, spec, plan, len(columns.gather_J))
+  columns = tiles.asked_of_one_pass(spec, inputs, held.total)
+  _check(hidden_RxD, unembed_VxD, plan, len(columns.gather_J))
   first_R = jnp.full(rows, held.first, jnp.int32)
   asked = first_R, jax.tree.map(lambda x_Rx1: x_Rx1[:, 0], columns)
   fallback = vocabulary.first_allowed(held.total, spec.forbidden)
@@ -133,9 +133,7 @@ def token_stats(
   return tiles.result(vocabulary.of_all(tiles.merge, state, held))
 
 
-def _check(
-  hidden_RxD: Array, unembed_VxD: Array, spec: StatSpec, plan: Plan, gathered: int
-) -> None:
+def _check(hidden_RxD: Array, unembed_VxD: Array, plan: Plan, gathered: int) -> None:
   vocab, width = unembed_VxD.shape
   if hidden_RxD.dtype != jnp.bfloat16 or unembed_VxD.dtype != jnp.bfloat16:
     raise NotImplementedError(
@@ -147,12 +145,6 @@ def _check(
     raise NotImplementedError(
       f"the vocabulary, {vocab}, must be a multiple of 8 and at least one tile, {plan.block_ids}"
     )
-  if spec.cuts(vocab):
-    # XLA would find it from sums in another order, and the id that it is the logit of might fall
-    # just below: with top_k=1 no id would be left.
-    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
-  if spec.soft:
-    raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
   if gathered > _MAX_GATHERED:
     raise NotImplementedError(f"{gathered} gathered ids a row are more than {_MAX_GATHERED}")
 

@@ -83,6 +83,21 @@ def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
   )
 
 
+def asked_of_one_pass(spec: StatSpec, inputs: Inputs, total: int) -> Asked:
+  """`asked`, for a kernel that makes one pass and no more; `total`: ids of all devices.
+
+  Raises:
+    NotImplementedError: top-k or top-p cut, or the spec asks for the mean embedding.
+  """
+  if spec.cuts(total):
+    # XLA would find it from sums in another order, and the id that it is the logit of might fall
+    # just below: with top_k=1 no id would be left.
+    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
+  if spec.soft:
+    raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
+  return asked(spec, inputs, None)
+
+
 def empty(
   lowest_Rx1: Array, first_allowed: int, spec: StatSpec, gathered: int, embed_width: int = 0
 ) -> State:

@@ -33,14 +33,8 @@ def token_stats(
     NotImplementedError: top-k or top-p cut, the spec asks for the mean embedding, or the width is
       too large for VMEM.
   """
-  if spec.cuts(held.total):
-    # XLA would find it from sums in another order, and the id that it is the logit of might fall
-    # just below: with top_k=1 no id would be left.
-    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
-  if spec.soft:
-    raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
+  asked = tiles.asked_of_one_pass(spec, inputs, held.total)
   (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
-  asked = tiles.asked(spec, inputs, None)
 
   def empty(rows: int) -> tiles.State:
     lowest_Rx1 = jnp.full((rows, 1), -jnp.inf, jnp.float32)

@@ -161,3 +161,10 @@ def test_what_is_left_to_others(change, match):
   )
   with pytest.raises(NotImplementedError, match=match):
     call(implementation="gpu")
+
+
+def test_whether_top_k_cuts_goes_by_the_ids_of_all_devices():
+  hidden_RxD, unembed_VxD = jnp.ones((3, 64), jnp.bfloat16), jnp.ones((2048, 64), jnp.bfloat16)
+  spec = StatSpec(shaped=True, top_k=3000)
+  with pytest.raises(NotImplementedError, match="top-k and top-p cut"):
+    gpu.token_stats(hidden_RxD, unembed_VxD, spec, Inputs(), held=Held(2048, 4096), soft_cap=None)
