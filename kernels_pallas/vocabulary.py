@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import shards
+from kernels_pallas import precision, shards
 
 Array = jax.Array
 State = TypeVar("State")
@@ -113,13 +113,11 @@ def first_allowed(vocab: int, forbidden: tuple[int, ...]) -> int:
 
 def logits(hidden_RxD: Array, unembed_TxD: Array, soft_cap: float | None) -> Array:
   """Float32 [R, T], accumulated in float32 whatever the inputs are."""
-  # bfloat16 has one precision, whatever jax is told; Mosaic refuses to be told another.
-  narrow = hidden_RxD.dtype == unembed_TxD.dtype == jnp.bfloat16
   z_RxT = jnp.einsum(
     "rd,td->rt",
     hidden_RxD,
     unembed_TxD,
-    precision=jax.lax.Precision.DEFAULT if narrow else None,
+    precision=precision.of(hidden_RxD, unembed_TxD),
     preferred_element_type=jnp.float32,
   )
   return z_RxT if soft_cap is None else soft_cap * jnp.tanh(z_RxT / soft_cap)

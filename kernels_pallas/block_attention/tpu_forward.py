@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import vmem
+from kernels_pallas import precision, vmem
 from kernels_pallas.block_attention.tiles import NOWHERE, Table, Tiles, sees
 
 Array = jax.Array
@@ -46,12 +46,12 @@ def scale_of(dim: int) -> float:
 
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-  """Float32 product over the two axes. bfloat16 has one precision, whatever jax is told."""
+  """Float32 product over the two axes."""
   return jax.lax.dot_general(
     a,
     b,
     (((contract[0],), (contract[1],)), ((), ())),
-    precision=jax.lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None,
+    precision=precision.of(a, b),
     preferred_element_type=jnp.float32,
   )
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas import vmem, vocabulary
+from kernels_pallas import precision, vmem, vocabulary
 from kernels_pallas.linear_xent.gradient import cross_entropy
 from kernels_pallas.token_stats import tpu as token_stats
 from kernels_pallas.token_stats.spec import Inputs, StatSpec
@@ -214,10 +214,11 @@ def _add(sum_ref, out_ref, d_z: Array, factor: Array) -> None:
   def _():
     sum_ref[...] = jnp.zeros_like(sum_ref)
 
-  # As in `vocabulary.logits`: bfloat16 has one precision, whatever jax is told.
-  precision = jax.lax.Precision.DEFAULT if factor.dtype == jnp.bfloat16 else None
   sum_ref[...] += jnp.dot(
-    d_z.astype(factor.dtype), factor, precision=precision, preferred_element_type=jnp.float32
+    d_z.astype(factor.dtype),
+    factor,
+    precision=precision.of(factor),
+    preferred_element_type=jnp.float32,
   )
 
   if sum_ref is not out_ref:
