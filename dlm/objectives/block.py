@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.cross_entropy import AllIds
+from dlm.types import Array, Batch, Noisy
 
 
 def _slots(batch: Batch) -> Array:
@@ -90,7 +90,7 @@ def both_views(batch: Batch, masked_BxL: Array) -> tuple[Batch, Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTraining:
+class BlockTraining(AllIds):
   """The frame: a level for every slot, a mask from it, and the weighted cross-entropy.
 
   A paper says in `corrupt_with` what shares a level, what is masked, and what the model reads. The
@@ -121,13 +121,6 @@ class BlockTraining:
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, ())
 
   def beside_clean(self, noisy: Noisy, batch: Batch) -> Noisy:
     """[noisy; clean]; one stream where a block is as long as the row: nothing stands before it."""

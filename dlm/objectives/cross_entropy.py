@@ -85,3 +85,14 @@ def weighted_cross_entropy(
   """Sum of weight * cross-entropy over the batch; see `loss_sum` for the metrics."""
   ce_BxL = cross_entropy(denoise, params, noisy, forbidden)
   return loss_sum(noisy, noisy.weight_BxL * ce_BxL, ce_BxL)
+
+
+class AllIds:
+  """The loss of objectives whose softmax keeps the mask id, as the authors' of most do."""
+
+  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    """[B, L], weighted."""
+    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return weighted_cross_entropy(denoise, params, noisy, ())

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from dlm.diffusion import times
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
+from dlm.objectives.cross_entropy import AllIds
 from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Objective, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffuLlama:
+class DiffuLlama(AllIds):
   """1/t times the cross-entropy of masked tokens, over the number of masked tokens.
 
   One time per row. With the shift a document's first token is noised and never scored.
@@ -42,9 +42,7 @@ class DiffuLlama:
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    key_time, key_mask = jax.random.split(key)
-    rows, length = batch.tokens_BxL.shape
-    return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
+    return streams.draw(key, batch)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -57,13 +55,6 @@ class DiffuLlama:
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, ())
 
   def not_a_likelihood(self) -> str | None:
     """Why the loss is no bound on the negative log-likelihood."""

@@ -50,9 +50,7 @@ class DreamSft:
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    key_time, key_mask = jax.random.split(key)
-    rows, length = batch.tokens_BxL.shape
-    return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
+    return streams.draw(key, batch)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step

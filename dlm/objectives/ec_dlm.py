@@ -2,17 +2,16 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from dlm.diffusion import absorbing, times
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.cross_entropy import AllIds
+from dlm.types import Array, Batch, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
-class EcDlm:
+class EcDlm(AllIds):
   """ce / r over all noisable tokens, r the share of a row's that is masked: one of them at least.
 
   The model is told r, and so are its experts. Over t ~ U(0, 1) the number of masked tokens is
@@ -35,9 +34,7 @@ class EcDlm:
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    key_time, key_mask = jax.random.split(key)
-    rows, length = batch.tokens_BxL.shape
-    return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
+    return streams.draw(key, batch)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -58,13 +55,6 @@ class EcDlm:
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, ())
 
   def not_a_likelihood(self) -> str | None:
     """Why the loss is no bound on the negative log-likelihood."""

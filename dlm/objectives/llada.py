@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from dlm.diffusion import times
 from dlm.diffusion.schedules import LLADA_LINEAR, MaskSchedule
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.cross_entropy import AllIds
+from dlm.types import Array, Batch, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
-class _Llada:
+class _Llada(AllIds):
   """What pre-training and fine-tuning share: the noise of a row and the loss line."""
 
   mask_id: int
@@ -29,9 +29,7 @@ class _Llada:
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    key_time, key_mask = jax.random.split(key)
-    rows, length = batch.tokens_BxL.shape
-    return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
+    return streams.draw(key, batch)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -41,13 +39,6 @@ class _Llada:
 
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, ())
 
 
 @dataclasses.dataclass(frozen=True)
