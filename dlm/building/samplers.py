@@ -124,7 +124,7 @@ def sampling(
     forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),
     may_predict_mask=own.may_predict_mask,
-    drafter=None if drafter is None else _drafter(*drafter, facts, block),
+    drafter=None if drafter is None else _drafter(*drafter, facts, block, own.implementation),
   )
   return sampler, own
 
@@ -164,7 +164,13 @@ def _sees(facts: Mapping[str, Any], block: int, context: int = 0) -> MaskRule:
   return tables.named("the checkpoint's attention", facts["attention"], rules)
 
 
-def _drafter(model: Model, own: Mapping[str, Any], facts: Mapping[str, Any], block: int) -> Drafter:
+def _drafter(
+  model: Model,
+  own: Mapping[str, Any],
+  facts: Mapping[str, Any],
+  block: int,
+  implementation: str | None,
+) -> Drafter:
   if own["vocab"] != facts["vocab"]:
     raise ValueError(
       f"the drafter's vocabulary of {own['vocab']} ids must be the model's of {facts['vocab']}"
@@ -175,7 +181,7 @@ def _drafter(model: Model, own: Mapping[str, Any], facts: Mapping[str, Any], blo
     )
   if model.config.moe is not None and model.config.moe.choice == "expert":
     raise ValueError("the drafter's model.moe.choice='expert' lets tokens compete with later ones")
-  return Drafter(model, _sees(own, block), own["mask_id"], own["shift"])
+  return Drafter(_served(model, implementation), _sees(own, block), own["mask_id"], own["shift"])
 
 
 def _policy(

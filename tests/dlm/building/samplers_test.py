@@ -203,6 +203,10 @@ def test_the_implementation_of_kernels_is_the_samplers_to_choose():
   assert sampler.denoise == MODEL
   sampler, _ = sampling(MDLM, implementation="gpu,xla")
   assert sampler.denoise.config == dataclasses.replace(MODEL.config, implementation="gpu,xla")
+  config = runpy.run_path(str(CONFIGS / "deer.py"))["get_config"]()
+  config.implementation = "xla"
+  sampler, _ = build.sampling(config, MODEL, AR, (MODEL, MDLM))
+  assert sampler.drafter.denoise == sampler.denoise != MODEL
   with pytest.raises(ValueError, match=r"implementation='cuda': names, .* xla, tpu, gpu"):
     sampling(MDLM, implementation="cuda")
 
