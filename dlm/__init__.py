@@ -20,13 +20,12 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
   dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
-  dlm/build        the only reader of a config:       train       THE training path
-                   building/ holds its parts
+  dlm/build        the only reader of a config        train       THE training path
+  dlm/facts        what a sampler must know of a model
   dlm/checkpoint   orbax, checksums                   generate    THE sampling path
   dlm/weights      Hugging Face directories in and    interruption  a run that is asked to stop
                    out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
-  dlm/routers      what training asks of experts' routers: their losses, an even load
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
@@ -43,7 +42,7 @@ Imports point one way; tests/layering_test.py holds the table:
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
-  weights, routers -> models;  train, generate -> all above
+  weights -> models;  train, generate -> all above
   evaluation -> generate and all above but models
   difftester -> types, sampling
   build -> all but train, generate, evaluation;  experiments -> anything

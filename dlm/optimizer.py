@@ -96,7 +96,7 @@ def trained(config: OptimizerConfig, params: Params) -> Params:
   """The parameters that the optimizer changes, None in place of the others.
 
   Others have no gradient, no moments and no part in the norm that is clipped. A router's bias is
-  one in any case: it follows the load of its experts, see `dlm.routers`.
+  one in any case: it follows the load of its experts, see `dlm.models.moe.training`.
   """
 
   def own(path, leaf):

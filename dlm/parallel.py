@@ -1,9 +1,10 @@
 """One program on many devices: the mesh, the names of axes, and functions that run shard by shard.
 
 Parameters are split by the names that `dlm.models` gives their axes, and XLA inserts the
-communication, except where it does badly: `kernels_pallas.shards` splits kernels and
-`dlm.models.exchange` experts, by the mesh that `over_batch` makes known. On a mesh of "data" alone
-the batch is split by hand: sampling loops then stop shard by shard, and gradients are summed once.
+communication, except where it does badly: `kernels_pallas.shards` splits kernels, and
+`dlm.models.moe.exchange` experts, by the mesh that `over_batch` makes known. On a mesh of "data"
+alone the batch is split by hand: sampling loops then stop shard by shard, and gradients are summed
+once.
 Beside "fsdp", "tensor" or "expert" the batch is left to XLA too: devices that share a parameter
 must stop together anyway, and a lookup in a table split over automatic axes inside a region that is
 manual over "data" aborts XLA (jax 0.10.2, 0.11.2).

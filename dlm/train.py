@@ -25,8 +25,8 @@ from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.interruption import interruption
 from dlm.metrics import Metrics, Tally
+from dlm.models.moe.training import Observed, balanced
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
-from dlm.routers import Observed, balanced
 from dlm.types import Array, Batch, LossSum, Noisy, Params
 
 Sums = TypeVar("Sums")  # a tree of arrays that add up

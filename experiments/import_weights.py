@@ -18,7 +18,7 @@ from absl import flags
 
 from dlm import build, command, parallel
 from dlm.metrics import si
-from dlm.models.presets import DTYPES
+from dlm.models.config import DTYPES
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face directory or a checkpoint folder.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The checkpoint folder to make.")

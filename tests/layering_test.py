@@ -32,7 +32,7 @@ class Layer:
   lazy: tuple[str, ...] = ()  # packages too, but within a function: many machines lack them
 
 
-WORDS = ("dlm.types", "dlm.masks")
+WORDS = ("dlm.types", "dlm.masks", "dlm.facts")
 BELOW_THE_PATHS = (
   *WORDS,
   "kernels_pallas",
@@ -51,10 +51,12 @@ LAYERS = {
     ("kernels_pallas.block_attention", "kernels_pallas.token_stats"), ("jax", "flax")
   ),
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
+  "dlm.facts": Layer(("dlm.types", "dlm.masks")),
+  "dlm.files": Layer(),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
-  "dlm.models.gate_scales": Layer((), ("numpy",)),  # draws of its legacy generator
+  "dlm.models.moe.gate_scales": Layer((), ("numpy",)),  # draws of its legacy generator
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
@@ -62,20 +64,16 @@ LAYERS = {
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer((*WORDS, "dlm.models"), ("jax", "flax", "numpy", "safetensors")),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
-  "dlm.routers": Layer(("dlm.types", "dlm.models"), ("jax",)),
   "dlm.checksums": Layer(("dlm.types",), ("jax",)),
   "dlm.checkpoint": Layer(("dlm.types", "dlm.checksums"), ("jax", "numpy", "orbax")),
   "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
   "dlm.completions": Layer(("dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
-  "dlm.building": Layer((*PARTS, "dlm.weights"), ("jax",)),
+  "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
   "dlm.interruption": Layer((), ("jax",)),
-  "dlm.build": Layer(("dlm.building",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
-  "dlm.train": Layer(
-    (*PARTS, "dlm.routers", "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")
-  ),
+  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),

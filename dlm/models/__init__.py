@@ -1,7 +1,8 @@
-"""Transformers behind the `Denoiser` protocol: presets, layers, attention, transformer, bind."""
+"""Transformers behind the `Denoiser` protocol: their config, presets, parts."""
 
 from dlm.models.bind import Model, bind
-from dlm.models.moe_config import MoeConfig
-from dlm.models.presets import PRESETS, ModelConfig
+from dlm.models.config import ModelConfig
+from dlm.models.moe.config import MoeConfig
+from dlm.models.presets import PRESETS, from_preset
 
-__all__ = ["PRESETS", "Model", "ModelConfig", "MoeConfig", "bind"]
+__all__ = ["PRESETS", "Model", "ModelConfig", "MoeConfig", "bind", "from_preset"]

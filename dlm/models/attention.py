@@ -6,8 +6,8 @@ from flax import struct
 
 from dlm.models import cache
 from dlm.models.cache import Stored
+from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum, RMSNorm, rotate
-from dlm.models.presets import ModelConfig
 from dlm.types import Array
 from kernels_pallas.block_attention import Part, Sight, block_attention
 

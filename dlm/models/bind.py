@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.models import cache as kv_cache
-from dlm.models.presets import ModelConfig
+from dlm.models.config import ModelConfig
 from dlm.models.transformer import Transformer
 from dlm.types import Array, KVCache, Mask, ModelOutput, Params
 

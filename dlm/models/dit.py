@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dlm.models.attention import Attention, Shared
 from dlm.models.cache import Stored
+from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum
-from dlm.models.presets import ModelConfig
 from dlm.types import Array
 
 

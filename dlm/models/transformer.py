@@ -23,11 +23,11 @@ from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Shared
 from dlm.models.cache import Stored
+from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.models.dit import DitBlock, DitHead
-from dlm.models.experts import EXPERT_PRODUCT
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
-from dlm.models.moe import Moe
-from dlm.models.presets import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
+from dlm.models.moe.experts import EXPERT_PRODUCT
+from dlm.models.moe.layer import Moe
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
 from kernels_pallas.block_attention import RESIDUALS, Keys, Sight, prepare
 

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dlm.models.presets import ModelConfig, MoeConfig
+from dlm.models.config import ModelConfig
+from dlm.models.moe.config import MoeConfig
 from dlm.weights.families import FAMILIES, Family
 from dlm.weights.files import WeightsError, read_json
 

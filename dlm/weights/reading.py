@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.models.bind import bind
-from dlm.models.presets import DTYPES, ModelConfig
+from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
 from dlm.weights import files, names
 from dlm.weights.configs import Source

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from dlm.models.presets import DTYPES, ModelConfig
+from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Params
 from dlm.weights import names
 from dlm.weights.configs import CONFIG, config_of

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlm import build, checkpoint, masks, train
 from dlm.data import open_source
-from dlm.models import Model, ModelConfig, bind
+from dlm.models import Model, ModelConfig, bind, from_preset
 from dlm.sampling import caching, loop, policies
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
@@ -44,11 +44,11 @@ TINY = Size(
   batches=(2,), prompt=8, new=8, block=4, rounds=1, steps=2, methods=2,
 )  # fmt: skip
 CPU = Size(
-  ModelConfig.from_preset("100m", vocab=32_000, tied=False, layers=10),
+  from_preset("100m", vocab=32_000, tied=False, layers=10),
   batches=(1, 4, 16), prompt=32, new=16, block=8, rounds=3, steps=500,
 )  # fmt: skip
 ACCELERATOR = Size(
-  ModelConfig.from_preset("300m", vocab=126_464, tied=False),
+  from_preset("300m", vocab=126_464, tied=False),
   batches=(1, 4, 16), prompt=256, new=256, block=32, rounds=5, steps=500,
 )  # fmt: skip
 

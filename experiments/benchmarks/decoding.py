@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dlm import masks
-from dlm.models import ModelConfig, bind
+from dlm.models import ModelConfig, bind, from_preset
 from dlm.sampling import caching, loop, policies
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
@@ -37,11 +37,11 @@ TINY = Size(
   only=("LLaDA, a token a forward", "dual cache", "threshold 0.9"),
 )  # fmt: skip
 CPU = Size(
-  ModelConfig.from_preset("100m", vocab=32_000, tied=False, layers=10),
+  from_preset("100m", vocab=32_000, tied=False, layers=10),
   batch=1, prompt=32, new=32, block=16, rounds=3,
 )  # fmt: skip
 ACCELERATOR = Size(
-  ModelConfig.from_preset("300m", vocab=126_464, tied=False),
+  from_preset("300m", vocab=126_464, tied=False),
   batch=8, prompt=256, new=256, block=32, rounds=5,
 )  # fmt: skip
 

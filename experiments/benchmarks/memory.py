@@ -16,7 +16,7 @@ import numpy as np
 from jax.stages import Compiled
 
 from dlm import masks
-from dlm.models import ModelConfig, bind
+from dlm.models import ModelConfig, bind, from_preset
 from dlm.objectives.cross_entropy import weighted_cross_entropy
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
@@ -30,7 +30,7 @@ BLOCK = 32
 # The other implementation of the same ops: all logits, and all attention weights, at once.
 NAIVE = "reference"
 SMALL = ModelConfig(vocab=1, width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp=128)
-LLADA_8B = ModelConfig.from_preset("llada-8b", vocab=126_464, dtype="bfloat16", remat=True)
+LLADA_8B = from_preset("llada-8b", vocab=126_464, dtype="bfloat16", remat=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from dlm import build, masks
 from dlm.models import ModelConfig, MoeConfig, bind
-from dlm.models.experts import Experts, Slots, apply_slots
-from dlm.models.moe import Moe
+from dlm.models.moe.experts import Experts, Slots, apply_slots
+from dlm.models.moe.layer import Moe
 from dlm.train import Step, TrainState
 from dlm.types import Array, Batch
 from experiments.benchmarks.results import Row, Spread, Table, interleaved, rate, ratio

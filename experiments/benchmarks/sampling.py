@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks
-from dlm.models import ModelConfig, bind
+from dlm.models import ModelConfig, bind, from_preset
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
@@ -37,14 +37,14 @@ TINY = Size(
   rounds=2,
 )
 CPU = Size(
-  ModelConfig.from_preset("1m", vocab=260, layers=2),
+  from_preset("1m", vocab=260, layers=2),
   shapes=((1, 256), (8, 256), (1, 1024), (8, 1024)),
   block=32,
   steps=2,
   rounds=3,
 )
 ACCELERATOR = Size(
-  ModelConfig.from_preset("100m", vocab=32_000),
+  from_preset("100m", vocab=32_000),
   shapes=((1, 256), (8, 256), (1, 1024), (8, 1024), (32, 1024)),
   block=32,
   steps=8,

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.models import ModelConfig, MoeConfig, capacity, expert_choice, gate_scales, router_losses
-from dlm.models.moe import Moe
-from dlm.models.token_choice import capacity as token_capacity
-from dlm.models.token_choice import drop_rank, keep, token_choice
+from dlm.models import ModelConfig, MoeConfig
+from dlm.models.moe import capacity, expert_choice, gate_scales, router_losses
+from dlm.models.moe.layer import Moe
+from dlm.models.moe.token_choice import capacity as token_capacity
+from dlm.models.moe.token_choice import drop_rank, keep, token_choice
 from tests.checkers.objectives import Case
 
 BF16_ULP = 2**-7  # relative, at most

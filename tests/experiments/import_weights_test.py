@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.dlm.building import directories
+from tests.dlm.build import directories
 from tests.experiments import mains
 
 SAMPLE = "--config=configs/sample/default.py"

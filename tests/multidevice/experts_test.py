@@ -14,7 +14,7 @@ from dlm import build, masks, parallel
 from dlm.data import ByteTokenizer
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, MoeConfig, bind
-from dlm.models.moe import Moe
+from dlm.models.moe.layer import Moe
 from dlm.sampling.caching import ExactBlock
 from dlm.sampling.clock import BlockMaskRatio
 from dlm.sampling.policies import Threshold

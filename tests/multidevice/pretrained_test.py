@@ -8,7 +8,7 @@ import pytest
 
 from dlm import build
 from dlm.train import Step
-from tests.dlm.building import directories
+from tests.dlm.build import directories
 
 CONFIG = {
   "seed": 0,

@@ -7,7 +7,7 @@ import pytest
 
 from dlm.data import BpeTokenizer, ByteTokenizer, chat
 from dlm.data.chat import ChatTemplate
-from tests.dlm.building import directories
+from tests.dlm.build import directories
 
 
 @pytest.fixture(scope="module")

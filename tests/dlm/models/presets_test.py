@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from dlm.models import PRESETS, ModelConfig, MoeConfig, bind
+from dlm.models import PRESETS, ModelConfig, MoeConfig, bind, from_preset
 
 SMALL = ModelConfig(vocab=11, width=12, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=10)
 MOE = MoeConfig(experts=4, per_token=2, mlp=5)
@@ -44,12 +44,12 @@ def test_n_params_counts_the_tree(changes):
 )
 def test_named_shapes_have_the_checkpoints_size(name, vocab, count):
   """Counts of the published checkpoints (specs moe_distill_rl 2 and 3)."""
-  assert ModelConfig.from_preset(name, vocab=vocab).n_params() == count
+  assert from_preset(name, vocab=vocab).n_params() == count
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name[:-1].isdigit()])
 def test_presets_are_as_large_as_their_name(name):
-  config = ModelConfig.from_preset(name, vocab=32_000)
+  config = from_preset(name, vocab=32_000)
   count = config.n_params()
   if name in ("1m", "3m", "10m"):
     count -= config.vocab * config.width
@@ -59,7 +59,7 @@ def test_presets_are_as_large_as_their_name(name):
 
 def test_flops_are_two_per_weight_and_four_per_attended_channel():
   """LLaDA-8B: all weights but the lookup table and the norms multiply every token."""
-  config = ModelConfig.from_preset("llada-8b", vocab=126464)
+  config = from_preset("llada-8b", vocab=126464)
   norms = (2 * 32 + 1) * 4096
   weights = config.n_params() - norms - 126464 * 4096
   assert config.flops_per_token(0) == 2 * weights
@@ -68,7 +68,7 @@ def test_flops_are_two_per_weight_and_four_per_attended_channel():
 
 def test_flops_count_the_experts_that_a_token_is_routed_to():
   """LLaDA2-mini: 1.43 B active with the lookup table (specs moe_distill_rl 2.2)."""
-  config = ModelConfig.from_preset("llada2-mini", vocab=157184)
+  config = from_preset("llada2-mini", vocab=157184)
   active = config.flops_per_token(0) / 2 + config.vocab * config.width
   assert active == pytest.approx(1.433e9, rel=1e-3)
   one_more = dataclasses.replace(config.moe, per_token=9)
@@ -78,7 +78,7 @@ def test_flops_count_the_experts_that_a_token_is_routed_to():
 
 def test_flops_of_a_schedule_are_those_of_its_mean():
   """FLOP-matched: static 20 experts a token, or 8 to 32 by the level."""
-  static = ModelConfig.from_preset("1m", vocab=260, moe=CHOOSING)
+  static = from_preset("1m", vocab=260, moe=CHOOSING)
   ends = {"schedule": "linear_reverse", "per_token_range": (8, 32)}
   dynamic = dataclasses.replace(static, moe=dataclasses.replace(CHOOSING, **ends))
   assert dynamic.flops_per_token(64) == static.flops_per_token(64)
@@ -89,7 +89,7 @@ def test_flops_of_a_schedule_are_those_of_its_mean():
 
 
 def test_overrides_win_over_the_preset():
-  config = ModelConfig.from_preset("1m", vocab=260, layers=2, qk_norm=True)
+  config = from_preset("1m", vocab=260, layers=2, qk_norm=True)
   assert (config.vocab, config.layers, config.width, config.qk_norm) == (260, 2, 128, True)
 
 
@@ -165,6 +165,6 @@ def test_impossible_choices_of_experts_are_refused(changes, message):
 
 def test_unknown_names_list_the_known_ones():
   with pytest.raises(ValueError, match="'2m'; known: 1m, 3m"):
-    ModelConfig.from_preset("2m", vocab=10)
+    from_preset("2m", vocab=10)
   with pytest.raises(ValueError, match=r"\['depth'\]; known: .*layers"):
-    ModelConfig.from_preset("1m", vocab=10, depth=3)
+    from_preset("1m", vocab=10, depth=3)

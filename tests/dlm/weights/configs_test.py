@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dlm import weights
-from dlm.models import PRESETS, ModelConfig
+from dlm.models import PRESETS, ModelConfig, from_preset
 
 QWEN = dict(
   hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
@@ -36,7 +36,7 @@ def opened(tmp_path, config: dict, generation: dict | None = None) -> weights.So
 
 def preset(name: str, vocab: int, **fields) -> ModelConfig:
   assert name in PRESETS
-  return ModelConfig.from_preset(name, vocab=vocab, **fields)
+  return from_preset(name, vocab=vocab, **fields)
 
 
 def test_llada_8b_as_published(tmp_path):

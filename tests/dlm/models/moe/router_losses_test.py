@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm.models import router_losses
+from dlm.models.moe import router_losses
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
 LIVE = jnp.array([True, True, False, True, True, False])

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from dlm.models import capacity, exchange, expert_choice, router_losses, token_choice
-from dlm.models.exchange import Exchange
-from dlm.models.experts import INWARD, NAMES, OUTWARD, Experts, apply_experts, apply_slots
+from dlm.models.config import ModelConfig
 from dlm.models.layers import SwiGLU
-from dlm.models.moe_config import MoeConfig
-from dlm.models.presets import ModelConfig
+from dlm.models.moe import capacity, exchange, expert_choice, router_losses, token_choice
+from dlm.models.moe.config import MoeConfig
+from dlm.models.moe.exchange import Exchange
+from dlm.models.moe.experts import INWARD, NAMES, OUTWARD, Experts, apply_experts, apply_slots
 from dlm.types import Array
 
 

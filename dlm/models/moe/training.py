@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from dlm.models.moe_config import MoeConfig
-from dlm.models.router_losses import updated_bias
+from dlm.models.moe.config import MoeConfig
+from dlm.models.moe.router_losses import updated_bias
 from dlm.types import Array, Denoiser, LossSum, ModelOutput, Params
 
 
 class Observed:
-  """A denoiser that keeps what its routers say (`dlm.models.moe`), for one trace of a loss.
+  """A denoiser that keeps what its routers say (`dlm.models.moe.layer`), for one trace of a loss.
 
   Where a loss asks the model more than once, losses and statistics are means over its calls.
   """

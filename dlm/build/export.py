@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dlm import checkpoint, weights
-from dlm.building import tables
-from dlm.building.pretrained import Pretrained
+from dlm.build import tables
+from dlm.build.pretrained import Pretrained
 from dlm.weights.families import FAMILIES
 
 # What belongs to a tokenizer and its chats, besides what `Tokenizer.save` writes.

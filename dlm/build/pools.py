@@ -1,6 +1,6 @@
 """What experts ask of a sampler: those that choose see their whole pool, and none drops a token.
 
-The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.Moe`). A cached window
+The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.layer.Moe`). A cached window
 of whole blocks has the pools of the whole canvas; a row that is its own pool has lost what the
 window leaves out (specs moe_distill_rl 1.10).
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlm.models.bind import Model, bind
-from dlm.models.moe_config import MoeConfig
+from dlm.models.moe.config import MoeConfig
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, Interval, Prefix
 from dlm.types import CachePlan, Policy
 

@@ -5,12 +5,12 @@
 before anything compiles.
 """
 
-from dlm.building.folders import write_checkpoint, write_huggingface
-from dlm.building.models import model, saved_tokenizer, tokenizer
-from dlm.building.pretrained import Pretrained, pretrained
-from dlm.building.samplers import Sampling, sampling
-from dlm.building.tables import plain
-from dlm.building.training import (
+from dlm.build.export import write_checkpoint, write_huggingface
+from dlm.build.models import model, saved_tokenizer, tokenizer
+from dlm.build.pretrained import Pretrained, pretrained
+from dlm.build.sampling import Sampling, sampling
+from dlm.build.tables import plain
+from dlm.build.training import (
   Training,
   estimator,
   everything,

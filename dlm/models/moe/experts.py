@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from dlm.models.exchange import ALONE, Exchange
+from dlm.models.moe.exchange import ALONE, Exchange
 from dlm.types import Array
 
 EXPERT_PRODUCT = "expert_product"  # what a rematerialising backward may keep

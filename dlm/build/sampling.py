@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dlm import masks
-from dlm.building import pools, tables
+from dlm.build import pools, tables
 from dlm.models.bind import Model, bind
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS

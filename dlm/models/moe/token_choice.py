@@ -5,9 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlm.models import gate_scales
-from dlm.models.experts import Routing, Slots
-from dlm.models.moe_config import MoeConfig
+from dlm.models.moe import gate_scales
+from dlm.models.moe.config import MoeConfig
+from dlm.models.moe.experts import Routing, Slots
 from dlm.types import Array
 
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm.models import MoeConfig, capacity, gate_scales
-from dlm.models.expert_choice import choose, pack
+from dlm.models import MoeConfig
+from dlm.models.moe import capacity, gate_scales
+from dlm.models.moe.expert_choice import choose, pack
 
 PLAIN = MoeConfig(experts=4, per_token=2, mlp=1, shared=2, choice="expert", renormalise=True)
 P, S, E = 3, 10, 4

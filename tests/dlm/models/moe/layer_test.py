@@ -10,7 +10,7 @@ import pytest
 
 from dlm import masks
 from dlm.models import MoeConfig
-from dlm.models.token_choice import token_choice
+from dlm.models.moe.token_choice import token_choice
 from tests.dlm.models.small import (
   SMALL,
   canvas_logits,

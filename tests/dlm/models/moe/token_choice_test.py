@@ -10,7 +10,7 @@ import pytest
 
 from dlm import masks
 from dlm.models import MoeConfig
-from dlm.models.token_choice import capacity, drop_rank, keep, token_choice
+from dlm.models.moe.token_choice import capacity, drop_rank, keep, token_choice
 from tests.dlm.models.small import dense_logits, init, jitter, random_tokens, slots_like, variant
 
 TIGHT = MoeConfig(experts=4, per_token=2, mlp=6, capacity_factor=1.0, renormalise=True)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from dlm import build
 from dlm.diffusion.schedules import Linear, LogLinear
 from dlm.objectives import Autoregressive, Bd3lm, D2f, ExactCount, IDlm, Mdlm, Shifted, Uniform
-from tests.dlm.building import directories
+from tests.dlm.build import directories
 
 CONFIG = {
   "seed": 0,
@@ -148,7 +148,7 @@ def test_mistake_is_told_by_field_value_and_rule(fields, message):
     build.everything(changed(fields))
 
 
-FILES = sorted((pathlib.Path(__file__).parents[2] / "configs" / "train").glob("*.py"))
+FILES = sorted((pathlib.Path(__file__).parents[3] / "configs" / "train").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

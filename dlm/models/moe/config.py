@@ -1,8 +1,8 @@
 """What a layer of experts is made of, who chooses whom, and how many."""
 
 import dataclasses
-import math
-from collections.abc import Callable
+
+from dlm.models.moe.schedules import SCHEDULES
 
 SCORES = ("softmax", "sigmoid")
 CHOICES = ("token", "expert")
@@ -12,26 +12,6 @@ LOWEST = {
   **dict.fromkeys(("shared", "dense_layers", "capacity_factor", "pool"), 0),
   **dict.fromkeys(("bias_rate", "z_loss", "balance_loss"), 0),
 }
-
-
-def _mean_of_bell(sigma: float) -> float:
-  foot = math.exp(-0.125 / sigma**2)
-  area = sigma * math.sqrt(2 * math.pi) * math.erf(0.5 / (sigma * math.sqrt(2)))
-  return (area - foot) / (1 - foot)
-
-
-# Mean over noise levels ~ U(0, 1) of how far up `per_token_range` a schedule stands; the schedules
-# themselves are `dlm.models.capacity.SHARES`.
-MEAN_SHARES: dict[str, Callable[[float], float]] = {
-  "linear": lambda sigma: 0.5,
-  "linear_reverse": lambda sigma: 0.5,
-  "cosine": lambda sigma: 0.5,
-  "cosine_reverse": lambda sigma: 0.5,
-  "bell": lambda sigma: 2 / 3,
-  "bell_gaussian": _mean_of_bell,
-  "bell_gaussian_reverse": lambda sigma: 1 - _mean_of_bell(sigma),
-}
-SCHEDULES = ("static", *MEAN_SHARES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +36,7 @@ class MoeConfig:
   renormalise: bool = False
   scale: float = 1.0  # of the weights, after that
   # Weights grow so that the routed sum is as large as `shared / mlp` ungated experts: see
-  # `dlm.models.gate_scales`.
+  # `dlm.models.moe.gate_scales`.
   match_shared: bool = False
 
   # Choice "token".
@@ -84,7 +64,12 @@ class MoeConfig:
     for name, least in LOWEST.items():
       if getattr(self, name) < least:
         raise ValueError(f"MoeConfig: {name}={getattr(self, name)} must be at least {least}")
-    known = {"score": SCORES, "choice": CHOICES, "bias_to": BIASED, "schedule": SCHEDULES}
+    known = {
+      "score": SCORES,
+      "choice": CHOICES,
+      "bias_to": BIASED,
+      "schedule": ("static", *SCHEDULES),
+    }
     for name, words in known.items():
       if getattr(self, name) not in words:
         raise ValueError(
@@ -180,4 +165,4 @@ class MoeConfig:
     if not self.reads_noise:
       return self.per_token
     least, most = self.per_token_range
-    return least + MEAN_SHARES[self.schedule](self.sigma) * (most - least)
+    return least + SCHEDULES[self.schedule].mean(self.sigma) * (most - least)

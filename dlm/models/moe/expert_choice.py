@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dlm.models import gate_scales
-from dlm.models.experts import Slots
-from dlm.models.moe_config import MoeConfig
+from dlm.models.moe import gate_scales
+from dlm.models.moe.config import MoeConfig
+from dlm.models.moe.experts import Slots
 from dlm.types import Array
 
 

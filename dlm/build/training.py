@@ -8,9 +8,9 @@ from typing import Any, get_args
 import jax
 
 from dlm import data, parallel
-from dlm.building import tables
-from dlm.building.models import model, tokenizer
-from dlm.building.pretrained import Pretrained, continued, pretrained
+from dlm.build import tables
+from dlm.build.models import model, tokenizer
+from dlm.build.pretrained import Pretrained, continued, pretrained
 from dlm.checkpoint import Retention
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS

@@ -13,7 +13,7 @@ from dlm import build, train, weights
 from dlm.checkpoint import CheckpointError
 from dlm.objectives import Annealed, Autoregressive, Bd3lm, DiffuLlama, ExactCount, Mdlm, Shifted
 from dlm.train import Step
-from tests.dlm.building import directories
+from tests.dlm.build import directories
 
 CONFIG = {
   "seed": 0,

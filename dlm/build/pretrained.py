@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dlm import checkpoint, weights
-from dlm.building import models, tables
+from dlm.build import models, tables
 from dlm.data import BpeTokenizer, Tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.models.bind import Model

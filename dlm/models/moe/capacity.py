@@ -1,35 +1,16 @@
-"""How many tokens an expert takes from a pool: schedules over the noise level (EC-DLM).
+"""How many tokens an expert takes from a pool, by the schedule of its noise level (EC-DLM).
 
 arXiv 2604.01622, specs moe_distill_rl 1.4 and 1.5: the level says how many experts a token of the
 pool has on average, and the pool's tokens divided among the experts are what each may take.
 """
 
-import math
-from collections.abc import Callable
-
 import jax.numpy as jnp
 
-from dlm.models.moe_config import MoeConfig
+from dlm.models.moe.config import MoeConfig
+from dlm.models.moe.schedules import SCHEDULES
 from dlm.types import Array
 
 SIZES = 6  # of the packed buffer: each is compiled
-
-
-def _bell(level: Array, sigma: float) -> Array:
-  foot = math.exp(-0.125 / sigma**2)
-  return jnp.clip((jnp.exp(-((level - 0.5) ** 2) / (2 * sigma**2)) - foot) / (1 - foot), 0, 1)
-
-
-# From a noise level in [0, 1] to the share of the way from the least to the most.
-SHARES: dict[str, Callable[[Array, float], Array]] = {
-  "linear": lambda level, sigma: level,
-  "linear_reverse": lambda level, sigma: 1 - level,
-  "cosine": lambda level, sigma: (1 - jnp.cos(math.pi * level)) / 2,
-  "cosine_reverse": lambda level, sigma: (1 + jnp.cos(math.pi * level)) / 2,
-  "bell": lambda level, sigma: 1 - 4 * (level - 0.5) ** 2,
-  "bell_gaussian": _bell,
-  "bell_gaussian_reverse": lambda level, sigma: 1 - _bell(level, sigma),
-}
 
 
 def per_token(moe: MoeConfig, level_P: Array) -> Array:
@@ -37,7 +18,7 @@ def per_token(moe: MoeConfig, level_P: Array) -> Array:
   if not moe.reads_noise:
     return jnp.full(level_P.shape, moe.per_token, jnp.int32)
   least, most = moe.per_token_range
-  share_P = SHARES[moe.schedule](level_P.astype(jnp.float32), moe.sigma)
+  share_P = SCHEDULES[moe.schedule].share(level_P.astype(jnp.float32), moe.sigma)
   return jnp.clip(jnp.round(least + share_P * (most - least)), least, most).astype(jnp.int32)
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm.models.experts import Experts, Routing, Slots, apply_experts, apply_slots
-from dlm.models.token_choice import route
+from dlm.models.moe.experts import Experts, Routing, Slots, apply_experts, apply_slots
+from dlm.models.moe.token_choice import route
 
 
 def random_experts(rng, experts=5, width=4, mlp=3) -> Experts:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlm import data
-from dlm.building import tables
+from dlm.build import tables
 from dlm.data import Tokenizer
 from dlm.models.bind import Model, bind
-from dlm.models.presets import PRESETS, ModelConfig, MoeConfig
+from dlm.models.config import ModelConfig
+from dlm.models.moe.config import MoeConfig
+from dlm.models.presets import PRESETS
 
 
 def tokenizer(config: Mapping[str, Any]) -> Tokenizer:

@@ -1,1 +1,0 @@
-"""What `dlm.build` offers, by file: strict tables, training runs, samplers."""

@@ -1,0 +1,126 @@
+"""What a transformer is made of, and what it then costs: parameters, FLOPs."""
+
+import dataclasses
+
+from dlm.models.moe.config import MoeConfig
+from kernels_pallas import dispatch
+
+TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
+DIT_SINUSOIDS = 256  # from which DiT makes it
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A LLaMA/Qwen-style decoder, or a DiT. Hashable: equal configurations share one compile."""
+
+  vocab: int  # rows of the embedding, special tokens included
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  moe: MoeConfig | None = None
+  rope_base: float = 10000.0
+  rotary_dim: int = 0  # leading channels of a head that are rotated; 0: all
+  norm_eps: float = 1e-6
+  qk_norm: bool = False  # RMSNorm of every query and key head, before the rotation (Qwen3)
+  qkv_bias: bool = False  # Qwen2
+  tied: bool = True  # one matrix embeds and unembeds
+  time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
+  dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
+  soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
+  dtype: str = "float32"  # of activations and of the cache; parameters are always float32
+  implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
+  remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
+
+  def __post_init__(self):
+    for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"ModelConfig: {name}={getattr(self, name)} must be at least 1")
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f"ModelConfig: heads={self.heads} must be a multiple of kv_heads={self.kv_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"ModelConfig: head_dim={self.head_dim} must be even, rotary pairs it up")
+    if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+      raise ValueError(
+        f"ModelConfig: rotary_dim={self.rotary_dim} must be even and in 0..head_dim={self.head_dim}"
+      )
+    if self.moe is not None and self.moe.dense_layers >= self.layers:
+      raise ValueError(
+        f"ModelConfig: moe.dense_layers={self.moe.dense_layers} must be below layers={self.layers}"
+      )
+    if self.dit < 0 or (self.dit and (self.moe is not None or self.time_conditioned)):
+      raise ValueError(
+        f"ModelConfig: dit={self.dit} must be 0 (off) or a width, and then moe is None and "
+        f"time_conditioned False; moe={self.moe}, time_conditioned={self.time_conditioned}"
+      )
+    if self.soft_cap is not None and self.soft_cap <= 0:
+      raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
+    dispatch.check(self.implementation)
+    if self.dtype not in DTYPES:
+      raise ValueError(f"ModelConfig: dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+
+  @property
+  def reads_noise(self) -> bool:
+    """Whether the model must be told the noise level of every input."""
+    return self.time_conditioned or (self.moe is not None and self.moe.reads_noise)
+
+  def _matmul_params(self, experts: float = 0) -> float:
+    """Weights that multiply every token: all but the embedding lookup, norms and biases.
+
+    `experts`: how many of a layer's routed experts count.
+    """
+    attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
+    dense, routed = self.stacks()
+    feed_forward = dense * (2 if self.dit else 3) * self.width * self.mlp
+    if self.moe is not None:
+      moe = self.moe
+      feed_forward += routed * self.width * (moe.experts + 3 * (experts * moe.mlp + moe.shared))
+    modulation, time = 0, 0
+    if self.time_conditioned:
+      modulation = TIME_WIDTH * 6 * self.width
+      time = 2 * TIME_WIDTH * TIME_WIDTH
+    return self.layers * (attention + modulation) + feed_forward + time + self.vocab * self.width
+
+  def stacks(self) -> tuple[int, int]:
+    """Layers with a plain MLP, which come first, and layers with experts."""
+    dense = self.layers if self.moe is None else self.moe.dense_layers
+    return dense, self.layers - dense
+
+  def n_params(self) -> int:
+    """Exact size of the parameter tree."""
+    layer = 2 * self.width
+    if self.qk_norm:
+      layer += 2 * self.head_dim
+    if self.qkv_bias:
+      layer += (self.heads + 2 * self.kv_heads) * self.head_dim
+    lookup = 0 if self.tied else self.vocab * self.width
+    experts, router_bias = 0, 0
+    if self.moe is not None:
+      experts = self.moe.experts
+      router_bias = self.stacks()[1] * experts if self.moe.bias else 0
+    others = self.layers * layer + self.width + lookup + router_bias
+    return self._matmul_params(experts) + others + self._dit_params()
+
+  def _dit_params(self) -> int:
+    """What only a DiT has: its conditioning, which multiplies no token, and biases."""
+    if not self.dit:
+      return 0
+    time = (DIT_SINUSOIDS + self.dit + 2) * self.dit
+    modulation = (6 * self.layers + 2) * self.width * (self.dit + 1)
+    return time + modulation + self.layers * (self.mlp + self.width) + self.vocab
+
+  def flops_per_token(self, context: int) -> int:
+    """Matmul FLOPs of one forward for a token that sees `context` keys; a backward costs twice.
+
+    Of the experts only those that a token is routed to count; where a schedule says how many, on
+    average over all noise levels.
+    """
+    attention = 4 * context * self.heads * self.head_dim * self.layers
+    active = 0 if self.moe is None else self.moe.mean_per_token()
+    return round(2 * self._matmul_params(active)) + attention
