@@ -31,7 +31,7 @@ class Family:
 
   model_type: str
   architecture: str
-  table: names.Table
+  table: names.NameTable
   fields: Mapping[str, str]  # of ModelConfig -> of config.json
   defaults: Mapping[str, Any]  # fields of ModelConfig where config.json has none
   moe: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of MoeConfig -> of config.json

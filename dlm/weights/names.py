@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-Table = Mapping[str, tuple[str, str]]
+NameTable = Mapping[str, tuple[str, str]]
 
 _LAYER = "model.layers.{i}."
 
@@ -35,7 +35,7 @@ _NORMS = {
 }
 
 # Qwen2 has the biases, Qwen3 the norms of queries and keys.
-QWEN: Table = {
+QWEN: NameTable = {
   **_ENDS,
   **_NORMS,
   **_SWIGLU,
@@ -52,7 +52,7 @@ QWEN: Table = {
 
 _BLOCK = "model.transformer.blocks.{i}."
 
-LLADA: Table = {
+LLADA: NameTable = {
   "embed": ("model.transformer.wte.weight", "V,D->VD"),
   "unembed": ("model.transformer.ff_out.weight", "V,D->VD"),  # a block's down projection too
   "final_norm/scale": ("model.transformer.ln_f.weight", "D->D"),
@@ -75,9 +75,9 @@ _EXPERTS = {
   "layers/moe/down/kernel": (_EXPERT + "down_proj.weight", "D,F->FD"),
 }
 
-QWEN_MOE: Table = {**QWEN, **_EXPERTS}
+QWEN_MOE: NameTable = {**QWEN, **_EXPERTS}
 
-LLADA_MOE: Table = {
+LLADA_MOE: NameTable = {
   **QWEN_MOE,
   "layers/moe/router/bias": (_LAYER + "mlp.expert_bias", "E->E"),
   "layers/moe/shared/gate/kernel": (_LAYER + "shared_expert.gate_proj.weight", "S,D->DS"),
@@ -87,7 +87,7 @@ LLADA_MOE: Table = {
 
 _FUSED = _LAYER + "attention.query_key_value.weight"
 
-LLADA2_MOE: Table = {
+LLADA2_MOE: NameTable = {
   **_ENDS,
   **_NORMS,
   **_SWIGLU,
@@ -110,7 +110,7 @@ _QKV = _DIT + "attn_qkv.weight"
 _OUTPUT = "backbone.output_layer."
 _SIGMA = "backbone.sigma_map.mlp."
 
-BD3LM: Table = {
+BD3LM: NameTable = {
   "embed": ("backbone.vocab_embed.embedding", "V,D->VD"),
   "unembed": (_OUTPUT + "linear.weight", "V,D->VD"),
   "head/bias": (_OUTPUT + "linear.bias", "V->V"),
@@ -159,7 +159,7 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TensorPart:
   """What one stored tensor holds of one parameter."""
 
   name: str
@@ -175,17 +175,19 @@ def paths(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def rule(table: Table, path: str) -> tuple[str, str] | None:
+def rule(table: NameTable, path: str) -> tuple[str, str] | None:
   """Name and layout of a parameter; dense and routed layers share the rules of "layers"."""
   return table.get(path.replace("dense_layers/", "layers/", 1))
 
 
-def count(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def count(table: NameTable, shapes: Mapping[str, tuple[int, ...]]) -> int:
   """How many parts `parts` yields."""
   return sum(math.prod(_stack(table, path, shape)) for path, shape in shapes.items())
 
 
-def parts(table: Table, shapes: Mapping[str, tuple[int, ...]], dense: int) -> Iterator[Part]:
+def parts(
+  table: NameTable, shapes: Mapping[str, tuple[int, ...]], dense: int
+) -> Iterator[TensorPart]:
   """All parts of all parameters, parameter by parameter, in the table's order.
 
   Args:
@@ -209,10 +211,10 @@ def parts(table: Table, shapes: Mapping[str, tuple[int, ...]], dense: int) -> It
     for at in itertools.product(*map(range, stack)):
       layer, expert = (*at, 0, 0)[:2]
       name = template.replace("{i}", str(first + layer)).replace("{e}", str(expert))
-      yield Part(name, row, path, at, layout)
+      yield TensorPart(name, row, path, at, layout)
 
 
-def _stack(table: Table, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stack(table: NameTable, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   """The leading axes that are spread over tensors: layers, experts."""
   template, _ = rule(table, path)
   return shape[: ("{i}" in template) + ("{e}" in template)]

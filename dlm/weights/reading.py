@@ -89,14 +89,14 @@ def _parts(
   shapes: Mapping[str, tuple[int, ...]],
   stored: Mapping[str, Stored],
   source: Source,
-) -> dict[str, list[names.Part]]:
+) -> dict[str, list[names.TensorPart]]:
   """The parts of each parameter. WeightsError where they are not what is stored, exactly."""
   most = names.count(family.table, shapes)
   if most > 2 * len(stored) + 10_000:  # the list of what is missing would not fit into memory
     raise WeightsError(
       f"{source.directory}: config.json describes {most} tensors, the files hold {len(stored)}"
     )
-  parts: dict[str, list[names.Part]] = {path: [] for path in shapes}
+  parts: dict[str, list[names.TensorPart]] = {path: [] for path in shapes}
   expected: dict[str, tuple[int, ...]] = {}
   dense = model.moe.dense_layers if model.moe else 0
   for part in names.parts(family.table, shapes, dense):
@@ -122,7 +122,7 @@ def _parts(
   return parts
 
 
-def _nbytes(part: names.Part, stored: Mapping[str, Stored]) -> int:
+def _nbytes(part: names.TensorPart, stored: Mapping[str, Stored]) -> int:
   return math.prod(part.layout.stored) * files.BYTES[stored[part.name].dtype]
 
 
@@ -147,7 +147,7 @@ def _assemble(
 def _shard(
   reader: files.Reader,
   stored: Mapping[str, Stored],
-  parts: list[names.Part],
+  parts: list[names.TensorPart],
   dtype: jnp.dtype,
   box: Box,
   device: jax.Device,
@@ -177,7 +177,7 @@ def _shard(
   return jax.device_put(np.asarray(buffer).view(dtype), here, may_alias=True)  # the same memory
 
 
-def _pieces(part: names.Part, inner: Box, itemsize: int) -> Iterator[tuple[Box, list[int]]]:
+def _pieces(part: names.TensorPart, inner: Box, itemsize: int) -> Iterator[tuple[Box, list[int]]]:
   """Cuts `inner`, on our axes, into stored rows of about CHUNK bytes; and where each piece begins.
 
   Of axes that are stored as one only the first is cut.
@@ -196,7 +196,7 @@ def _pieces(part: names.Part, inner: Box, itemsize: int) -> Iterator[tuple[Box, 
     yield cut, [got - start for (got, _), (start, _) in zip(cut, inner, strict=True)]
 
 
-def _where(part: names.Part, cut: Box) -> tuple[slice, ...]:
+def _where(part: names.TensorPart, cut: Box) -> tuple[slice, ...]:
   """A box on our axes as slices of the stored tensor."""
   sizes, groups = iter(cut), part.layout.groups
   where = []

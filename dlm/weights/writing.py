@@ -74,14 +74,14 @@ def export(
 
 def _tensors(
   family: str, model: ModelConfig, leaves: Mapping[str, jax.Array]
-) -> dict[str, list[names.Part]]:
+) -> dict[str, list[names.TensorPart]]:
   """What each tensor is made of, from its first row on."""
   table = FAMILIES[family].table
   nameless = [path for path in leaves if names.rule(table, path) is None]
   if nameless:
     raise ValueError(f"family {family!r} has no tensor for {', '.join(nameless)}")
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
-  tensors: dict[str, list[names.Part]] = {}
+  tensors: dict[str, list[names.TensorPart]] = {}
   for part in names.parts(table, shapes, model.moe.dense_layers if model.moe else 0):
     tensors.setdefault(part.name, []).append(part)
   return tensors
@@ -101,13 +101,13 @@ def _constants(model: ModelConfig, config: Mapping[str, Any]) -> dict[str, np.nd
 
 def _write_tensors(
   directory: pathlib.Path,
-  tensors: Mapping[str, list[names.Part]],
+  tensors: Mapping[str, list[names.TensorPart]],
   leaves: Mapping[str, jax.Array],
   dtype: str | None,
   shard_bytes: int,
   constants: Mapping[str, np.ndarray],
 ) -> None:
-  def kind(part: names.Part) -> np.dtype:
+  def kind(part: names.TensorPart) -> np.dtype:
     wanted = "float32" if part.path.endswith(FLOAT32_ONLY) else dtype or leaves[part.path].dtype
     return jnp.dtype(wanted)
 
@@ -160,7 +160,7 @@ class _Host:
     return self._layer[at[1:]]
 
 
-def _stored(host: _Host, part: names.Part) -> np.ndarray:
+def _stored(host: _Host, part: names.TensorPart) -> np.ndarray:
   """A parameter's slice on the axes of its tensor."""
   ours, layout = host(part.path, part.at), part.layout
   return ours.reshape(layout.stored[::-1]).T if layout.flip else ours.reshape(layout.stored)
