@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(PINS)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-# XLA's compilers for TPU and H100, beside the environment: jax would try to use them (`ahead.py`).
+# XLA's compilers for TPU and H100, beside the environment: jax would try to use them (`aot.py`).
 AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 

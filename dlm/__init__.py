@@ -14,7 +14,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    token_stats (hidden x unembedding -> statistics per token), linear_xent
                    (-> cross-entropy): [rows, V] logits never exist in memory; block_attention
                    (masks are ranges of keys). dispatch chooses, shards splits an op over a mesh,
-                   ahead compiles for devices that are not here
+                   aot compiles for devices that are not here
   dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to

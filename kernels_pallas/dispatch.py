@@ -23,7 +23,7 @@ _ORDER_ELSEWHERE = ("xla", "reference")
 
 def backend() -> str:
   """What the program at hand is compiled for: the platform of the mesh that is set (which may be
-  of devices that are not here, see `ahead`), or else jax's default."""
+  of devices that are not here, see `aot`), or else jax's default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 

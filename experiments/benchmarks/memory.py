@@ -2,7 +2,7 @@
 
 Nothing is allocated: programs are compiled for shapes, and XLA says what they need besides their
 arguments and results. So a program may be of a size, and for a device, that are not here (see
-`kernels_pallas.ahead`; `make aot` fetches the compilers, and without them those rows are left out).
+`kernels_pallas.aot`; `make aot` fetches the compilers, and without them those rows are left out).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Threshold
 from dlm.types import Array, Noisy, Params
 from experiments.benchmarks.results import Row, Table
-from kernels_pallas import ahead
+from kernels_pallas import aot
 
 BLOCK = 32
 # The other implementation of the same ops: all logits, and all attention weights, at once.
@@ -86,7 +86,7 @@ def _devices() -> tuple[list[str | None], list[str]]:
   there, absent = [None], []
   for device in DEVICES:
     try:
-      ahead.mesh(device)
+      aot.mesh(device)
     except RuntimeError:
       absent.append(device)
     else:
@@ -137,7 +137,7 @@ def sampler(config: ModelConfig, batch: int, device: str | None = None) -> Compi
   """The sampling loop over `batch` rows of a prompt's block and one to write.
 
   Args:
-    device: of `ahead.TOPOLOGIES`; None: this machine's.
+    device: of `aot.TOPOLOGIES`; None: this machine's.
   """
   model, mask_id = bind(config), config.vocab - 1
   own = loop.Sampler(
@@ -192,7 +192,7 @@ def _params(config: ModelConfig) -> Params:
 def _compiled(fn: Callable[..., Any], device: str | None, *shapes: Any) -> Compiled:
   if device is None:
     return jax.jit(fn).lower(*shapes).compile()
-  return ahead.compile_for(ahead.mesh(device), fn, *shapes)
+  return aot.compile_for(aot.mesh(device), fn, *shapes)
 
 
 def growth_per_logit(bytes_: dict[tuple[int, int], int]) -> float:

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels_pallas import ahead
+from kernels_pallas import aot
 from kernels_pallas.block_attention import Keys, Mask, Part, block_attention, prepare
 
 pytestmark = pytest.mark.tpu
@@ -34,7 +34,7 @@ def decode(mesh, batch, window, slots, heads, kv_heads, dim, dtype, split=(WHOLE
   bound_BxWx1 = shape((batch, window, 1), jnp.int32, by_row)
   own = shape((batch, window, kv_heads, dim), dtype, by_head)
   cache = shape((LAYERS, batch, slots, kv_heads, dim), dtype, cached)
-  return ahead.compile_for(
+  return aot.compile_for(
     mesh,
     step,
     Mask(bound_BxWx1, bound_BxWx1),
@@ -70,7 +70,7 @@ def gradients(
   own = shape((batch, length, kv_heads, dim), dtype, by_head)
   mask = Mask(bound_BxLxR, bound_BxLxR, *((slot_BxL, slot_BxL) if segments else ()))
   q = shape((batch, length, heads, dim), dtype, by_head)
-  return ahead.compile_for(mesh, step, mask, slot_BxL, q, own, own)
+  return aot.compile_for(mesh, step, mask, slot_BxL, q, own, own)
 
 
 def shapes_on(mesh):
@@ -90,30 +90,30 @@ def check(program, kernels, most_mib):
 @pytest.mark.parametrize("device", ["v5p", "v6e"])
 def test_decoding_reads_the_cache_where_it_is(device):
   """A copy of a layer's keys alone would be 256 MiB."""
-  program = decode(ahead.mesh(device), 4, 32, 32_768, 32, 8, 128, jnp.bfloat16)
+  program = decode(aot.mesh(device), 4, 32, 32_768, 32, 8, 128, jnp.bfloat16)
   check(program, 2, 8)
 
 
 @pytest.mark.parametrize("device,most_mib", [("v5p", 290), ("v6e", 130)])
 def test_noisy_and_clean_tokens_of_a_training_step(device, most_mib):
   """Scores of a single head would take 256 MiB in float32, those of all heads 8 GiB."""
-  program = gradients(ahead.mesh(device), 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2)
+  program = gradients(aot.mesh(device), 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2)
   check(program, 3, most_mib)
 
 
 def test_packed_documents():
-  program = gradients(ahead.mesh("v5e"), 2, 4096, 16, 16, 64, jnp.bfloat16, segments=True)
+  program = gradients(aot.mesh("v5e"), 2, 4096, 16, 16, 64, jnp.bfloat16, segments=True)
   check(program, 3, 165)
 
 
 def test_small_and_ragged():
-  mesh = ahead.mesh("v6e")
+  mesh = aot.mesh("v6e")
   check(gradients(mesh, 2, 200, 4, 2, 32, jnp.float32, segments=True), 3, 1)
   check(decode(mesh, 2, 5, 41, 3, 1, 32, jnp.float32), 2, 1)
 
 
 def test_rows_and_heads_are_split():
-  mesh = ahead.mesh("v5e", (2, 2), ("fsdp", "tensor"))
+  mesh = aot.mesh("v5e", (2, 2), ("fsdp", "tensor"))
   split = P("fsdp"), P("fsdp", None, "tensor")
   trained = gradients(mesh, 2, 256, 32, 8, 128, jnp.bfloat16, ranges=2, split=split)
   check(trained, 3, 8)

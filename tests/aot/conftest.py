@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import pytest
 
-from kernels_pallas import ahead
+from kernels_pallas import aot
 
 # What the other tests ask for, so that CPU results are exact, is not what accelerators run.
 jax.config.update("jax_default_matmul_precision", None)
@@ -25,4 +25,4 @@ def pytest_runtest_setup(item):
 @pytest.fixture(params=[*TPUS, H100])
 def mesh(request):
   """One device of each kind."""
-  return ahead.mesh(request.param)
+  return aot.mesh(request.param)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels_pallas import ahead
+from kernels_pallas import aot
 from kernels_pallas.linear_xent import linear_xent
 
 pytestmark = pytest.mark.tpu
@@ -27,7 +27,7 @@ def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE):
 
   by_row, by_id = (NamedSharding(mesh, spec) for spec in split)
   shape = functools.partial(jax.ShapeDtypeStruct, sharding=by_row)
-  return ahead.compile_for(
+  return aot.compile_for(
     mesh,
     jax.value_and_grad(loss, argnums=(0, 1)),
     shape((rows, width), dtypes[0]),
@@ -48,7 +48,7 @@ def assert_kernels(program):
 
 @pytest.mark.parametrize("device", ["v5p", "v6e"])
 def test_a_training_step_of_llada_holds_no_logits(device):
-  program = compiled(ahead.mesh(device), ROWS, WIDTH, VOCAB)
+  program = compiled(aot.mesh(device), ROWS, WIDTH, VOCAB)
   assert_kernels(program)
   hidden = 2 * ROWS * WIDTH
   assert program.memory_analysis().temp_size_in_bytes < 2 * hidden < 2 * ROWS * VOCAB / 15
@@ -63,11 +63,11 @@ def test_a_training_step_of_llada_holds_no_logits(device):
   ],
 )
 def test_ragged_shapes(rows, width, vocab, dtypes, soft_cap):
-  assert_kernels(compiled(ahead.mesh("v6e"), rows, width, vocab, dtypes, soft_cap))
+  assert_kernels(compiled(aot.mesh("v6e"), rows, width, vocab, dtypes, soft_cap))
 
 
 def test_a_split_vocabulary_stays_where_it_is():
-  mesh = ahead.mesh("v5e", (2, 2), ("fsdp", "tensor"))
+  mesh = aot.mesh("v5e", (2, 2), ("fsdp", "tensor"))
   rows, width, vocab = 8192, 256, 32_768
   program = compiled(mesh, rows, width, vocab, split=(P("fsdp"), P("tensor", "fsdp")))
   assert_kernels(program)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels_pallas import ahead
+from kernels_pallas import aot
 from kernels_pallas.token_stats import StatSpec, token_stats
 
 HEADS = {  # width, vocabulary
@@ -31,7 +31,7 @@ def temporary_bytes(mesh, spec, rows, width, vocab, implementation, dtype=jnp.bf
     )
 
   shape = jax.ShapeDtypeStruct
-  compiled = ahead.compile_for(
+  compiled = aot.compile_for(
     mesh,
     call,
     shape((rows, width), dtype),
@@ -53,23 +53,23 @@ def test_greedy(mesh, rows):
 @pytest.mark.tpu
 @pytest.mark.parametrize("head", ["LLaDA2-mini", "Dream-7B"])
 def test_other_widths(head):
-  temporary_bytes(ahead.mesh("v5e"), GREEDY, 4096, *HEADS[head], "tpu")
+  temporary_bytes(aot.mesh("v5e"), GREEDY, 4096, *HEADS[head], "tpu")
 
 
 @pytest.mark.tpu
 def test_every_statistic_and_noise():
-  used = temporary_bytes(ahead.mesh("v6e"), EVERYTHING, 512, *HEADS["LLaDA-8B"], "tpu")
+  used = temporary_bytes(aot.mesh("v6e"), EVERYTHING, 512, *HEADS["LLaDA-8B"], "tpu")
   assert used < 4 * 512 * HEADS["LLaDA-8B"][1] / 50
 
 
 @pytest.mark.tpu
 def test_float32_and_ragged():
-  temporary_bytes(ahead.mesh("v5e"), EVERYTHING, 37, 768, 50_257, "tpu", jnp.float32)
+  temporary_bytes(aot.mesh("v5e"), EVERYTHING, 37, 768, 50_257, "tpu", jnp.float32)
 
 
 @pytest.mark.tpu
 def test_a_kernel_is_what_a_tpu_runs_by_itself():
-  mesh = ahead.mesh("v5e")
+  mesh = aot.mesh("v5e")
   by_itself = temporary_bytes(mesh, GREEDY, 4096, *HEADS["LLaDA-8B"], None)
   named = temporary_bytes(mesh, GREEDY, 4096, *HEADS["LLaDA-8B"], "tpu")
   logits = temporary_bytes(mesh, GREEDY, 4096, *HEADS["LLaDA-8B"], "reference")
