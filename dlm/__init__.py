@@ -23,7 +23,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/build        the only reader of a config        train       THE training path
   dlm/facts        what a sampler must know of a model
   dlm/checkpoint   orbax, checksums                   generate    THE sampling path
-  dlm/weights      Hugging Face directories in and    interruption  a run that is asked to stop
+  dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal

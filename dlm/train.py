@@ -23,10 +23,10 @@ from jax import lax
 from dlm import checkpoint, parallel
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
-from dlm.interruption import interruption
 from dlm.metrics import Metrics, Tally
 from dlm.models.moe.training import Observed, balanced
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
+from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
 
 Sums = TypeVar("Sums")  # a tree of arrays that add up
@@ -225,8 +225,8 @@ def train(
     elif state is None:  # ended before its first checkpoint
       state = step.init()
     first = int(state.step)
-    with Metrics(workdir, step=first, steps=training.run.steps) as metrics, interruption() as event:
-      return _Loop(training, step, checkpoints, metrics, event, samples).run(state, first)
+    with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
+      return _Loop(training, step, checkpoints, metrics, stop, samples).run(state, first)
 
 
 @dataclasses.dataclass
@@ -237,7 +237,7 @@ class _Loop:
   step: Step
   checkpoints: Checkpoints
   metrics: Metrics
-  interrupted: threading.Event
+  stop: threading.Event
   samples: Sampling | None
 
   def run(self, state: TrainState, first: int) -> TrainState:
@@ -253,7 +253,7 @@ class _Loop:
       if waiting is not None:
         self.settle(*waiting)
       waiting = done, *report
-      stopping = done < steps and (self.interrupted.is_set() or self.checkpoints.preempted(done))
+      stopping = done < steps and (self.stop.is_set() or self.checkpoints.preempted(done))
       if due := self.due(done, stopping):
         self.settle(*waiting)
         waiting = None

@@ -71,9 +71,9 @@ LAYERS = {
   "dlm.completions": Layer(("dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
-  "dlm.interruption": Layer((), ("jax",)),
+  "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer(PARTS, ("jax", "numpy")),
-  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.interruption"), ("jax", "flax", "optax", "numpy")),
+  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.preemption"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),

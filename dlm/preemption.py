@@ -1,4 +1,4 @@
-"""A run is asked to stop: what is at hand is finished first."""
+"""Preemption: a run that is asked to stop first finishes what is at hand."""
 
 import contextlib
 import signal
@@ -9,8 +9,8 @@ import jax
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[threading.Event]:
-  """The event that SIGTERM and Ctrl-C set meanwhile; a second Ctrl-C ends the process at once."""
+def stop_signal() -> Iterator[threading.Event]:
+  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C ends the process at once."""
   event = threading.Event()
 
   def ask(number: int, _frame) -> None:

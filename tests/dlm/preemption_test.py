@@ -3,11 +3,11 @@ import signal
 
 import pytest
 
-from dlm.interruption import interruption
+from dlm.preemption import stop_signal
 
 
 def test_second_interrupt_ends_at_once():
-  with pytest.raises(KeyboardInterrupt), interruption() as event:
+  with pytest.raises(KeyboardInterrupt), stop_signal() as event:
     os.kill(os.getpid(), signal.SIGINT)
     assert event.is_set()
     os.kill(os.getpid(), signal.SIGINT)
