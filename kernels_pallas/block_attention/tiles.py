@@ -22,7 +22,7 @@ class Tiles(NamedTuple):
   keys: int
 
 
-class Table(NamedTuple):
+class TileTable(NamedTuple):
   """For each (row, tile i) the tiles j that it meets, ascending. Flat: SMEM pads the last axis.
 
   An entry is 2 j + 1 where i sees all of j, else 2 j; past the count the last is repeated, so that
@@ -99,13 +99,13 @@ def visible_tiles(q_BxCxW: Array, k_BxDxS: Array, tiles: Tiles) -> tuple[Array, 
   return seen.any((2, 4)), seen.all((2, 4))
 
 
-def table(some_BxIxJ: Array, all_BxIxJ: Array) -> Table:
+def table(some_BxIxJ: Array, all_BxIxJ: Array) -> TileTable:
   count_BxI = some_BxIxJ.sum(-1, dtype=jnp.int32)
   order = jnp.argsort(~some_BxIxJ, axis=-1, stable=True)
   step = jnp.arange(some_BxIxJ.shape[2], dtype=jnp.int32)[None, None]
   last = jnp.maximum(count_BxI - 1, 0)[:, :, None]
   order = jnp.take_along_axis(order, jnp.minimum(step, last), axis=-1)
   entry = 2 * order + jnp.take_along_axis(all_BxIxJ, order, axis=-1)
-  return Table(
+  return TileTable(
     entry.reshape(-1).astype(jnp.int32), count_BxI.reshape(-1), jnp.maximum(count_BxI.max(), 1)
   )

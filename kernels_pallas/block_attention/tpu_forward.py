@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import precision, vmem
-from kernels_pallas.block_attention.tiles import NOWHERE, Table, Tiles, sees
+from kernels_pallas.block_attention.tiles import NOWHERE, Tiles, TileTable, sees
 
 Array = jax.Array
 
@@ -34,8 +34,8 @@ class PartSight:
 
   q_BxCxW: Array
   k_BxDxS: Array
-  keys_of: Table  # tiles of keys, by tile of queries
-  queries_of: Table  # and the other way round
+  keys_of: TileTable  # tiles of keys, by tile of queries
+  queries_of: TileTable  # and the other way round
   tiles: Tiles
   keys: int  # without those that fill up the last tile
   cached: bool

@@ -34,7 +34,7 @@ _MAX_GATHERED = 4  # ids a row; each costs some instructions a logit
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Tiling:
   """How the logits are cut into programs, and those into tiles."""
 
   by_ids: bool  # the workers have the same rows and different ids; else the other way round
@@ -64,9 +64,9 @@ class Plan:
     return self.splits * (_WORKERS if self.by_ids else 1)
 
 
-def plan_for(
+def tiling_for(
   rows: int, vocab: int, *, programs: int = _PROGRAMS, max_tile: int = _MAX_TILE
-) -> Plan:
+) -> Tiling:
   """All programs get equally many tiles, as wide as that allows.
 
   Up to 64 rows, reading the unembedding is what takes time. It is read once, and since each tile
@@ -84,7 +84,7 @@ def plan_for(
   tile = 8 * pl.cdiv(vocab, parts * walk * 8)
   side_by_side = _ROWS + _WORKERS * tile if by_ids else _ROWS * _WORKERS + tile
   slots = _RING_BYTES // (side_by_side * _STEP * 2)
-  return Plan(by_ids, groups, blocks, splits, walk, tile, slots)
+  return Tiling(by_ids, groups, blocks, splits, walk, tile, slots)
 
 
 def token_stats(
@@ -95,24 +95,24 @@ def token_stats(
   *,
   held: Held,
   soft_cap: float | None,
-  plan: Plan | None = None,
+  tiling: Tiling | None = None,
 ) -> TokenStats:
-  """See `kernels_pallas.token_stats.token_stats`. `plan`: how to cut it (None: see `plan_for`).
+  """See `kernels_pallas.token_stats.token_stats`. `tiling`: how to cut it (None: see `tiling_for`).
 
   Raises:
     NotImplementedError: not bfloat16, sizes that the hardware's copies cannot cut, or a spec with
       top-k, top-p, mean embeddings or many gathered ids.
   """
   rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
-  plan = plan or plan_for(rows, vocab)
+  tiling = tiling or tiling_for(rows, vocab)
   columns = tiles.asked_of_one_pass(spec, inputs, held.total)
-  _check(hidden_RxD, unembed_VxD, plan, len(columns.gather_J))
+  _check(hidden_RxD, unembed_VxD, tiling, len(columns.gather_J))
   first_R = jnp.full(rows, held.first, jnp.int32)
   asked = first_R, jax.tree.map(lambda x_Rx1: x_Rx1[:, 0], columns)
   fallback = vocabulary.first_allowed(held.total, spec.forbidden)
 
   def padded(x_Rx: Array) -> Array:
-    return jnp.pad(x_Rx, [(0, plan.rows - rows)] + [(0, 0)] * (x_Rx.ndim - 1))
+    return jnp.pad(x_Rx, [(0, tiling.rows - rows)] + [(0, 0)] * (x_Rx.ndim - 1))
 
   def empty() -> tiles.State:
     lowest_R = jnp.full(_ROWS, -jnp.inf, jnp.float32)
@@ -128,12 +128,12 @@ def token_stats(
     return gpu_fold.add(state, z_RxT, ids_RxT, columns, spec)
 
   asked = jax.tree.map(padded, asked)
-  parts = _walk(plan, padded(hidden_RxD), unembed_VxD, asked, empty, add)
+  parts = _walk(tiling, padded(hidden_RxD), unembed_VxD, asked, empty, add)
   state = gpu_fold.merge(jax.tree.map(lambda x_PxR: x_PxR[:, :rows], parts))
   return tiles.result(vocabulary.of_all(tiles.merge, state, held))
 
 
-def _check(hidden_RxD: Array, unembed_VxD: Array, plan: Plan, gathered: int) -> None:
+def _check(hidden_RxD: Array, unembed_VxD: Array, tiling: Tiling, gathered: int) -> None:
   vocab, width = unembed_VxD.shape
   if hidden_RxD.dtype != jnp.bfloat16 or unembed_VxD.dtype != jnp.bfloat16:
     raise NotImplementedError(
@@ -141,16 +141,16 @@ def _check(hidden_RxD: Array, unembed_VxD: Array, plan: Plan, gathered: int) -> 
     )
   if width % _STEP:
     raise NotImplementedError(f"the width, {width}, must be a multiple of {_STEP}")
-  if vocab % 8 or vocab < plan.block_ids:
+  if vocab % 8 or vocab < tiling.block_ids:
     raise NotImplementedError(
-      f"the vocabulary, {vocab}, must be a multiple of 8 and at least one tile, {plan.block_ids}"
+      f"the vocabulary, {vocab}, must be a multiple of 8 and at least one tile, {tiling.block_ids}"
     )
   if gathered > _MAX_GATHERED:
     raise NotImplementedError(f"{gathered} gathered ids a row are more than {_MAX_GATHERED}")
 
 
 def _walk(
-  plan: Plan,
+  tiling: Tiling,
   hidden_RxD: Array,
   unembed_VxD: Array,
   asked: Any,
@@ -162,44 +162,44 @@ def _walk(
   out = jax.eval_shape(empty)
 
   def begin(tile: Array) -> Array:
-    return (jax.lax.axis_index("split") * plan.walk + tile) * plan.block_ids
+    return (jax.lax.axis_index("split") * tiling.walk + tile) * tiling.block_ids
 
   def start(tile: Array) -> Array:
     """The last tile is moved back to end at V, so that copies stay inside."""
-    return jnp.minimum(begin(tile), vocab - plan.block_ids)
+    return jnp.minimum(begin(tile), vocab - tiling.block_ids)
 
   def program(hidden, unembed, *refs):
     *row_refs, hidden_ring, unembed_ring, filled, used, asked_here, arrived, out_here = refs
     count = len(jax.tree.leaves(asked))
     asked_refs, out_refs = row_refs[:count], row_refs[count:]
     worker = jax.lax.axis_index("warpgroup")
-    block = jax.lax.axis_index("group") * plan.blocks + jax.lax.axis_index("block")
+    block = jax.lax.axis_index("group") * tiling.blocks + jax.lax.axis_index("block")
 
     @pl.when(worker == _WORKERS)
     def _copy():
       plgpu.set_max_registers(40, action="decrease")
-      rows = pl.ds(block * plan.block_rows, plan.block_rows)
+      rows = pl.ds(block * tiling.block_rows, tiling.block_rows)
 
-      @pl.loop(0, plan.walk * steps + plan.slots)  # the last turns see the ring empty again
+      @pl.loop(0, tiling.walk * steps + tiling.slots)  # the last turns see the ring empty again
       def _step(n):
-        slot = jax.lax.rem(n, plan.slots)
+        slot = jax.lax.rem(n, tiling.slots)
 
-        @pl.when(n >= plan.slots)
+        @pl.when(n >= tiling.slots)
         def _():
           plgpu.barrier_wait(used.at[slot])
 
-        @pl.when(n < plan.walk * steps)
+        @pl.when(n < tiling.walk * steps)
         def _():
           depth = pl.ds(jax.lax.rem(n, steps) * _STEP, _STEP)
-          ids = pl.ds(start(jax.lax.div(n, steps)), plan.block_ids)
+          ids = pl.ds(start(jax.lax.div(n, steps)), tiling.block_ids)
           plgpu.copy_gmem_to_smem(hidden.at[rows, depth], hidden_ring.at[slot], filled.at[slot])
           plgpu.copy_gmem_to_smem(unembed.at[ids, depth], unembed_ring.at[slot], filled.at[slot])
 
     @pl.when(worker < _WORKERS)
     def _work():
       plgpu.set_max_registers(232, action="increase")
-      row, offset = (0, worker * plan.tile) if plan.by_ids else (worker * _ROWS, 0)
-      rows = pl.ds(block * plan.block_rows + row, _ROWS)
+      row, offset = (0, worker * tiling.tile) if tiling.by_ids else (worker * _ROWS, 0)
+      rows = pl.ds(block * tiling.block_rows + row, _ROWS)
       mine = _load(asked_refs, asked_here, arrived, rows, worker)
 
       def multiply(tile: Array) -> Array:
@@ -207,58 +207,60 @@ def _walk(
           @pl.loop(0, steps)
           def _step(k):
             n = tile * steps + k
-            slot = jax.lax.rem(n, plan.slots)
+            slot = jax.lax.rem(n, tiling.slots)
             plgpu.barrier_wait(filled.at[slot])
-            ids = unembed_ring.at[slot, pl.ds(offset, plan.tile)]
+            ids = unembed_ring.at[slot, pl.ds(offset, tiling.tile)]
             rows = hidden_ring.at[slot, pl.ds(row, _ROWS)]
             plgpu.wgmma(logits, rows, plgpu.transpose_ref(ids, (1, 0)))
             plgpu.wgmma_wait(1)  # the step before is done, so its slot may be filled again
 
             @pl.when(k > 0)
             def _():
-              plgpu.barrier_arrive(used.at[jax.lax.rem(n - 1, plan.slots)])
+              plgpu.barrier_arrive(used.at[jax.lax.rem(n - 1, tiling.slots)])
 
           return logits[...]
 
-        z_RxT = pl.run_scoped(accumulate, plgpu.ACC((_ROWS, plan.tile), jnp.float32))
-        plgpu.barrier_arrive(used.at[jax.lax.rem((tile + 1) * steps - 1, plan.slots)])
+        z_RxT = pl.run_scoped(accumulate, plgpu.ACC((_ROWS, tiling.tile), jnp.float32))
+        plgpu.barrier_arrive(used.at[jax.lax.rem((tile + 1) * steps - 1, tiling.slots)])
         return z_RxT
 
       def step(tile: Array, state: tiles.State) -> tiles.State:
         z_RxT = multiply(tile)
-        for lane in range(0, plan.tile, _LANES):
+        for lane in range(0, tiling.tile, _LANES):
           z_RxN = z_RxT[:, lane : lane + _LANES]
           offset_RxN = start(tile) + offset + lane
           offset_RxN += jax.lax.broadcasted_iota(jnp.int32, z_RxN.shape, 1)
           state = add(state, z_RxN, offset_RxN, begin(tile), mine)
         return state
 
-      state = jax.lax.fori_loop(0, plan.walk, step, empty())
+      state = jax.lax.fori_loop(0, tiling.walk, step, empty())
       part = jax.lax.axis_index("split")
-      part = part * _WORKERS + worker if plan.by_ids else part
+      part = part * _WORKERS + worker if tiling.by_ids else part
       _store(state, out_here, out_refs, worker, (part, rows))
 
   swizzled = plgpu.TilingTransform((8, _STEP)), plgpu.SwizzleTransform(2 * _STEP)
 
   def ring(size: int) -> Any:
-    return plgpu.SMEM((plan.slots, size, _STEP), jnp.bfloat16, transforms=swizzled)
+    return plgpu.SMEM((tiling.slots, size, _STEP), jnp.bfloat16, transforms=swizzled)
 
   def of_workers(x: Any) -> Any:
     return plgpu.SMEM((_WORKERS, _ROWS), x.dtype)
 
   kernel = plgpu.kernel(
     program,
-    out_type=[jax.ShapeDtypeStruct((plan.parts, plan.rows), x.dtype) for x in jax.tree.leaves(out)],
+    out_type=[
+      jax.ShapeDtypeStruct((tiling.parts, tiling.rows), x.dtype) for x in jax.tree.leaves(out)
+    ],
     scratch_types=[
-      ring(plan.block_rows),
-      ring(plan.block_ids),
-      plgpu.Barrier(num_arrivals=2, num_barriers=plan.slots),  # two copies fill a slot
-      plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=plan.slots),
+      ring(tiling.block_rows),
+      ring(tiling.block_ids),
+      plgpu.Barrier(num_arrivals=2, num_barriers=tiling.slots),  # two copies fill a slot
+      plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=tiling.slots),
       jax.tree.map(of_workers, asked),
       plgpu.Barrier(num_arrivals=len(jax.tree.leaves(asked)), num_barriers=_WORKERS),
       jax.tree.map(of_workers, out),
     ],
-    grid=(plan.groups, plan.splits, plan.blocks),
+    grid=(tiling.groups, tiling.splits, tiling.blocks),
     grid_names=("group", "split", "block"),
     num_threads=_WORKERS + 1,
     thread_name="warpgroup",

@@ -23,8 +23,8 @@ V, D = 104, 128  # the last tile of 16 or 24 ids is moved back
 
 # Two slots are refilled all the time. Few rows: two programs of two workers, which walk over two
 # tiles each. Many: two groups of 128 rows, whose programs walk over five tiles.
-FEW = dataclasses.replace(gpu.plan_for(20, V, programs=2, max_tile=16), slots=2)
-MANY = dataclasses.replace(gpu.plan_for(150, V, programs=2, max_tile=24), slots=2)
+FEW = dataclasses.replace(gpu.tiling_for(20, V, programs=2, max_tile=16), slots=2)
+MANY = dataclasses.replace(gpu.tiling_for(150, V, programs=2, max_tile=24), slots=2)
 MANY = dataclasses.replace(MANY, groups=2, blocks=1)
 
 
@@ -39,11 +39,11 @@ def _jitted(implementation, **static):
   return jax.jit(functools.partial(implementation, **static))
 
 
-def interpreted(hidden_RxD, unembed_VxD, spec, inputs, plan, *, held=None, soft_cap=None):
+def interpreted(hidden_RxD, unembed_VxD, spec, inputs, tiling, *, held=None, soft_cap=None):
   """The kernel's statistics. Fails on a race between its warpgroups and copies."""
   held = held or Held(0, V)
   with compat.interpret_gpu():
-    run = _jitted(gpu.token_stats, spec=spec, plan=plan, held=held, soft_cap=soft_cap)
+    run = _jitted(gpu.token_stats, spec=spec, tiling=tiling, held=held, soft_cap=soft_cap)
     stats = jax.block_until_ready(run(hidden_RxD, unembed_VxD, inputs=inputs))
     assert not gpu_callbacks.get_races().races_found
   return stats
@@ -71,18 +71,18 @@ def arrays(rows, vocab=V):
 
 @threads
 @pytest.mark.parametrize(
-  "rows,plan,spec", [(20, FEW, DRAWN), (150, MANY, ALL)], ids=["few, drawn", "many"]
+  "rows,tiling,spec", [(20, FEW, DRAWN), (150, MANY, ALL)], ids=["few, drawn", "many"]
 )
-def test_all_statistics(rows, plan, spec):
+def test_all_statistics(rows, tiling, spec):
   hidden_RxD, unembed_VxD, inputs = arrays(rows)
-  stats = interpreted(hidden_RxD, unembed_VxD, spec, inputs, plan)
+  stats = interpreted(hidden_RxD, unembed_VxD, spec, inputs, tiling)
   assert_agrees(stats, hidden_RxD, unembed_VxD, spec, inputs)
 
   # The same program, where the numbers are not ordinary.
   whole_RxD = jnp.round(4 * hidden_RxD).at[0].set(0)  # ties, everywhere in row 0
   whole_RxD = whole_RxD.at[1].set(jnp.nan).at[2].multiply(1e4)
   whole_VxD = jnp.round(unembed_VxD).at[50].set(unembed_VxD[90].round())
-  stats = interpreted(whole_RxD, whole_VxD, spec, inputs, plan)
+  stats = interpreted(whole_RxD, whole_VxD, spec, inputs, tiling)
   assert_agrees(stats, whole_RxD, whole_VxD, spec, inputs)
   assert stats.token[1] == 3 and stats.logit[1] == -np.inf and np.isnan(stats.lse[1])
 
@@ -121,16 +121,16 @@ def test_reading_before_a_copy_has_arrived_is_a_race(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 32, 64, 65, 1000, 2200, 4096])
 @pytest.mark.parametrize("vocab", [2048, 126_464, 152_064, 157_184])
-def test_a_plan_covers_all_and_fits(rows, vocab):
-  plan = gpu.plan_for(rows, vocab)
-  assert plan.rows >= rows and plan.splits * plan.walk * plan.block_ids >= vocab
-  assert plan.tile % 8 == 0 and plan.tile <= 256 and plan.block_ids <= vocab
-  assert plan.slots >= 3
+def test_a_tiling_covers_all_and_fits(rows, vocab):
+  tiling = gpu.tiling_for(rows, vocab)
+  assert tiling.rows >= rows and tiling.splits * tiling.walk * tiling.block_ids >= vocab
+  assert tiling.tile % 8 == 0 and tiling.tile <= 256 and tiling.block_ids <= vocab
+  assert tiling.slots >= 3
   # Work that is thrown away: rows of the last block, ids beyond the end, idle processors.
-  programs = plan.groups * plan.blocks * plan.splits
+  programs = tiling.groups * tiling.blocks * tiling.splits
   if vocab > 1e5 and rows in (32, 4096):
-    assert plan.splits * plan.walk * plan.block_ids < 1.05 * vocab
-    assert 0.96 < programs / (132 * plan.groups) <= 1
+    assert tiling.splits * tiling.walk * tiling.block_ids < 1.05 * vocab
+    assert 0.96 < programs / (132 * tiling.groups) <= 1
 
 
 @pytest.mark.parametrize(
