@@ -4,7 +4,7 @@ from dlm.data.corpus import GeneratedCorpus, TokenCorpus, open_corpus, open_toke
 from dlm.data.infill import encode_infill, escape_infill, parse_infill
 from dlm.data.layouts import RowBatch
 from dlm.data.prepare import write_tokens
-from dlm.data.rows import Part, Rows, open_rows
+from dlm.data.rows import MixturePart, Rows, open_rows
 from dlm.data.sources import SOURCES, SPLITS, Example, Source, open_source
 from dlm.data.tokenizers import (
   TOKENIZERS,
@@ -23,7 +23,7 @@ __all__ = [
   "ByteTokenizer",
   "Example",
   "GeneratedCorpus",
-  "Part",
+  "MixturePart",
   "RowBatch",
   "Rows",
   "Source",

@@ -4,7 +4,7 @@ The global batch of a step is rows step * batch .. step * batch + batch - 1 of a
 however many hosts read it: host h holds the contiguous slice [h * batch / n, (h + 1) * batch / n),
 the order in which `jax.make_array_from_process_local_data` lays shards over the data axis. Row g is
 drawn by hashing (seed, g), so resuming needs the step alone and neighbours are unrelated: noise
-levels that are stratified over a batch meet no order in the data (training_objectives G10).
+levels that are stratified over a batch meet no order in the data.
 
 A single part is seen once per epoch, in a new order each time. In a mixture each row chooses its
 part by weight, and a part's epoch is thinned accordingly.
@@ -24,7 +24,7 @@ from dlm.data.tokenizers import Tokenizer
 MODES = ("pack", "pad")
 
 
-class Layout(Protocol):
+class RowStream(Protocol):
   """A corpus as an endless stream of rows."""
 
   epoch_rows: int
@@ -34,7 +34,7 @@ class Layout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixturePart:
   """One corpus of a mixture, and how it is laid out in rows."""
 
   corpus: Corpus
@@ -45,7 +45,7 @@ class Part:
   document_mask: bool = True
   too_long: str = "truncate"
 
-  def layout(self, tokenizer: Tokenizer, length: int, key: tuple[int, ...] | None) -> Layout:
+  def layout(self, tokenizer: Tokenizer, length: int, key: tuple[int, ...] | None) -> RowStream:
     """`key` names the shuffle; None keeps the corpus's order."""
     if self.mode not in MODES:
       raise ValueError(f"{self.corpus.name}: unknown mode={self.mode!r}; known: {', '.join(MODES)}")
@@ -65,7 +65,7 @@ class Rows:
 
   def __init__(
     self,
-    parts: Iterable[Part],
+    parts: Iterable[MixturePart],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -121,8 +121,8 @@ def open_rows(
 ) -> Rows:
   """Rows of sources given as (spec, weight) or (spec, weight, options).
 
-  `layout` holds defaults of `Part`'s fields for every source; `options` (a mapping or pairs) may
-  override them for one source and holds the source's own options besides.
+  `layout` sets fields of every source's `MixturePart`; `options` (a mapping or pairs) override them
+  for one source, and hold that source's own options besides.
   """
   if unknown := set(layout) - set(LAYOUT_OPTIONS):
     raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(LAYOUT_OPTIONS)}")
@@ -132,7 +132,7 @@ def open_rows(
     own = {key: value for key, value in options.items() if key not in LAYOUT_OPTIONS}
     chosen = layout | {key: value for key, value in options.items() if key in LAYOUT_OPTIONS}
     corpus = open_corpus(spec, tokenizer, split=split, seed=seed, **own)
-    parts.append(Part(corpus, weight, **chosen))
+    parts.append(MixturePart(corpus, weight, **chosen))
   return Rows(
     parts,
     tokenizer,

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlm.data import ByteTokenizer, Example, Part, Rows, TokenCorpus, open_rows, tokenize
+from dlm.data import ByteTokenizer, Example, MixturePart, Rows, TokenCorpus, open_rows, tokenize
 from dlm.data.sources import Documents
 
 TOKENIZER = ByteTokenizer()
@@ -27,7 +27,7 @@ def corpus(documents=DOCUMENTS) -> TokenCorpus:
 
 
 def made(length=16, batch=4, seed=0, documents=DOCUMENTS, rows_of=None, **part) -> Rows:
-  parts = [Part(corpus(documents), **part)]
+  parts = [MixturePart(corpus(documents), **part)]
   return Rows(parts, TOKENIZER, length=length, batch=batch, seed=seed, **(rows_of or {}))
 
 
@@ -111,7 +111,7 @@ def test_pack_sees_every_token_once_an_epoch():
   ring = TokenCorpus(
     "ring", np.arange(125, dtype=np.uint16), np.array([0, 100, 125]), np.zeros(2, np.int32)
   )
-  rows = Rows([Part(ring)], TOKENIZER, length=12, batch=10, seed=0)
+  rows = Rows([MixturePart(ring)], TOKENIZER, length=12, batch=10, seed=0)
   seen = [rows[epoch].tokens_BxL for epoch in range(3)]
   for epoch in seen:
     assert np.unique(epoch).size == 120
