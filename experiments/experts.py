@@ -34,7 +34,7 @@ from dlm.types import Batch, Params
 from dlm.weights import WeightsError
 from experiments import experts_tables as tables
 from experiments.benchmarks import results
-from experiments.experts_tables import ARMS, SOURCE, WAYS, Run, Tuned
+from experiments.experts_tables import ARMS, SOURCE, WAYS, ArmRun, Tuned
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/experts", "Where everything goes.")
 CONFIG = flags.DEFINE_string("config", "configs/train/ec_dlm.py", "Its get_config knows SIZE-ARM.")
@@ -118,13 +118,13 @@ def held_out(model: Model, params: Params) -> tuple[float, list[float]]:
   return total / count, list(sums["ce"] / np.maximum(sums["masked"], 1))
 
 
-def run_of(arm: str, seed: int, training: build.Training, folder: pathlib.Path) -> Run:
+def run_of(arm: str, seed: int, training: build.Training, folder: pathlib.Path) -> ArmRun:
   params, _ = checkpoint.restore_params(folder, "latest")
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   records = [record for record in lines if "loss" in record]
   loss, quarters = held_out(training.model, params)
   late = records[len(records) // 2 :]
-  return Run(
+  return ArmRun(
     arm=arm,
     seed=seed,
     loss=loss,
@@ -139,7 +139,7 @@ def run_of(arm: str, seed: int, training: build.Training, folder: pathlib.Path) 
   )
 
 
-def arms(workdir: pathlib.Path, chosen: Sequence[str], seeds: int) -> list[Run]:
+def arms(workdir: pathlib.Path, chosen: Sequence[str], seeds: int) -> list[ArmRun]:
   found = []
   for seed, arm in itertools.product(range(1, seeds + 1), chosen):
     folder = workdir / f"{arm}-{seed}"

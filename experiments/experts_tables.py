@@ -39,7 +39,7 @@ CLAIMS = (  # better, worse, the measure, and the paper's numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ArmRun:
   """One run of an arm."""
 
   arm: str
@@ -111,14 +111,14 @@ def spread(values: Sequence[float], form: str = ".4f") -> str:
   return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
 
 
-def pairs(runs: Sequence[Run], arm: str, other: str, measure: str) -> list[float]:
+def pairs(runs: Sequence[ArmRun], arm: str, other: str, measure: str) -> list[float]:
   """`arm` less `other`, seed by seed."""
   by_run = {(run.arm, run.seed): run.value(measure) for run in runs}
   seeds = sorted({run.seed for run in runs})
   return [by_run[arm, seed] - by_run[other, seed] for seed in seeds if (arm, seed) in by_run]
 
 
-def soon(runs: Sequence[Run], run: Run) -> float:
+def soon(runs: Sequence[ArmRun], run: ArmRun) -> float:
   """Seconds until the training loss is as low as that of `token` at the end, same seed and rows.
 
   Means of five records on both sides; inf: it is never as low.
@@ -136,7 +136,7 @@ def soon(runs: Sequence[Run], run: Run) -> float:
   return run.curve[records][0] * run.seconds
 
 
-def of_runs(runs: Sequence[Run]) -> Iterator[Table]:
+def of_runs(runs: Sequence[ArmRun]) -> Iterator[Table]:
   found = [arm for arm in ARMS if any(run.arm == arm for run in runs)]
   rows: list[Row] = []
   quarters: list[Row] = []
@@ -191,7 +191,7 @@ def of_retrofit(tuned: Sequence[Tuned]) -> Iterator[Table]:
     yield Table("Change of sides", "nats per held-out token; spreads are of tuning alone", rows)
 
 
-def claims(runs: Sequence[Run], backend: str) -> list[dict[str, Any]]:
+def claims(runs: Sequence[ArmRun], backend: str) -> list[dict[str, Any]]:
   """The paper's order beside ours, seed by seed: how much less the better one has.
 
   One seed claims nothing. Nor does a CPU of dropless tokens' time: it pads what others need not.

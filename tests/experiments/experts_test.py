@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import experts_tables
-from experiments.experts_tables import Run, Tuned
+from experiments.experts_tables import ArmRun, Tuned
 from tests.experiments import mains
 
 TINY = (
@@ -153,7 +153,7 @@ def test_learning_efficiency_is_the_rate_of_every_quarter():
 def run_of(arm, seed, loss, seconds=1.0):
   curve = [(step, loss + 1 - step / 10) for step in range(1, 11)]
   router = dict.fromkeys(experts_tables.ROUTER, loss)
-  return Run(arm, seed, loss, [loss] * 4, [(2.0, 1.0)] * 4, curve, seconds, 1.0, router)
+  return ArmRun(arm, seed, loss, [loss] * 4, [(2.0, 1.0)] * 4, curve, seconds, 1.0, router)
 
 
 def test_claims_are_paired_and_null_results_are_named():
