@@ -13,7 +13,7 @@ from dlm.generate import Completion, Generator, Request
 from dlm.sampling.caching import NoCache
 from dlm.sampling.policies import Fixed
 from dlm.sampling.sampler import Sampler
-from tests.dlm.sampling.table import Table, random_table
+from tests.dlm.sampling.table import Lookup, random_table
 
 DONE = Completion(
   id=3,
@@ -97,7 +97,7 @@ JOB = {"config": {"temperature": 1.0}, "prompts": 5}
 def sampling():
   """A generator of two rows a batch, its parameters, and five requests."""
   sampler = Sampler(
-    Table(), Fixed(k=2, order="random"), NoCache(), masks.Full(), block=4, max_forwards=9,
+    Lookup(), Fixed(k=2, order="random"), NoCache(), masks.Full(), block=4, max_forwards=9,
     mask_id=TOKENIZER.mask_id, temperature=1.0,
   )  # fmt: skip
   mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])

@@ -19,7 +19,7 @@ from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import Fixed, LeftToRight, Pipelined, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import LogitHead, ModelOutput
-from tests.dlm.sampling.table import Table
+from tests.dlm.sampling.table import Lookup
 
 BYTES = ByteTokenizer()
 MASK, EOS = BYTES.mask_id, BYTES.eos_id
@@ -100,7 +100,7 @@ def says(text, slots=16):
 
 
 def test_completion_of_a_prompt_ends_before_the_first_stop_token():
-  run = generator(Table(), LeftToRight(2), align="prompt")
+  run = generator(Lookup(), LeftToRight(2), align="prompt")
   done, other = run(says("0123456$89abcde$"), [request("xyz"), request("ab", id=1, new=4)])
   assert (done.id, done.prompt) == (0, "xyz")
   assert done.text == "3456" and done.tokens == list(b"3456")
@@ -118,7 +118,7 @@ def test_a_text_that_only_repeats_itself_ends_before():
   slots, letters = 640, "".join(map(chr, range(37, 127))) * 4
   text = letters[:320] + "x" * 320
   run = functools.partial(
-    generator, Table(), LeftToRight(64), block=64, align="canvas", max_forwards=32
+    generator, Lookup(), LeftToRight(64), block=64, align="canvas", max_forwards=32
   )
   requests = [request("ab", slots=slots), request("", id=1, slots=slots)]
   plain, cut = (run(least_entropy=least)(says(text, slots), requests) for least in (0.0, 4.0))
@@ -135,7 +135,7 @@ def test_a_text_that_only_repeats_itself_ends_before():
 
 
 def test_infilled_text_comes_whole():
-  run = generator(Table(), LeftToRight(2), align="canvas")
+  run = generator(Lookup(), LeftToRight(2), align="canvas")
   (done,) = run(says("0123456789abcdef"), [request("a[[2]]b[[3]]é[[1]]c")])
   assert done.text == "a12b456é9c" and done.spans == ["12", "456", "9"]
   assert done.tokens == list(b"124569") and done.finished and done.tpf == 6 / 4
@@ -150,7 +150,7 @@ def test_infilled_text_comes_whole():
   ],
 )
 def test_row_cut_off_by_max_forwards_is_not_finished(text, written, finished):
-  run = generator(Table(), LeftToRight(1), max_forwards=3 + (text[11] == "$"), align="prompt")
+  run = generator(Lookup(), LeftToRight(1), max_forwards=3 + (text[11] == "$"), align="prompt")
   (done,) = run(says(text), [request("x" * 8)])
   assert (done.text, done.finished) == (written, finished)
 
@@ -159,7 +159,7 @@ def test_stop_token_behind_masks_does_not_finish_a_row():
   """The surest slot is the last of its block; the row is cut off before the others are written."""
   params = says("xxxx345$xxxxxxxx")
   params["own"] = params["own"].at[7, EOS].set(50.0)
-  (done,) = generator(Table(), Fixed(k=1), max_forwards=1)(params, [request("x" * 4)])
+  (done,) = generator(Lookup(), Fixed(k=1), max_forwards=1)(params, [request("x" * 4)])
   assert done.row[4:8] == [MASK, MASK, MASK, EOS]
   assert done.text == "" and not done.finished
 
@@ -235,7 +235,7 @@ def test_last_canvas_of_a_stream_is_that_of_the_run(params, requests, by_three):
     assert (after.tokens_BxL[kept] == before.tokens_BxL[kept]).all(), "nothing is taken back"
 
 
-class Counting(Table):
+class Counting(Lookup):
   """How often it was traced."""
 
   traced = 0
@@ -258,9 +258,9 @@ def test_both_drivers_compile_once_and_agree_on_one_device():
 
 def test_bad_settings_are_refused():
   with pytest.raises(ValueError, match="batch=0 must be at least 1"):
-    generator(Table(), LeftToRight(1), batch=0)
+    generator(Lookup(), LeftToRight(1), batch=0)
   with pytest.raises(ValueError, match="unknown driver 'vmap'; known: shard_map, pmap"):
-    generator(Table(), LeftToRight(1), driver="vmap")
+    generator(Lookup(), LeftToRight(1), driver="vmap")
   with pytest.raises(ValueError, match="align='prompt' cuts others"):
     generator(MODEL, LeftToRight(1), align="prompt", **SAMPLED)
   ahead = {"plan": Ahead(), "sees": masks.PromptBlocks(4)}
@@ -273,7 +273,7 @@ def test_bad_settings_are_refused():
 
 
 @dataclasses.dataclass(frozen=True)
-class TellsTheTime(Table):
+class TellsTheTime(Lookup):
   """Predicts 100 times the noise level that it is told at a slot."""
 
   def __call__(self, params, tokens_BxW, *, time_BxW, ask_BxA, **_):

@@ -17,7 +17,7 @@ from dlm.sampling.caching import Dual, NoCache
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Fixed
 from dlm.sampling.sampler import Sampler
-from tests.dlm.sampling.table import Table
+from tests.dlm.sampling.table import Lookup
 
 TOKENIZER = ByteTokenizer()
 SAMPLES = 3
@@ -48,7 +48,7 @@ def canvas_of(prompt=PROMPT):
 def sampler(**fields):
   fields = {"plan": NoCache(), "block": 64, "eos_ids": (TOKENIZER.eos_id,), **fields}
   return Sampler(
-    Table(), Fixed(k=2), sees=masks.Full(), max_forwards=80, mask_id=TOKENIZER.mask_id,
+    Lookup(), Fixed(k=2), sees=masks.Full(), max_forwards=80, mask_id=TOKENIZER.mask_id,
     temperature=1.0, **fields,
   )  # fmt: skip
 

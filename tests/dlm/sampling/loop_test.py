@@ -42,7 +42,7 @@ from dlm.sampling.policies import (
   Wino,
 )
 from dlm.sampling.sampler import Sampler
-from tests.dlm.sampling.table import Table, logits_by_hand, random_table
+from tests.dlm.sampling.table import Lookup, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS, BLOCK = 6, 7, 16, 4
 run = jax.jit(loop.run, static_argnums=0)
@@ -50,7 +50,7 @@ run = jax.jit(loop.run, static_argnums=0)
 
 def sampler(policy, **fields):
   fields = {"block": BLOCK, "max_forwards": 40, "mask_id": MASK, **fields}
-  return Sampler(Table(), policy, NoCache(), masks.Full(), **fields)
+  return Sampler(Lookup(), policy, NoCache(), masks.Full(), **fields)
 
 
 def canvas_of(rows, row_ids=None, slots=SLOTS, align="prompt", seed=0, block=BLOCK):

@@ -10,7 +10,7 @@ from dlm.types import KVCache, LogitHead, ModelOutput
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Lookup:
   """logits[i] = own[i] + left[token i-1] + right[token i+1]; what lies past the row adds nothing.
 
   `params` is {"own": [L, V], "left": [V, V], "right": [V, V]}; it only runs on whole canvases.

@@ -14,7 +14,7 @@ from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Ancestral
 from dlm.sampling.sampler import Sampler
-from tests.dlm.sampling.table import Table, random_table
+from tests.dlm.sampling.table import Lookup, random_table
 
 MASK, VOCAB, LENGTH, ROWS = 6, 7, 16, 64
 
@@ -23,7 +23,7 @@ MASK, VOCAB, LENGTH, ROWS = 6, 7, 16, 64
 def played(policy):
   """Step of the schedule at which each slot was written [ROWS, LENGTH - 1], and the last canvas."""
   sampler = Sampler(
-    Table(), policy, NoCache(), masks.Full(), block=LENGTH, max_forwards=99, mask_id=MASK,
+    Lookup(), policy, NoCache(), masks.Full(), block=LENGTH, max_forwards=99, mask_id=MASK,
     temperature=1.0,
   )  # fmt: skip
   row = np.array([1] + [MASK] * (LENGTH - 1))

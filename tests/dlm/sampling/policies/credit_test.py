@@ -12,7 +12,7 @@ from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import LogitHead
 from tests.dlm.sampling.policies.views import keys, view_of
-from tests.dlm.sampling.table import Table
+from tests.dlm.sampling.table import Lookup
 
 VOCAB, WIDTH, BATCH = 11, 5, 3
 
@@ -115,5 +115,5 @@ def test_bad_settings_are_refused(make, message):
 
 def sampler(policy, **fields):
   return Sampler(
-    Table(), policy, NoCache(), masks.Full(), block=4, max_forwards=9, mask_id=6, **fields
+    Lookup(), policy, NoCache(), masks.Full(), block=4, max_forwards=9, mask_id=6, **fields
   )

@@ -18,7 +18,7 @@ from dlm.sampling.policies import Dream, DreamThreshold
 from dlm.sampling.policies.dream import ALGORITHMS, shares
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.policies.views import keys, view_of
-from tests.dlm.sampling.table import Table, logits_by_hand, random_table
+from tests.dlm.sampling.table import Lookup, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS = 6, 7, 13
 ROWS = [[1, 2] + [MASK] * 11, [3] * 5 + [MASK] * 8]
@@ -27,7 +27,7 @@ run = jax.jit(loop.run, static_argnums=0)
 
 def sampler(policy, **fields):
   fields = {"block": SLOTS, "max_forwards": 60, "mask_id": MASK, "may_predict_mask": True} | fields
-  return Sampler(Table(), policy, NoCache(), masks.Full(), **fields)
+  return Sampler(Lookup(), policy, NoCache(), masks.Full(), **fields)
 
 
 def canvas_of(rows=ROWS):

@@ -12,7 +12,7 @@ from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Cad, EntropyBounded, Fixed, Region, Threshold
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.policies.views import keys, view_of
-from tests.dlm.sampling.table import Table, random_table
+from tests.dlm.sampling.table import Lookup, random_table
 
 MASK, VOCAB, SLOTS = 6, 7, 16
 
@@ -24,7 +24,7 @@ def run(policy, rows, block=8, align="prompt"):
     align=align, mask_id=MASK, seed=0,
   )  # fmt: skip
   sampler = Sampler(
-    Table(), policy, NoCache(), masks.Full(), block=block, max_forwards=40, mask_id=MASK
+    Lookup(), policy, NoCache(), masks.Full(), block=block, max_forwards=40, mask_id=MASK
   )
   params = random_table(3, SLOTS, VOCAB)
   return jax.jit(loop.run, static_argnums=0)(sampler, params, canvas)
@@ -88,7 +88,7 @@ def test_an_inner_policy_ends_nothing_with_a_decision_that_was_put_aside():
 def test_it_goes_with_a_block_cache_where_the_inner_policy_does():
   sees = masks.BlockCausal(8)
   fields = dict(block=8, max_forwards=9, mask_id=MASK)
-  assert Sampler(Table(), FRAMED, ExactBlock(), sees, **fields).scope == "block"
+  assert Sampler(Lookup(), FRAMED, ExactBlock(), sees, **fields).scope == "block"
 
 
 @pytest.mark.parametrize(

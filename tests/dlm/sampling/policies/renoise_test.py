@@ -17,7 +17,7 @@ from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import LogitHead, StatSpec
 from tests.dlm.sampling.policies.views import keys, view_of
-from tests.dlm.sampling.table import Table, random_table
+from tests.dlm.sampling.table import Lookup, random_table
 
 MASK, VOCAB, SLOTS, BLOCK = 6, 7, 16, 4
 M = MASK
@@ -28,7 +28,7 @@ step = jax.jit(loop.step, static_argnums=0)
 def sampler(policy=Renoise(VOCAB), **fields):  # noqa: B008
   fields = {"plan": NoCache(), "temperature": 1.0, **fields}
   return Sampler(
-    Table(), policy, sees=masks.Full(), block=BLOCK, max_forwards=400, mask_id=MASK, **fields
+    Lookup(), policy, sees=masks.Full(), block=BLOCK, max_forwards=400, mask_id=MASK, **fields
   )
 
 

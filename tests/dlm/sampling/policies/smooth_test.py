@@ -13,14 +13,14 @@ from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Fixed, Prophet, Smooth, Threshold
 from dlm.sampling.sampler import Sampler
 from tests.dlm.models.small import SMALL, init, random_tokens, slots_like
-from tests.dlm.sampling.table import Table, random_table
+from tests.dlm.sampling.table import Lookup, random_table
 
 MASK, VOCAB, BLOCK = 6, 7, 4
 
 
 def sampler(policy, **fields):
   return Sampler(
-    Table(), policy, NoCache(), masks.Full(), block=BLOCK, max_forwards=30, mask_id=MASK, **fields
+    Lookup(), policy, NoCache(), masks.Full(), block=BLOCK, max_forwards=30, mask_id=MASK, **fields
   )
 
 
