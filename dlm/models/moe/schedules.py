@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dlm.types import Array
 
 
-class Schedule(NamedTuple):
+class ExpertSchedule(NamedTuple):
   """The share of the way from the least to the most experts; `sigma` is a bell's width."""
 
   share: Callable[[Array, float], Array]  # of a noise level in [0, 1]
@@ -35,14 +35,14 @@ def _half(sigma: float) -> float:
   return 0.5
 
 
-SCHEDULES: dict[str, Schedule] = {
-  "linear": Schedule(lambda level, sigma: level, _half),
-  "linear_reverse": Schedule(lambda level, sigma: 1 - level, _half),
-  "cosine": Schedule(lambda level, sigma: (1 - jnp.cos(math.pi * level)) / 2, _half),
-  "cosine_reverse": Schedule(lambda level, sigma: (1 + jnp.cos(math.pi * level)) / 2, _half),
-  "bell": Schedule(lambda level, sigma: 1 - 4 * (level - 0.5) ** 2, lambda sigma: 2 / 3),
-  "bell_gaussian": Schedule(_bell, _mean_of_bell),
-  "bell_gaussian_reverse": Schedule(
+SCHEDULES: dict[str, ExpertSchedule] = {
+  "linear": ExpertSchedule(lambda level, sigma: level, _half),
+  "linear_reverse": ExpertSchedule(lambda level, sigma: 1 - level, _half),
+  "cosine": ExpertSchedule(lambda level, sigma: (1 - jnp.cos(math.pi * level)) / 2, _half),
+  "cosine_reverse": ExpertSchedule(lambda level, sigma: (1 + jnp.cos(math.pi * level)) / 2, _half),
+  "bell": ExpertSchedule(lambda level, sigma: 1 - 4 * (level - 0.5) ** 2, lambda sigma: 2 / 3),
+  "bell_gaussian": ExpertSchedule(_bell, _mean_of_bell),
+  "bell_gaussian_reverse": ExpertSchedule(
     lambda level, sigma: 1 - _bell(level, sigma), lambda sigma: 1 - _mean_of_bell(sigma)
   ),
 }
