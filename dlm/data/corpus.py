@@ -71,7 +71,7 @@ def encoded(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, 
 
 
 def _encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, int]]:
-  """Refuses text that encodes to the mask: it would be taken for noise (G15, G22)."""
+  """Refuses text that encodes to the mask: it would be taken for noise."""
   prompts = tokenizer.encode_batch([example.prompt for example in examples])
   completions = tokenizer.encode_batch([example.completion for example in examples])
   eos = np.asarray([tokenizer.eos_id], np.int32)

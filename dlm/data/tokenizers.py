@@ -1,7 +1,7 @@
 """Text to ids and back: bytes, BPE trained here, or any Hugging Face `tokenizer.json`.
 
 Ids that `encode` gives are always text: a user who types the spelling of the mask gets letters, not
-the mask (training_objectives G15). Special ids are only ever put in by code.
+the mask. Special ids are only ever put in by code.
 """
 
 import hashlib

@@ -94,7 +94,7 @@ def test_gradients_flow_exactly_where_the_mask_allows(params, mask, rule):
 
 @pytest.mark.parametrize("block", [4, 5])
 def test_noisy_clean_training_mask(params, block):
-  """Specs training_objectives G23-G25: strictly earlier clean blocks, positions 0..L-1 twice."""
+  """Noise sees its own block and strictly earlier clean ones; positions 0..L-1 come twice."""
   slot_2L = jnp.tile(jnp.arange(L, dtype=jnp.int32), 2)
   seen = influence(params, masks.noisy_clean(1, L, block), slot_2L)
   i, j = np.indices((L, L)) // block
@@ -126,7 +126,7 @@ def test_either_half_of_noisy_clean_may_be_causal(params, noise, clean):
 
 
 def test_noisy_clean_does_not_leak_labels(params):
-  """G23: a changed clean token of block 1 changes noisy logits of block 2 only."""
+  """A changed clean token of block 1 changes noisy logits of block 2 only."""
   block = 4
   slot_1x2L = jnp.tile(jnp.arange(L, dtype=jnp.int32), 2)[None]
 

@@ -50,6 +50,6 @@ def check_split(split: str) -> None:
 def split_of(key: str) -> str:
   """The split that owns everything named `key`, for ever and in every process.
 
-  Whole documents are held out, never pieces of them (training_objectives G37).
+  Whole documents are held out, never pieces of them: of a piece the model has seen the rest.
   """
   return "test" if hash_text(key) % 100 < TEST_PERCENT else "train"

@@ -1,7 +1,7 @@
 """How many tokens an expert takes from a pool, by the schedule of its noise level (EC-DLM).
 
-arXiv 2604.01622, specs moe_distill_rl 1.4 and 1.5: the level says how many experts a token of the
-pool has on average, and the pool's tokens divided among the experts are what each may take.
+arXiv 2604.01622: the level says how many experts a token of the pool has on average; that many
+places, shared evenly among the experts, are what each of them takes.
 """
 
 import jax.numpy as jnp

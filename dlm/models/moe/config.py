@@ -18,9 +18,10 @@ LOWEST = {
 class MoeConfig:
   """Experts in place of an MLP.
 
-  By choice "token" each token takes its `per_token` best experts; LLaDA-MoE (arXiv 2509.24389) and
-  LLaDA2 route as specs moe_distill_rl 2.1 and 2.2 say. By choice "expert" each expert takes its
-  best tokens of every pool, `per_token` experts a token on average (EC-DLM, arXiv 2604.01622).
+  By choice "token" each token takes its `per_token` best experts. LLaDA-MoE (arXiv 2509.24389)
+  scores by softmax and weighs by the biased score; LLaDA2 scores by sigmoid, in groups, and weighs
+  without the bias. By choice "expert" each expert takes its best tokens of every pool, `per_token`
+  experts a token on average (EC-DLM, arXiv 2604.01622).
   Parameters are the same: a checkpoint changes sides by its config alone.
   """
 
@@ -70,10 +71,10 @@ class MoeConfig:
       "bias_to": BIASED,
       "schedule": ("static", *SCHEDULES),
     }
-    for name, words in known.items():
-      if getattr(self, name) not in words:
+    for name, choices in known.items():
+      if getattr(self, name) not in choices:
         raise ValueError(
-          f"MoeConfig: {name}={getattr(self, name)!r} must be one of {', '.join(words)}"
+          f"MoeConfig: {name}={getattr(self, name)!r} must be one of {', '.join(choices)}"
         )
     for name in ("scale", "sigma"):
       if getattr(self, name) <= 0:

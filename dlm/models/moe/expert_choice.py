@@ -1,4 +1,4 @@
-"""Each expert takes its best tokens of every pool (EC-DLM, arXiv 2604.01622; specs 1.4).
+"""Each expert takes its best tokens of every pool (EC-DLM, arXiv 2604.01622).
 
 A token has as many experts as chose it: none, one, or all.
 """

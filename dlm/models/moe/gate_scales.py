@@ -1,6 +1,6 @@
 """Factors under which gated experts add up to as much as ungated shared ones (EC-DLM).
 
-arXiv 2604.01622, specs moe_distill_rl 1.4. With gates g the routed sum is about ||g|| times one
+arXiv 2604.01622. With gates g the routed sum is about ||g|| times one
 expert, that of n shared ones sqrt(n) times. Means over draws of standard normal logits; the draws
 are those of the authors' code, so that their checkpoints find the same factors.
 """

@@ -1,6 +1,6 @@
 """What is asked of a router besides the loss: small logits, even load. Values without coefficients.
 
-Means are over live tokens. Specs moe_distill_rl 1.2 to 1.4.
+As EC-DLM has them (arXiv 2604.01622). Means are over live tokens.
 """
 
 import jax

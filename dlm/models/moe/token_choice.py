@@ -72,8 +72,8 @@ def drop_rank(
 ) -> Array:
   """What an expert at its capacity goes by [T, K]: the weight.
 
-  Where the bias joins the logits, the softmax over the chosen of biased logits, as EC-DLM's code
-  has it (specs moe_distill_rl 13, of 1.3).
+  Where the bias joins the logits, EC-DLM's code ranks by the softmax of the chosen experts' biased
+  logits, though their weights are those without the bias.
   """
   if moe.bias_to == "score":
     return weight_TxK

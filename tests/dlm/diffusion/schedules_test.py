@@ -24,7 +24,7 @@ def test_ways_of_saying_one_curve_agree(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_weight_makes_a_bound(name):
-  """w dt = dp/p, the same for every curve (specs I2), but for the authors' known exceptions."""
+  """w dt = dp/p, the same for every curve but for the authors' known exceptions."""
   schedule = SCHEDULES[name]()
   want = -schedule.dalpha(T) / schedule.masked(T)
   if name == "llada_linear":

@@ -1,4 +1,4 @@
-"""Estimators of likelihood against joint laws that are known (specs/evaluation.md, section 5)."""
+"""Estimators of likelihood against joint laws that are known."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The closed forms and AUP vectors are those of specs/evaluation.md 1.7 and 2.1."""
+"""The closed forms of tasks that depend on themselves, and AUP as d3LLM's authors compute it."""
 
 import itertools
 import math

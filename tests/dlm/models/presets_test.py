@@ -43,7 +43,7 @@ def test_n_params_counts_the_tree(changes):
   ],
 )
 def test_named_shapes_have_the_checkpoints_size(name, vocab, count):
-  """Counts of the published checkpoints (specs moe_distill_rl 2 and 3)."""
+  """Counts of the published checkpoints."""
   assert from_preset(name, vocab=vocab).n_params() == count
 
 
@@ -67,7 +67,7 @@ def test_flops_are_two_per_weight_and_four_per_attended_channel():
 
 
 def test_flops_count_the_experts_that_a_token_is_routed_to():
-  """LLaDA2-mini: 1.43 B active with the lookup table (specs moe_distill_rl 2.2)."""
+  """LLaDA2-mini: 1.43 B active with the lookup table."""
   config = from_preset("llada2-mini", vocab=157184)
   active = config.flops_per_token(0) / 2 + config.vocab * config.width
   assert active == pytest.approx(1.433e9, rel=1e-3)

@@ -224,7 +224,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
 
 
 def test_bfloat16_tells_distant_slots_apart():
-  """G18: angles are made in float32, so neighbours far down the canvas still differ."""
+  """Angles are made in float32, so neighbours far down the canvas still differ."""
   model = variant(dtype="bfloat16")
   params, tokens = init(model), random_tokens(1, 2)
   full = masks.Full()(slots_like(tokens), 2)

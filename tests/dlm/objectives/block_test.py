@@ -77,7 +77,7 @@ def test_sdar_learns_its_fillers_and_fast_dllm_v2_never_sees_them():
 
 
 def predicate(kind: str, size: int) -> np.ndarray:
-  """Table A of the specification, input by input, for `documents()`."""
+  """Who sees whom, said input by input, for `documents()`."""
   start = np.maximum.accumulate(np.where(np.diff(SEGMENT, prepend=-1) != 0, np.arange(LENGTH), 0))
   position = np.arange(LENGTH) - start
   answer = np.array([{1: 2, 2: 2, 0: LENGTH}[s] for s in SEGMENT])
@@ -223,7 +223,7 @@ PLACES = [0, 8, 16, 32, 48, 63]
   ],
 )
 def test_later_tokens_are_masked_more_often(half_life, profile):
-  """Measured with 60000 draws of the authors' rule: specification of training objectives, 7."""
+  """Measured with 60000 draws of the authors' rule."""
   batch = oracle.rows(np.zeros((9000, 64), np.int32))
   objective = EfficientDlm(MASK, 64, half_life=half_life)
 

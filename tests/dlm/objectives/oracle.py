@@ -1,4 +1,4 @@
-"""A source whose every conditional is known: the stationary Markov chain of training_objectives.md.
+"""A source whose every conditional is known: a stationary Markov chain.
 
 Its Denoiser answers from what the attention mask lets each query see, so that a label leak, a
 wrong position or a wrong document shows up as a wrong likelihood.

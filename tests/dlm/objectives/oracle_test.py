@@ -1,4 +1,4 @@
-"""T0 of training_objectives.md: with the true conditionals a NELBO is the likelihood, exactly."""
+"""With the true conditionals a NELBO is the likelihood, exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def test_packed_documents_and_padding_do_not_leak(objective):
 
 
 def test_a_noisy_block_does_not_see_its_own_clean_copy():
-  """G23: three blocks; the clean token of block b reaches noisy blocks after b alone."""
+  """Three blocks; the clean token of block b reaches noisy blocks after b alone."""
   objective = Bd3lm(MASK, 4, ignore_bos=False)
   batch = oracle.rows(TOKENS[:1, :12])
   draws = oracle.draw(objective, 0, batch) | {"u_mask": jnp.zeros((1, 12))}

@@ -72,7 +72,7 @@ class Fixed:
   ids=lambda objective: type(objective).__name__,
 )
 def test_where_every_token_costs_one_nat_the_loss_is_one(objective):
-  """G1, I6: weights and denominator belong together."""
+  """Weights and denominator belong together."""
   batch = oracle.rows(np.zeros((3000, 6), np.int32))
   noisable = jnp.arange(6)[None] >= jnp.arange(3000)[:, None] % 3
   batch = batch.replace(noisable_BxL=noisable)
@@ -91,7 +91,7 @@ def test_where_every_token_costs_one_nat_the_loss_is_one(objective):
 
 @pytest.mark.parametrize("name", MADE)
 def test_microbatches_add_up(name):
-  """G8: sums over parts are the sum over the whole, and so are gradients and metrics."""
+  """Sums over parts are the sum over the whole, and so are gradients and metrics."""
   objective = MADE[name]
   draws = oracle.draw(objective, 0, oracle.rows(TOKENS))
   noisy = oracle.replay(objective, draws, oracle.rows(TOKENS))
@@ -134,7 +134,7 @@ def test_metrics_split_the_cross_entropy_by_noise_level():
 
 
 def test_a_block_as_long_as_the_row_is_mdlm():
-  """G32: one stream, and the same numbers from the same draws."""
+  """One stream, and the same numbers from the same draws."""
   block, row = Bd3lm(MASK, block=8, ignore_bos=False), Mdlm(MASK, schedule=schedules.Linear())
   batch = oracle.rows(TOKENS)
   draws = oracle.draw(block, 0, batch)
@@ -266,7 +266,7 @@ def test_llada_cuts_the_batch_with_static_shapes():
 
 
 def test_llada_sft_keeps_the_prompt_and_divides_by_the_answer():
-  """EOS padding that the data calls noisable is part of the answer (G30)."""
+  """EOS padding that the data calls noisable is part of the answer."""
   noisable = jnp.arange(8)[None] >= jnp.array([2, 5, 8])[:, None]
   batch = oracle.rows(TOKENS[:3]).replace(noisable_BxL=noisable)
   draws = oracle.draw(LladaSft(MASK), 0, batch) | {"u_mask": jnp.zeros((3, 8))}

@@ -1,4 +1,4 @@
-"""Schedules against the table of specs moe_distill_rl 1.5, and what follows for buffers."""
+"""Schedules against EC-DLM's table of capacities, and what follows for buffers."""
 
 import dataclasses
 import functools

@@ -79,7 +79,7 @@ def test_choices_equal_their_slow_twin(changes):
 
 
 def test_the_published_example_by_hand():
-  """Specs moe_distill_rl 1.4."""
+  """EC-DLM: two experts take two of four tokens each."""
   moe = dataclasses.replace(PLAIN, experts=2, per_token=1)
   logits = jnp.array([[[2.0, 0], [1, 3], [0, -1], [-1, 1]]])
   gates, _ = chosen(moe, logits, jnp.ones((1, 4), bool), jnp.array([2]), 2)
