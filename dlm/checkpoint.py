@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dlm.checksums import checksums
+from dlm.facts import ModelFacts
 from dlm.types import Params
 
 STEPS = "checkpoints"
@@ -45,7 +46,9 @@ RESUMABLE = (
 # The folder
 
 
-def write_folder(directory: str | os.PathLike, config: dict, facts: dict, tokenizer: Any) -> None:
+def write_folder(
+  directory: str | os.PathLike, config: dict, facts: ModelFacts, tokenizer: Any
+) -> None:
   """Makes the folder, or checks that the one there belongs to `config`; process 0 writes.
 
   A new folder appears complete or not at all: it is filled beside its place, then renamed.
@@ -71,7 +74,7 @@ def write_folder(directory: str | os.PathLike, config: dict, facts: dict, tokeni
   beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
   beside.chmod(0o755)
   tokenizer.save(beside)
-  _replace_json(beside / "facts.json", facts)
+  _replace_json(beside / "facts.json", facts.to_json())
   _replace_json(beside / "config.json", config)
   beside.rename(directory)
 
@@ -85,6 +88,15 @@ def read_json(directory: str | os.PathLike, name: str) -> dict:
     raise CheckpointError(f"{directory} is no checkpoint folder: it holds no {name}") from error
   except ValueError as error:
     raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def read_facts(directory: str | os.PathLike) -> ModelFacts:
+  """facts.json of a checkpoint folder; CheckpointError where it is none or damaged."""
+  values = read_json(directory, "facts.json")
+  try:
+    return ModelFacts.from_json(values)
+  except ValueError as error:
+    raise CheckpointError(f"{pathlib.Path(directory) / 'facts.json'}: {error}") from error
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:

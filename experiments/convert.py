@@ -177,7 +177,7 @@ def convert(workdir: pathlib.Path, seeds: int) -> list[Converted]:
   for seed, way in itertools.product(range(1, seeds + 1), WAYS):
     folder = workdir / f"{way}-{seed}"
     training = trained(way, folder, seed=seed, init_from=str(source))
-    sees = training.facts["attention"]
+    sees = training.facts.attention_name
     if sees not in samplers:
       samplers[sees] = generators(training, block, SPEEDS)
     found.append(asked(way, seed, training, folder, samplers[sees], problems))

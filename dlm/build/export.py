@@ -4,6 +4,7 @@ What is written appears complete or not at all: it is filled beside its place, t
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -55,7 +56,9 @@ def write_huggingface(
   origin = made.config.get("huggingface", {})
   family = family or origin.get("family", "")
   tables.one_of("family", family, FAMILIES)
-  facts = {"pad_id": made.tokenizer.pad_id, **made.facts}
+  facts = made.facts
+  if facts.pad_id is None:
+    facts = dataclasses.replace(facts, pad_id=made.tokenizer.pad_id)
   base = origin.get("config", {}) if family == origin.get("family") else {}
   with _appearing(directory) as folder:
     params, _ = made.params(**reading)

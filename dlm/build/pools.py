@@ -6,9 +6,9 @@ window leaves out (specs moe_distill_rl 1.10).
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
+from dlm import masks
+from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
 from dlm.models.moe.config import MoeConfig
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, Interval, Prefix
@@ -26,7 +26,7 @@ def in_windows(moe: MoeConfig | None, *, block: int, align: str, shift: int) -> 
 
 
 def check(
-  moe: MoeConfig | None, facts: Mapping[str, Any], plan: CachePlan, policy: Policy, whole: bool
+  moe: MoeConfig | None, facts: ModelFacts, plan: CachePlan, policy: Policy, whole: bool
 ) -> None:
   """Raises ValueError where experts would choose among other tokens than in training.
 
@@ -35,14 +35,13 @@ def check(
   """
   if moe is None or moe.choice == "token":
     return
-  attention = facts["attention"]
-  if attention == "causal":
+  if isinstance(facts.attention, masks.Causal):
     raise ValueError(
       "model.moe.choice='expert' lets a token compete with later ones: not for attention 'causal'"
     )
-  if attention == "block_causal" and moe.pool and facts["block"] and facts["block"] % moe.pool:
+  if isinstance(facts.attention, masks.BlockCausal) and moe.pool and facts.block % moe.pool:
     raise ValueError(
-      f"model.moe.pool={moe.pool} must divide the model's block={facts['block']}: a pool must not "
+      f"model.moe.pool={moe.pool} must divide the model's block={facts.block}: a pool must not "
       "hold tokens of two blocks"
     )
   if plan.cached and not (whole and type(plan) in WHOLE_BLOCKS):

@@ -7,10 +7,11 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dlm import checkpoint, weights
+from dlm import checkpoint, masks, weights
 from dlm.build import models, tables
 from dlm.data import BpeTokenizer, Tokenizer
 from dlm.data.tokenizers import SAVED_NAME
+from dlm.facts import ModelFacts
 from dlm.models.bind import Model
 from dlm.types import Params
 from dlm.weights import Source
@@ -31,7 +32,7 @@ class Pretrained:
 
   directory: pathlib.Path
   model: Model
-  facts: dict[str, Any]  # as facts.json; a mask id always, for it marks the slots to be written
+  facts: ModelFacts  # a mask id always, for it marks the slots to be written
   tokenizer: Tokenizer
   config: dict[str, Any]  # that of the run; without one: model, objective, and "huggingface"
   which: str | int  # step of a checkpoint folder
@@ -56,7 +57,7 @@ class Pretrained:
       step = 0
       params = weights.load(self.source, shardings=shardings, dtype=dtype, progress=progress)
     if self.needs_mask_row:
-      params = with_mask_row(params, self.facts["mask_id"])
+      params = with_mask_row(params, self.facts.mask_id)
     return params, step
 
   def adapted(self) -> "Pretrained":
@@ -64,11 +65,11 @@ class Pretrained:
 
     ValueError: it is none.
     """
-    if self.facts["attention"] != "causal":
+    if not isinstance(self.facts.attention, masks.Causal):
       raise ValueError(
-        f"{self.directory} is no autoregressive checkpoint: attention={self.facts['attention']!r}"
+        f"{self.directory} is no autoregressive checkpoint: attention={self.facts.attention_name!r}"
       )
-    facts = self.facts | {"attention": "full"}
+    facts = dataclasses.replace(self.facts, attention=masks.Full())
     config = self.config | {"objective": _objective(facts)}
     return dataclasses.replace(self, facts=facts, config=config, needs_mask_row=True)
 
@@ -92,7 +93,7 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   return Pretrained(
     directory=directory,
     model=models.model(config, tokenizer),
-    facts=checkpoint.read_json(directory, "facts.json"),
+    facts=checkpoint.read_facts(directory),
     tokenizer=tokenizer,
     config=config,
     which=which,
@@ -103,12 +104,13 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
 
 def _of_source(source: Source) -> Pretrained:
   tokenizer = _tokenizer(source)
-  facts = source.facts | {
-    "mask_id": tokenizer.mask_id,
-    "eos_ids": source.facts["eos_ids"] or [tokenizer.eos_id],
-    "pad_id": tokenizer.pad_id,
-    "vocab": tokenizer.vocab_size,
-  }
+  facts = dataclasses.replace(
+    source.facts,
+    mask_id=tokenizer.mask_id,
+    eos_ids=source.facts.eos_ids or (tokenizer.eos_id,),
+    pad_id=tokenizer.pad_id,
+    vocab=tokenizer.vocab_size,
+  )
   grows = tokenizer.mask_id == source.model.vocab  # an added mask token may be one row too many
   fields = dataclasses.asdict(source.model) | {"vocab": source.model.vocab + grows}
   model = models.model({"model": fields}, tokenizer)
@@ -138,30 +140,30 @@ def _tokenizer(source: Source) -> Tokenizer:
     tokenizer = models.saved_tokenizer(source.directory)
   else:
     named = {
-      "mask": facts["mask_id"],
-      "pad": facts["pad_id"],
-      "eos": (facts["eos_ids"] or [None])[0],
+      "mask": facts.mask_id,
+      "pad": facts.pad_id,
+      "eos": (facts.eos_ids or (None,))[0],
     }
     added = FAMILIES[source.family].mask_last
     if added:  # the file ends before it
       named["mask"] = None
     named = {role: id for role, id in named.items() if id is not None}
-    extend = added or facts["attention"] == "causal"
+    extend = added or isinstance(facts.attention, masks.Causal)
     tokenizer = BpeTokenizer.from_file(source.directory, extend=extend, **named)
-  if facts["mask_id"] not in (None, tokenizer.mask_id):
+  if facts.mask_id not in (None, tokenizer.mask_id):
     raise ValueError(
-      f"{source.directory}: mask id {facts['mask_id']} of config.json is not the tokenizer's, "
+      f"{source.directory}: mask id {facts.mask_id} of config.json is not the tokenizer's, "
       f"{tokenizer.mask_id}"
     )
   return tokenizer
 
 
-def _objective(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _objective(facts: ModelFacts) -> dict[str, Any]:
   """What measures the likelihood of a model of which only the facts are known."""
-  if facts["attention"] == "causal":
+  if isinstance(facts.attention, masks.Causal):
     return {"name": "ar"}
-  block = {} if facts["block"] is None else {"block": facts["block"]}
-  return {"name": "exact_count", **block, **({"shift": 1} if facts["shift"] else {})}
+  block = {} if facts.block is None else {"block": facts.block}
+  return {"name": "exact_count", **block, **({"shift": 1} if facts.shift else {})}
 
 
 def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, Any], Pretrained]:
@@ -177,9 +179,9 @@ def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, 
   """
   objective = dict(tables.table(config, "objective"))
   if objective.get("name") != "ar":
-    if source.facts["shift"]:
+    if source.facts.shift:
       objective.setdefault("shift", 1)
-    if source.facts["attention"] == "causal":
+    if isinstance(source.facts.attention, masks.Causal):
       source = source.adapted()
   own = dataclasses.asdict(source.model.config)
   given = models.sizes(config)

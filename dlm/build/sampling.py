@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from dlm import masks
 from dlm.build import pools, tables
+from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS
@@ -60,14 +61,14 @@ class Sampling:
 def sampling(
   config: Mapping[str, Any],
   model: Model,
-  facts: Mapping[str, Any],
-  drafter: tuple[Model, Mapping[str, Any]] | None = None,
+  facts: ModelFacts,
+  drafter: tuple[Model, ModelFacts] | None = None,
 ) -> tuple[Sampler, Sampling]:
   """The sampler of a checkpoint, and the settings with every 0 and "auto" filled in.
 
   Args:
     config: a sampling config.
-    facts: facts.json of the checkpoint.
+    facts: of the checkpoint.
     drafter: model and facts of the checkpoint that drafts, for policy "deer".
 
   Raises:
@@ -76,12 +77,12 @@ def sampling(
   config = tables.plain(config)
   tables.known("config", config, [f.name for f in dataclasses.fields(Sampling)] + [*TABLES])
   own = tables.call("config", Sampling, {k: v for k, v in config.items() if k not in TABLES})
-  attention = facts["attention"]
-  block = own.block or facts["block"] or (1 if attention == "causal" else facts["length"])
-  slots = own.slots or facts["length"]
-  aligned = "canvas" if attention == "block_causal" else "prompt"
-  ends = tuple(facts["eos_ids"])
-  policy = _policy("policy", tables.table(config, "policy"), ends, block, facts["vocab"])
+  causal = isinstance(facts.attention, masks.Causal)
+  block = own.block or facts.block or (1 if causal else facts.length)
+  slots = own.slots or facts.length
+  aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
+  ends = facts.eos_ids
+  policy = _policy("policy", tables.table(config, "policy"), ends, block, facts.vocab)
   block = getattr(policy, "draft_span", block)
   # A token a forward and a commit a token; policies that count steps may take all of them.
   blocks = -(-slots // block)
@@ -94,9 +95,9 @@ def sampling(
     align=aligned if own.align == "auto" else own.align,
     max_forwards=own.max_forwards or enough,
   )
-  sees = _sees(facts, block, own.context)
+  sees = _sees(facts, own.context)
   moe = model.config.moe
-  whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts["shift"])
+  whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts.shift)
   plan = _plan(config, sees, own, policy, whole_pools)
   pools.check(moe, facts, plan, policy, whole_pools)
   sampler = Sampler(
@@ -106,13 +107,13 @@ def sampling(
     sees=sees,
     block=block,
     max_forwards=own.max_forwards,
-    mask_id=facts["mask_id"],
+    mask_id=facts.mask_id,
     eos_ids=ends if own.stop != "never" else (),
     on_eos="stop" if own.stop == "never" else own.stop,
     scope=None if own.scope == "auto" else own.scope,
-    shift=facts["shift"],
+    shift=facts.shift,
     commit=own.commit,
-    clock=_clock(model, facts, block),
+    clock=_clock(model, facts),
     temperature=own.temperature,
     top_k=own.top_k,
     top_p=own.top_p,
@@ -121,10 +122,10 @@ def sampling(
     guidance=own.guidance,
     least_entropy=own.least_entropy,
     # Spare rows spell nothing.
-    forbidden=(*range(facts["vocab"], model.config.vocab), *(ends if own.forbid_ends else ())),
+    forbidden=(*range(facts.vocab, model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),
     may_predict_mask=own.may_predict_mask,
-    drafter=None if drafter is None else _drafter(*drafter, facts, block, own.implementation),
+    drafter=None if drafter is None else _drafter(*drafter, facts, own.implementation),
   )
   return sampler, own
 
@@ -136,7 +137,7 @@ def _served(model: Model, implementation: str | None) -> Model:
   return bind(dataclasses.replace(model.config, implementation=implementation))
 
 
-def _clock(model: Model, facts: Mapping[str, Any], block: int) -> Clock | None:
+def _clock(model: Model, facts: ModelFacts) -> Clock | None:
   """What tells the model its noise level as its training did; None if it reads none."""
   if not model.config.reads_noise:
     return None
@@ -144,36 +145,32 @@ def _clock(model: Model, facts: Mapping[str, Any], block: int) -> Clock | None:
   # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
   clocks = {
     "full": MaskRatio(prompt=moe is not None and moe.reads_noise),
-    "block_causal": BlockMaskRatio(facts["block"] or block),
+    "block_causal": BlockMaskRatio(facts.block or 1),
     "causal": BlockMaskRatio(1),
   }
-  return tables.named("attention of a model that reads noise levels", facts["attention"], clocks)
+  return tables.named("attention of a model that reads noise levels", facts.attention_name, clocks)
 
 
-def _sees(facts: Mapping[str, Any], block: int, context: int = 0) -> MaskRule:
-  if context and facts["attention"] != "block_causal":
+def _sees(facts: ModelFacts, context: int = 0) -> MaskRule:
+  """The model's attention, looking back over `context` slots at most; 0: over all."""
+  if not context:
+    return facts.attention
+  if not isinstance(facts.attention, masks.BlockCausal):
     raise ValueError(
-      f"{context=} is for block-causal checkpoints, not attention {facts['attention']!r}"
+      f"{context=} is for block-causal checkpoints, not attention {facts.attention_name!r}"
     )
-  rules = {
-    "full": masks.Full(),
-    "causal": masks.Causal(),
-    "block_causal": masks.BlockCausal(facts["block"] or block, context),
-    "prompt_blocks": masks.PromptBlocks(facts["block"] or block),
-  }
-  return tables.named("the checkpoint's attention", facts["attention"], rules)
+  return dataclasses.replace(facts.attention, context=context)
 
 
 def _drafter(
   model: Model,
-  own: Mapping[str, Any],
-  facts: Mapping[str, Any],
-  block: int,
+  own: ModelFacts,
+  facts: ModelFacts,
   implementation: str | None,
 ) -> Drafter:
-  if own["vocab"] != facts["vocab"]:
+  if own.vocab != facts.vocab:
     raise ValueError(
-      f"the drafter's vocabulary of {own['vocab']} ids must be the model's of {facts['vocab']}"
+      f"the drafter's vocabulary of {own.vocab} ids must be the model's of {facts.vocab}"
     )
   if model.config.reads_noise:
     raise ValueError(
@@ -181,7 +178,7 @@ def _drafter(
     )
   if model.config.moe is not None and model.config.moe.choice == "expert":
     raise ValueError("the drafter's model.moe.choice='expert' lets tokens compete with later ones")
-  return Drafter(_served(model, implementation), _sees(own, block), own["mask_id"], own["shift"])
+  return Drafter(_served(model, implementation), _sees(own), own.mask_id, own.shift)
 
 
 def _policy(

@@ -8,10 +8,12 @@ from typing import Any, get_args
 import jax
 
 from dlm import data, parallel
+from dlm import facts as facts_of
 from dlm.build import tables
 from dlm.build.models import model, tokenizer
 from dlm.build.pretrained import Pretrained, continued, pretrained
 from dlm.checkpoint import Retention
+from dlm.facts import ModelFacts
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS
 from dlm.models.bind import Model
@@ -119,7 +121,7 @@ class Training:
   sample: Samples
   save_every: int  # updates; 0: at the end only
   retention: Retention
-  facts: dict[str, Any]
+  facts: ModelFacts
 
 
 TABLES = ("mesh", "model", "objective", "data", "optimizer", "eval", "sample", "checkpoint")
@@ -265,25 +267,26 @@ def mesh(
 
 def facts(
   config: Mapping[str, Any], tokenizer: Tokenizer, source: Pretrained | None = None
-) -> dict[str, Any]:
+) -> ModelFacts:
   """What a sampler must know about the trained model.
 
   A model sees what ATTENTION says; else one trained in blocks earlier blocks and its own, all
   others everything.
   """
   block = tables.table(config, "objective").get("block")
-  attention = "full" if block is None else "block_causal"
-  stops = [tokenizer.eos_id, *([] if source is None else source.facts["eos_ids"])]
-  return {
-    "mask_id": tokenizer.mask_id,
-    "eos_ids": list(dict.fromkeys(stops)),
-    "pad_id": tokenizer.pad_id,
-    "shift": _shift(config),
-    "attention": ATTENTION.get(config["objective"]["name"], attention),
-    "block": block,
-    "vocab": tokenizer.vocab_size,
-    "length": tables.table(config, "data")["length"],
-  }
+  attention = ATTENTION.get(config["objective"]["name"], "full" if block is None else "block_causal")
+  rule = facts_of.ATTENTION[attention]
+  stops = [tokenizer.eos_id, *([] if source is None else source.facts.eos_ids)]
+  return ModelFacts(
+    mask_id=tokenizer.mask_id,
+    eos_ids=tuple(dict.fromkeys(stops)),
+    pad_id=tokenizer.pad_id,
+    shift=_shift(config),
+    attention=rule(block) if attention in ("block_causal", "prompt_blocks") else rule(),
+    block=block,
+    vocab=tokenizer.vocab_size,
+    length=tables.table(config, "data")["length"],
+  )
 
 
 def _agree(training: Training) -> None:
@@ -299,7 +302,7 @@ def _agree(training: Training) -> None:
   block = getattr(training.objective, "block", None)
   if block and training.length % block:
     raise ValueError(f"objective.block={block} must divide data.length={training.length}")
-  moe, attention = training.model.config.moe, training.facts["attention"]
+  moe, attention = training.model.config.moe, training.facts.attention_name
   apart = attention == "block_causal" and moe is not None and moe.pool and block % moe.pool == 0
   if moe is not None and moe.choice == "expert" and attention != "full" and not apart:
     # The clean copy of a block, or a later token, would take a place in a pool of masked tokens.

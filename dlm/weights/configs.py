@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from dlm.facts import ATTENTION, ModelFacts
+from dlm.masks import Causal
 from dlm.models.config import ModelConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.weights.families import FAMILIES, Family
@@ -60,7 +62,7 @@ class Source:
   directory: pathlib.Path
   family: str  # a key of FAMILIES
   model: ModelConfig
-  facts: dict[str, Any]  # the keys of a checkpoint's facts.json, and pad_id
+  facts: ModelFacts  # its mask id is None where only the tokenizer can say it
   config: dict[str, Any]  # config.json itself
 
 
@@ -73,7 +75,7 @@ def is_huggingface(directory: str | pathlib.Path) -> bool:
 def open_source(directory: str | pathlib.Path) -> Source:
   """Reads config.json, and generation_config.json for the stop ids.
 
-  `facts["mask_id"]` is None where neither says it and the vocabulary is not the published one:
+  `facts.mask_id` is None where neither says it and the vocabulary is not the published one:
   autoregressive models have none, other families' stands in their tokenizer.
 
   Raises:
@@ -212,7 +214,7 @@ def _moe(family: Family, config: Mapping[str, Any], layers: int) -> MoeConfig:
 
 def _facts(
   family: Family, model: ModelConfig, config: Mapping[str, Any], generation: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> ModelFacts:
   published = family.published
   if published is not None and model.vocab not in published.vocabs:
     published = None
@@ -242,16 +244,17 @@ def _facts(
     if block < 1:
       raise ValueError(f"{family.block_field}={block} must be at least 1")
   length = config.get(family.length_field)
-  return {
-    "mask_id": mask[0] if mask else None,
-    "eos_ids": list(dict.fromkeys(eos or pad)),  # LLaDA2 names its end only as padding
-    "pad_id": pad[0] if pad else None,
-    "shift": shift,
-    "attention": attention,
-    "block": block,
-    "vocab": model.vocab,
-    "length": LONGEST if length is None else min(_typed(family.length_field, length, int), LONGEST),
-  }
+  rule = ATTENTION[attention]
+  return ModelFacts(
+    mask_id=mask[0] if mask else None,
+    eos_ids=tuple(dict.fromkeys(eos or pad)),  # LLaDA2 names its end only as padding
+    pad_id=pad[0] if pad else None,
+    shift=shift,
+    attention=rule(block) if attention == "block_causal" else rule(),
+    block=block,
+    vocab=model.vocab,
+    length=LONGEST if length is None else min(_typed(family.length_field, length, int), LONGEST),
+  )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ def _facts(
 
 
 def config_of(
-  name: str, model: ModelConfig, facts: Mapping[str, Any], base: Mapping[str, Any], dtype: str
+  name: str, model: ModelConfig, facts: ModelFacts, base: Mapping[str, Any], dtype: str
 ) -> dict[str, Any]:
   """config.json that reads back as `model` and `facts`; other fields stay those of `base`.
 
@@ -287,8 +290,8 @@ def config_of(
     config |= _moe_fields(family, model.moe, model.layers)
   config |= _fact_fields(family, facts, base)
   reads = _model(family, config)
-  means = dataclasses.asdict(reads) | _facts(family, reads, config, {})
-  wants = dataclasses.asdict(model) | dict(facts)
+  means = dataclasses.asdict(reads) | _facts(family, reads, config, {}).to_json()
+  wants = dataclasses.asdict(model) | facts.to_json()
   if wants["moe"] is not None and means["moe"] is not None:
     wants["moe"] |= {name: means["moe"][name] for name in TRAINED_WITH}
   for field in means.keys() - set(UNSAID):
@@ -309,19 +312,17 @@ def _moe_fields(family: Family, moe: MoeConfig, layers: int) -> dict[str, Any]:
   return fields
 
 
-def _fact_fields(
-  family: Family, facts: Mapping[str, Any], base: Mapping[str, Any]
-) -> dict[str, Any]:
-  eos = facts["eos_ids"]
+def _fact_fields(family: Family, facts: ModelFacts, base: Mapping[str, Any]) -> dict[str, Any]:
+  eos = list(facts.eos_ids)
   fields = {
-    "mask_token_id": facts["mask_id"],
-    "pad_token_id": facts["pad_id"],
+    "mask_token_id": facts.mask_id,
+    "pad_token_id": facts.pad_id,
     "eos_token_id": eos[0] if len(eos) == 1 else eos,
-    family.length_field: max(base.get(family.length_field, 0), facts["length"]),
-    family.block_field: facts["block"],
+    family.length_field: max(base.get(family.length_field, 0), facts.length),
+    family.block_field: facts.block,
   }
   if family.attention == "causal":
-    fields["is_causal"] = facts["attention"] == "causal"
+    fields["is_causal"] = isinstance(facts.attention, Causal)
   if family.model_type.startswith("a2d-"):
-    fields["right_shift_logits"] = bool(facts["shift"])
+    fields["right_shift_logits"] = bool(facts.shift)
   return {name: value for name, value in fields.items() if name is not None and value is not None}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from dlm.facts import ModelFacts
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Params
 from dlm.weights import names
@@ -29,7 +30,7 @@ def export(
   model: ModelConfig,
   params: Params,
   *,
-  facts: Mapping[str, Any],
+  facts: ModelFacts,
   config: Mapping[str, Any] | None = None,
   dtype: str | None = None,
   shard_bytes: int = 5 * 2**30,

@@ -139,13 +139,13 @@ def _trained(size: Size, folder: pathlib.Path, kind: str, kinds: dict[str, Metho
   params, _ = checkpoint.restore_params(folder / kind, "latest")
   (_, _, options), *_ = training.config["data"]["sources"]
   source = open_source("lists", "test", **{k: v for k, v in options if k not in ("mode", "pad")})
-  encode, mask_id = training.tokenizer.encode, training.facts["mask_id"]
+  encode, mask_id = training.tokenizer.encode, training.facts.mask_id
   sees = masks.Causal() if kind == "causal" else masks.BlockCausal(8)
   methods = _chosen(size, kinds, sees)
   prompts = [np.asarray(encode(source[i].prompt), np.int32) for i in range(max(size.batches))]
   rows = []
   for batch in size.batches:
-    canvas = _canvas(prompts[:batch], training.facts["length"], 8, mask_id)
+    canvas = _canvas(prompts[:batch], training.facts.length, 8, mask_id)
     rows += _measured(methods, training.model, params, canvas, 8, mask_id, size.rounds)
   return rows
 

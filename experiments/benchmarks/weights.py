@@ -48,15 +48,15 @@ SIZES = {
 WRITE = """
 import json, sys
 import jax, jax.numpy as jnp
-from dlm import data, weights
+from dlm import data, masks, weights
+from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, bind
 
 folder, fields = sys.argv[1], json.loads(sys.argv[2])
 model = ModelConfig(**fields)
 init = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), bind(model).init(key))
 params = jax.jit(init)(jax.random.key(0))
-facts = dict(mask_id=None, eos_ids=[0], pad_id=0, shift=1, attention="causal", block=None,
-             vocab=model.vocab, length=4096)
+facts = ModelFacts(None, (0,), 0, 1, masks.Causal(), vocab=model.vocab, length=4096)
 weights.export(folder, "qwen3", model, params, facts=facts)
 data.train_bpe(["a"], 300).save(folder)
 """

@@ -95,8 +95,8 @@ def rule_of(source: weights.Source, block: int | None = None):
   return {
     "full": masks.Full(),
     "causal": masks.Causal(),
-    "block_causal": masks.BlockCausal(block or source.facts["block"] or 1),
-  }[source.facts["attention"]]
+    "block_causal": masks.BlockCausal(block or source.facts.block or 1),
+  }[source.facts.attention_name]
 
 
 def run(file: Recorded, tokens, *, positions=None, keys=None, block=None):
@@ -257,7 +257,7 @@ def greedy(case: Case, prompts: list[list[int]], new: int, eos: tuple[int, ...])
     mask_id=-1,
     may_predict_mask=True,
     eos_ids=eos,
-    shift=source.facts["shift"],
+    shift=source.facts.shift,
   )
   rows = [np.array(prompt + [-1] * new) for prompt in prompts]
   spare = 3 - len(rows)  # of one shape, so that few programs are compiled
@@ -315,7 +315,7 @@ def check_likelihood(path: pathlib.Path) -> None:
     run = {key: arrays.pop(f"{name}_{key}") for key in LIKELIHOOD}
     scorer = AnswerScorer(
       model,
-      source.facts["mask_id"],
+      source.facts.mask_id,
       draws=int(run["mc_num"]),
       batch=int(run["batch_size"]),
       cfg=float(run["cfg_scale"]),

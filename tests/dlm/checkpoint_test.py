@@ -9,11 +9,12 @@ import optax
 import pytest
 from flax import struct
 
-from dlm import checkpoint
+from dlm import checkpoint, masks
 from dlm.checkpoint import Checkpoints, Retention
+from dlm.facts import ModelFacts
 
 CONFIG = {"seed": 0, "steps": 4, "model": {"width": 32, "sizes": (1, 2)}}
-FACTS = {"mask_id": 259}
+FACTS = ModelFacts(259, (258,), None, 0, masks.Full(), vocab=260, length=8)
 
 
 @struct.dataclass
@@ -139,7 +140,7 @@ def test_folder_is_self_contained_and_accepts_the_same_config(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["run"]
   checkpoint.write_folder(folder, CONFIG | {"steps": 9}, FACTS, Words())
   assert checkpoint.read_json(folder, "config.json")["steps"] == 9
-  assert checkpoint.read_json(folder, "facts.json") == FACTS
+  assert checkpoint.read_facts(folder) == FACTS
 
 
 def test_folder_of_another_config_is_refused_with_the_differences(tmp_path):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dlm import weights
 from dlm.data import train_bpe
+from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
 
 TEMPLATE = (
@@ -77,7 +78,7 @@ def write(
     facts["mask_id"] = ids - 1
   if family == "bd3lm":
     facts["mask_id"] = ids + spare - 1
-  weights.export(directory, family, model, params, facts=facts)
+  weights.export(directory, family, model, params, facts=ModelFacts.from_json(facts))
   for name, content in files.items():
     (directory / name).write_bytes(content)
   return directory

@@ -45,8 +45,8 @@ def tables_of(params):
 def test_facts_tokenizer_and_measure_of_a_block_diffusion_model(sdar):
   found = build.pretrained(sdar)
   mask_id = found.tokenizer.specials()["|<MASK>|"]
-  assert (found.facts["mask_id"], found.facts["block"], found.facts["shift"]) == (mask_id, 4, 0)
-  assert found.facts["vocab"] == found.tokenizer.vocab_size < found.model.config.vocab
+  assert (found.facts.mask_id, found.facts.block, found.facts.shift) == (mask_id, 4, 0)
+  assert found.facts.vocab == found.tokenizer.vocab_size < found.model.config.vocab
   estimator = build.estimator(found.config, found.tokenizer)
   assert estimator == ExactCount(mask_id, block=4)
   params, step = found.params()
@@ -59,7 +59,7 @@ def test_bd3lm_has_a_row_for_the_mask_that_its_tokenizer_lacks(tmp_path):
   facts = {"attention": "block_causal", "block": 4, "shift": 0}
   found = build.pretrained(directories.write(tmp_path / "hf", "bd3lm", spare=1, **facts))
   last = found.model.config.vocab - 1
-  assert found.facts["mask_id"] == found.tokenizer.mask_id == last
+  assert found.facts.mask_id == found.tokenizer.mask_id == last
   assert found.tokenizer.vocab_size == last + 1 and not found.needs_mask_row
   with pytest.raises(ValueError, match="is not the tokenizer's"):
     build.pretrained(directories.write(tmp_path / "spare", "bd3lm", spare=2, **facts))
@@ -71,7 +71,7 @@ def test_autoregressive_model_gets_a_mask_token_after_its_last_id(tmp_path, spar
   found = build.pretrained(directories.write(tmp_path / "hf", "qwen3", spare=spare))
   stored = tables_of(weights.load(found.source))
   rows = len(stored["embed"])
-  mask_id = found.facts["mask_id"]
+  mask_id = found.facts.mask_id
   assert mask_id == rows - spare and found.model.config.vocab == max(rows, mask_id + 1)
   plain, adapted = (tables_of(each.params()[0]) for each in (found, found.adapted()))
   for name, table in stored.items():
@@ -86,11 +86,11 @@ def test_autoregressive_model_gets_a_mask_token_after_its_last_id(tmp_path, spar
 
 def test_adapted_facts(qwen):
   found = build.pretrained(qwen)
-  assert build.estimator(found.config, found.tokenizer) == Autoregressive(found.facts["mask_id"])
+  assert build.estimator(found.config, found.tokenizer) == Autoregressive(found.facts.mask_id)
   adapted = found.adapted()
-  assert (adapted.facts["attention"], adapted.facts["shift"]) == ("full", 1)
+  assert (adapted.facts.attention_name, adapted.facts.shift) == ("full", 1)
   bound = build.estimator(adapted.config, adapted.tokenizer)
-  assert bound == Shifted(ExactCount(found.facts["mask_id"]))
+  assert bound == Shifted(ExactCount(found.facts.mask_id))
   with pytest.raises(ValueError, match="no autoregressive checkpoint: attention='full'"):
     adapted.adapted()
 
@@ -107,10 +107,10 @@ def test_adapted_facts(qwen):
 )
 def test_objective_that_goes_on_from_an_autoregressive_model(qwen, objective, made):
   training = build.everything(CONFIG | {"init_from": str(qwen), "objective": objective})
-  mask_id = training.source.facts["mask_id"]
+  mask_id = training.source.facts.mask_id
   assert training.objective == made(mask_id)
-  assert training.facts["shift"] == (0 if objective.get("shift") == 0 else 1)
-  assert training.facts["attention"] == {"ar": "causal", "bd3lm": "block_causal"}.get(
+  assert training.facts.shift == (0 if objective.get("shift") == 0 else 1)
+  assert training.facts.attention_name == {"ar": "causal", "bd3lm": "block_causal"}.get(
     objective["name"], "full"
   )
   assert training.source.needs_mask_row == (objective["name"] != "ar")
@@ -132,7 +132,7 @@ def test_run_starts_from_the_sources_parameters_in_float32(qwen, tmp_path):
   again = train.train(build.everything(config | {"steps": 3}), tmp_path / "run")
   assert int(again.step) == 3
   found = build.pretrained(tmp_path / "run")
-  assert found.model == training.model and found.facts["shift"] == 1
+  assert found.model == training.model and found.facts.shift == 1
   assert found.tokenizer.fingerprint == training.tokenizer.fingerprint
   second = build.everything(CONFIG | {"init_from": str(tmp_path / "run")})
   assert second.objective == training.objective

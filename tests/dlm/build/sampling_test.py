@@ -7,6 +7,7 @@ import runpy
 import pytest
 
 from dlm import build, masks
+from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
 from dlm.sampling.caching import PLANS, Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
@@ -42,7 +43,7 @@ AR = MDLM | {"attention": "causal", "shift": 1}
 def sampling(facts, name="default", model=MODEL, **fields):
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
   config.update(fields)
-  return build.sampling(config, model, facts)
+  return build.sampling(config, model, ModelFacts.from_json(facts))
 
 
 @pytest.mark.parametrize(
@@ -190,12 +191,14 @@ def test_configs_of_papers_sample_their_kind_of_checkpoint(name, facts, policy, 
 
 def test_a_drafter_has_the_models_vocabulary():
   config = runpy.run_path(str(CONFIGS / "deer.py"))["get_config"]()
-  sampler, _ = build.sampling(config, MODEL, AR, (MODEL, MDLM))
+  ar, mdlm = ModelFacts.from_json(AR), ModelFacts.from_json(MDLM)
+  other = dataclasses.replace(mdlm, vocab=270)
+  sampler, _ = build.sampling(config, MODEL, ar, (MODEL, mdlm))
   assert sampler.drafter == Drafter(MODEL, masks.Full(), 259) and sampler.block == 34
-  with pytest.raises(ValueError, match="drafter's vocabulary of 7 ids must be the model's of"):
-    build.sampling(config, MODEL, AR, (MODEL, MDLM | {"vocab": 7}))
+  with pytest.raises(ValueError, match="drafter's vocabulary of 270 ids must be the model's of"):
+    build.sampling(config, MODEL, ar, (MODEL, other))
   with pytest.raises(ValueError, match="a drafter goes with policy 'deer' and no other"):
-    build.sampling(config, MODEL, AR)
+    build.sampling(config, MODEL, ar)
 
 
 def test_the_implementation_of_kernels_is_the_samplers_to_choose():
@@ -205,7 +208,8 @@ def test_the_implementation_of_kernels_is_the_samplers_to_choose():
   assert sampler.denoise.config == dataclasses.replace(MODEL.config, implementation="gpu,xla")
   config = runpy.run_path(str(CONFIGS / "deer.py"))["get_config"]()
   config.implementation = "xla"
-  sampler, _ = build.sampling(config, MODEL, AR, (MODEL, MDLM))
+  ar, mdlm = ModelFacts.from_json(AR), ModelFacts.from_json(MDLM)
+  sampler, _ = build.sampling(config, MODEL, ar, (MODEL, mdlm))
   assert sampler.drafter.denoise == sampler.denoise != MODEL
   with pytest.raises(ValueError, match=r"implementation='cuda': names, .* xla, tpu, gpu"):
     sampling(MDLM, implementation="cuda")

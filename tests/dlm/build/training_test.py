@@ -74,8 +74,8 @@ def test_schedule_by_name_and_with_fields():
 )
 def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
   facts = build.everything(changed({"objective": objective})).facts
-  assert (facts["attention"], facts["block"], facts["shift"]) == (attention, block, shift)
-  assert (facts["mask_id"], facts["eos_ids"]) == (259, [258])
+  assert (facts.attention_name, facts.block, facts.shift) == (attention, block, shift)
+  assert (facts.mask_id, facts.eos_ids) == (259, (258,))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_llada_8b_as_published(tmp_path):
   source = opened(tmp_path, LLADA)
   assert source.model == preset("llada-8b", 126464, dtype="bfloat16")
   assert source.model.n_params() == 8_015_581_184
-  assert source.facts == dict(
+  assert source.facts.to_json() == dict(
     mask_id=126336, eos_ids=[126081, 126348], pad_id=126081, shift=0, attention="full", block=None,
     vocab=126464, length=4096,
   )  # fmt: skip
@@ -56,15 +56,15 @@ def test_dream_7b_as_published(tmp_path):
   assert source.model == preset("dream-7b", 152064)
   assert source.model.n_params() == 7_615_616_512
   facts = source.facts
-  assert (facts["mask_id"], facts["shift"], facts["attention"]) == (151666, 1, "full")
+  assert (facts.mask_id, facts.shift, facts.attention_name) == (151666, 1, "full")
 
 
 def test_llada2_mini_as_published(tmp_path):
   source = opened(tmp_path, LLADA2)
   assert source.model == preset("llada2-mini", 157184)
   facts = source.facts
-  assert (facts["mask_id"], facts["eos_ids"], facts["block"]) == (156895, [156892], 32)
-  assert facts["attention"] == "block_causal"
+  assert (facts.mask_id, facts.eos_ids, facts.block) == (156895, (156892,), 32)
+  assert facts.attention_name == "block_causal"
 
 
 def test_bd3lm_as_published(tmp_path):
@@ -76,7 +76,7 @@ def test_bd3lm_as_published(tmp_path):
   source = opened(tmp_path, config)
   model = source.model
   assert (model.kv_heads, model.head_dim, model.mlp, model.dit) == (12, 64, 3072, 128)
-  assert source.facts == dict(
+  assert source.facts.to_json() == dict(
     mask_id=50257, eos_ids=[50256], pad_id=50256, shift=0, attention="block_causal", block=16,
     vocab=50258, length=1024,
   )  # fmt: skip
@@ -94,43 +94,43 @@ def test_llada_moe_is_told_from_llada_by_its_experts(tmp_path):
   )  # fmt: skip
   source = opened(tmp_path, config)
   assert source.family == "llada_moe" and source.model == preset("llada-moe-7b", 157184)
-  assert source.facts["mask_id"] == 156895
+  assert source.facts.mask_id == 156895
 
 
 def test_sdar_takes_its_blocks_and_stops_from_both_files(tmp_path):
   config = QWEN | dict(model_type="sdar", head_dim=128, block_size=8, vocab_size=151936)
   source = opened(tmp_path, config | {"eos_token_id": 151643}, {"eos_token_id": [151645, 151643]})
   facts = source.facts
-  assert facts["eos_ids"] == [151645, 151643] and facts["block"] == 8
-  assert facts["mask_id"] == 151669 and facts["shift"] == 0
+  assert facts.eos_ids == (151645, 151643) and facts.block == 8
+  assert facts.mask_id == 151669 and facts.shift == 0
   assert source.model.qk_norm and not source.model.qkv_bias
 
 
 def test_autoregressive_models_have_no_mask(tmp_path):
   facts = opened(tmp_path, QWEN | {"model_type": "qwen2"}).facts
-  assert (facts["mask_id"], facts["shift"], facts["attention"]) == (None, 1, "causal")
-  assert facts["length"] == 4096  # of 131072
+  assert (facts.mask_id, facts.shift, facts.attention_name) == (None, 1, "causal")
+  assert facts.length == 4096  # of 131072
 
 
 def test_variants_of_qwen(tmp_path):
   coder = opened(tmp_path, QWEN | {"model_type": "qwen2", "is_causal": False}).facts
-  assert (coder["attention"], coder["shift"]) == ("full", 1)
+  assert (coder.attention_name, coder.shift) == ("full", 1)
   a2d = opened(tmp_path, QWEN | {"model_type": "a2d-qwen3"})
-  assert (a2d.facts["attention"], a2d.facts["shift"], a2d.model.qk_norm) == ("full", 0, True)
+  assert (a2d.facts.attention_name, a2d.facts.shift, a2d.model.qk_norm) == ("full", 0, True)
   shifted = opened(tmp_path, QWEN | {"model_type": "a2d-qwen2", "right_shift_logits": True})
-  assert shifted.facts["shift"] == 1 and shifted.model.qkv_bias
+  assert shifted.facts.shift == 1 and shifted.model.qkv_bias
   for named in {"model_type": "Fast_dLLM_Qwen"}, {"architectures": ["FastdLLMV2ForCausalLM"]}:
     fast = opened(tmp_path, QWEN | {"bd_size": 16} | named)
     assert fast.family == "fast_dllm_v2"
-    assert (fast.facts["mask_id"], fast.facts["block"], fast.facts["shift"]) == (151665, 16, 1)
+    assert (fast.facts.mask_id, fast.facts.block, fast.facts.shift) == (151665, 16, 1)
   reasoner = {"model_type": "Dream", "architectures": ["DreamForCausalLM"], "vocab_size": 151936}
   found = opened(tmp_path, QWEN | reasoner)
-  assert (found.facts["mask_id"], found.facts["shift"], found.model.qk_norm) == (151669, 0, True)
+  assert (found.facts.mask_id, found.facts.shift, found.model.qk_norm) == (151669, 0, True)
 
 
 def test_the_published_ids_belong_to_the_published_vocabulary(tmp_path):
   facts = opened(tmp_path, LLADA | {"embedding_size": 200, "eos_token_id": 3}).facts
-  assert (facts["mask_id"], facts["eos_ids"], facts["pad_id"]) == (None, [3], None)
+  assert (facts.mask_id, facts.eos_ids, facts.pad_id) == (None, (3,), None)
 
 
 def test_where_transformers_5_keeps_the_rotation(tmp_path):

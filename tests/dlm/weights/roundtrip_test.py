@@ -12,7 +12,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dlm import weights
+from dlm import masks, weights
+from dlm.facts import ModelFacts
 from dlm.models import ModelConfig
 from dlm.weights.families import FAMILIES
 from tests.dlm.weights import small
@@ -188,14 +189,14 @@ def test_what_a_family_cannot_say_is_refused(family, model, facts, message, tmp_
   with pytest.raises(ValueError, match=message):
     weights.export(
       tmp_path / "out", family, config, small.params_of(config),
-      facts=small.facts_of(family) | facts,
+      facts=ModelFacts.from_json(small.facts_of(family).to_json() | facts),
     )  # fmt: skip
   assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapted_qwen2_says_that_it_sees_everything(tmp_path):
   model = small.MODELS["qwen2"]
-  facts = small.facts_of("qwen2") | {"attention": "full", "mask_id": 39}
+  facts = dataclasses.replace(small.facts_of("qwen2"), attention=masks.Full(), mask_id=39)
   weights.export(tmp_path / "out", "qwen2", model, small.params_of(model), facts=facts)
   source = weights.open_source(tmp_path / "out")
   assert source.config["is_causal"] is False and source.facts == facts

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from dlm import weights
+from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
 
 SIZES = dict(
@@ -49,13 +50,13 @@ ATTENTION = {
 }
 
 
-def facts_of(family: str) -> dict:
+def facts_of(family: str) -> ModelFacts:
   attention, shift, block = ATTENTION.get(family, ("full", 0, None))
   mask_id = None if family in ("qwen2", "qwen3") else 39
-  return dict(
+  return ModelFacts.from_json(dict(
     mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
     vocab=40, length=64,
-  )  # fmt: skip
+  ))  # fmt: skip
 
 
 def params_of(model: ModelConfig, dtype=ml_dtypes.bfloat16):
