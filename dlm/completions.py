@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 import time
 from collections.abc import Sequence
 
+from dlm import files
 from dlm.generate import Completion, Generator, Request
 from dlm.types import Params
+
+JOB = b'{"job": "'  # begins the line that says which job a part is of
 
 
 def read_prompts(path: str | pathlib.Path) -> list[str]:
@@ -62,12 +67,24 @@ def describe(completions: Sequence[Completion]) -> str:
   )
 
 
+def digest(requests: Sequence[Request]) -> str:
+  """Equal for requests of equal texts, ids and open slots."""
+  found = hashlib.sha256()
+  for each in requests:
+    for part in (f"{each.id} {each.prompt}".encode(), each.tokens.tobytes(), each.open.tobytes()):
+      found.update(len(part).to_bytes(8, "little") + part)
+  return found.hexdigest()
+
+
 class Output:
   """FILE.jsonl, filled as FILE.jsonl.part beside it and renamed when the last line is there.
 
   The part's first line identifies the job (any JSON value); a part of the same job is taken up,
   one of another job is refused. Rows' noise depends on their ids alone, so a resumed file equals
-  an unbroken one in all but its timings.
+  an unbroken one in all but its timings. Use it in a `with`: inside, the part is this process's.
+
+  Raises:
+    ValueError: the place cannot be written, another process writes it, or another job began it.
   """
 
   def __init__(self, path: str | pathlib.Path, job: object):
@@ -78,20 +95,49 @@ class Output:
     if self.path.is_dir():
       raise ValueError(f"--out: {self.path} is a folder")
     text = json.dumps(job, sort_keys=True)
-    self._job = json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()})
-    self.done = self._resume()
+    line = json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()})
+    self._job = line.encode() + b"\n"
+    self._file = files.locked_file(self._part)
+    try:
+      self.done = self._resume()
+    except BaseException:
+      self._file.close()
+      raise
+
+  def __enter__(self) -> "Output":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._file.close()
 
   def _resume(self) -> int:
-    """How many records the part already holds; a line cut off by a crash is dropped."""
-    if not self._part.exists():
+    """How many records the part already holds; a line that a kill cut short is cut off."""
+    content = self._file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    head, _, records = whole.partition(b"\n")
+    if not whole and JOB.startswith(content[: len(JOB)]):  # the line of the job itself is cut short
+      self._file.truncate(0)
+      self._append(self._job)
       return 0
-    whole = [line for line in self._part.read_text().splitlines(True) if line.endswith("\n")]
-    if not whole:
-      return 0
-    if whole[0].strip() != self._job:
-      raise ValueError(f"{self._part} belongs to another job: finish that one or delete it")
-    self._part.write_text("".join(whole))
-    return len(whole) - 1
+    if whole.startswith(self._job):
+      self._file.truncate(len(whole))
+      return records.count(b"\n")
+    if head.startswith(JOB):
+      raise ValueError(
+        f"{self._part} belongs to another job: finish that one, or give another --out"
+      )
+    kept = files.set_aside(self._part, self._part.parent)
+    print(f"{self._part} does not say which job it is of; it is kept as {kept}", flush=True)
+    self._file.close()
+    self._file = files.locked_file(self._part)
+    return self._resume()
+
+  def _append(self, lines: bytes) -> None:
+    with files.naming(self._part):
+      self._file.seek(0, os.SEEK_END)
+      self._file.write(lines)
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
   def fill(
     self,
@@ -106,19 +152,20 @@ class Output:
     began, tokens, done = time.perf_counter(), 0, self.done
     if done:
       print(f"resumed after {done} of {len(requests)} prompts", flush=True)
-    else:
-      self._part.write_text(self._job + "\n")
+    elif self.path.exists():
+      print(f"{self.path} exists: the new file takes its place when it is complete", flush=True)
 
     def add(completions: list[Completion]) -> None:
       nonlocal tokens, done
-      with self._part.open("a") as file:
-        file.writelines(json.dumps(record(c, trace)) + "\n" for c in completions)
+      lines = "".join(json.dumps(record(c, trace)) + "\n" for c in completions)
+      self._append(lines.encode())
       done += len(completions)
       tokens += sum(len(c.tokens) for c in completions)
       seconds = time.perf_counter() - began
       print(f"{done}/{len(requests)} prompts, {tokens / seconds:.4g} tokens/s", flush=True)
 
     generator(params, requests[self.done :], seed=seed, on_batch=add)
-    lines = self._part.read_text().splitlines(True)[1:]
-    self._part.write_text("".join(lines))
-    self._part.replace(self.path)
+    with files.replacing(self.path) as final:
+      self._file.seek(len(self._job))
+      shutil.copyfileobj(self._file, final)
+    self._part.unlink()

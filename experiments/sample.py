@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dlm import build, command, live, parallel
-from dlm.completions import Output, describe, read_prompts
+from dlm.checksums import checksums
+from dlm.completions import Output, describe, digest, read_prompts
 from dlm.data import chat
 from dlm.generate import Generator, Request
 
@@ -32,12 +33,12 @@ LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
-def asked(trained: build.Pretrained, own: build.Sampling) -> tuple[list, list[Request]]:
-  """Prompts or conversations, as they were given and as rows to sample."""
+def asked(trained: build.Pretrained, own: build.Sampling) -> list[Request]:
+  """Prompts or conversations as rows to sample."""
   tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
   if not CHAT.value:
     texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
-    return texts, [
+    return [
       Request.from_text(i, text, tokenizer, **room, bos=own.bos) for i, text in enumerate(texts)
     ]
   talks = [chat.from_user(text) for text in PROMPT.value]
@@ -45,7 +46,7 @@ def asked(trained: build.Pretrained, own: build.Sampling) -> tuple[list, list[Re
   if not talks:
     raise ValueError("--chat needs something said: --prompt or --prompts")
   ids = chat.open_template(trained.directory).encode(talks, tokenizer)
-  return talks, [
+  return [
     Request.from_ids(i, str(talk[-1]["content"]), ids[i], tokenizer.mask_id, **room)
     for i, talk in enumerate(talks)
   ]
@@ -62,7 +63,7 @@ def main() -> None:
     sampler, own = build.sampling(
       CONFIG.value, model, trained.facts, drafter and (drafter.model, drafter.facts)
     )
-    texts, requests = asked(trained, own)
+    requests = asked(trained, own)
     # On a pod every process samples its share of the prompts on its own devices, to its own file.
     process, processes = jax.process_index(), jax.process_count()
     requests = requests[process::processes]
@@ -75,7 +76,8 @@ def main() -> None:
     params, step = trained.params(parallel.shard_params(model.abstract(), mesh))
     if drafter:
       params = params, drafter.params(parallel.shard_params(drafter.model.abstract(), mesh))[0]
-    job = [trained.config, step, build.plain(CONFIG.value), texts, TRACE.value, DRAFTER.value]
+    settings = build.plain(CONFIG.value)
+    job = [trained.config, step, settings, digest(requests), TRACE.value, checksums(params)]
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None
   if LIVE.value:
@@ -85,7 +87,8 @@ def main() -> None:
   elif output is None:
     generator(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
   else:
-    output.fill(generator, params, requests, seed=own.seed, trace=TRACE.value)
+    with command.mistakes((OSError,)), output:
+      output.fill(generator, params, requests, seed=own.seed, trace=TRACE.value)
 
 
 if __name__ == "__main__":

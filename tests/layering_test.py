@@ -67,7 +67,7 @@ LAYERS = {
   "dlm.checkpoint": Layer(("dlm.types", "dlm.facts", "dlm.checksums"), ("jax", "numpy", "orbax")),
   "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
-  "dlm.completions": Layer(("dlm.generate", "dlm.types")),
+  "dlm.completions": Layer(("dlm.files", "dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),

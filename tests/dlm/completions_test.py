@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from dlm import masks, parallel
-from dlm.completions import Output, describe, read_prompts, record
+from dlm.completions import Output, describe, digest, read_prompts, record
 from dlm.data import ByteTokenizer
 from dlm.generate import Completion, Generator, Request
 from dlm.sampling.caching import NoCache
@@ -117,7 +117,8 @@ def fill(path, sampling, job=JOB, fall_after=None):
     if fall_after is not None:
       raise KeyboardInterrupt
 
-  Output(path, job).fill(run, params, requests, seed=1, trace=True)
+  with Output(path, job) as output:
+    output.fill(run, params, requests, seed=1, trace=True)
 
 
 def lines(path):
@@ -178,7 +179,65 @@ def test_part_of_another_job_is_refused_and_kept(sampling, tmp_path):
   with pytest.raises(ValueError, match=r"out.jsonl.part belongs to another job"):
     fill(path, sampling, job=other)
   assert part.read_bytes() == before and not path.exists()
-  Output(path, dict(reversed(JOB.items())))  # the order of fields is no difference
+  with Output(path, dict(reversed(JOB.items()))) as output:
+    assert output.done == 2  # the order of fields is no difference
+
+
+def test_part_without_its_job_keeps_its_rows(unbroken, sampling, tmp_path, capsys):
+  """As a kill left it behind in versions before this test: all the rows, and not whose."""
+  path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+  rows = "".join(json.dumps(each) + "\n" for each in unbroken)
+  part.write_text(rows)
+  fill(path, sampling)
+  kept = tmp_path / "out.jsonl.part-2"
+  assert f"{part} does not say which job it is of; it is kept as {kept}" in capsys.readouterr().out
+  assert kept.read_text() == rows and lines(path) == unbroken
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.jsonl", kept.name]
+
+
+def test_file_of_somebody_else_under_the_name_of_the_part_is_kept(sampling, tmp_path):
+  (tmp_path / "out.jsonl.part").write_text("no line of ours")
+  fill(tmp_path / "out.jsonl", sampling)
+  assert (tmp_path / "out.jsonl.part-2").read_text() == "no line of ours"
+
+
+def test_second_sampler_of_one_file_is_refused(unbroken, sampling, tmp_path):
+  path = tmp_path / "out.jsonl"
+  message = r"out.jsonl.part is being written by another process"
+  with Output(path, JOB), pytest.raises(ValueError, match=message):
+    Output(path, JOB)
+  fill(path, sampling)
+  assert lines(path) == unbroken
+
+
+def test_file_that_exists_is_replaced_by_a_whole_one(unbroken, sampling, tmp_path, capsys):
+  path = tmp_path / "out.jsonl"
+  path.write_text("before\n")
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=2)
+  assert path.read_text() == "before\n"
+  assert "the new file takes its place when it is complete" in capsys.readouterr().out
+  fill(path, sampling)
+  assert lines(path) == unbroken
+
+
+def test_killed_between_the_last_line_and_the_new_name(unbroken, sampling, tmp_path):
+  """Each state that the end of a run passes through leads to the same file."""
+  path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=3)
+  (tmp_path / ".out.jsonl.part").write_bytes(part.read_bytes()[100:200])  # the file, half written
+  fill(path, sampling)
+  assert lines(path) == unbroken
+  assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_requests_of_other_ids_or_open_slots_are_another_job(sampling):
+  _, _, requests = sampling
+  other = [*requests[:-1], dataclasses.replace(requests[-1], open=~requests[-1].open)]
+  same = [dataclasses.replace(each, tokens=each.tokens.copy()) for each in requests]
+  assert digest(same) == digest(requests) != digest(other)
+  assert len({digest(requests[:n]) for n in range(6)}) == 6
 
 
 def test_place_that_cannot_be_written_is_refused_at_once(tmp_path):
@@ -192,7 +251,8 @@ def test_place_that_cannot_be_written_is_refused_at_once(tmp_path):
 def test_traces_are_kept_only_where_asked(sampling, tmp_path):
   generator, params, requests = sampling
   path = tmp_path / "out.jsonl"
-  Output(path, JOB).fill(generator, params, requests[:1], seed=1, trace=False)
+  with Output(path, JOB) as output:
+    output.fill(generator, params, requests[:1], seed=1, trace=False)
   (line,) = lines(path)
   assert (
     "when" not in line
