@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from dlm.sampling.caching.prefix import Prefix
 from dlm.sampling.sampler import Sampler
 from dlm.types import Array, Canvas
 
@@ -10,6 +11,15 @@ def written(sampler: Sampler, canvas: Canvas) -> Array:
   """Bool [B, L]: stop ids that the sampler wrote; one in the prompt is text."""
   stops = jnp.array(sampler.eos_ids, jnp.int32)
   return canvas.open_BxL & (canvas.when_BxL >= 0) & jnp.isin(canvas.tokens_BxL, stops)
+
+
+def fills_after(sampler: Sampler, full: Array) -> Array:
+  """Bool: `on_eos` "fill" acts after this forward.
+
+  With Fast-dLLM's caches it does so after the cheap forwards alone, as in the authors' code: the
+  whole-canvas forward that opens a block fills nothing.
+  """
+  return ~full if isinstance(sampler.plan, Prefix) else jnp.ones_like(full)
 
 
 def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:
@@ -28,13 +38,16 @@ def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canv
 
 
 def stopped(sampler: Sampler, canvas: Canvas, masked_BxL: Array, finished_B: Array) -> Array:
-  """A stop id was written in the active block, and all the block before it is written too."""
-  if sampler.on_eos not in ("stop", "stop_block"):
+  """Rows that end with the stop id they wrote, by `on_eos`: at once, or when the block is done.
+
+  "fill" ends a row when its block is done too, for what was not filled behind it (`fills_after`).
+  """
+  if sampler.on_eos == "fill_block":
     return jnp.zeros_like(finished_B)
   offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
   block_BxL = (offset_BxL >= 0) & (offset_BxL < sampler.block)
   stop_BxL = written(sampler, canvas) & block_BxL
-  if sampler.on_eos == "stop_block":
+  if sampler.on_eos != "stop":
     return stop_BxL.any(-1) & finished_B
   waits_BxL = masked_BxL & block_BxL & (jnp.cumsum(stop_BxL, axis=-1) == 0)
   return stop_BxL.any(-1) & ~waits_BxL.any(-1)

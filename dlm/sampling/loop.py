@@ -116,7 +116,8 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   )
   canvas = _write(canvas, view, decision, decides_B)
   if sampler.on_eos == "fill":
-    canvas = ends.fill(sampler, canvas, decides_B, jnp.zeros_like(canvas.start_B))
+    rows_B = decides_B & ends.fills_after(sampler, full)
+    canvas = ends.fill(sampler, canvas, rows_B, jnp.zeros_like(canvas.start_B))
   state = state.replace(
     canvas=canvas,
     cache=seen.cache,

@@ -33,7 +33,9 @@ class Sampler:
       the active block are its too. None: what the policy asks for.
     on_eos: what a stop id does. "stop": the row ends when all before it in its block is written;
       "stop_block": when the whole block is. "fill": what stands behind it becomes the stop id,
-      after every forward; "fill_block": what stands behind its block does, when that is finished.
+      after every forward (with cache "prefix" or "dual": after those within a block, not after the
+      one that opens it; the row ends with the block); "fill_block": what stands behind its block
+      does, when that is finished.
     commit: how a finished block's keys enter the cache, see `dlm.sampling.loop`.
     shift: 1 where the logits at slot i predict slot i + 1 (AR models, Dream).
     temperature, top_k, top_p, top_p_rule, forbidden: how a candidate is drawn, see StatSpec. The
