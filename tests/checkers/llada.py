@@ -128,16 +128,13 @@ def fastdllm(case: Case) -> None:
   run(case, sampler, params, generated)
 
 
-def run(case: Case, sampler: Sampler, params, generated: int, closed: dict[int, int] | None = None):
-  """Plays a case; `closed`: tokens given at these offsets from the end of the prompt."""
+def run(case: Case, sampler: Sampler, params, generated: int, given: dict[int, int] | None = None):
+  """Plays a case; `given`: tokens that stand at these offsets from the end of the prompt."""
   canvas, prompts = canvas_of(case, generated, sampler.mask_id, sampler.block)
-  for offset, token in (closed or {}).items():
+  for offset, token in (given or {}).items():  # of the answer: open, but not masked
     for b, prompt in enumerate(prompts):
       slot = len(prompt) + int(offset)
-      canvas = canvas.replace(
-        tokens_BxL=canvas.tokens_BxL.at[b, slot].set(token),
-        open_BxL=canvas.open_BxL.at[b, slot].set(False),
-      )
+      canvas = canvas.replace(tokens_BxL=canvas.tokens_BxL.at[b, slot].set(token))
   slots = canvas.tokens_BxL.shape[1]
   trace = play(sampler, params, canvas, prompts, draws_of(case, sampler, prompts, slots))
   check(case, trace)

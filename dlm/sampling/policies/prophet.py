@@ -12,10 +12,11 @@ from dlm.types import Array, Decision, Policy, StatSpec, View
 class Prophet:
   """Ends a row as soon as its answer is sure; until then `inner` decides. arXiv 2508.19982.
 
-  The answer is `answer_length` slots from `answer_start` on, counted from the first open slot. It
-  is sure when the mean gap between its two best logits, written or not, reaches a threshold that
-  falls with the share of the `steps` forwards that are spent: `early` below 0.33, `mid` below
-  0.67, then `late`. All masked slots of the row are then written from this forward.
+  The answer is `answer_length` slots from `answer_start` on, counted from the first open slot;
+  negative: before it, and only slots from the first open one on count. It is sure when the mean gap
+  between its two best logits, written or not, reaches a threshold that falls with the share of the
+  `steps` forwards that are spent: `early` below 0.33, `mid` below 0.67, then `late`. All masked
+  slots of the row are then written from this forward. An answer without a slot is never sure.
 
   Args:
     steps: forwards that the row would take without it, over all its blocks.
@@ -35,8 +36,6 @@ class Prophet:
     for field in ("steps", "answer_length"):
       if getattr(self, field) < 1:
         raise ValueError(f"prophet: {field}={getattr(self, field)} must be at least 1")
-    if self.answer_start < 0:
-      raise ValueError(f"prophet: answer_start={self.answer_start} must not be negative")
 
   def needs(self) -> StatSpec:
     return dataclasses.replace(self.inner.needs(), top2=True)
@@ -57,10 +56,10 @@ class Prophet:
 
   def gap(self, view: View) -> Array:
     """Mean gap of the answer's logits, [B]; -inf where no slot of it was computed."""
-    first_B = jnp.argmax(view.open_BxA, axis=-1) + self.answer_start
+    first_B = jnp.argmax(view.open_BxA, axis=-1)
     offset_BxA = view.slot_BxA - first_B[:, None]
-    answer_BxA = (offset_BxA >= 0) & (offset_BxA < self.answer_length) & view.scored_BxA
-    answer_BxA &= view.inside_BxA
+    begin, end = max(self.answer_start, 0), self.answer_start + self.answer_length
+    answer_BxA = (offset_BxA >= begin) & (offset_BxA < end) & view.scored_BxA & view.inside_BxA
     gap_BxA = jnp.where(answer_BxA, view.stats.top1 - view.stats.top2, 0)
     n_B = answer_BxA.sum(-1)
     return jnp.where(n_B > 0, gap_BxA.sum(-1) / jnp.maximum(n_B, 1), -jnp.inf)
