@@ -54,3 +54,8 @@ def score(
 def confidence(stats: TokenStats) -> Array:
   """Probability of the candidate, untempered. NaN (a broken model) counts as no confidence."""
   return jnp.nan_to_num(jnp.exp(stats.logit - stats.lse), nan=0.0)
+
+
+def margin(stats: TokenStats) -> Array:
+  """Probability of the best id minus that of the second best."""
+  return jnp.exp(stats.top1 - stats.lse) - jnp.exp(stats.top2 - stats.lse)

@@ -34,11 +34,11 @@ def check(case: Case, trace: Trace) -> None:
 
 def d2f_generate_block_single(case: Case) -> None:
   case.arg("max_length")
-  score = {"default": "confidence", "neg_entropy": "entropy"}[case.arg("sampling_strategy")]
+  scores = {"default": "confidence", "margin_confidence": "margin", "neg_entropy": "entropy"}
   policy = Pipelined(
     block=case.arg("block_size"), threshold=case.arg("skip_threshold"),
     begin=case.arg("block_add_threshold"), eager=case.arg("decoded_token_threshold"),
-    score=score, end_ids=(case.arg("eos_id"),),
+    score=scores[case.arg("sampling_strategy")], end_ids=(case.arg("eos_id"),),
   )  # fmt: skip
   trace = sample(case, policy, Ahead(), masks.PromptBlocks(policy.block))
   check(case, trace)

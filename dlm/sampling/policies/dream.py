@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.sampling import chance, select
-from dlm.sampling.score import confidence
+from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, TokenStats, View
 
 ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
@@ -79,7 +79,7 @@ class Dream:
 
   def _score(self, stats: TokenStats) -> Array:
     if self.alg == "topk_margin":
-      return jnp.exp(stats.top1 - stats.lse) - jnp.exp(stats.top2 - stats.lse)
+      return margin(stats)
     if self.alg == "entropy":
       return -stats.entropy
     return confidence(stats)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import chance, select
-from dlm.sampling.score import confidence
+from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, View
 
 ORDERS = ("confidence", "margin", "entropy", "random")
@@ -55,7 +55,7 @@ class Fixed:
   def _score(self, view: View, key_B: Array) -> Array:
     stats = view.stats
     if self.order == "margin":
-      return jnp.exp(stats.top1 - stats.lse) - jnp.exp(stats.top2 - stats.lse)
+      return margin(stats)
     if self.order == "entropy":
       return -stats.entropy
     if self.order == "random":

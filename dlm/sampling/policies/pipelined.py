@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.sampling.score import confidence
+from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, View
 
-SCORES = ("confidence", "entropy")
+SCORES = ("confidence", "margin", "entropy")
 
 
 @struct.dataclass
@@ -33,7 +33,8 @@ class Pipelined:
   Args:
     block: the sampler's block.
     begin, eager: shares of a block; the paper's tau_add, and tau_act 0.95. All 1: block by block.
-    score: what the best token has most of: probability, or least of: "entropy".
+    score: by what the best token is found: its probability, the margin to the second best, or the
+      lowest "entropy". `threshold` is one of probabilities in any case.
     end_ids: ids after which no block is begun; those of the checkpoint by default.
   """
 
@@ -58,7 +59,7 @@ class Pipelined:
       raise ValueError(f"{name}: score={self.score!r} is not one of {', '.join(SCORES)}")
 
   def needs(self) -> StatSpec:
-    return StatSpec(entropy=self.score == "entropy")
+    return StatSpec(top2=self.score == "margin", entropy=self.score == "entropy")
 
   def enter(self, masked_BxA: Array, state: Pipeline | None) -> Pipeline:
     if state is not None:
@@ -77,12 +78,17 @@ class Pipelined:
 
   def decide(self, view: View, state: Pipeline, key_B: Array) -> tuple[Decision, Pipeline]:
     sure_BxA = confidence(view.stats)
-    best_BxA = sure_BxA if self.score == "confidence" else -view.stats.entropy
+    best_BxA = self._score(view, sure_BxA)
     forced_BxA = self._best(view, state, best_BxA) & self._at(state, state.eager_BxK, view)
     above_BxA = sure_BxA > self.threshold
     none_BxK = ~self._any(view, state, above_BxA & view.masked_BxA)
     write_BxA = view.masked_BxA & (above_BxA | (forced_BxA & self._at(state, none_BxK, view)))
     return self._decided(view, state, write_BxA)
+
+  def _score(self, view: View, sure_BxA: Array) -> Array:
+    if self.score == "margin":
+      return margin(view.stats)
+    return -view.stats.entropy if self.score == "entropy" else sure_BxA
 
   def _decided(self, view: View, state: Pipeline, write_BxA: Array) -> tuple[Decision, Pipeline]:
     """What to write, and which blocks are begun and eager before the next forward."""
@@ -162,6 +168,18 @@ class Distilled(Pipelined):
 
   def needs(self) -> StatSpec:
     return StatSpec(entropy=True)
+
+  def enter(self, masked_BxA: Array, state: Pipeline | None) -> Pipeline:
+    """A block is begun before the first forward too, if the first one's share is enough."""
+    if state is not None:
+      return state
+    state = super().enter(masked_BxA, None)
+    share_B = 1 - masked_BxA.sum(-1) / self.block
+    second_K = jnp.arange(state.eager_BxK.shape[1]) == 1
+    return state.replace(
+      blocks_B=state.blocks_B + ((share_B >= self.begin) & second_K.any()),
+      eager_BxK=state.eager_BxK | (second_K[None, :] & (share_B >= self.eager)[:, None]),
+    )
 
   def decide(self, view: View, state: Pipeline, key_B: Array) -> tuple[Decision, Pipeline]:
     entropy_BxA = jnp.where(jnp.isnan(view.stats.entropy), jnp.inf, view.stats.entropy)
