@@ -138,13 +138,6 @@ class Schedule(Protocol):
     ...
 
 
-class Objective(Protocol):
-  """One paper's training recipe."""
-
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy: ...
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum: ...
-
-
 class MaskRule(Protocol):
   """What a model's attention may see at inference: `masks.Full()`, `masks.BlockCausal(32)`."""
 

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import jax
 
 from dlm import data, parallel
-from dlm import facts as facts_of
 from dlm.build import tables
 from dlm.build.models import model, tokenizer
 from dlm.build.pretrained import Pretrained, continued, pretrained
@@ -17,19 +16,9 @@ from dlm.facts import ModelFacts
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS
 from dlm.models.bind import Model
-from dlm.objectives import OBJECTIVES, Annealed, Shifted
+from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.objectives.diffullama import check_shift
 from dlm.optimizer import OptimizerConfig, learning_rate
-from dlm.types import Objective
-
-BOUNDED = ("mdlm", "llada", "llada_sft", "bd3lm", "exact_count", "sdar", "efficient_dlm")
-SHIFTABLE = (*BOUNDED, "d2f")
-# May be evaluated by it.
-EXACT_COUNT = (*BOUNDED, "diffullama", "dream_sft", "ec_dlm", "fast_dllm_v2", "llada2_sft")
-ANNEALABLE = (*EXACT_COUNT, "d2f")
-# Logits at i predict token i + 1, without being told to.
-SHIFT = {"ar": 1, "diffullama": 1, "dream_sft": 1, "fast_dllm_v2": 1, "i_dlm": 1}
-ATTENTION = {"ar": "causal", "i_dlm": "causal", "d2f": "prompt_blocks"}  # else by the block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +75,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What goes with objectives of SHIFTABLE and ANNEALABLE, see `dlm.objectives.diffullama`.
+  """What goes around objectives that allow it, see `dlm.objectives.diffullama`.
 
   Args:
     shift: 1: logits at i predict token i + 1, as in the model of `init_from`.
@@ -211,16 +200,9 @@ def objective(config: Mapping[str, Any], tokenizer: Tokenizer) -> Objective:
   reading = tables.call("objective", Reading, around)
   also = ("name", "anneal", "shift")
   made = tables.call("objective", make, given, also=also, **_ids(make, tokenizer))
-  if around.get("shift") == 0 and name in SHIFT:
+  if around.get("shift") == 0 and made.shift:
     raise ValueError(f"objective.shift=0 does not go with {name}, which predicts the next token")
-  wrapped = reading.shift and name not in SHIFT
-  for field, asked, known in (
-    ("shift", wrapped, SHIFTABLE),
-    ("anneal", reading.anneal, ANNEALABLE),
-  ):
-    if asked and name not in known:
-      raise ValueError(f"objective.{field} goes with {', '.join(known)}, not with {name}")
-  made = Shifted(made) if wrapped else made
+  made = Shifted(made) if reading.shift and not made.shift else made
   return Annealed(made, reading.anneal) if reading.anneal else made
 
 
@@ -228,11 +210,6 @@ def _ids(make: type[Objective], tokenizer: Tokenizer) -> dict[str, int]:
   """What an objective takes from the tokenizer."""
   known = {"mask_id": tokenizer.mask_id, "vocab": tokenizer.vocab_size}
   return {name: known[name] for name in known if name in inspect.signature(make).parameters}
-
-
-def _shift(config: Mapping[str, Any]) -> int:
-  table = tables.table(config, "objective")
-  return table.get("shift", SHIFT.get(table["name"], 0))
 
 
 def optimizer(config: Mapping[str, Any]) -> OptimizerConfig:
@@ -244,18 +221,24 @@ def estimator(config: Mapping[str, Any], tokenizer: Tokenizer, name: str = "auto
 
   "training" is the run's own objective; "auto" is the exact-count bound, which varies least, where
   the objective's model can be asked for it, else "training"; any objective goes by its name, in the
-  run's blocks.
+  run's blocks and with its shift.
+
+  Raises:
+    ValueError: `name` cannot measure what the run trains.
   """
   own = dict(tables.table(config, "objective"))
   own.pop("anneal", None)  # a trained model sees all that it will
-  if name == "training" or (name == "auto" and own["name"] not in EXACT_COUNT):
-    return objective({"objective": own}, tokenizer)
-  name = "exact_count" if name == "auto" else name
-  make = tables.named("estimator", name, OBJECTIVES)
-  parameters = inspect.signature(make).parameters
-  block = {"block": own["block"]} if "block" in parameters and own.get("block") else {}
-  made = make(**_ids(make, tokenizer), **block)
-  return Shifted(made) if _shift(config) and name in SHIFTABLE else made
+  trained = objective({"objective": own}, tokenizer)
+  if name == "training" or (name == "auto" and not trained.exact_count):
+    return trained
+  make = tables.named("estimator", "exact_count" if name == "auto" else name, OBJECTIVES)
+  if make is ExactCount and not trained.exact_count:
+    raise ValueError(f"estimator={name!r} does not go with objective.name={own['name']!r}")
+  in_blocks = trained.block and "block" in inspect.signature(make).parameters
+  made = make(**_ids(make, tokenizer), **({"block": trained.block} if in_blocks else {}))
+  if made.shift > trained.shift:
+    raise ValueError(f"estimator={name!r} asks for next tokens, which the model does not predict")
+  return Shifted(made) if made.shift < trained.shift else made
 
 
 def mesh(
@@ -268,22 +251,16 @@ def mesh(
 def facts(
   config: Mapping[str, Any], tokenizer: Tokenizer, source: Pretrained | None = None
 ) -> ModelFacts:
-  """What a sampler must know about the trained model.
-
-  A model sees what ATTENTION says; else one trained in blocks earlier blocks and its own, all
-  others everything.
-  """
-  block = tables.table(config, "objective").get("block")
-  attention = ATTENTION.get(config["objective"]["name"], "full" if block is None else "block_causal")
-  rule = facts_of.ATTENTION[attention]
+  """What a sampler must know about the trained model."""
+  trained = objective(config, tokenizer)
   stops = [tokenizer.eos_id, *([] if source is None else source.facts.eos_ids)]
   return ModelFacts(
     mask_id=tokenizer.mask_id,
     eos_ids=tuple(dict.fromkeys(stops)),
     pad_id=tokenizer.pad_id,
-    shift=_shift(config),
-    attention=rule(block) if attention in ("block_causal", "prompt_blocks") else rule(),
-    block=block,
+    shift=trained.shift,
+    attention=trained.attention,
+    block=trained.block,
     vocab=tokenizer.vocab_size,
     length=tables.table(config, "data")["length"],
   )
@@ -299,7 +276,7 @@ def _agree(training: Training) -> None:
     )
   if run.parallel == "pmap" and training.mesh.size != training.mesh.shape["data"]:
     raise ValueError(f"parallel='pmap' splits the batch only; mesh={dict(training.mesh.shape)}")
-  block = getattr(training.objective, "block", None)
+  block = training.objective.block
   if block and training.length % block:
     raise ValueError(f"objective.block={block} must divide data.length={training.length}")
   moe, attention = training.model.config.moe, training.facts.attention_name

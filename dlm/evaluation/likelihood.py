@@ -10,22 +10,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import streams
+from dlm.objectives import Objective, streams
 from dlm.objectives.cross_entropy import cross_entropy, head_of, logits
-from dlm.types import Array, Batch, Denoiser, Noisy, Objective, Params
-
-
-class Estimator(Objective, Protocol):
-  """An objective that can say what each row contributes."""
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array: ...
-  def not_a_likelihood(self) -> str | None: ...
+from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +58,7 @@ def summarise(nll_n: np.ndarray, count_n: np.ndarray, draws: int = 1) -> Likelih
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def row_losses(
-  estimator: Estimator, denoise: Denoiser, params: Params, key: Array, batch: Batch
+  estimator: Objective, denoise: Denoiser, params: Params, key: Array, batch: Batch
 ) -> tuple[Array, Array]:
   """One draw: nats of each row and its number of scored tokens, [B] each."""
   noisy = estimator.corrupt(key, batch, jnp.int32(0))
@@ -74,7 +66,7 @@ def row_losses(
 
 
 def nelbo(
-  estimator: Estimator,
+  estimator: Objective,
   denoise: Denoiser,
   params: Params,
   batches: Iterable[Batch],

@@ -1,8 +1,7 @@
-"""Training objectives: one paper's recipe each. `draw` the noise, `corrupt_with` it, then `loss`.
+"""Training objectives, one paper's recipe a file: see `Objective` for what each of them is.
 
 `corrupt(key, batch, step)` is `corrupt_with(draw(key, batch), batch, step)`: tests replay recorded
 noise through the second half. Noise is drawn for the global batch from a key of this step alone.
-`token_losses` gives the loss by token, before it is summed.
 """
 
 from dlm.objectives.ar import Autoregressive
@@ -19,30 +18,30 @@ from dlm.objectives.i_dlm import IDlm
 from dlm.objectives.llada import Llada, LladaSft
 from dlm.objectives.llada2 import Llada2Sft
 from dlm.objectives.mdlm import Mdlm
+from dlm.objectives.objective import Objective
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
 from dlm.objectives.uniform import Uniform
-from dlm.types import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
-  "ar": Autoregressive,
-  "mdlm": Mdlm,
-  "d3pm": D3pm,
-  "sedd": Sedd,
-  "exact_count": ExactCount,
-  "llada": Llada,
-  "llada_sft": LladaSft,
-  "bd3lm": Bd3lm,
-  "diffullama": DiffuLlama,
-  "dream_sft": DreamSft,
-  "sdar": Sdar,
-  "fast_dllm_v2": FastDllmV2,
-  "efficient_dlm": EfficientDlm,
-  "llada2_sft": Llada2Sft,
-  "i_dlm": IDlm,
-  "d2f": D2f,
-  "ec_dlm": EcDlm,
-  "uniform": Uniform,
+  "ar": Autoregressive,  # next-token prediction
+  "mdlm": Mdlm,  # MDLM, 2406.07524
+  "d3pm": D3pm,  # D3PM, 2107.03006
+  "sedd": Sedd,  # SEDD, 2310.16834
+  "exact_count": ExactCount,  # LLaDA's likelihood, 2502.09992 Eq. 6
+  "llada": Llada,  # LLaDA pre-training, 2502.09992
+  "llada_sft": LladaSft,  # LLaDA fine-tuning, 2502.09992
+  "bd3lm": Bd3lm,  # BD3-LM, 2503.09573
+  "diffullama": DiffuLlama,  # DiffuLLaMA, 2410.17891
+  "dream_sft": DreamSft,  # Dream, 2508.15487
+  "sdar": Sdar,  # SDAR, 2510.06303
+  "fast_dllm_v2": FastDllmV2,  # Fast-dLLM v2, 2509.26328
+  "efficient_dlm": EfficientDlm,  # Efficient-DLM, 2512.14067
+  "llada2_sft": Llada2Sft,  # LLaDA2.0 fine-tuning, 2512.15745
+  "i_dlm": IDlm,  # I-DLM, 2604.11035
+  "d2f": D2f,  # D2F, 2508.09192
+  "ec_dlm": EcDlm,  # EC-DLM, 2604.01622
+  "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
 __all__ = [
@@ -63,6 +62,7 @@ __all__ = [
   "Llada2Sft",
   "LladaSft",
   "Mdlm",
+  "Objective",
   "Sdar",
   "Sedd",
   "Shifted",

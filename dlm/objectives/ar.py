@@ -6,27 +6,29 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy
+from dlm.objectives.objective import Objective
 from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
-  """Input i predicts token i + 1 of the same document; its first token is never predicted.
+class Autoregressive(Objective):
+  """Autoregression: predict each token from those before it in its document.
 
-  The mask id, which diffusion models of the same tokenizer need, is given no probability (as in
-  the AR baseline of BD3-LM's code, arXiv 2503.09573). Loss per predicted token.
+  A document's first token is never predicted. The mask id, which diffusion models of the same
+  tokenizer need, is given no probability (as in the AR baseline of BD3-LM's code, 2503.09573).
+  Loss per predicted token; at i that of token i + 1.
   """
 
   mask_id: int
+  shift = 1
+  attention = masks.Causal()
 
   def __post_init__(self):
     streams.check_mask_id("Autoregressive", self.mask_id)
 
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Nothing is random."""
-    del key, batch
-    return {}
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    return (self.mask_id,)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del draws, step
@@ -47,16 +49,9 @@ class Autoregressive:
       mask=masks.in_segments(masks.Causal()(index_BxL, length), batch.segment_BxL),
     )
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L]: at i the loss of token i + 1."""
-    return cross_entropy(denoise, params, noisy, (self.mask_id,))
-
   def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    total = self.token_losses(denoise, params, noisy).sum()
-    return LossSum(total=total, count=noisy.count_B.sum(), metrics={})
+    """Without metrics: there is no noise to tell losses by."""
+    return super().loss(denoise, params, noisy).replace(metrics={})
 
   def not_a_likelihood(self) -> str | None:
     """None: exact, given the first token of each document."""

@@ -10,16 +10,17 @@ from dlm import masks
 from dlm.diffusion import times
 from dlm.diffusion.schedules import LINEAR, MaskSchedule
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.objective import Objective
+from dlm.types import Array, Batch, Noisy
 
 FULL_WINDOW = (1e-3, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Bd3lm:
-  """Each block is denoised given the clean blocks before it, all at once over [noisy; clean].
+class Bd3lm(Objective):
+  """BD3-LM (2503.09573): denoise each block given the clean text of the blocks before it.
 
+  All blocks in one forward over [noisy; clean]: noisy ones see themselves and clean earlier ones.
   One time per block, stratified over all blocks of the batch. Blocks are cut from the row's first
   slot. A block as long as the row has nothing before it: one stream, half the work.
 
@@ -37,12 +38,15 @@ class Bd3lm:
   """
 
   mask_id: int
-  block: int
+  block: int = dataclasses.field()
   schedule: MaskSchedule = LINEAR
   window: tuple[float, float] = FULL_WINDOW
   resample_rounds: int = 0
   ignore_bos: bool = True
   times: str = "stratified"
+  shiftable = True
+  annealable = True
+  exact_count = True
 
   def __post_init__(self):
     streams.check_mask_id("Bd3lm", self.mask_id)
@@ -104,18 +108,11 @@ class Bd3lm:
 
     return jax.lax.scan(again, masked_BxL, u_RxBxL)[0]
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L] in nats; the sum over a row estimates its bound where `not_a_likelihood` is None."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, (self.mask_id,))
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, (self.mask_id,))
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    return (self.mask_id,)
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood; None if it is one."""
     lo, hi = self.window
     all_masked = self.block == 1 and lo >= 1  # then it is exact
     if not (all_masked or (lo <= FULL_WINDOW[0] and hi >= 1)):

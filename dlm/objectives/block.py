@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import AllIds
+from dlm.objectives.objective import Objective
 from dlm.types import Array, Batch, Noisy
 
 
@@ -90,7 +90,7 @@ def both_views(batch: Batch, masked_BxL: Array) -> tuple[Batch, Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTraining(AllIds):
+class BlockTraining(Objective):
   """The frame: a level for every slot, a mask from it, and the weighted cross-entropy.
 
   A paper says in `corrupt_with` what shares a level, what is masked, and what the model reads. The
@@ -102,7 +102,7 @@ class BlockTraining(AllIds):
   """
 
   mask_id: int
-  block: int
+  block: int = dataclasses.field()
 
   def __post_init__(self):
     owner = type(self).__name__
@@ -118,9 +118,6 @@ class BlockTraining(AllIds):
       "u_time": jax.random.uniform(key_time, shape),
       "u_mask": jax.random.uniform(key_mask, shape),
     }
-
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
 
   def beside_clean(self, noisy: Noisy, batch: Batch) -> Noisy:
     """[noisy; clean]; one stream where a block is as long as the row: nothing stands before it."""

@@ -77,22 +77,3 @@ def loss_sum(noisy: Noisy, loss_BxL: Array, ce_BxL: Array) -> LossSum:
     metrics[f"masked_at_noise/{i}"] = masked_N[i]
     metrics[f"ce_at_noise/{i}"] = ce_N[i]
   return LossSum(total=loss_BxL.sum(), count=noisy.count_B.sum(), metrics=metrics)
-
-
-def weighted_cross_entropy(
-  denoise: Denoiser, params: Params, noisy: Noisy, forbidden: tuple[int, ...]
-) -> LossSum:
-  """Sum of weight * cross-entropy over the batch; see `loss_sum` for the metrics."""
-  ce_BxL = cross_entropy(denoise, params, noisy, forbidden)
-  return loss_sum(noisy, noisy.weight_BxL * ce_BxL, ce_BxL)
-
-
-class AllIds:
-  """The loss of objectives whose softmax keeps the mask id, as the authors' of most do."""
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, ())
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, ())

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.objectives import streams
 from dlm.objectives.block import BlockTraining, answer_start, at, document_end
-from dlm.types import Array, Batch, Noisy
+from dlm.types import Array, Batch, MaskRule, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
 class D2f(BlockTraining):
-  """ce / p of masked tokens over their number; levels rise from block to block of the answer.
+  """D2F (2508.09192): each block of the answer is noisier than the one before, all seen noisy.
+
+  The loss is ce / p of masked tokens over their number.
 
   One stream: the prompt is the first block, and the blocks of the answer, counted from its first
   token, see the prompt, themselves and the blocks before, noisy as these are. The first level is
@@ -26,12 +28,18 @@ class D2f(BlockTraining):
   """
 
   window: tuple[float, float] = (0.2, 0.7)
+  shiftable = True
+  annealable = True
 
   def __post_init__(self):
     super().__post_init__()
     lo, hi = self.window
     if not 0 < lo <= hi <= 1:
       raise ValueError(f"D2f: window={self.window} must hold 0 < lo <= hi <= 1")
+
+  @property
+  def attention(self) -> MaskRule:
+    return masks.PromptBlocks(self.block)
 
   def levels(self, u_BxL: Array, batch: Batch) -> Array:
     """Masking probability of each slot, [B, L]: the same within a block; 0 on prompts."""
@@ -60,5 +68,4 @@ class D2f(BlockTraining):
     return noisy.replace(mask=masks.in_segments(mask, batch.segment_BxL))
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "blocks are given noisy ones before them, and it divides by the number of masked tokens"

@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import head_of, logits, loss_sum
+from dlm.objectives.cross_entropy import head_of, logits
 from dlm.objectives.mdlm import Mdlm
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class D3pm(Mdlm):
-  """MDLM's noise; the model may also predict the mask id, and must reproduce clean text at t = 0.
+  """D3PM (2107.03006): MDLM's noise in T steps, with the bound of the whole reverse process.
+
+  The model may also predict the mask id, and must reproduce clean text at t = 0.
 
   Two forwards: the diffusion term of the masked tokens and the reconstruction term of all. Forms
   [B, L, V] logits.
@@ -24,6 +26,9 @@ class D3pm(Mdlm):
 
   timesteps: int = 1000
   forbid_mask: bool = False
+  shiftable = False
+  annealable = False
+  exact_count = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -35,13 +40,7 @@ class D3pm(Mdlm):
     noisy = super().corrupt_with(draws, batch, step)
     return noisy.replace(extra={"t_B": self.times_of(draws), "scored_BxL": streams.noisable(batch)})
 
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    return self._losses(denoise, params, noisy)[0]
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self._losses(denoise, params, noisy))
-
-  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
     """Bound and cross-entropy of the masked tokens, [B, L] each."""
     logp_BxL, logp_mask_BxL = self._log_probs(denoise, params, noisy)
     clean = noisy.replace(inputs_BxW=noisy.targets_BxL, time_BxW=jnp.zeros_like(noisy.time_BxW))

@@ -5,96 +5,95 @@ token, `Annealed` opens the attention from causal to full. `DiffuLlama` is the a
 """
 
 import dataclasses
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
 
-from dlm.diffusion import times
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import AllIds
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Objective, Params
+from dlm.objectives.objective import Objective
+from dlm.objectives.row import RowTraining
+from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffuLlama(AllIds):
-  """1/t times the cross-entropy of masked tokens, over the number of masked tokens.
+class DiffuLlama(RowTraining):
+  """DiffuLLaMA (2410.17891): an autoregressive model learns to predict masked tokens one ahead.
 
-  One time per row. With the shift a document's first token is noised and never scored.
+  1/t times the cross-entropy of masked tokens, over their number; the softmax keeps the mask id.
+  With the shift a document's first token is noised and never scored.
 
   Args:
-    mask_id: id of [MASK]; the softmax keeps it.
     shift: 1: the input before a token predicts it. 0: its own.
     min_time: times are drawn from [min_time, 1].
-    times: as in `Mdlm`.
   """
 
-  mask_id: int
   shift: int = 1
   min_time: float = 1e-3
-  times: str = "iid"
+  annealable = True
+  exact_count = True
 
   def __post_init__(self):
-    streams.check_mask_id("DiffuLlama", self.mask_id)
-    times.check("DiffuLlama", self.times)
+    super().__post_init__()
     check_shift(self.shift)
     if not 0 < self.min_time < 1:
       raise ValueError(f"DiffuLlama: min_time={self.min_time} must lie in (0, 1)")
 
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    return streams.draw(key, batch)
-
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
-    t_B = times.TIMES[self.times](draws["u_time"], draws["stratum"])
-    t_B = (1 - self.min_time) * t_B + self.min_time
+    t_B = (1 - self.min_time) * self.times_of(draws) + self.min_time
     noisy = streams.noisy_rows(batch, draws["u_mask"], t_B, 1 / t_B, self.mask_id)
     if self.shift:
       noisy = streams.shifted_in_stream(noisy, batch)
     return noisy.replace(count_B=(noisy.weight_BxL > 0).sum(-1).astype(jnp.float32))
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it weighs by 1/t and divides by the number of masked tokens as well"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Around:
+class _Around(Objective):
   """An objective with something changed in what the model reads or where it is asked."""
 
   objective: Objective
 
-  @property
-  def block(self) -> int | None:
-    return getattr(self.objective, "block", None)
-
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    return self.objective.draw(key, batch)
-
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    return self.objective.token_losses(denoise, params, noisy)
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return self.objective.loss(denoise, params, noisy)
+  attention = property(attrgetter("objective.attention"))
+  block = property(attrgetter("objective.block"))
+  shift = property(attrgetter("objective.shift"))
+  forbidden = property(attrgetter("objective.forbidden"))
+  shiftable = property(attrgetter("objective.shiftable"))
+  annealable = property(attrgetter("objective.annealable"))
+  exact_count = property(attrgetter("objective.exact_count"))
 
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()
 
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    return self.objective.draw(key, batch)
+
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    return self.objective.losses(denoise, params, noisy)
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return self.objective.loss(denoise, params, noisy)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shifted(_Around):
-  """Logits at i - 1 predict token i, as in the autoregressive model the parameters come from.
+  """DiffuLLaMA (2410.17891): logits at i - 1 predict token i, as in an autoregressive model.
 
   A document's first token has nothing before it: it stays clean and is not counted, so that a
   bound holds given that token, as the likelihood of `Autoregressive` does. In blocks the first
   token of each is predicted from clean text alone, as it is when sampled: the bound is looser.
   """
+
+  shift = 1
+  shiftable = False
+
+  def __post_init__(self):
+    if not self.objective.shiftable:
+      why = "predicts it anyway" if self.objective.shift else "is defined for a token's own logits"
+      raise ValueError(f"objective.shift=1 does not go with {_name(self.objective)}, which {why}")
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     noisable_BxL = batch.noisable_BxL & ~streams.first_of_document(batch)
@@ -104,8 +103,9 @@ class Shifted(_Around):
 
 @dataclasses.dataclass(frozen=True)
 class Annealed(_Around):
-  """Later keys come into sight one by one: each with probability (step + 1) / steps, then all.
+  """DiffuLLaMA (2410.17891): attention opens from causal to what it will be, update by update.
 
+  Each later key is in sight with probability (step + 1) / steps, until all are.
   One draw a step, shared by rows, heads, layers and both streams of [noisy; clean].
 
   Args:
@@ -113,8 +113,14 @@ class Annealed(_Around):
   """
 
   steps: int
+  annealable = False
 
   def __post_init__(self):
+    if not self.objective.annealable:
+      raise ValueError(
+        f"objective.anneal={self.steps} does not go with {_name(self.objective)}, which is trained "
+        "with the same attention from the first update to the last"
+      )
     if self.steps < 1:
       raise ValueError(f"Annealed: steps={self.steps} must be at least 1")
 
@@ -133,6 +139,10 @@ class Annealed(_Around):
     drawn_WxW = draws["u_attention"][index_W][:, index_W] < (step + 1) / self.steps
     dense_BxWxW = jnp.broadcast_to(earlier_WxW | drawn_WxW, (rows, window, window))
     return noisy.replace(mask=noisy.mask.replace(dense_BxWxS=dense_BxWxW))
+
+
+def _name(objective: Objective) -> str:
+  return type(objective).__name__
 
 
 def check_shift(shift: int) -> None:

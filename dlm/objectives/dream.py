@@ -5,22 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dlm.diffusion import times
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, loss_sum
 from dlm.objectives.diffullama import check_shift
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.row import RowTraining
+from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 WEIGHTS = ("cart", "inverse", "linear", "none")
 FOCAL_SCALE, FOCAL_POWER = 0.25, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class DreamSft:
-  """A weighted mean of the cross-entropy of masked tokens. One time per row, prompt clean.
+class DreamSft(RowTraining):
+  """Dream (2508.15487): predict masked tokens of the answer, weighed by the clean ones near them.
+
+  A weighted mean of the cross-entropy of masked tokens, its softmax with the mask id; the prompt
+  stays clean.
 
   Args:
-    mask_id: id of [MASK]; the softmax keeps it.
     weight: "cart": by how near clean tokens are, see `cart_weights`; "inverse": 1/t, the trainer's
       default; "linear": 1 - t; "none".
     cart_p: p of "cart": 0.1 in Dream-Coder's configuration, 0.3 in dllm's.
@@ -28,34 +29,27 @@ class DreamSft:
     focal: tokens are weighed by (1 - p(token))^2 / 4 besides.
     tie_ends: a document's last token and those like it right before (its EOS padding) are masked
       all together or not at all.
-    times: as in `Mdlm`.
   """
 
-  mask_id: int
   weight: str = "cart"
   cart_p: float = 0.1
   shift: int = 1
   focal: bool = False
   tie_ends: bool = False
-  times: str = "iid"
+  annealable = True
+  exact_count = True
 
   def __post_init__(self):
-    streams.check_mask_id("DreamSft", self.mask_id)
-    times.check("DreamSft", self.times)
+    super().__post_init__()
     check_shift(self.shift)
     if self.weight not in WEIGHTS:
       raise ValueError(f"DreamSft: weight={self.weight!r} is not one of {', '.join(WEIGHTS)}")
     if not 0 < self.cart_p < 1:
       raise ValueError(f"DreamSft: cart_p={self.cart_p} must lie in (0, 1)")
 
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    return streams.draw(key, batch)
-
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
-    t_B = times.TIMES[self.times](draws["u_time"], draws["stratum"])
-    t_BxL = jnp.broadcast_to(t_B[:, None], batch.tokens_BxL.shape)
+    t_BxL = jnp.broadcast_to(self.times_of(draws)[:, None], batch.tokens_BxL.shape)
     u_BxL = of_last_runs(draws["u_mask"], batch) if self.tie_ends else draws["u_mask"]
     masked_BxL = (u_BxL < t_BxL) & streams.noisable(batch)
     if self.weight == "cart":
@@ -71,26 +65,13 @@ class DreamSft:
     slot_BxL = jnp.broadcast_to(jnp.arange(t_BxL.shape[1]), t_BxL.shape)
     return noisy.replace(ask_BxL=slot_BxL - ~streams.first_of_document(batch))
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L], weighted."""
-    return self._losses(denoise, params, noisy)[0]
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self._losses(denoise, params, noisy))
-
-  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    """Loss and cross-entropy, [B, L] each."""
-    ce_BxL = cross_entropy(denoise, params, noisy, ())
-    weight_BxL = noisy.weight_BxL
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    loss_BxL, ce_BxL = super().losses(denoise, params, noisy)
     if self.focal:
-      weight_BxL *= FOCAL_SCALE * (1 - jnp.exp(-ce_BxL)) ** FOCAL_POWER
-    return weight_BxL * ce_BxL, ce_BxL
+      loss_BxL *= FOCAL_SCALE * (1 - jnp.exp(-ce_BxL)) ** FOCAL_POWER
+    return loss_BxL, ce_BxL
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it divides by the number of masked tokens"
 
 

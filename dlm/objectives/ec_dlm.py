@@ -4,41 +4,33 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dlm.diffusion import absorbing, times
+from dlm.diffusion import absorbing
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import AllIds
+from dlm.objectives.row import RowTraining
 from dlm.types import Array, Batch, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
-class EcDlm(AllIds):
-  """ce / r over all noisable tokens, r the share of a row's that is masked: one of them at least.
+class EcDlm(RowTraining):
+  """EC-DLM (2604.01622): predict masked tokens, weighed by the share that was really masked.
 
+  ce / r over all noisable tokens, r the masked share of a row's: one of them at least.
   The model is told r, and so are its experts. Over t ~ U(0, 1) the number of masked tokens is
   uniform on 0..n, and a row without any gets one: `ExactCount` but for one token too often.
 
   Args:
-    mask_id: id of [MASK]; the softmax keeps it.
-    times: as in `Mdlm`; the authors' is "iid". "shared_offset" (u + b/B) spreads the levels of a
-      batch most evenly: what the experts of a batch compute then hardly varies.
+    times: the authors' is "iid". "shared_offset" (u + b/B) spreads the levels of a batch most
+      evenly: what the experts of a batch compute then hardly varies.
     stable: nothing is weighed by 1 / r (the authors' larger runs).
   """
 
-  mask_id: int
-  times: str = "iid"
   stable: bool = False
-
-  def __post_init__(self):
-    streams.check_mask_id("EcDlm", self.mask_id)
-    times.check("EcDlm", self.times)
-
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    return streams.draw(key, batch)
+  annealable = True
+  exact_count = True
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
-    t_B = times.TIMES[self.times](draws["u_time"], draws["stratum"])
+    t_B = self.times_of(draws)
     noisable_BxL, u_BxL = streams.noisable(batch), draws["u_mask"]
     count_B = jnp.maximum(((u_BxL < t_B[:, None]) & noisable_BxL).sum(-1), 1)
     ratio_B = count_B / jnp.maximum(noisable_BxL.sum(-1), 1)
@@ -53,11 +45,7 @@ class EcDlm(AllIds):
       mask_id=self.mask_id,
     )
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     if self.stable:
       return "stable=True weighs all noise levels alike"
     return "rows where nothing was drawn mask one token: that level counts twice"

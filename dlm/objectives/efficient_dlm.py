@@ -20,8 +20,9 @@ CONTEXTS = ("clean", "noisy")
 
 @dataclasses.dataclass(frozen=True)
 class EfficientDlm(BlockTraining):
-  """ce / m over all noisable tokens: of the n tokens of a block at level m, round(m n) are masked.
+  """Efficient-DLM (2512.14067): block training that masks a block's later tokens more often.
 
+  ce / m over all noisable tokens: of the n tokens of a block at level m, round(m n) are masked.
   Which ones: k draws without replacement in proportion to exp(beta (1 - m) i) for the i-th token,
   beta = ln 2 / (half_life * block). Prompt tokens take part in the draw, yet stay clean. No shift.
   The paper does not say what its sum is divided by; with 1/m it is all noisable tokens.
@@ -34,10 +35,13 @@ class EfficientDlm(BlockTraining):
     context: "clean": [noisy; clean]. "noisy": one stream, block-causal (rows d and e of Table 1).
   """
 
-  block: int | None
+  block: int | None = dataclasses.field()
   schedule: MaskSchedule = LLADA_LINEAR
   half_life: float | None = 0.1
   context: str = "clean"
+  shiftable = True
+  annealable = True
+  exact_count = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -89,5 +93,4 @@ class EfficientDlm(BlockTraining):
     return noisy.replace(mask=masks.in_segments(mask, batch.segment_BxL))
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it weighs by 1/m, but does not mask with probability m"

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.diffusion import absorbing, times
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, weighted_cross_entropy
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.objectives.objective import Objective
+from dlm.types import Array, Batch, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
-class ExactCount:
-  """Masks k of the n noisable tokens of a row, k uniform on 1..n, and weighs them by n/k.
+class ExactCount(Objective):
+  """LLaDA (2502.09992, Eq. 6): mask exactly k of a row's n tokens, k uniform on 1..n, weight n/k.
 
   The same bound as masking each token by itself, with less variance: the default of
   `evaluation.likelihood`. With a block, k is drawn for each block, given the clean ones before.
@@ -28,6 +28,9 @@ class ExactCount:
   mask_id: int
   block: int | None = None
   times: str = "stratified"
+  shiftable = True
+  annealable = True
+  exact_count = True
 
   def __post_init__(self):
     streams.check_mask_id("ExactCount", self.mask_id)
@@ -68,15 +71,9 @@ class ExactCount:
       return noisy
     return streams.noisy_and_clean(noisy, masks.noisy_clean(rows, length, block))
 
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
-
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, L] in nats; the sum over a row estimates its NELBO."""
-    return noisy.weight_BxL * cross_entropy(denoise, params, noisy, (self.mask_id,))
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return weighted_cross_entropy(denoise, params, noisy, (self.mask_id,))
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    return (self.mask_id,)
 
   def not_a_likelihood(self) -> str | None:
     return None

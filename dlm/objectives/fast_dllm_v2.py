@@ -20,8 +20,9 @@ from dlm.types import Array, Batch, Noisy
 
 @dataclasses.dataclass(frozen=True)
 class FastDllmV2(BlockTraining):
-  """Mean cross-entropy of masked tokens, one noise level per block, clean blocks before.
+  """Fast-dLLM v2 (2509.26328): block training that sees each row twice, with opposite masks.
 
+  Mean cross-entropy of masked tokens, one noise level per block, clean blocks before.
   Logits at i predict token i + 1, within the noisy stream: the first token of a block is asked of
   the noisy block before, though sampling asks the clean one. Padding that completes a document's
   last block is masked in both streams and never scored.
@@ -33,6 +34,9 @@ class FastDllmV2(BlockTraining):
 
   schedule: MaskSchedule = LLADA_LINEAR
   complement: bool = True
+  shift = 1
+  annealable = True
+  exact_count = True
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -54,5 +58,4 @@ class FastDllmV2(BlockTraining):
     return per_masked(streams.shifted_in_stream(self.beside_clean(noisy, batch), batch))
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it weighs all noise levels alike"

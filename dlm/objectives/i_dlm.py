@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.objectives import streams
 from dlm.objectives.block import BlockTraining, block_start
-from dlm.objectives.cross_entropy import cross_entropy, loss_sum
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class IDlm(BlockTraining):
-  """Next-token cross-entropy of the clean text, and of the same text with the answer all masked.
+  """I-DLM (2604.11035): one causal model learns to draft at masks and to judge drafts.
 
+  Next-token cross-entropy of the clean text, and of the same text with the answer all masked.
   A clean input sees what is before it, a noisy one what is before it in its block and the clean
   blocks before: a mask predicts the token after its own. Both streams are asked for every noisable
   token, so `targets` holds the text twice, as [noisy; clean] does. Loss per token.
@@ -27,6 +27,8 @@ class IDlm(BlockTraining):
   """
 
   clean_weight: float | None = 0.2
+  shift = 1
+  attention = masks.Causal()
 
   def __post_init__(self):
     super().__post_init__()
@@ -36,7 +38,7 @@ class IDlm(BlockTraining):
       )
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Nothing is random."""
+    """Nothing: all of an answer is masked."""
     del key, batch
     return {}
 
@@ -60,23 +62,15 @@ class IDlm(BlockTraining):
       count_B=weight_BxL.sum(-1),
     )
 
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    """[B, 2L], weighted: the noisy stream's, then the clean one's."""
-    return self._losses(denoise, params, noisy)[0]
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self._losses(denoise, params, noisy))
-
-  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    """Loss and cross-entropy, [B, 2L] each."""
-    ce_BxL = cross_entropy(denoise, params, noisy, ())
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    """[B, 2L] each: of the noisy stream, then of the clean one."""
+    loss_BxL, ce_BxL = super().losses(denoise, params, noisy)
     if self.clean_weight is not None:
-      return noisy.weight_BxL * ce_BxL, ce_BxL
+      return loss_BxL, ce_BxL
     drafted_BxL, clean_BxL = jnp.split(ce_BxL, 2, axis=1)
     clean = jnp.maximum(clean_BxL.sum(), jnp.finfo(jnp.float32).tiny)
     balance = jax.lax.stop_gradient(drafted_BxL.sum() / clean)
     return jnp.concatenate([drafted_BxL, balance * clean_BxL], axis=1), ce_BxL
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it adds the losses of two predictions of each token"

@@ -8,42 +8,33 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dlm.diffusion import times
 from dlm.diffusion.schedules import LLADA_LINEAR, MaskSchedule
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import AllIds
+from dlm.objectives.row import RowTraining
 from dlm.types import Array, Batch, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
-class _Llada(AllIds):
-  """What pre-training and fine-tuning share: the noise of a row and the loss line."""
+class _Llada(RowTraining):
+  """What pre-training and fine-tuning share: the noise of a row."""
 
-  mask_id: int
   schedule: MaskSchedule = LLADA_LINEAR
-  times: str = "iid"
-
-  def __post_init__(self):
-    streams.check_mask_id(type(self).__name__, self.mask_id)
-    times.check(type(self).__name__, self.times)
-
-  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """Draws "u_time", "stratum" [B] and "u_mask" [B, L]."""
-    return streams.draw(key, batch)
+  shiftable = True
+  annealable = True
+  exact_count = True
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
-    t_B = times.TIMES[self.times](draws["u_time"], draws["stratum"])
+    t_B = self.times_of(draws)
     level_B, weight_B = self.schedule.masked(t_B), self.schedule.weight(t_B)
     return streams.noisy_rows(batch, draws["u_mask"], level_B, weight_B, self.mask_id)
-
-  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
-    return self.corrupt_with(self.draw(key, batch), batch, step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Llada(_Llada):
-  """Pre-training: sum of ce / p over all noisable tokens (the authors' rows are full: B * L).
+  """LLaDA pre-training (2502.09992): predict masked tokens, weighed by 1 / their probability.
+
+  Sum of ce / p over all noisable tokens (the authors' rows are full: B * L).
 
   Args:
     random_length: probability that a batch is cut to one length, uniform on 1..L. What is cut off
@@ -72,7 +63,6 @@ class Llada(_Llada):
     return super().corrupt_with(draws, cut, step)
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood; None if it is one."""
     if self.random_length:
       return f"random_length={self.random_length} cuts rows off; 0 keeps them whole"
     return None if self.schedule.bound else f"{self.schedule} bounds nothing"
@@ -80,7 +70,9 @@ class Llada(_Llada):
 
 @dataclasses.dataclass(frozen=True)
 class LladaSft(_Llada):
-  """Fine-tuning: the prompt stays clean; each row's sum of ce / p is divided by its answer length.
+  """LLaDA fine-tuning (2502.09992): as in pre-training, but prompts stay clean.
+
+  Each row's sum of ce / p is divided by its answer length.
 
   The answer is all that is noisable: the data decides whether EOS padding belongs to it (the
   authors pad every answer with EOS to the longest row and score that). Loss per row.
@@ -93,5 +85,4 @@ class LladaSft(_Llada):
     return noisy.replace(weight_BxL=weight_BxL, count_B=has_answer_B)
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it divides each row by its answer length and counts rows, not tokens"

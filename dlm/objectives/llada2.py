@@ -15,17 +15,18 @@ from dlm.objectives.block import (
   interleaved,
   per_masked,
 )
-from dlm.objectives.cross_entropy import cross_entropy, head_of, logits, loss_sum
+from dlm.objectives.cross_entropy import head_of, logits
 from dlm.objectives.diffullama import check_shift
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Llada2Sft(BlockTraining):
-  """Mean cross-entropy of masked tokens, one noise level per example, clean blocks before.
+  """LLaDA2.0 fine-tuning (2512.15745): block training at middle noise levels, all weighed alike.
 
-  Levels are drawn from a window, and nothing is weighed by them. The prompt stays clean; whether
-  padding is answer is the data's matter (the authors': yes).
+  Mean cross-entropy of masked tokens, one noise level per example, clean blocks before. Levels
+  are drawn from a window, and nothing is weighed by them. The prompt stays clean; whether padding
+  is answer is the data's matter (the authors': yes).
 
   Args:
     window: times are drawn from [lo, hi].
@@ -40,6 +41,8 @@ class Llada2Sft(BlockTraining):
   shift: int = 0
   complement: bool = False
   confidence: float = 0.0
+  exact_count = True
+  annealable = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -70,17 +73,10 @@ class Llada2Sft(BlockTraining):
     noisy = self.beside_clean(noisy, batch)
     return per_masked(streams.shifted_in_stream(noisy, batch)) if self.shift else noisy
 
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    return self._losses(denoise, params, noisy)[0]
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self._losses(denoise, params, noisy))
-
-  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
     """Loss and cross-entropy, [B, L] each; the loss of all masked tokens has the mean entropy."""
     if not self.confidence:
-      ce_BxL = cross_entropy(denoise, params, noisy, ())
-      return ce_BxL, ce_BxL
+      return super().losses(denoise, params, noisy)
     asked_BxL = noisy.weight_BxL > 0
     logits_BxLxV = logits(head_of(denoise, params, noisy))
     logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
@@ -93,5 +89,4 @@ class Llada2Sft(BlockTraining):
     return ce_BxL + self.confidence * mean * asked_BxL, ce_BxL
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it weighs the noise levels of its window alike"

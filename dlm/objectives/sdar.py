@@ -10,8 +10,9 @@ from dlm.types import Array, Batch, Noisy
 
 @dataclasses.dataclass(frozen=True)
 class Sdar(BlockTraining):
-  """ce / p over all noisable tokens, one noise level per packed document, clean blocks before.
+  """SDAR (2510.06303): block training of an autoregressive model, one noise level a document.
 
+  ce / p over all noisable tokens, clean blocks before.
   The prompt is never masked and shares a block with the answer where it ends within one. The
   authors draw documents without a masked token again, which is no longer the bound; here they
   cost nothing.
@@ -24,6 +25,9 @@ class Sdar(BlockTraining):
 
   schedule: MaskSchedule = LLADA_LINEAR
   fill: bool = True
+  shiftable = True
+  annealable = True
+  exact_count = True
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -43,7 +47,6 @@ class Sdar(BlockTraining):
     return self.beside_clean(noisy, batch)
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood; None if it is one."""
     if self.fill:
       return "fill=True counts the padding that completes last blocks; False leaves it out"
     return None if self.schedule.bound else f"{self.schedule} bounds nothing"

@@ -6,32 +6,32 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlm.objectives.cross_entropy import head_of, logits, loss_sum
+from dlm.objectives.cross_entropy import head_of, logits
 from dlm.objectives.mdlm import Mdlm
-from dlm.types import Array, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Sedd(Mdlm):
-  """MDLM's noise with the score-entropy loss, continuous time. Forms [B, L, V] logits.
+  """SEDD (2310.16834): MDLM's noise with the score-entropy loss: learn ratios of probabilities.
+
+  Continuous time. Forms [B, L, V] logits.
 
   With log score_v = logit_v - log(expm1(sigma)) - log(V - 1), as the authors scale it, and
   dsigma / expm1(sigma) = w, the loss of a masked token is
   w (sum_{v != mask} exp(logit_v) / (V - 1) - logit_x0 + log(V - 1) - 1): sigma itself drops out.
   """
 
+  shiftable = False
+  annealable = False
+  exact_count = False
+
   def __post_init__(self):
     super().__post_init__()
     if self.timesteps:
       raise ValueError(f"Sedd: timesteps={self.timesteps} must be 0, its time is continuous")
 
-  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
-    return self._losses(denoise, params, noisy)[0]
-
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self._losses(denoise, params, noisy))
-
-  def _losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
     """Score entropy and cross-entropy of the normalised scores, [B, L] each."""
     asked_BxL = noisy.weight_BxL > 0
     logits_BxLxV = logits(head_of(denoise, params, noisy))

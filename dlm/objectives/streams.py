@@ -4,19 +4,11 @@ Rotary positions are the batch's own (they restart in every packed document); do
 each other, and padding (segment 0) is seen by padding only and never asked.
 """
 
-import jax
 import jax.numpy as jnp
 
 from dlm import masks
-from dlm.diffusion import absorbing, times
+from dlm.diffusion import absorbing
 from dlm.types import Array, Batch, Mask, Noisy
-
-
-def draw(key: Array, batch: Batch) -> dict[str, Array]:
-  """The draws of objectives with one noise level a row: of `times.draw`, and "u_mask" [B, L]."""
-  key_time, key_mask = jax.random.split(key)
-  rows, length = batch.tokens_BxL.shape
-  return times.draw(key_time, rows) | {"u_mask": jax.random.uniform(key_mask, (rows, length))}
 
 
 def noisable(batch: Batch) -> Array:

@@ -13,7 +13,9 @@ from dlm.types import Array, Batch, Noisy
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(BlockTraining):
-  """Mean cross-entropy of all noisable tokens: nothing tells the model which are corrupted.
+  """NeMo Automodel, for DiffusionGemma: noise is random ids, and every token is predicted.
+
+  Mean cross-entropy of all noisable tokens: nothing tells the model which are corrupted.
 
   One noise level a block; prompts are never corrupted. No shift. DiffusionGemma's own training is
   not public: this is `corrupt_uniform_random` and the flat loss of NVIDIA NeMo Automodel.
@@ -25,7 +27,7 @@ class Uniform(BlockTraining):
     schedule: gives the level; the authors' is 0.999 t + 0.001.
   """
 
-  block: int | None
+  block: int | None = dataclasses.field()
   vocab: int
   schedule: MaskSchedule = LLADA_LINEAR
 
@@ -56,5 +58,4 @@ class Uniform(BlockTraining):
     return noisy if whole else self.beside_clean(noisy, batch)
 
   def not_a_likelihood(self) -> str | None:
-    """Why the loss is no bound on the negative log-likelihood."""
     return "it scores tokens that are not corrupted too, all with weight 1"

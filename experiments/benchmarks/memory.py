@@ -17,7 +17,7 @@ from jax.stages import Compiled
 
 from dlm import masks
 from dlm.models import ModelConfig, bind, from_preset
-from dlm.objectives.cross_entropy import weighted_cross_entropy
+from dlm.objectives import Mdlm
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
@@ -168,7 +168,7 @@ def gradient(config: ModelConfig, length: int, device: str | None = None) -> Com
   model = bind(config)
 
   def loss(params: Params, noisy: Noisy) -> Array:
-    return weighted_cross_entropy(model, params, noisy, (config.vocab - 1,)).total
+    return Mdlm(config.vocab - 1).loss(model, params, noisy).total
 
   ids, numbers = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.float32))
   noisy = Noisy(

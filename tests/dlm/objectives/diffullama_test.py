@@ -43,7 +43,7 @@ def test_shifted_bounds_equal_the_likelihood_given_the_first_token(objective):
   assert not losses[:, 0].any() and (count_B == LENGTH - 1).all()
   off = losses.sum(-1) - EXACT[:, 1:].sum(-1)
   assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(off))
-  assert shifted.not_a_likelihood() is None and shifted.block == getattr(objective, "block", None)
+  assert shifted.not_a_likelihood() is None and shifted.block == objective.block
 
 
 @pytest.mark.parametrize(

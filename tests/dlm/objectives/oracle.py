@@ -6,11 +6,13 @@ wrong position or a wrong document shows up as a wrong likelihood.
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm.objectives import OBJECTIVES, Objective
 from dlm.types import Batch, LogitHead, ModelOutput
 from kernels_pallas.block_attention import Keys, visible
 
@@ -20,6 +22,13 @@ MASK = 4
 _VALUES, _VECTORS = np.linalg.eig(STEP.T)
 FIRST = np.real(_VECTORS[:, np.argmax(np.real(_VALUES))])
 FIRST = FIRST / FIRST.sum()
+
+
+def made(name: str) -> Objective:
+  """The objective of OBJECTIVES, with the fields that it demands."""
+  known = {"mask_id": MASK, "block": 4, "vocab": STATES + 1}
+  parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
+  return OBJECTIVES[name](**{p.name: known[p.name] for p in parameters if p.default is p.empty})
 
 
 def sample(rows: int, length: int, seed: int = 0) -> np.ndarray:

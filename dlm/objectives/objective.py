@@ -1,0 +1,63 @@
+"""What an objective is: one paper's training recipe, and what may be asked of it."""
+
+import abc
+import dataclasses
+
+from dlm import masks
+from dlm.objectives.cross_entropy import cross_entropy, loss_sum
+from dlm.types import Array, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+  """One paper's training recipe: how text is corrupted, and what a model's answer to it costs.
+
+  A recipe gives `corrupt_with` and `not_a_likelihood`; `draw` where its noise is random; `losses`
+  where the loss of a token is not its weighted cross-entropy. Of what follows it declares what
+  differs from here. A field `block` without a default is written `block: int =
+  dataclasses.field()`, since a dataclass would take the None below for its default.
+  """
+
+  block = None  # tokens that learn to be decided together; None: the row
+  shift = 0  # 1: logits at i predict token i + 1
+  shiftable = False  # `Shifted` may ask it for the next token
+  annealable = False  # `Annealed` may open its attention update by update
+  exact_count = False  # `ExactCount` measures the likelihood of its model
+
+  @property
+  def attention(self) -> MaskRule:
+    """What a token sees while the trained model is sampled."""
+    return masks.Full() if self.block is None else masks.BlockCausal(self.block)
+
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    """Ids that get no probability."""
+    return ()
+
+  @abc.abstractmethod
+  def not_a_likelihood(self) -> str | None:
+    """Why the loss is no bound on the negative log-likelihood; None if it is one."""
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    """All random numbers of one corruption, drawn for the global batch; here there are none."""
+    del key, batch
+    return {}
+
+  @abc.abstractmethod
+  def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
+    """The corruption of given draws. `step`: updates done, for what changes as training goes on."""
+
+  def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
+    return self.corrupt_with(self.draw(key, batch), batch, step)
+
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+    """Of each target [B, L], in nats: the loss, weighted, and the bare cross-entropy."""
+    ce_BxL = cross_entropy(denoise, params, noisy, self.forbidden)
+    return noisy.weight_BxL * ce_BxL, ce_BxL
+
+  def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    """[B, L] in nats; where the loss is a likelihood, the sum over a row estimates its bound."""
+    return self.losses(denoise, params, noisy)[0]
+
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+    return loss_sum(noisy, *self.losses(denoise, params, noisy))
