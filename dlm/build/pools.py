@@ -1,8 +1,8 @@
 """What experts ask of a sampler: those that choose see their whole pool, and none drops a token.
 
-The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.layer.Moe`). A cached window
-of whole blocks has the pools of the whole canvas; a row that is its own pool has lost what the
-window leaves out (specs moe_distill_rl 1.10).
+The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.layer.Moe`). A cached
+window of whole blocks has the pools of the whole canvas; a row that is its own pool has lost what
+the window leaves out.
 """
 
 import dataclasses

@@ -12,9 +12,9 @@ from dlm.build import tables
 from dlm.build.models import model, tokenizer
 from dlm.build.pretrained import Pretrained, continued, pretrained
 from dlm.checkpoint import Retention
-from dlm.facts import ModelFacts
 from dlm.data import Rows, Tokenizer
 from dlm.data.rows import LAYOUT_OPTIONS
+from dlm.facts import ModelFacts
 from dlm.models.bind import Model
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.objectives.diffullama import check_shift

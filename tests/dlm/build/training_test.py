@@ -102,7 +102,11 @@ def test_estimator_of_the_likelihood(objective, name, expected):
   ("objective", "name", "message"),
   [
     ({"name": "d2f", "block": 8}, "exact_count", "does not go with objective.name='d2f'"),
-    ({"name": "mdlm"}, "ar", "estimator='ar' asks for next tokens, which the model does not predict"),
+    (
+      {"name": "mdlm"},
+      "ar",
+      "estimator='ar' asks for next tokens, which the model does not predict",
+    ),
     ({"name": "mdlm", "shift": 1}, "sedd", "objective.shift=1 does not go with Sedd"),
   ],
 )
