@@ -1,7 +1,7 @@
-"""The families of checkpoints: their tensors, the fields of their config.json, what samplers ask.
+"""The families of checkpoints: their tensors, the keys of their config.json, what samplers ask.
 
-From specs/moe_distill_rl.md, sections 2 and 3. A family is facts alone; `configs` reads and writes
-config.json by them, `names` holds the tables of tensors.
+A family is one entry of FAMILIES, and the functions above it that say what is odd about it;
+`configs` reads and writes config.json by them, `names` holds the tables of tensors.
 
 Without the authors' files at hand: SDAR-MoE is read as Qwen3-MoE (softmax over all experts,
 renormalised where norm_topk_prob says so) in SDAR's blocks; `Dream` with the class
@@ -9,10 +9,17 @@ DreamForCausalLM is read as Dream-Reasoner, a Qwen3 in blocks of 32 whose logits
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from dlm.masks import Causal
+from dlm.models.config import ModelConfig
 from dlm.weights import names
+from dlm.weights.fields import ConfigJson
+
+UNREAD = (".rotary_emb.inv_freq",)  # follows from config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,99 +33,332 @@ class Published:
 
 
 @dataclasses.dataclass(frozen=True)
+class Derived:
+  """A field of ours that no single key of config.json holds as it is.
+
+  Args:
+    read: its value, of config.json.
+    write: keys that say it, of the model (a ModelConfig; for what samplers ask, ModelFacts).
+  """
+
+  read: Callable[[ConfigJson], Any]
+  write: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+
+
+# A key of config.json; of several the first that is there, and the first is written.
+Said = str | tuple[str, ...] | Derived
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
-  """One `model_type`."""
+  """One `model_type`, or one of the models that share it."""
 
   model_type: str
   architecture: str
   table: names.NameTable
-  fields: Mapping[str, str]  # of ModelConfig -> of config.json
+  fields: Mapping[str, Said]  # of ModelConfig
   defaults: Mapping[str, Any]  # fields of ModelConfig where config.json has none
-  moe: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of MoeConfig -> of config.json
+  moe: Mapping[str, Said] = dataclasses.field(default_factory=dict)  # of MoeConfig
   moe_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  attention: str = "full"  # "causal", "block_causal": see facts.json
-  shift: int = 0  # 1: logits at i predict token i + 1
+  # Keys by which a config.json could mean another model, and the values that mean ours; the first
+  # is written where no config.json of the authors is at hand.
+  only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+  irrelevant: tuple[str, ...] = ()  # keys that say nothing about what the model computes
+  claims: Callable[[Mapping[str, Any]], bool] | None = None  # a config.json; None: by model_type
+  attention: str | Derived = "full"  # see `dlm.facts.ATTENTION`
+  shift: int | Derived = 0  # 1: logits at i predict token i + 1
   block_field: str | None = None  # of config.json, tokens a block
   block: int | None = None  # where config.json has none
   length_field: str = "max_position_embeddings"
   mask_last: bool = False  # the mask token is one past the tokenizer's ids: the table's last row
   published: Published | None = None
+  unread: tuple[str, ...] = UNREAD  # ends of tensors that are stored by some, and that we ignore
+  # Tensors that the authors' class looks for, though config.json says what is in them.
+  constants: Callable[[ModelConfig, Mapping[str, Any]], Mapping[str, np.ndarray]] | None = None
 
 
-_SIZES = {
+# ---------------------------------------------------------------------------------------------
+# Heads
+
+
+def _per_head(config: ConfigJson, width: str, heads: str) -> int:
+  size, count = config.need(width, int), config.need(heads, int)
+  if count < 1 or size % count:
+    raise ValueError(f"{heads}={count} must divide {width}={size}")
+  return size // count
+
+
+def _width_per_head(width: str, heads: str) -> Derived:
+  return Derived(lambda config: _per_head(config, width, heads))
+
+
+def _head_dim(config: ConfigJson) -> int:
+  return config.value("head_dim", int) or _per_head(config, "hidden_size", "num_attention_heads")
+
+
+_HEAD_DIM = Derived(_head_dim, lambda model: {"head_dim": model.head_dim})
+
+
+def _rotary_dim(default: float) -> Callable[[ConfigJson], int]:
+  """Reads the channels of a head that are rotated; `default`: their share where none is given."""
+
+  def read(config: ConfigJson) -> int:
+    head_dim = _head_dim(config)
+    share = config.value("partial_rotary_factor", float)
+    size = config.value("rotary_dim", int)
+    if size is None:
+      size = int((share or default) * head_dim)
+    elif share is not None and size != int(share * head_dim):
+      raise ValueError(
+        f"rotary_dim={size} disagrees with partial_rotary_factor={share} of heads of {head_dim}"
+      )
+    return 0 if size == head_dim else size
+
+  return read
+
+
+def _rotated(model: ModelConfig) -> int:
+  return model.rotary_dim or model.head_dim
+
+
+# ---------------------------------------------------------------------------------------------
+# Qwen and what was made of it
+
+_SIZES: Mapping[str, Said] = {
   "vocab": "vocab_size",
   "width": "hidden_size",
   "layers": "num_hidden_layers",
   "heads": "num_attention_heads",
-  "kv_heads": "num_key_value_heads",
-  "head_dim": "head_dim",
+  "kv_heads": ("num_key_value_heads", "num_attention_heads"),
+  "head_dim": _HEAD_DIM,
   "rope_base": "rope_theta",
   "norm_eps": "rms_norm_eps",
   "tied": "tie_word_embeddings",
 }
 _QWEN_FIELDS = {**_SIZES, "mlp": "intermediate_size"}
+_QWEN_ONLY = {"hidden_act": ("silu",), "use_mrope": (False,), "use_sliding_window": (False,)}
+_QWEN3_ONLY = {**_QWEN_ONLY, "attention_bias": (False,)}
+# The window is off; Qwen2's class has its biases whatever attention_bias says.
+_QWEN_IRRELEVANT = ("max_window_layers", "sliding_window")
+_QWEN2_IRRELEVANT = (*_QWEN_IRRELEVANT, "attention_bias")
+_EXPERTS = {"experts": "num_experts", "per_token": "num_experts_per_tok"}
+_QWEN2 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qkv_bias": True}
+_QWEN3 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qk_norm": True}
+
+# Open-dCoder is a Qwen2 that sees everything.
+_IS_CAUSAL = Derived(
+  lambda config: "causal" if config.value("is_causal", bool, True) else "full",
+  lambda facts: {"is_causal": isinstance(facts.attention, Causal)},
+)
+_RIGHT_SHIFT = Derived(
+  lambda config: int(config.value("right_shift_logits", bool, False)),
+  lambda facts: {"right_shift_logits": bool(facts.shift)},
+)
+
+_SDAR_IDS = Published((151936,), mask=151669, eos=(151645, 151643), pad=151643)
+# How SDAR's authors train.
+_SDAR_IRRELEVANT = (
+  *_QWEN_IRRELEVANT, "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint",
+  "use_deepep",
+)  # fmt: skip
+_BALANCE = ("output_router_logits", "router_aux_loss_coef")  # losses of routers, for training
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+  found = config.get("architectures")
+  return [str(each) for each in found] if isinstance(found, list) else []
+
+
+def _is_fast_dllm_v2(config: Mapping[str, Any]) -> bool:
+  """Also by the class's older name, FastdLLMV2."""
+  kinds = ("Fast_dLLM_Qwen", "FastdLLMV2")
+  old = any(each.startswith("FastdLLMV2") for each in _classes(config))
+  return config.get("model_type") in kinds or old
+
+
+def _is_dream_reasoner(config: Mapping[str, Any]) -> bool:
+  return config.get("model_type") == "Dream" and "DreamForCausalLM" in _classes(config)
+
+
+# ---------------------------------------------------------------------------------------------
+# LLaDA
+
 _LLADA_FIELDS = {
-  "vocab": "embedding_size",
+  "vocab": ("embedding_size", "vocab_size"),
   "width": "d_model",
   "layers": "n_layers",
   "heads": "n_heads",
-  "kv_heads": "n_kv_heads",
+  "kv_heads": ("n_kv_heads", "n_heads"),
+  "head_dim": _width_per_head("d_model", "n_heads"),
   "mlp": "mlp_hidden_size",
   "rope_base": "rope_theta",
   "norm_eps": "rms_norm_eps",
   "tied": "weight_tying",
 }
-_EXPERTS = {"experts": "num_experts", "per_token": "num_experts_per_tok"}
-_QWEN2 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qkv_bias": True}
-_QWEN3 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qk_norm": True}
-_SDAR_IDS = Published((151936,), mask=151669, eos=(151645, 151643), pad=151643)
+_LLADA_ONLY = {
+  "activation_type": ("silu",),
+  "alibi": (False,),
+  "attention_layer_norm": (False,),
+  "bias_for_layer_norm": (False,),
+  "block_group_size": (1,),
+  "block_type": ("llama",),
+  "include_bias": (False,),
+  "include_qkv_bias": (False,),
+  "input_emb_norm": (False,),
+  "layer_norm_type": ("rms",),
+  "layer_norm_with_affine": (True,),
+  "multi_query_attention": (False,),
+  "rope": (True,),
+  "rope_full_precision": (True,),
+  "scale_logits": (False,),
+}
+# First weights, training and kernels; what belongs to parts that _LLADA_ONLY leaves out; a size
+# that mlp_hidden_size takes the place of; transformers' own word for weight_tying, which the
+# authors' class does not read.
+_LLADA_IRRELEVANT = (
+  "alibi_bias_max", "attention_layer_norm_with_affine", "flash_attention", "init_cutoff_factor",
+  "init_device", "init_fn", "init_std", "mlp_ratio", "precision", "residual_dropout",
+  "tie_word_embeddings",
+)  # fmt: skip
 
+
+def _is_llada_moe(config: Mapping[str, Any]) -> bool:
+  """Its authors' class has LLaDA's model_type, and experts; dllm's has one of its own."""
+  kind = config.get("model_type")
+  return kind == "lladamoe" or (
+    kind == "llada" and {"num_experts", "num_local_experts"} & {*config}
+  )
+
+
+def _dense_layers(config: ConfigJson) -> int:
+  """Layers that come before those with experts; moe_layer_freq is one number, or one a layer."""
+  layers, sparse = config.need("num_hidden_layers", int), config.get("moe_layer_freq", 1)
+  if type(sparse) is int and sparse in (0, 1):
+    return 0 if sparse else layers
+  if isinstance(sparse, list) and len(sparse) == layers:
+    dense = sparse.index(1) if 1 in sparse else layers
+    if sparse == [0] * dense + [1] * (layers - dense):
+      return dense
+  raise ValueError(
+    f"moe_layer_freq={sparse!r:.80} is not 0 for some of {layers} layers, then 1 for all"
+  )
+
+
+def _layer_freq(model: ModelConfig) -> dict[str, Any]:
+  dense, sparse = model.stacks()
+  return {"moe_layer_freq": [0] * dense + [1] * sparse}
+
+
+def _shared_width(config: ConfigJson) -> int:
+  """LLaDA2 counts its shared experts; they are one of their joint width."""
+  count = config.value("num_shared_experts", int, 0)
+  return count * config.need("moe_intermediate_size", int)
+
+
+# ---------------------------------------------------------------------------------------------
+# BD3-LM
+
+
+def _dit_constants(model: ModelConfig, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  frequencies = model.rope_base ** -(np.arange(0, model.head_dim, 2) / model.head_dim)
+  found = {"backbone.rotary_emb.inv_freq": frequencies.astype(np.float32)}
+  if config.get("var_min", True):  # the noise levels it was trained on
+    for name, default in (("sampling_eps_min", 1e-3), ("sampling_eps_max", 0.999)):
+      found[name] = np.array(config.get(name, default), np.float32)
+  return found
+
+
+# Of two that claim a config.json the first is meant.
 FAMILIES: dict[str, Family] = {
+  "llada_moe": Family(
+    model_type="lladamoe",
+    architecture="LLaDAMoEModelLM",
+    table=names.LLADA_MOE,
+    fields={
+      **_SIZES,
+      "mlp": ("dense_intermediate_size", "expert_intermediate_size"),
+      "rotary_dim": Derived(
+        _rotary_dim(1.0), lambda m: {"partial_rotary_factor": _rotated(m) / m.head_dim}
+      ),
+    },
+    defaults={"rope_base": 5e4, "norm_eps": 1e-5, "tied": False, "qk_norm": True},
+    moe={
+      **_EXPERTS,
+      "mlp": "expert_intermediate_size",
+      "shared": Derived(
+        lambda c: c.value("shared_expert_intermediate_size", int, 0),
+        lambda m: {"shared_expert_intermediate_size": m.moe.shared or None},
+      ),
+      "bias": "moe_router_enable_expert_bias",
+      # It adds the bias, and keeps it.
+      "bias_in_weight": Derived(lambda c: c.value("moe_router_enable_expert_bias", bool, False)),
+      "dense_layers": Derived(_dense_layers, _layer_freq),
+    },
+    moe_defaults={"bias": False},
+    only={
+      "hidden_act": ("silu",), "attention_bias": (False,), "qk_layernorm": (True,),
+      "clip_qkv": (None,), "moe_router_score_function": ("softmax",),
+    },
+    # The class ignores how its config scales, groups and renormalises.
+    irrelevant=(
+      *_BALANCE, "norm_topk_prob", "routed_scaling_factor", "router_num_group",
+      "router_topk_group",
+    ),
+    claims=_is_llada_moe,
+    published=Published((157184,), mask=156895, eos=(156892,), pad=156892),
+  ),
   "llada": Family(
     model_type="llada",
     architecture="LLaDAModelLM",
     table=names.LLADA,
     fields=_LLADA_FIELDS,
     defaults={"rope_base": 5e5, "norm_eps": 1e-5, "tied": False},
+    only=_LLADA_ONLY,
+    irrelevant=_LLADA_IRRELEVANT,
     length_field="max_sequence_length",
     published=Published((126464,), mask=126336, eos=(126081, 126348), pad=126081),
-  ),
-  "llada_moe": Family(
-    model_type="lladamoe",
-    architecture="LLaDAMoEModelLM",
-    table=names.LLADA_MOE,
-    fields={**_SIZES, "mlp": "dense_intermediate_size"},
-    defaults={"rope_base": 5e4, "norm_eps": 1e-5, "tied": False, "qk_norm": True},
-    moe={**_EXPERTS, "mlp": "expert_intermediate_size", "shared": "shared_expert_intermediate_size",
-         "bias": "moe_router_enable_expert_bias"},
-    moe_defaults={"shared": 0, "bias": False},
-    published=Published((157184,), mask=156895, eos=(156892,), pad=156892),
   ),
   "llada2_moe": Family(
     model_type="llada2_moe",
     architecture="LLaDA2MoeModelLM",
     table=names.LLADA2_MOE,
-    fields={**_QWEN_FIELDS, "rotary_dim": "rotary_dim"},
+    fields={
+      **_QWEN_FIELDS,
+      "rotary_dim": Derived(
+        _rotary_dim(0.5),
+        lambda m: {
+          "rotary_dim": _rotated(m), "partial_rotary_factor": _rotated(m) / m.head_dim,
+        },
+      ),
+    },
     defaults={"rope_base": 6e5, "norm_eps": 1e-6, "tied": False, "qk_norm": True},
-    moe={**_EXPERTS, "mlp": "moe_intermediate_size", "dense_layers": "first_k_dense_replace",
-         "score": "score_function", "bias": "moe_router_enable_expert_bias",
-         "renormalise": "norm_topk_prob", "scale": "routed_scaling_factor",
-         "groups": "n_group", "top_groups": "topk_group"},
+    moe={
+      **_EXPERTS,
+      "mlp": "moe_intermediate_size",
+      "dense_layers": "first_k_dense_replace",
+      "score": "score_function",
+      "bias": "moe_router_enable_expert_bias",
+      "renormalise": "norm_topk_prob",
+      "scale": "routed_scaling_factor",
+      "groups": "n_group",
+      "top_groups": "topk_group",
+      "shared": Derived(
+        _shared_width, lambda m: {"num_shared_experts": m.moe.shared // m.moe.mlp}
+      ),
+    },
     moe_defaults={"dense_layers": 1, "score": "sigmoid", "bias": True, "renormalise": True,
                   "scale": 2.5, "groups": 8, "top_groups": 4},
+    only={
+      "hidden_act": ("silu",), "use_sliding_window": (False,), "norm_head": (False,),
+      "norm_softmax": (False,), "router_dtype": ("fp32",), "use_bias": (False,),
+      "use_qk_norm": (True,), "use_qkv_bias": (False,), "use_rmsnorm": (True,),
+      "using_split_qkv_in_self_attention": (False,),
+    },
+    irrelevant=(*_QWEN_IRRELEVANT, *_BALANCE),
     attention="block_causal",
     block_field="block_size",
     block=32,
     published=Published((157184,), mask=156895, eos=(156892,), pad=156892),
-  ),
-  "dream": Family(
-    model_type="Dream",
-    architecture="DreamModel",
-    table=names.QWEN,
-    fields=_QWEN_FIELDS,
-    defaults=_QWEN2,
-    shift=1,
-    published=Published((152064,), mask=151666, eos=(151643, 151645), pad=151643),
   ),
   "dream_reasoner": Family(
     model_type="Dream",
@@ -126,10 +366,39 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN3,
+    only=_QWEN3_ONLY,
+    irrelevant=_QWEN_IRRELEVANT,
+    claims=_is_dream_reasoner,
     attention="block_causal",
     block_field="block_size",
     block=32,
     published=_SDAR_IDS,
+  ),
+  "dream": Family(
+    model_type="Dream",
+    architecture="DreamModel",
+    table=names.QWEN,
+    fields=_QWEN_FIELDS,
+    defaults=_QWEN2,
+    only=_QWEN_ONLY,
+    irrelevant=_QWEN2_IRRELEVANT,
+    shift=1,
+    published=Published((152064,), mask=151666, eos=(151643, 151645), pad=151643),
+  ),
+  "fast_dllm_v2": Family(
+    model_type="Fast_dLLM_Qwen",
+    architecture="Fast_dLLM_QwenForCausalLM",
+    table=names.QWEN,
+    fields=_QWEN_FIELDS,
+    defaults=_QWEN2,
+    only=_QWEN_ONLY,
+    irrelevant=_QWEN2_IRRELEVANT,
+    claims=_is_fast_dllm_v2,
+    attention="block_causal",
+    shift=1,
+    block_field="bd_size",
+    block=32,
+    published=Published((151936, 152064), mask=151665, eos=(151645,), pad=151643),
   ),
   "qwen2": Family(
     model_type="qwen2",
@@ -137,7 +406,9 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN2,
-    attention="causal",
+    only=_QWEN_ONLY,
+    irrelevant=_QWEN2_IRRELEVANT,
+    attention=_IS_CAUSAL,
     shift=1,
   ),
   "qwen3": Family(
@@ -146,7 +417,9 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN3,
-    attention="causal",
+    only=_QWEN3_ONLY,
+    irrelevant=_QWEN_IRRELEVANT,
+    attention=_IS_CAUSAL,
     shift=1,
   ),
   "sdar": Family(
@@ -155,6 +428,8 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN3,
+    only=_QWEN3_ONLY,
+    irrelevant=_SDAR_IRRELEVANT,
     attention="block_causal",
     block_field="block_size",
     block=4,
@@ -164,40 +439,45 @@ FAMILIES: dict[str, Family] = {
     model_type="sdar_moe",
     architecture="SDARMoeForCausalLM",
     table=names.QWEN_MOE,
-    fields=_QWEN_FIELDS,
+    fields={**_SIZES, "mlp": ("intermediate_size", "moe_intermediate_size")},
     defaults=_QWEN3,
     moe={**_EXPERTS, "mlp": "moe_intermediate_size", "renormalise": "norm_topk_prob"},
     moe_defaults={"renormalise": True},
+    only={**_QWEN3_ONLY, "decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    irrelevant=(*_SDAR_IRRELEVANT, *_BALANCE),
     attention="block_causal",
     block_field="block_size",
     block=4,
     published=_SDAR_IDS,
   ),
-  "fast_dllm_v2": Family(
-    model_type="Fast_dLLM_Qwen",
-    architecture="Fast_dLLM_QwenForCausalLM",
-    table=names.QWEN,
-    fields=_QWEN_FIELDS,
-    defaults=_QWEN2,
-    attention="block_causal",
-    shift=1,
-    block_field="bd_size",
-    block=32,
-    published=Published((151936, 152064), mask=151665, eos=(151645,), pad=151643),
-  ),
   "bd3lm": Family(
     model_type="bd3lm",
     architecture="BD3LM",
     table=names.BD3LM,
-    fields={"vocab": "vocab_size", "width": "hidden_dim", "layers": "n_blocks", "heads": "n_heads",
-            "dit": "cond_dim"},
+    fields={
+      "vocab": "vocab_size",
+      "width": "hidden_dim",
+      "layers": "n_blocks",
+      "heads": "n_heads",
+      "dit": "cond_dim",
+      "kv_heads": Derived(lambda config: config.need("n_heads", int)),
+      "head_dim": _width_per_head("hidden_dim", "n_heads"),
+      "mlp": Derived(lambda config: 4 * config.need("hidden_dim", int)),
+    },
     defaults={"rope_base": 1e4, "norm_eps": 1e-5, "tied": False},
+    only={"adaln": (True,), "causal": (False,), "cross_attn": (True,),
+          "time_conditioning": (False,)},
+    # Kernels, training, and the noise levels that it was trained on.
+    irrelevant=("attn_backend", "dropout", "sampling_eps_max", "sampling_eps_min",
+                "tie_word_embeddings", "var_min"),
     attention="block_causal",
     block_field="block_size",
     block=1,
     length_field="model_length",
     mask_last=True,
     published=Published((50258,), mask=50257, eos=(50256,), pad=50256),
+    unread=(*UNREAD, "sampling_eps_min", "sampling_eps_max"),
+    constants=_dit_constants,
   ),
   "a2d-qwen2": Family(
     model_type="a2d-qwen2",
@@ -205,6 +485,9 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN2,
+    only=_QWEN_ONLY,
+    irrelevant=_QWEN2_IRRELEVANT,
+    shift=_RIGHT_SHIFT,
   ),
   "a2d-qwen3": Family(
     model_type="a2d-qwen3",
@@ -212,5 +495,21 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN3,
+    only=_QWEN3_ONLY,
+    irrelevant=_QWEN_IRRELEVANT,
+    shift=_RIGHT_SHIFT,
   ),
 }  # fmt: skip
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+  """The key of the family whose config.json it is.
+
+  Raises:
+    ValueError: of none.
+  """
+  for name, family in FAMILIES.items():
+    if family.claims(config) if family.claims else config.get("model_type") == family.model_type:
+      return name
+  known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+  raise ValueError(f"unknown model_type {config.get('model_type')!r:.80}; known: {known}")

@@ -26,8 +26,11 @@ CHUNK = 2 * 2**20  # bytes of a piece
 BLOCK = 16  # rows transposed at a time: more would not stay in a CPU's nearest cache
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
-# Stored by some writers, read by nobody: what follows from config.json, the head of a tied model.
-UNREAD = (".rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max")
+# Ends of the tensors of quantised models: GPTQ and AWQ, FP8, compressed-tensors, bitsandbytes.
+QUANTISED = (
+  ".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv", ".input_scale",
+  ".weight_packed", ".absmax", ".quant_map", ".SCB",
+)  # fmt: skip
 
 # A router's bias is adjusted in steps that bfloat16 would lose.
 FLOAT32_ONLY = "router/bias"
@@ -91,6 +94,7 @@ def _parts(
   source: Source,
 ) -> dict[str, list[names.TensorPart]]:
   """The parts of each parameter. WeightsError where they are not what is stored, exactly."""
+  _refuse_quantised(stored, source)
   most = names.count(family.table, shapes)
   if most > 2 * len(stored) + 10_000:  # the list of what is missing would not fit into memory
     raise WeightsError(
@@ -105,7 +109,8 @@ def _parts(
     expected[part.name] = (part.row + rows, *rest)
 
   head = family.table["unembed"][0]
-  unread = {name for name in stored if name.endswith(UNREAD) or (model.tied and name == head)}
+  # Stored by some writers, read by nobody.
+  unread = {n for n in stored if n.endswith(family.unread) or (model.tied and n == head)}
   wrong = []
   for name in sorted(expected.keys() | stored.keys() - unread):
     want, found = expected.get(name), stored.get(name)
@@ -120,6 +125,15 @@ def _parts(
       f"(- expected, + found):\n{listed(wrong)}"
     )
   return parts
+
+
+def _refuse_quantised(stored: Mapping[str, Stored], source: Source) -> None:
+  for name, tensor in stored.items():
+    if name.endswith(QUANTISED) or tensor.dtype.startswith("F8_"):
+      raise WeightsError(
+        f"{source.directory} is quantised: tensor {name} of dtype {tensor.dtype}; no kind of "
+        f"quantisation can be read, take the checkpoint in {'/'.join(FLOATS)}"
+      )
 
 
 def _nbytes(part: names.TensorPart, stored: Mapping[str, Stored]) -> int:

@@ -59,13 +59,15 @@ def export(
   kind = dtype or str(leaves["embed"].dtype)
   written = config_of(family, model, facts, config or {}, kind)
   tensors = _tensors(family, model, leaves)
+  made_of_config = FAMILIES[family].constants
+  constants = {} if made_of_config is None else made_of_config(model, written)
   if jax.process_index() > 0:
     return
   directory.parent.mkdir(parents=True, exist_ok=True)
   beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
   try:
     beside.chmod(0o755)
-    _write_tensors(beside, tensors, leaves, dtype, shard_bytes, _constants(model, written))
+    _write_tensors(beside, tensors, leaves, dtype, shard_bytes, constants)
     (beside / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     beside.rename(directory)
   except BaseException:
@@ -86,18 +88,6 @@ def _tensors(
   for part in names.parts(table, shapes, model.moe.dense_layers if model.moe else 0):
     tensors.setdefault(part.name, []).append(part)
   return tensors
-
-
-def _constants(model: ModelConfig, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """What the class of BD3-LM looks for among its tensors, though config.json says it."""
-  if not model.dit:
-    return {}
-  frequencies = model.rope_base ** -(np.arange(0, model.head_dim, 2) / model.head_dim)
-  found = {"backbone.rotary_emb.inv_freq": frequencies.astype(np.float32)}
-  if config.get("var_min", True):  # the noise levels it was trained on
-    for name, default in (("sampling_eps_min", 1e-3), ("sampling_eps_max", 0.999)):
-      found[name] = np.array(config.get(name, default), np.float32)
-  return found
 
 
 def _write_tensors(

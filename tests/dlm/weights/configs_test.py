@@ -1,30 +1,27 @@
 """config.json -> what the model is and what samplers ask; fields that cannot be are refused."""
 
+import dataclasses
 import json
+import pathlib
+import shutil
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from dlm import weights
-from dlm.models import PRESETS, ModelConfig, from_preset
+from dlm import masks, weights
+from dlm.models import PRESETS, ModelConfig, bind, from_preset
+from dlm.weights.configs import config_of
+from dlm.weights.families import FAMILIES
+from dlm.weights.fields import IRRELEVANT
+from tests.dlm.weights import small
+from tests.dlm.weights.published import CONFIGS, by_transformers_5
 
-QWEN = dict(
-  hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-  intermediate_size=18944, vocab_size=152064, rope_theta=1e6, rms_norm_eps=1e-6,
-  max_position_embeddings=131072,
-)  # fmt: skip
-LLADA = dict(
-  model_type="llada", d_model=4096, n_layers=32, n_heads=32, n_kv_heads=None, mlp_hidden_size=12288,
-  embedding_size=126464, vocab_size=126464, rope_theta=5e5, rms_norm_eps=1e-5, weight_tying=False,
-  eos_token_id=126081, max_sequence_length=4096, torch_dtype="bfloat16",
-)  # fmt: skip
-LLADA2 = dict(
-  model_type="llada2_moe", num_hidden_layers=20, hidden_size=2048, intermediate_size=5120,
-  first_k_dense_replace=1, moe_intermediate_size=512, num_experts=256, num_experts_per_tok=8,
-  num_shared_experts=1, num_attention_heads=16, num_key_value_heads=4, head_dim=128, n_group=8,
-  topk_group=4, routed_scaling_factor=2.5, norm_topk_prob=True, score_function="sigmoid",
-  moe_router_enable_expert_bias=True, rope_theta=600000, partial_rotary_factor=0.5,
-  rms_norm_eps=1e-6, vocab_size=157184, max_position_embeddings=16384, pad_token_id=156892,
-)  # fmt: skip
+QWEN = {key: x for key, x in CONFIGS["qwen2"].items() if key not in ("model_type", "torch_dtype")}
+LLADA, LLADA2, BD3LM = CONFIGS["llada"], CONFIGS["llada2_moe"], CONFIGS["bd3lm"]
+
+
+RECORDED = pathlib.Path(__file__).parents[2] / "conformance"
 
 
 def opened(tmp_path, config: dict, generation: dict | None = None) -> weights.Source:
@@ -61,19 +58,14 @@ def test_dream_7b_as_published(tmp_path):
 
 def test_llada2_mini_as_published(tmp_path):
   source = opened(tmp_path, LLADA2)
-  assert source.model == preset("llada2-mini", 157184)
+  assert source.model == preset("llada2-mini", 157184, dtype="bfloat16")
   facts = source.facts
   assert (facts.mask_id, facts.eos_ids, facts.block) == (156895, (156892,), 32)
   assert facts.attention_name == "block_causal"
 
 
 def test_bd3lm_as_published(tmp_path):
-  config = dict(
-    model_type="bd3lm", adaln=True, causal=False, cross_attn=True, time_conditioning=False,
-    block_size=16, cond_dim=128, hidden_dim=768, model_length=1024, n_blocks=12, n_heads=12,
-    vocab_size=50258, torch_dtype="float32",
-  )  # fmt: skip
-  source = opened(tmp_path, config)
+  source = opened(tmp_path, BD3LM)
   model = source.model
   assert (model.kv_heads, model.head_dim, model.mlp, model.dit) == (12, 64, 3072, 128)
   assert source.facts.to_json() == dict(
@@ -81,19 +73,13 @@ def test_bd3lm_as_published(tmp_path):
     vocab=50258, length=1024,
   )  # fmt: skip
   with pytest.raises(weights.WeightsError, match="time_conditioning=True is not supported"):
-    opened(tmp_path, config | {"time_conditioning": True})
+    opened(tmp_path, BD3LM | {"time_conditioning": True})
 
 
 def test_llada_moe_is_told_from_llada_by_its_experts(tmp_path):
-  config = dict(
-    model_type="llada", hidden_size=2048, num_hidden_layers=16, num_attention_heads=16,
-    num_key_value_heads=16, num_experts=64, num_experts_per_tok=8, expert_intermediate_size=1024,
-    dense_intermediate_size=8192, moe_layer_freq=[1] * 16, shared_expert_intermediate_size=None,
-    rope_theta=50000, rms_norm_eps=1e-5, vocab_size=157184, norm_topk_prob=None,
-    moe_router_score_function="softmax", routed_scaling_factor=1,
-  )  # fmt: skip
-  source = opened(tmp_path, config)
-  assert source.family == "llada_moe" and source.model == preset("llada-moe-7b", 157184)
+  source = opened(tmp_path, CONFIGS["llada_moe"])
+  assert source.family == "llada_moe"
+  assert source.model == preset("llada-moe-7b", 157184, dtype="bfloat16")
   assert source.facts.mask_id == 156895
 
 
@@ -129,39 +115,118 @@ def test_variants_of_qwen(tmp_path):
 
 
 def test_the_published_ids_belong_to_the_published_vocabulary(tmp_path):
-  facts = opened(tmp_path, LLADA | {"embedding_size": 200, "eos_token_id": 3}).facts
+  named = {"mask_token_id": None, "pad_token_id": None, "eos_token_id": 3}
+  facts = opened(tmp_path, LLADA | {"embedding_size": 200} | named).facts
   assert (facts.mask_id, facts.eos_ids, facts.pad_id) == (None, (3,), None)
 
 
-def test_where_transformers_5_keeps_the_rotation(tmp_path):
-  rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "dtype": "bfloat16"}
-  config = {key: value for key, value in QWEN.items() if key != "rope_theta"}
-  model = opened(tmp_path, config | rope | {"model_type": "qwen2"}).model
-  assert (model.rope_base, model.dtype) == (5e5, "bfloat16")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_a_published_config_is_accounted_for(family, tmp_path):
+  """As published, and as transformers 5 writes it: the same model, to the last fact."""
+  source = opened(tmp_path, CONFIGS[family])
+  assert source.family == family
+  again = opened(tmp_path, by_transformers_5(CONFIGS[family]))
+  assert (again.family, again.model, again.facts) == (family, source.model, source.facts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_that_is_not_named_irrelevant_is_looked_at(family, tmp_path):
+  """A table stands where none can be: whoever reads the key says so."""
+  ignored = {*IRRELEVANT, *FAMILIES[family].irrelevant} - {"architectures", "model_type"}
+  keys = CONFIGS[family].keys() - ignored - {"architectures", "transformers_version"}
+  for key in keys - {"model_type"}:
+    with pytest.raises(weights.WeightsError, match=f"config.json: .*{key}=") as error:
+      opened(tmp_path, CONFIGS[family] | {key: {"a": 1}})
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_that_nobody_knows_is_refused(family, tmp_path):
+  """LLaDA2.2 keeps the model_type of LLaDA2, and routes by blocks."""
+  opened(tmp_path, CONFIGS[family] | {"expert_capacity": None})
+  with pytest.raises(weights.WeightsError) as error:
+    opened(tmp_path, CONFIGS[family] | {"expert_capacity": 48})
+  path = tmp_path / "config.json"
+  assert str(error.value) == f"{path}: expert_capacity=48 is not understood (family {family})"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_spellings_of_what_we_write(family, tmp_path):
+  """Rotations of half a head among them, where a family can have them."""
+  model, facts = small.MODELS[family], small.facts_of(family)
+  if family in ("llada_moe", "llada2_moe"):
+    model = dataclasses.replace(model, rotary_dim=model.head_dim // 2)
+  config = config_of(family, model, facts, {}, "float32")
+  for spelling in (config, by_transformers_5(config)):
+    source = opened(tmp_path, spelling)
+    assert (source.family, source.model, source.facts) == (family, model, facts)
+
+
+def test_recorded_checkpoints_are_read():
+  folders = sorted(RECORDED.glob("*/model*/config.json"))
+  known = {family.model_type for family in FAMILIES.values()}
+  read = [path for path in folders if json.loads(path.read_text())["model_type"] in known]
+  assert len(read) > 8
+  for path in read:
+    weights.open_source(path.parent)
+
+
+def test_llada2_gives_the_same_logits_in_both_spellings(tmp_path):
+  """Half of a head is rotated, which transformers 5 says inside rope_parameters."""
+  theirs = RECORDED / "llada2_moe" / "model"
+  shutil.copyfile(theirs / "model.safetensors", tmp_path / "model.safetensors")
+  config = json.loads((theirs / "config.json").read_text())
+  tokens_BxL = jnp.arange(8)[None]
+  logits = []
+  for spelling in (config, by_transformers_5(config)):
+    source = opened(tmp_path, spelling)
+    mask = masks.BlockCausal(4)(tokens_BxL, 8, jnp.zeros(1, int))
+    out = bind(source.model)(weights.load(source), tokens_BxL, slot_BxW=tokens_BxL, mask=mask)
+    logits.append(np.asarray(out.head.hidden_BxAxD @ out.head.unembed_VxD.T))
+  assert source.model.rotary_dim == 12 and np.ptp(logits[0]) > 0.1
+  np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model_type": "llama"}, "unknown model_type 'llama'; known: llada, lladamoe, "),
+    ({"model_type": "llama"}, "unknown model_type 'llama'; known: lladamoe, llada, "),
     ({"model_type": None}, "unknown model_type None"),
-    ({"hidden_size": None}, "field hidden_size is missing"),
-    ({"hidden_size": "64"}, "hidden_size='64' is no int"),
-    ({"hidden_size": -64}, "hidden_size=-64 is no int"),
-    ({"num_attention_heads": 0}, "0 heads do not divide"),
+    ({"hidden_size": None}, "hidden_size is missing"),
+    ({"hidden_size": "64"}, r"hidden_size='64' must be a whole number in 0\.\.2147483647"),
+    ({"hidden_size": -64}, "hidden_size=-64 must be a whole number"),
+    ({"hidden_size": True}, "hidden_size=True must be a whole number"),
+    ({"vocab_size": 2**31}, r"vocab_size=2147483648 must be a whole number in 0\.\.2147483647"),
+    ({"num_attention_heads": 0}, "num_attention_heads=0 must divide hidden_size=3584"),
     ({"num_hidden_layers": 0}, "layers=0 must be at least 1"),
     ({"num_key_value_heads": 3}, "must be a multiple of kv_heads=3"),
-    ({"rope_theta": float("nan")}, "rope_theta=nan is no float"),
-    ({"rms_norm_eps": 0}, "rms_norm_eps=0 is no float"),
-    ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is no bool"),
+    ({"rope_theta": float("nan")}, "rope_theta=nan must be a positive number"),
+    ({"rope_theta": 10**400}, "rope_theta=1000+ must be a positive number"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps=0 must be a positive number"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' must be true or false"),
+    ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 must be true or false"),
+    ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype='float8_e4m3fn' must be one of float32, bfl"),
+    ({"dtype": "float16", "torch_dtype": "bfloat16"}, "dtype='float16' disagrees with torch_dtype"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "only unscaled rotary positions"),
     ({"rope_scaling": "yarn"}, "only unscaled rotary positions"),
+    ({"rope_parameters": [1]}, "only unscaled rotary positions"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+     "rope_theta=500000.0 of rope_parameters disagrees with rope_theta=1000000.0"),
+    ({"rope_parameters": {"rope_theta": 1e6, "factor": 2}}, "only unscaled rotary positions"),
+    ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+     "partial_rotary_factor=0.5 is not understood"),
     ({"use_sliding_window": True}, "use_sliding_window=True is not supported; only False"),
     ({"layer_types": ["sliding_attention"]}, "only 'full_attention'"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only 'silu'"),
-    ({"mask_token_id": 152064}, r"mask_token_id=\[152064\] lies outside the vocabulary of 152064"),
-    ({"eos_token_id": [1, "2"]}, "lies outside the vocabulary"),
-    ({"max_position_embeddings": "long"}, "max_position_embeddings='long' is no int"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported; only False"),
+    ({"use_sliding_window": 0}, "use_sliding_window=0 is not supported; only False"),
+    ({"mask_token_id": 152064}, "mask_token_id=152064 lies outside the vocabulary of 152064"),
+    ({"mask_token_id": [1, 2]}, r"mask_token_id=\[1, 2\] must be a whole number"),
+    ({"eos_token_id": [1, "2"]}, r"eos_token_id=\[1, '2'\] must be an id or a list of ids"),
+    ({"eos_token_id": [1, 152064]}, "eos_token_id=152064 lies outside the vocabulary of 152064"),
+    ({"max_position_embeddings": "long"}, "max_position_embeddings='long' must be a whole number"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "is quantised, and no kind of quantisation"),
+    ({"quantization": {"bits": 4}}, "quantization={'bits': 4}: the checkpoint is quantised"),
   ],
 )  # fmt: skip
 def test_fields_that_cannot_be(change, message, tmp_path):
@@ -178,6 +243,7 @@ def test_fields_that_cannot_be(change, message, tmp_path):
     ({"first_k_dense_replace": 20}, "dense_layers=20 must be below layers=20"),
     ({"use_qk_norm": False}, "use_qk_norm=False is not supported"),
     ({"block_size": 0}, "block_size=0 must be at least 1"),
+    ({"rotary_dim": 32}, "rotary_dim=32 disagrees with partial_rotary_factor=0.5 of heads of 128"),
   ],
 )
 def test_experts_that_cannot_be(change, message, tmp_path):
@@ -185,10 +251,11 @@ def test_experts_that_cannot_be(change, message, tmp_path):
     opened(tmp_path, LLADA2 | change)
 
 
-def test_layers_with_experts_come_last(tmp_path):
-  config = dict(LLADA2, model_type="lladamoe", expert_intermediate_size=512, moe_layer_freq=[1, 0])
-  with pytest.raises(weights.WeightsError, match="is not 0 for some layers, then 1 for all"):
-    opened(tmp_path, config | {"num_hidden_layers": 2})
+@pytest.mark.parametrize("frequency", [[1, 0], [1], 2, "all", [1, 1, 1]])
+def test_layers_with_experts_come_last(frequency, tmp_path):
+  config = CONFIGS["llada_moe"] | {"num_hidden_layers": 2, "moe_layer_freq": frequency}
+  with pytest.raises(weights.WeightsError, match="is not 0 for some of 2 layers, then 1 for all"):
+    opened(tmp_path, config)
 
 
 def test_is_huggingface(tmp_path):
@@ -202,3 +269,19 @@ def test_is_huggingface(tmp_path):
 def test_a_directory_without_a_config(tmp_path):
   with pytest.raises(weights.WeightsError, match=r"it holds no config\.json"):
     weights.open_source(tmp_path)
+
+
+def test_stops_that_are_no_ids_name_their_file(tmp_path):
+  with pytest.raises(weights.WeightsError, match=r"generation_config\.json: eos_token_id=\['a'\]"):
+    opened(tmp_path, CONFIGS["qwen2"], {"eos_token_id": ["a"]})
+
+
+def test_an_adapter_says_that_it_is_one(tmp_path):
+  """Also beside a config.json: whoever loads that alone has another model."""
+  config = {"peft_type": "LORA", "base_model_name_or_path": "Dream-org/Dream-v0-Base-7B", "r": 8}
+  (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+  assert weights.is_huggingface(tmp_path)
+  for _ in range(2):
+    with pytest.raises(weights.WeightsError, match=r"an adapter .*'LORA'.* of 'Dream-org/Dream-"):
+      weights.open_source(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["dream"]))

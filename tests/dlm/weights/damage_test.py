@@ -234,3 +234,19 @@ def test_an_endless_config_is_not_read(tmp_path):
     file.truncate(2**40)
   with pytest.raises(weights.WeightsError, match="more than the 16777216 we read"):
     weights.open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [("model.layers.0.mlp.up_proj.qweight", "I32"), ("model.layers.0.mlp.up_proj.weight", "F8_E4M3"),
+   ("model.layers.0.mlp.up_proj.weight_scale_inv", "F32")],
+)  # fmt: skip
+def test_quantised_tensors_are_called_that(copy, name, dtype):
+  """Whatever config.json says of them: one line, not a list of names that do not fit."""
+  size = files.BYTES[dtype] * 4
+  text = json.dumps({name: {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, size]}})
+  (copy / files.INDEX).unlink()
+  header(copy / files.SINGLE, text.encode(), bytes(size))
+  message = refused(copy)
+  assert f"is quantised: tensor {name} of dtype {dtype}; no kind of quantisation can be" in message
+  assert "\n" not in message
