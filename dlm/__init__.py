@@ -21,7 +21,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    outside, a bound `Denoiser`                    commit) and caches are small files
   dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
   dlm/build        the only reader of a config        train       THE training path
-  dlm/facts        what a sampler must know of a model
+  dlm/facts        what a sampler must know of a      seeds       the one rule for seeds
+                   model
   dlm/files        what appears on disk is whole      completions prompts in, JSON lines out
   dlm/checkpoint   orbax, checksums                   generate    THE sampling path
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop

@@ -1,5 +1,6 @@
 """Prompts in, completions out, as JSON lines; an interrupted run goes on where it stopped."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,8 +16,18 @@ from dlm.types import Params
 JOB = b'{"job": "'  # begins the line that says which job a part is of
 
 
-def read_prompts(path: str | pathlib.Path) -> list[str]:
-  """One prompt a line: {"prompt": "..."} (other fields are ignored) or a JSON string.
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """What is asked for. `infill`: `[[8]]` in the text stands for eight tokens to be found."""
+
+  text: str
+  infill: bool = False
+
+
+def read_prompts(path: str | pathlib.Path, infill: bool = False) -> list[Prompt]:
+  """One prompt a line: {"prompt": "...", "infill": true} or a JSON string.
+
+  Other fields are ignored. `infill` holds for lines that do not say.
 
   Raises:
     ValueError: names the line that is neither, or the file that holds none.
@@ -30,9 +41,12 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
       value = json.loads(line)
     except ValueError as error:
       raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    prompt = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(prompt, str):
+    fields = value if isinstance(value, dict) else {"prompt": value}
+    prompt = Prompt(fields.get("prompt"), fields.get("infill", infill))
+    if not isinstance(prompt.text, str):
       raise ValueError(f'{path}, line {number}: needs a string or {{"prompt": "..."}}')
+    if not isinstance(prompt.infill, bool):
+      raise ValueError(f"{path}, line {number}: infill={prompt.infill!r} must be true or false")
     prompts.append(prompt)
   if not prompts:
     raise ValueError(f"{path} holds no prompt")

@@ -4,7 +4,9 @@ The bracket is `dlm.sampling.loop`; this file puts requests on canvases, runs th
 local device, and reads completions off the result.
 """
 
+import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -38,14 +40,20 @@ class Request:
     slots: int,
     max_new_tokens: int = 0,
     bos: bool = False,
+    infill: bool = False,
   ) -> "Request":
-    """A prompt to continue, or a text to fill in where it holds `[[n]]`: n open positions.
+    """A prompt to continue, or with `infill` a text to fill in where it holds `[[n]]`.
 
-    `[[[n]]` is the literal text `[[n]]`. A prompt is followed by `max_new_tokens` open positions;
-    0: as many as the canvas of `slots` holds. `bos`: before it stands the token that begins texts.
-    ValueError where it does not fit.
+    A prompt is followed by `max_new_tokens` open positions; 0: as many as the canvas of `slots`
+    holds. `infill`: `[[n]]` stands for n open positions, `[[[n]]` for the text `[[n]]`; a text
+    without them is a prompt. `bos`: before it stands the token that begins texts. ValueError where
+    it does not fit.
     """
-    tokens, free = encode_infill(text, tokenizer)
+    if infill:
+      tokens, free = encode_infill(text, tokenizer)
+    else:
+      tokens = tokenizer.encode(text)
+      free = np.zeros(len(tokens), bool)
     if bos:
       tokens, free = np.append(np.int32(tokenizer.bos_id), tokens), np.append(False, free)
     if not free.any():
@@ -92,6 +100,9 @@ class Completion:
 class Generator:
   """Runs one sampler over many requests, in batches of one shape: it compiles once a canvas size.
 
+  Requests run with others of their own canvas size, so a request's canvas is the same whatever it
+  is asked together with.
+
   Args:
     align: "canvas" or "prompt", see `make_canvas`.
     batch: rows a batch; rounded up to a multiple of the devices that share it.
@@ -131,22 +142,34 @@ class Generator:
     self._run = run if mapped else jax.jit(run)
     self._warm: set[tuple[int, ...]] = set()
 
-  def canvas(self, requests: Sequence[Request], seed: int) -> Canvas:
-    """The requests as rows of one canvas, filled up to a whole batch with rows that are done.
-
-    Slots are rounded up to powers of two times the block, so that few shapes are ever compiled.
-    """
-    block = self.sampler.block
-    slots = block
-    while slots < max(len(r.tokens) for r in requests):
+  def slots(self, request: Request) -> int:
+    """Of its canvas: a power of two times the block, so that few shapes are ever compiled."""
+    slots = self.sampler.block
+    while slots < len(request.tokens):
       slots *= 2
+    return slots
+
+  def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+    """What runs together: the first request that is left, and the next ones of its canvas size."""
+    left: dict[int, collections.deque[int]] = {}
+    for i, request in enumerate(requests):
+      left.setdefault(self.slots(request), collections.deque()).append(i)
+    while left:
+      slots = min(left, key=lambda size: left[size][0])
+      queue = left[slots]
+      yield [queue.popleft() for _ in range(min(self.batch, len(queue)))]
+      if not queue:
+        del left[slots]
+
+  def canvas(self, requests: Sequence[Request], seed: int) -> Canvas:
+    """The requests as rows of one canvas, filled up to a whole batch with rows that are done."""
     rows = [*requests, *[requests[-1]] * (self.batch - len(requests))]
     canvas = make_canvas(
       [r.tokens for r in rows],
       [r.open for r in rows],
       [r.id for r in rows],
-      slots=slots,
-      block=block,
+      slots=max(map(self.slots, requests)),
+      block=self.sampler.block,
       align=self.align,
       mask_id=self.sampler.mask_id,
       seed=seed,
@@ -161,10 +184,15 @@ class Generator:
     seed: int = 0,
     on_batch: Callable[[list[Completion]], None] | None = None,
   ) -> list[Completion]:
-    """Completes the requests in order; `on_batch` sees each batch as soon as it is there."""
-    done: list[Completion] = []
-    for first in range(0, len(requests), self.batch):
-      chunk = requests[first : first + self.batch]
+    """Completions in the order of the requests.
+
+    After each batch `on_batch` sees the next ones of that order, as far as all before them are
+    there too: what it has not seen by then is less than a batch for each canvas size.
+    """
+    done: list[Completion | None] = [None] * len(requests)
+    told = 0
+    for batch in self.batches(requests):
+      chunk = [requests[i] for i in batch]
       canvas = self.canvas(chunk, seed)
       canvas = jax.device_put(canvas, parallel.batch_sharding(self.mesh))
       if canvas.tokens_BxL.shape not in self._warm:  # compilation is not sampling time
@@ -175,19 +203,21 @@ class Generator:
       canvas = jax.block_until_ready(self._run(params, canvas))
       seconds = time.perf_counter() - began
       host = jax.device_get(canvas.replace(key_B=None))
-      completions = [
-        _read(host, row, request, self.sampler, self.tokenizer, seconds)
-        for row, request in enumerate(chunk)
-      ]
-      done += completions
+      for row, (i, request) in enumerate(zip(batch, chunk, strict=True)):
+        done[i] = _read(host, row, request, self.sampler, self.tokenizer, seconds)
+      ready = list(itertools.takewhile(lambda each: each is not None, done[told:]))
+      told += len(ready)
       if on_batch:
-        on_batch(completions)
+        on_batch(ready)
     return done
 
   def stream(
     self, params: Params, requests: Sequence[Request], *, seed: int = 0
   ) -> Iterator[Canvas]:
-    """The canvas before the first forward and after each one: the same step, driven by the host."""
+    """The canvas before the first forward and after each one: the same step, driven by the host.
+
+    At most `batch` requests, on one canvas.
+    """
     canvas = self.canvas(requests, seed)
     state = jax.jit(loop.start, static_argnums=0)(self.sampler, canvas)
     step = jax.jit(loop.step, static_argnums=0)

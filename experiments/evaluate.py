@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dlm import build, command
 from dlm.data import SPLITS
 from dlm.evaluation import likelihood
+from dlm.seeds import check_seed
 from dlm.types import Batch
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
@@ -39,6 +40,7 @@ def text_of(trained: build.Pretrained) -> dict:
 
 
 def measure() -> likelihood.Likelihood:
+  key = jax.random.key(check_seed(SEED.value, "--seed"))
   which = int(STEP.value) if STEP.value.isdigit() else STEP.value
   trained = build.pretrained(CHECKPOINT.value, which)
   config, tokenizer, model = text_of(trained), trained.tokenizer, trained.model
@@ -47,7 +49,6 @@ def measure() -> likelihood.Likelihood:
   params, step = trained.params()
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")
   batches = (Batch(*jax.device_put(tuple(rows[index]))) for index in range(BATCHES.value))
-  key = jax.random.key(SEED.value)
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 

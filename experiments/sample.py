@@ -3,11 +3,12 @@ r"""Samples from a checkpoint or a Hugging Face directory: one prompt, or a file
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/default.py --prompt="def f("
 python experiments/sample.py --checkpoint=DIR --config=... --prompts=IN.jsonl --out=OUT.jsonl
 
-`[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8]]\n    return y' is filled in;
-`[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line. The same command takes up an
-interrupted OUT.jsonl. With --chat a prompt is what a user says, put through the checkpoint's chat
-template; a line may hold {"messages": [{"role": "...", "content": "..."}, ...]}. --drafter=DIR
-names the diffusion checkpoint that drafts for an autoregressive one (configs/sample/deer.py).
+With --infill `[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8]]\n    return y' is
+filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line, and may say
+"infill": true. The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
+user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
+"content": "..."}, ...]}. --drafter=DIR names the diffusion checkpoint that drafts for an
+autoregressive one (configs/sample/deer.py).
 """
 
 import jax
@@ -16,7 +17,7 @@ from ml_collections import config_flags
 
 from dlm import build, command, live, parallel
 from dlm.checksums import checksums
-from dlm.completions import Output, describe, digest, read_prompts
+from dlm.completions import Output, Prompt, describe, digest, read_prompts
 from dlm.data import chat
 from dlm.generate import Generator, Request
 
@@ -26,6 +27,7 @@ DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
+INFILL = flags.DEFINE_bool("infill", False, "[[8]] in a prompt: eight tokens to be found.")
 CHAT = flags.DEFINE_bool("chat", False, "A prompt is a message, not a text to continue.")
 OUT = flags.DEFINE_string("out", None, "A JSONL file of completions; default: the screen.")
 TRACE = flags.DEFINE_bool("trace", False, "Also write which forward wrote each token.")
@@ -36,10 +38,14 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes:
 def asked(trained: build.Pretrained, own: build.Sampling) -> list[Request]:
   """Prompts or conversations as rows to sample."""
   tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
+  if CHAT.value and INFILL.value:
+    raise ValueError("--chat answers and --infill fills in: give one of them")
   if not CHAT.value:
-    texts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])] or [""]
+    prompts = [Prompt(text, INFILL.value) for text in PROMPT.value]
+    prompts += read_prompts(PROMPTS.value, INFILL.value) if PROMPTS.value else []
     return [
-      Request.from_text(i, text, tokenizer, **room, bos=own.bos) for i, text in enumerate(texts)
+      Request.from_text(i, prompt.text, tokenizer, **room, bos=own.bos, infill=prompt.infill)
+      for i, prompt in enumerate(prompts or [Prompt("")])
     ]
   talks = [chat.from_user(text) for text in PROMPT.value]
   talks += chat.read_conversations(PROMPTS.value) if PROMPTS.value else []
@@ -81,9 +87,9 @@ def main() -> None:
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None
   if LIVE.value:
-    shown = requests[: generator.batch]
-    canvases = generator.stream(params, shown, seed=own.seed)
-    live.show(canvases, len(shown), tokenizer, sampler.mask_id)
+    for batch in generator.batches(requests):
+      canvases = generator.stream(params, [requests[i] for i in batch], seed=own.seed)
+      live.show(canvases, len(batch), tokenizer, sampler.mask_id)
   elif output is None:
     generator(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
   else:

@@ -31,7 +31,7 @@ class Layer:
   lazy: tuple[str, ...] = ()  # packages too, but within a function: many machines lack them
 
 
-WORDS = ("dlm.types", "dlm.masks", "dlm.facts")
+WORDS = ("dlm.types", "dlm.masks", "dlm.facts", "dlm.seeds")
 BELOW_THE_PATHS = (
   *WORDS,
   "kernels_pallas",
@@ -52,6 +52,7 @@ LAYERS = {
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
   "dlm.facts": Layer(("dlm.types", "dlm.masks")),
   "dlm.files": Layer(),
+  "dlm.seeds": Layer(),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
@@ -59,7 +60,7 @@ LAYERS = {
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
-  "dlm.data": Layer((), ("numpy",)),
+  "dlm.data": Layer(("dlm.seeds",), ("numpy",)),
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer((*WORDS, "dlm.models"), ("jax", "flax", "numpy", "safetensors")),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),

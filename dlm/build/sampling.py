@@ -14,6 +14,7 @@ from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
 from dlm.sampling.sampler import ON_EOS, SCOPES, Drafter, Sampler
+from dlm.seeds import check_seed
 from dlm.types import CachePlan, Clock, MaskRule, Policy
 
 TABLES = ("policy", "cache", "mesh")
@@ -52,6 +53,7 @@ class Sampling:
     for field in ("block", "slots", "max_new_tokens", "max_forwards", "context"):
       if getattr(self, field) < 0:
         raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+    check_seed(self.seed)
     tables.one_of("align", self.align, ("auto", *ALIGNMENTS))
     tables.one_of("scope", self.scope, ("auto", *SCOPES))
     tables.one_of("stop", self.stop, ("never", *ON_EOS))

@@ -19,6 +19,7 @@ from dlm.models.bind import Model
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.objectives.diffullama import check_shift
 from dlm.optimizer import OptimizerConfig, learning_rate
+from dlm.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Run:
     for field in ("steps", "batch", "microbatches", "log_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+    check_seed(self.seed)
     tables.one_of("parallel", self.parallel, get_args(parallel.Driver))
 
 

@@ -1,7 +1,7 @@
 """Text, tokenizers and training rows. Numpy only: data workers need no accelerator library."""
 
 from dlm.data.corpus import GeneratedCorpus, TokenCorpus, open_corpus, open_tokens, tokenize
-from dlm.data.infill import encode_infill, escape_infill, parse_infill
+from dlm.data.infill import encode_infill, parse_infill
 from dlm.data.layouts import RowBatch
 from dlm.data.prepare import write_tokens
 from dlm.data.rows import MixturePart, Rows, open_rows
@@ -30,7 +30,6 @@ __all__ = [
   "TokenCorpus",
   "Tokenizer",
   "encode_infill",
-  "escape_infill",
   "load_tokenizer",
   "open_corpus",
   "open_rows",

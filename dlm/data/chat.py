@@ -118,6 +118,8 @@ def read_conversations(path: str | pathlib.Path) -> list[list[Message]]:
       value = json.loads(line)
     except ValueError as error:
       raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    if isinstance(value, dict) and value.get("infill"):
+      raise ValueError(f"{path}, line {number}: a conversation has no text to infill")
     said = value.get("messages", value.get("prompt")) if isinstance(value, dict) else value
     messages = from_user(said) if isinstance(said, str) else said
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):

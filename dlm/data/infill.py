@@ -1,4 +1,4 @@
-"""Markup for infilling: `[[8]]` stands for eight open tokens.
+"""Markup for infilling, where that is asked for: `[[8]]` stands for eight open tokens.
 
 `The cat [[4]] on the mat.` is fixed text, four masked tokens, fixed text. To write a span as plain
 text put one more bracket before it: `[[[8]]` is the text `[[8]]`. Any other bracket is itself.
@@ -27,11 +27,6 @@ def parse_infill(text: str) -> tuple[str | int, ...]:
     segments += [fixed, int(match[2])]
     fixed = ""
   return tuple(segment for segment in (*segments, fixed + text[end:]) if segment != "")
-
-
-def escape_infill(text: str) -> str:
-  """The markup of `text` itself: `parse_infill(escape_infill(text)) == (text,)`."""
-  return re.sub(r"(\[\[\d+\]\])", r"[\1", text)
 
 
 def encode_infill(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

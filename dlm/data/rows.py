@@ -20,6 +20,7 @@ from dlm.data.corpus import Corpus, open_corpus
 from dlm.data.layouts import Packed, Padded, RowBatch
 from dlm.data.stateless import hash_words
 from dlm.data.tokenizers import Tokenizer
+from dlm.seeds import check_seed
 
 MODES = ("pack", "pad")
 
@@ -77,6 +78,7 @@ class Rows:
   ):
     parts = tuple(parts)
     _check(parts, length, batch, process_index, process_count)
+    check_seed(seed)
     self._layouts = [
       part.layout(tokenizer, length, (seed, i) if shuffle else None) for i, part in enumerate(parts)
     ]

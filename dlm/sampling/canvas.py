@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm.seeds import check_seed
 from dlm.types import FORWARD_KINDS, Canvas
 
 ALIGNMENTS = ("canvas", "prompt")
@@ -24,7 +25,7 @@ def make_canvas(
 
   align="canvas": blocks are cut from slot 0, as block-causal models are trained; "prompt": the
   first block starts at the first open slot (LLaDA). Row i's noise depends on (seed, row_ids[i])
-  alone. Raises ValueError where a row does not fit or has nothing to write.
+  alone. Raises ValueError where a row does not fit or has nothing to write, or for a bad seed.
   """
   if align not in ALIGNMENTS:
     raise ValueError(f"align={align!r} is not one of {', '.join(ALIGNMENTS)}")
@@ -41,7 +42,7 @@ def make_canvas(
     open_BxL[row, : len(ids)] = free
     first = int(np.argmax(free))
     start_B[row] = first // block * block if align == "canvas" else first
-  key = jax.random.key(seed)
+  key = jax.random.key(check_seed(seed))
   return Canvas(
     tokens_BxL=jnp.asarray(tokens_BxL),
     open_BxL=jnp.asarray(open_BxL),

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from dlm import masks, parallel
-from dlm.completions import Output, describe, digest, read_prompts, record
+from dlm.completions import Output, Prompt, describe, digest, read_prompts, record
 from dlm.data import ByteTokenizer
 from dlm.generate import Completion, Generator, Request
 from dlm.sampling.caching import NoCache
@@ -41,7 +41,17 @@ def test_prompts_are_strings_or_tables(tmp_path):
   file.write_bytes(
     b'{"prompt": "a", "answer": 3}\n\n"b\\nc"\r\n{"prompt": ""}\n' + '"\u2028\x85é"'.encode()
   )
-  assert read_prompts(file) == ["a", "b\nc", "", "\u2028\x85é"]
+  assert read_prompts(file) == list(map(Prompt, ["a", "b\nc", "", "\u2028\x85é"]))
+
+
+def test_a_line_says_whether_it_is_to_be_filled_in(tmp_path):
+  file = tmp_path / "in.jsonl"
+  file.write_text(
+    '{"prompt": "a[[1]]", "infill": true}\n"[[1]]"\n{"prompt": "", "infill": false}\n'
+  )
+  said = [prompt.infill for prompt in read_prompts(file)]
+  assert said == [True, False, False]
+  assert [prompt.infill for prompt in read_prompts(file, infill=True)] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +63,7 @@ def test_prompts_are_strings_or_tables(tmp_path):
     (b'{"text": "a"}', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
     (b'{"prompt": 3}', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
     (b'["a"]', 'in.jsonl, line 3: needs a string or {"prompt": "..."}'),
+    (b'{"prompt": "a", "infill": 1}', "in.jsonl, line 3: infill=1 must be true or false"),
   ],
 )
 def test_bad_line_is_named_by_its_number(tmp_path, line, message):

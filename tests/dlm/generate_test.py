@@ -26,8 +26,8 @@ MASK, EOS = BYTES.mask_id, BYTES.eos_id
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
 
 
-def request(text, id=0, slots=16, new=0):
-  return Request.from_text(id, text, BYTES, slots=slots, max_new_tokens=new)
+def request(text, id=0, slots=16, new=0, infill=False):
+  return Request.from_text(id, text, BYTES, slots=slots, max_new_tokens=new, infill=infill)
 
 
 def generator(denoise, policy, *, sees=masks.Full(), plan=NoCache(), **fields):  # noqa: B008
@@ -52,16 +52,24 @@ def test_prompt_is_followed_by_open_slots():
   assert (whole.id, whole.prompt) == (0, "abc")
 
 
-def test_markup_opens_spans_and_nothing_else():
-  marked = request("a[[2]]b[[1]]", new=5)
+def test_markup_opens_spans_where_it_is_asked_for_and_nothing_else():
+  marked = request("a[[2]]b[[1]]", new=5, infill=True)
   assert marked.tokens.tolist() == [97, MASK, MASK, 98, MASK]
   assert marked.open.tolist() == [False, True, True, False, True]
-  literal = request("[[[2]]", new=1)  # one more bracket: text
+  literal = request("[[[2]]", new=1, infill=True)  # one more bracket: text
   assert BYTES.decode(literal.tokens[:-1]) == "[[2]]" and literal.open.sum() == 1
 
 
+@pytest.mark.parametrize("text", ["inv([[1]]) =", "[[[2]]", "x[[0]]"])
+def test_brackets_of_a_prompt_are_text(text):
+  """A matrix of one number is no hole: users did not write their prompts for us."""
+  prompt = request(text, new=3)
+  assert BYTES.decode(prompt.tokens[:-3]) == text
+  assert prompt.open.tolist() == [False] * len(text) + [True] * 3
+
+
 def test_the_token_that_begins_texts_stands_before_the_prompt():
-  begun = Request.from_text(0, "a[[2]]", BYTES, slots=16, bos=True)
+  begun = Request.from_text(0, "a[[2]]", BYTES, slots=16, bos=True, infill=True)
   assert begun.tokens.tolist() == [BYTES.bos_id, 97, MASK, MASK]
   assert begun.open.tolist() == [False, False, True, True]
   empty = Request.from_text(0, "", BYTES, slots=4, bos=True)
@@ -84,7 +92,7 @@ def test_characters_count_as_their_bytes():
 )
 def test_what_does_not_fit_is_refused(text, new, message):
   with pytest.raises(ValueError, match=message):
-    request(text, id=3, new=new)
+    request(text, id=3, new=new, infill=True)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -101,7 +109,8 @@ def says(text, slots=16):
 
 def test_completion_of_a_prompt_ends_before_the_first_stop_token():
   run = generator(Lookup(), LeftToRight(2), align="prompt")
-  done, other = run(says("0123456$89abcde$"), [request("xyz"), request("ab", id=1, new=4)])
+  asked = [request("xyz"), request("ab", id=1, new=4), request("c", id=2)]
+  done, other, third = run(says("0123456$89abcde$"), asked)
   assert (done.id, done.prompt) == (0, "xyz")
   assert done.text == "3456" and done.tokens == list(b"3456")
   # Blocks are cut from the prompt's end: 3456, then $8, two a forward.
@@ -111,7 +120,7 @@ def test_completion_of_a_prompt_ends_before_the_first_stop_token():
   assert done.forwards == {"full": 3, "window": 0, "commit": 0}
   assert done.queries == 3 * 16 and done.tpf == 4 / 3 and done.finished
   assert other.text == "2345" and other.finished and other.queries == 2 * 6
-  assert 0 < done.seconds == other.seconds
+  assert 0 < done.seconds == third.seconds, "of one batch, as their canvases are of one size"
 
 
 def test_a_text_that_only_repeats_itself_ends_before():
@@ -136,7 +145,7 @@ def test_a_text_that_only_repeats_itself_ends_before():
 
 def test_infilled_text_comes_whole():
   run = generator(Lookup(), LeftToRight(2), align="canvas")
-  (done,) = run(says("0123456789abcdef"), [request("a[[2]]b[[3]]é[[1]]c")])
+  (done,) = run(says("0123456789abcdef"), [request("a[[2]]b[[3]]é[[1]]c", infill=True)])
   assert done.text == "a12b456é9c" and done.spans == ["12", "456", "9"]
   assert done.tokens == list(b"124569") and done.finished and done.tpf == 6 / 4
 
@@ -183,7 +192,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def requests():
-  return [request(text, id) for id, text in enumerate(TEXTS)]
+  return [request(text, id, infill=True) for id, text in enumerate(TEXTS)]
 
 
 SAMPLED = {"temperature": 1.0, "sees": masks.BlockCausal(4), "plan": ExactBlock()}
@@ -197,7 +206,9 @@ def by_three():
 def test_results_do_not_depend_on_batches_or_order(params, requests, by_three):
   batches = []
   done = plain(by_three(params, requests, seed=5, on_batch=batches.append))
-  assert [[c.id for c in batch] for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+  # Canvases of 16, 8, 16, 4 and 16 slots; told in order, as far as all before are there.
+  assert list(by_three.batches(requests)) == [[0, 1, 3], [2], [4, 6], [5]]
+  assert [[c.id for c in batch] for batch in batches] == [[0, 1], [2, 3], [4], [5, 6]]
   assert plain(c for batch in batches for c in batch) == done
   assert len({c.forwards["full"] + c.forwards["window"] for c in done}) > 2
 
@@ -208,6 +219,16 @@ def test_results_do_not_depend_on_batches_or_order(params, requests, by_three):
   assert plain(single(params, [requests[4]], seed=5)) == [done[4]]
   assert plain(single(params, [requests[5]], seed=5)) == [done[5]]
   assert plain(by_three(params, requests, seed=6)) != done
+
+
+def test_an_empty_prompt_among_long_ones_is_as_it_is_alone(params):
+  """All its slots tie, so rounding decides: its canvas must be its own, whoever is asked too."""
+  run = generator(MODEL, Fixed(k=1), batch=2, sees=masks.BlockCausal(4), plan=ExactBlock())
+  rows = [request("", new=4), request("0123456789", 1, new=5), request("", 2, new=4)]
+  together = plain(run(params, rows))
+  assert [len(done.row) for done in together] == [4, 15, 4]
+  for row, done in zip(rows, together, strict=True):
+    assert plain(run(params, [row])) == [done]
 
 
 def test_equal_prompts_with_different_ids_are_different_draws(params, by_three):
@@ -223,9 +244,10 @@ def test_canvas_is_filled_up_with_rows_that_are_done(requests, by_three):
 
 
 def test_last_canvas_of_a_stream_is_that_of_the_run(params, requests, by_three):
-  canvases = list(by_three.stream(params, requests[:3], seed=5))
+  rows = [requests[i] for i in next(by_three.batches(requests))]
+  canvases = list(by_three.stream(params, rows, seed=5))
   assert (canvases[0].when_BxL == -1).all() and canvases[-1].done_B.all()
-  for row, done in enumerate(by_three(params, requests[:3], seed=5)):
+  for row, done in enumerate(by_three(params, rows, seed=5)):
     n = len(done.row)
     assert canvases[-1].tokens_BxL[row, :n].tolist() == done.row
     assert canvases[-1].when_BxL[row, :n].tolist() == done.when
@@ -254,6 +276,13 @@ def test_both_drivers_compile_once_and_agree_on_one_device():
   ]
   assert done[0] == done[1]
   assert Counting.traced == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
+def test_seeds_that_jax_would_wrap_round_are_refused(by_three, seed):
+  with pytest.raises(ValueError, match=rf"seed={seed} must be a whole number from 0 to 2\^32 - 1"):
+    by_three.canvas([request("a")], seed=seed)
+  by_three.canvas([request("a")], seed=2**32 - 1)
 
 
 def test_bad_settings_are_refused():

@@ -48,7 +48,9 @@ def lines(path):
 
 
 def test_prompts_of_the_command_line_go_to_the_screen(tmp_path, folder):
-  done = sample(tmp_path, folder, "--prompt=ab", "--prompt=f([[3]])", "--config.stop=never")
+  done = sample(
+    tmp_path, folder, "--infill", "--prompt=ab", "--prompt=f([[3]])", "--config.stop=never"
+  )
   assert done.returncode == 0 and done.stderr == ""
   costs = [line for line in done.stdout.split("\n") if "tokens a forward" in line]
   assert [cost.split()[:2] for cost in costs] == [["[30", "tokens,"], ["[3", "tokens,"]]
@@ -57,17 +59,20 @@ def test_prompts_of_the_command_line_go_to_the_screen(tmp_path, folder):
 
 def test_file_of_prompts_becomes_a_file_of_completions(tmp_path, folder):
   prompts, out, again = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "again.jsonl"))
-  prompts.write_text('{"prompt": "copy: a"}\n"x[[2]]y"\n"b"\n')
+  prompts.write_text(
+    '{"prompt": "copy: a"}\n{"prompt": "x[[2]]y", "infill": true}\n"b"\n"inv([[1]])"\n'
+  )
   config = ("--config.temperature=1", "--config.max_new_tokens=9")
   common = (f"--prompts={prompts}", "--trace", *config)
   done = sample(tmp_path, folder, f"--out={out}", *common)
-  assert (done.returncode, done.stderr) == (0, "") and "3/3 prompts" in done.stdout
-  first, hole, short = lines(out)
-  assert [first["id"], hole["id"], short["id"]] == [0, 1, 2]
+  assert (done.returncode, done.stderr) == (0, "") and "4/4 prompts" in done.stdout
+  first, hole, short, matrix = lines(out)
+  assert [each["id"] for each in lines(out)] == [0, 1, 2, 3]
   assert first["prompt"] == "copy: a" and first["when"][:7] == [-1] * 7
   assert len(first["row"]) == 7 + 9 and len(short["row"]) == 1 + 9
   assert hole["text"][0] == "x" and hole["text"][-1] == "y" and len(hole["row"]) == 4
-  for each in (first, hole, short):
+  assert matrix["when"][:10] == [-1] * 10 and len(matrix["row"]) == 10 + 9, "text is no hole"
+  for each in (first, hole, short, matrix):
     kinds = {k: v for k, v in each["forwards"].items() if k != "all"}
     assert each["forwards"]["all"] == sum(kinds.values()) == max(each["when"])
     assert each["tokens_per_forward"] == round(len(each["tokens"]) / sum(kinds.values()), 4)
@@ -89,10 +94,18 @@ def test_file_that_another_job_began_is_left_alone(tmp_path, folder):
 
 
 def test_live_without_a_terminal_shows_the_first_and_the_last_canvas(tmp_path, folder):
-  done = sample(tmp_path, folder, "--live", "--prompt=ab[[4]]")
+  done = sample(tmp_path, folder, "--live", "--infill", "--prompt=ab[[4]]")
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout.startswith("0 tokens, 0 forwards\nab░░░░\n")
   assert done.stdout.count("forwards\n") == 2
+
+
+def test_live_shows_prompts_beyond_the_batch_in_turn(tmp_path, folder):
+  asked = [f"--prompt={letter}[[2]]" for letter in "abc"]
+  done = sample(tmp_path, folder, "--live", "--infill", "--config.batch=2", *asked)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert [done.stdout.count(f"{letter}░░\n") for letter in "abc"] == [1, 1, 1]
+  assert done.stdout.count("forwards\n") == 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,12 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
     (["--config.batch=0"], "batch=0 must be at least 1"),
     (["--config.mesh.data=3"], "make 3 devices, but there are 1"),
     (["--prompt=" + "x" * 32], "prompt 0: 32 tokens and 1 new ones exceed the canvas of 32 slots"),
-    (["--prompt=ok", "--prompt=x[[0]]"], "[[0]] at character 1 must ask for at least one token"),
+    (
+      ["--infill", "--prompt=ok", "--prompt=x[[0]]"],
+      "[[0]] at character 1 must ask for at least one token",
+    ),
+    (["--infill", "--chat"], "--chat answers and --infill fills in: give one of them"),
+    (["--config.seed=4294967296"], "seed=4294967296 must be a whole number from 0 to 2^32 - 1"),
     (["--prompts={tmp}/none.jsonl"], "none.jsonl"),
     (["--prompts={tmp}/bad.jsonl"], "bad.jsonl, line 2: needs a string or"),
     (["--out={tmp}/none/out.jsonl"], "none is not a folder"),

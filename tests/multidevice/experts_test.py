@@ -222,7 +222,9 @@ def test_an_expert_mesh_writes_what_one_device_does(moe):
     clock=BlockMaskRatio(4) if expert_choice else None,
   )  # fmt: skip
   texts = ["0", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q", "[[1]]ab"]
-  requests = [Request.from_text(id, text, tokenizer, slots=16) for id, text in enumerate(texts)]
+  requests = [
+    Request.from_text(id, text, tokenizer, slots=16, infill=True) for id, text in enumerate(texts)
+  ]
 
   def written(mesh, params):
     done = Generator(sampler, tokenizer, mesh, batch=8)(params, requests, seed=3)

@@ -21,7 +21,9 @@ SAMPLER = Sampler(
   mask_id=BYTES.mask_id, eos_ids=(BYTES.eos_id,), temperature=1.0,
 )  # fmt: skip
 TEXTS = ["0", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q", "[[1]]ab", "last"]
-REQUESTS = [Request.from_text(id, text, BYTES, slots=16) for id, text in enumerate(TEXTS)]
+REQUESTS = [
+  Request.from_text(id, text, BYTES, slots=16, infill=True) for id, text in enumerate(TEXTS)
+]
 SEED = 3
 
 

@@ -5,6 +5,7 @@ from dlm.data.sources.jsonl import read_jsonl
 from dlm.data.sources.lists import Lists
 from dlm.data.sources.stdlib import read_stdlib
 from dlm.data.sources.tfds import TfdsSource, read_tfds
+from dlm.seeds import check_seed
 
 __all__ = [
   "SOURCES",
@@ -29,6 +30,7 @@ _WITH_ARGUMENT = ("jsonl", "tfds")
 
 def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) -> Source:
   """The source that `spec` names; `options` are those of its function in this folder."""
+  check_seed(seed)
   name, _, argument = spec.partition(":")
   if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
     raise ValueError(

@@ -130,6 +130,9 @@ def test_conversations_of_a_file(tmp_path):
     path.write_text(f'"a"\n{wrong}\n')
     with pytest.raises(ValueError, match=r"in.jsonl, line 2: needs"):
       chat.read_conversations(path)
+  path.write_text('{"prompt": "a [[2]]", "infill": true}\n')
+  with pytest.raises(ValueError, match=r"in.jsonl, line 1: a conversation has no text to infill"):
+    chat.read_conversations(path)
   path.write_text("\n")
   with pytest.raises(ValueError, match="holds no conversation"):
     chat.read_conversations(path)

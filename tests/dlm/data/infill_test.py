@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlm.data import ByteTokenizer, encode_infill, escape_infill, parse_infill
+from dlm.data import ByteTokenizer, encode_infill, parse_infill
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,6 @@ from dlm.data import ByteTokenizer, encode_infill, escape_infill, parse_infill
 )
 def test_segments(text, segments):
   assert parse_infill(text) == segments
-
-
-@pytest.mark.parametrize("text", ["a [[8]] b", "[[[8]]]", "[[[[12]]", "plain", "[[8]][[9]]"])
-def test_escaped_text_is_itself(text):
-  assert parse_infill(escape_infill(text)) == (text,)
 
 
 def test_an_empty_span_is_refused():
