@@ -61,7 +61,7 @@ class OptimizerConfig:
     if self.clip is not None and self.clip <= 0:
       raise ValueError(f"optimizer.clip={self.clip} must be positive; None switches clipping off")
     if (self.schedule == "wsd") != (self.decay > 0):
-      raise ValueError(f"optimizer.decay={self.decay} must be positive with 'wsd', else 0")
+      raise ValueError(f"optimizer.decay={self.decay} must be positive with schedule='wsd', else 0")
     if (self.schedule == "stages") != bool(self.stages):
       raise ValueError(f"optimizer.stages={self.stages} goes with schedule='stages' and only there")
 

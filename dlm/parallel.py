@@ -50,12 +50,11 @@ def make_mesh(
     known *= size if size > 0 else 1
   free = [name for name, size in sizes.items() if size == -1]
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise ValueError(f"mesh sizes {sizes} must be positive, and at most one of them -1")
+    raise ValueError(f"mesh sizes {sizes} must be positive, but one may be -1: what is left")
+  if count % known or (not free and known != count):
+    raise ValueError(f"mesh sizes {sizes} must multiply to the number of devices, {count}")
   if free:
     sizes[free[0]] = count // known
-    known *= sizes[free[0]]
-  if known != count:
-    raise ValueError(f"mesh sizes {sizes} make {known} devices, but there are {count}")
   types = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 

@@ -56,7 +56,7 @@ def mesh(device: str, sizes: tuple[int, ...] = (1,), names: tuple[str, ...] = ("
   count = math.prod(sizes)
   fitting = [topology for size, topology in known.items() if size >= count]
   if not fitting:
-    raise ValueError(f"{sizes=} make {count} devices, more than the {max(known)} known of {device}")
+    raise ValueError(f"{sizes=} make {count} devices; at most {max(known)} of {device} are known")
   shape = {"topology_name": fitting[0]}
   if platform == "cuda":
     shape = {"target_config": _H100, "topology": fitting[0]}

@@ -32,7 +32,7 @@ def check(implementation: str | None) -> None:
   """ValueError where a name is unknown, before anything is traced."""
   unknown = [] if implementation is None else set(implementation.split(",")) - set(NAMES)
   if unknown:
-    raise ValueError(f"{implementation=}: names, with commas between them, are {', '.join(NAMES)}")
+    raise ValueError(f"{implementation=} must name some of {', '.join(NAMES)}")
 
 
 def run(

@@ -24,7 +24,7 @@ def axes() -> tuple[tuple[str, ...], str | None]:
 
 
 def run(fn: Callable[..., Any], split_in: Any, split_out: Any, *args: Any) -> Any:
-  """`fn` of each device's part of the arguments. Sums over devices are its own affair.
+  """Runs `fn` on each device's part of the arguments; `fn` itself sums over devices.
 
   Args:
     split_in, split_out: trees of what each axis of an array is split by, as a string: "b" batch,

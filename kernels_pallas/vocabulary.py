@@ -45,7 +45,7 @@ def held(unembed_VxD: Array, total: int) -> Held:
 
 
 def of_all(merge: Callable[[State, State], State], own: State, held: Held) -> State:
-  """What came of all ids, from what came of each device's: `merge(of lower ids, of higher)`."""
+  """The state of all ids from those of each device's: `merge(of lower ids, of higher ids)`."""
   if held.axis is None:
     return own
   parts = jax.lax.all_gather(own, held.axis)

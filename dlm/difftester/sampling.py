@@ -90,7 +90,7 @@ def sample(
 
 def _check(sampler: Sampler, canvas: Canvas, **positive: float) -> None:
   if sampler.plan.cached:
-    raise ValueError("difftester: tokens are written between forwards: it needs cache 'none'")
+    raise ValueError("difftester needs cache 'none', since it writes tokens between forwards")
   if positive["every"] < 1:
     raise ValueError(f"difftester: every={positive['every']} must be at least 1")
   for name in ("threshold", "share"):

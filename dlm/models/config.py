@@ -45,7 +45,7 @@ class ModelConfig:
         f"ModelConfig: heads={self.heads} must be a multiple of kv_heads={self.kv_heads}"
       )
     if self.head_dim % 2:
-      raise ValueError(f"ModelConfig: head_dim={self.head_dim} must be even, rotary pairs it up")
+      raise ValueError(f"ModelConfig: head_dim={self.head_dim} must be even: RoPE turns pairs")
     if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
       raise ValueError(
         f"ModelConfig: rotary_dim={self.rotary_dim} must be even and in 0..head_dim={self.head_dim}"

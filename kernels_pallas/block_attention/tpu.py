@@ -54,7 +54,7 @@ def prepare(
 ) -> Sight:
   """See `kernels_pallas.block_attention.prepare`. `tiles`: None: see `tiles.choose`."""
   if mask.dense_BxWxS is not None:
-    raise NotImplementedError("a dense mask is not made of ranges")
+    raise NotImplementedError("the kernels take masks made of ranges, not a dense one")
   window = mask.lo_BxWxR.shape[1]
 
   def of_part(part: Keys) -> PartSight:

@@ -18,7 +18,7 @@ _NO_ID = 2**31 - 1
 
 
 def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec) -> State:
-  """The state with a tile, whose ids are higher than all before; -inf where they are not."""
+  """Adds a tile to the state. Ids must be higher than all before; the logits of others, -inf."""
   plain_RxT = jnp.where(vocabulary.among(ids_RxT, spec.forbidden), -jnp.inf, z_RxT)
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
@@ -97,7 +97,7 @@ def merge(parts: State) -> State:
 def _add_mass(
   mass: Mass, moment_R: Array | None, z_RxT: Array, best_R: Array
 ) -> tuple[Mass, Array | None]:
-  """Both with a tile, whose best is given. One rescaling a tile."""
+  """Adds a tile, whose best is given, to mass and moment; both are rescaled once a tile."""
   top1_R = jnp.maximum(mass.top1_Rx1, best_R)
   base_R = _finite(top1_R)
   shift_R = mass.top1_Rx1 - base_R

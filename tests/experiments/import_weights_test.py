@@ -144,7 +144,7 @@ def damaged(qwen, where, change):
     ("type", [], "unknown model_type 'gpt2'; known: "),
     ("none", ["--mesh=data"], "--mesh=data must look like data=1,fsdp=4"),
     ("none", ["--mesh=rows=2"], "mesh.rows is unknown; known: data, expert, fsdp, tensor"),
-    ("none", ["--mesh=data=3"], "make 3 devices, but there are 1"),
+    ("none", ["--mesh=data=3"], "must multiply to the number of devices, 1"),
     ("none", ["--export={tmp}/hf"], "give one of --workdir and --export"),
     ("none", ["--workdir={tmp}/full"], "full exists and is not empty: nothing is written over"),
     ("none", ["--workdir=", "--source={tmp}/nowhere"], "nowhere is no checkpoint folder"),

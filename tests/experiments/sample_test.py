@@ -141,7 +141,7 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
     (["--config.commit=later"], "commit='later' is not one of fused, separate"),
     (["--config.temperature=-1"], "temperature=-1.0 must not be negative"),
     (["--config.batch=0"], "batch=0 must be at least 1"),
-    (["--config.mesh.data=3"], "make 3 devices, but there are 1"),
+    (["--config.mesh.data=3"], "must multiply to the number of devices, 1"),
     (["--prompt=" + "x" * 32], "prompt 0: 32 tokens and 1 new ones exceed the canvas of 32 slots"),
     (
       ["--infill", "--prompt=ok", "--prompt=x[[0]]"],

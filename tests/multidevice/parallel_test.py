@@ -188,9 +188,9 @@ def test_mesh_takes_the_devices_that_are_left():
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: parallel.make_mesh(3), "'data': 3.* make 3 devices, but there are 8"),
-    (lambda: parallel.make_mesh(-1, 3), "make 6 devices, but there are 8"),
-    (lambda: parallel.make_mesh(-1, -1), "at most one of them -1"),
+    (lambda: parallel.make_mesh(3), "'data': 3.* must multiply to the number of devices, 8"),
+    (lambda: parallel.make_mesh(-1, 3), "must multiply to the number of devices, 8"),
+    (lambda: parallel.make_mesh(-1, -1), "but one may be -1"),
     (lambda: parallel.make_mesh(8, 0), "must be positive"),
   ],
 )

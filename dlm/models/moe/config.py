@@ -106,7 +106,7 @@ class MoeConfig:
     for name, value in plain.items():
       if getattr(self, name) != value:
         raise ValueError(
-          f"MoeConfig: {name}={getattr(self, name)!r} is of choice={choice!r}; with "
+          f"MoeConfig: {name}={getattr(self, name)!r} goes with choice={choice!r}; with "
           f"choice={self.choice!r} it must be {value!r}"
         )
 
@@ -131,8 +131,8 @@ class MoeConfig:
     ends = self.per_token_range
     if (self.schedule == "static") != (ends is None):
       raise ValueError(
-        f"MoeConfig: per_token_range={ends} goes with a schedule that is not static, and such a "
-        f"schedule with it; schedule={self.schedule!r}"
+        f"MoeConfig: per_token_range={ends} with schedule={self.schedule!r}: 'static' takes no "
+        "range, and every other schedule needs one"
       )
     if ends is not None and not (len(ends) == 2 and 1 <= ends[0] <= ends[1] <= self.experts):
       raise ValueError(
@@ -141,8 +141,8 @@ class MoeConfig:
     least = self.per_token if ends is None else ends[0]
     if self.pool and self.pool * least < self.experts:
       raise ValueError(
-        f"MoeConfig: pool={self.pool} slots with {least} experts a token leave less than one token "
-        f"to each of experts={self.experts}, but none takes less"
+        f"MoeConfig: pool={self.pool} slots with {least} experts a token are too few for "
+        f"experts={self.experts}: each takes at least one token"
       )
     if self.gate_scales and len(self.gate_scales) != self.experts + 1:
       raise ValueError(
@@ -153,7 +153,7 @@ class MoeConfig:
       raise ValueError("MoeConfig: gate_scales takes the place of match_shared=True; set one")
     if (self.gate_scales or self.match_shared) and not self.renormalise:
       raise ValueError(
-        "MoeConfig: match_shared and gate_scales scale weights that sum to 1; renormalise=False"
+        "MoeConfig: match_shared and gate_scales need renormalise=True: weights that sum to 1"
       )
 
   @property

@@ -28,7 +28,7 @@ class Exchange:
     return "expert" if "expert" in self.rows else None
 
   def run(self, fn: Callable[..., Any], names: Any, params: Any, *rows: Array) -> Any:
-    """`fn(params, *rows)` of each device's experts and rows; all that it returns leads with rows.
+    """Runs `fn(params, *rows)` on each device's experts and rows; what it returns leads with rows.
 
     What it returns is whole on every device that shares the rows: see `summed`. Gradients are
     taken from outside, and those of parameters are then sums over all rows.
@@ -46,7 +46,7 @@ class Exchange:
     )(params, *rows)
 
   def to_experts(self, x_ExC: Array) -> Array:
-    """[E, C, ...] of this device's tokens -> [E / n, n C, ...] of this device's experts.
+    """Sends tokens: [E, C, ...] of this device's tokens -> [E / n, n C, ...] of its experts.
 
     Every device has equally many slots for every expert, so all send and receive as much.
     """
@@ -55,7 +55,7 @@ class Exchange:
     return jax.lax.all_to_all(x_ExC, self.expert, 0, 1, tiled=True)
 
   def to_tokens(self, x_ExC: Array) -> Array:
-    """The way back."""
+    """Sends the results back: the inverse of `to_experts`."""
     if self.expert is None:
       return x_ExC
     return jax.lax.all_to_all(x_ExC, self.expert, 1, 0, tiled=True)

@@ -132,8 +132,11 @@ def test_impossible_configurations_are_refused(changes, message):
     ({"capacity_factor": -1}, "capacity_factor=-1 must be at least 0"),
     ({"bias_rate": 0.1}, "bias_rate=0.1 needs bias=True"),
     ({"match_shared": True, "shared": 7}, "shared=7 to be a multiple of mlp=5"),
-    ({"pool": 8}, "pool=8 is of choice='expert'"),
-    ({"schedule": "linear", "per_token_range": (1, 2)}, "schedule='linear' is of choice='expert'"),
+    ({"pool": 8}, "pool=8 goes with choice='expert'"),
+    (
+      {"schedule": "linear", "per_token_range": (1, 2)},
+      "'linear' goes with choice='expert'",
+    ),
   ],
 )
 def test_impossible_experts_are_refused(changes, message):
@@ -144,18 +147,18 @@ def test_impossible_experts_are_refused(changes, message):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"capacity_factor": 1.25}, "capacity_factor=1.25 is of choice='token'"),
-    ({"groups": 4, "top_groups": 2}, "top_groups=2 is of choice='token'"),
-    ({"bias": True, "bias_rate": 0.1}, "bias_rate=0.1 is of choice='token'"),
+    ({"capacity_factor": 1.25}, "capacity_factor=1.25 goes with choice='token'"),
+    ({"groups": 4, "top_groups": 2}, "top_groups=2 goes with choice='token'"),
+    ({"bias": True, "bias_rate": 0.1}, "bias_rate=0.1 goes with choice='token'"),
     ({"schedule": "quadratic"}, "schedule='quadratic' must be one of static, linear, "),
-    ({"schedule": "linear"}, "per_token_range=None goes with a schedule"),
-    ({"per_token_range": (1, 2)}, "per_token_range=.1, 2. goes with a schedule"),
+    ({"schedule": "linear"}, "per_token_range=None with schedule='linear'"),
+    ({"per_token_range": (1, 2)}, "per_token_range=.1, 2. with schedule"),
     ({"schedule": "bell", "per_token_range": (4, 2)}, "must be .least, most. in 1..experts=64"),
     ({"schedule": "bell", "per_token_range": (4, 65)}, "must be .least, most. in 1..experts=64"),
     ({"sigma": 0.0}, "sigma=0.0 must be positive"),
     ({"gate_scales": (1.0, 2.0)}, "2 entries and needs experts . 1 = 65"),
-    ({"shared": 16, "match_shared": True}, "renormalise=False"),
-    ({"pool": 3}, "pool=3 slots with 20 experts a token leave less than one"),
+    ({"shared": 16, "match_shared": True}, "need renormalise=True"),
+    ({"pool": 3}, "pool=3 slots with 20 experts a token are too few for experts="),
   ],
 )
 def test_impossible_choices_of_experts_are_refused(changes, message):
