@@ -210,35 +210,6 @@ class Decision:
   advance_B: Array | None = None  # of a policy that drafts: slots that are settled from here on
 
 
-class Policy(Protocol):
-  """One paper's unmasking rule. State leaves lead with B: rows enter their blocks one by one.
-
-  Some policies have more to say, each by one more method or attribute:
-
-    upcoming(state, step_B) -> [B, L]: what it writes next, 1, 2, ..., in order; 0: what it does not
-    gather_ids(state) -> [B, A, J]: the ids whose logits it needs (`StatSpec.gather`)
-    soft_weight(turn_B) -> [B]: masked slots carry the mean embedding of their last prediction
-      (`StatSpec.soft`), this much of it if forward `turn` predicts it; of scope "canvas"
-    reach(state) -> [B]: one past the last slot that it may write, if it works ahead of its block
-    draft_span: if it drafts (`Decision.advance_B`), the slots it drafts over: the sampler's block
-    noise(key_B, width, mask_id) -> [B, width]: random ids that take the place of a block's masks
-      when a row enters it, not yet written; it stays there while `Decision.stay_B` says so
-    heat(step_B) -> [B]: what logits are divided by at forward `step` of a block
-    coupled = True: a slot's candidates are drawn with the same noise at every forward
-    judges = True: written slots of the active block answer as if they were masked
-      (`dlm.sampling.shadow`)
-  """
-
-  scope: str  # "block": any block at a time; "canvas": it must see all slots
-
-  def needs(self) -> StatSpec: ...
-  def enter(self, masked_BxA: Array, state: State | None) -> State:
-    """State of rows that enter a block with these masks; `state`: the last block's, None: first."""
-    ...
-
-  def decide(self, view: View, state: State, key_B: Array) -> tuple[Decision, State]: ...
-
-
 @struct.dataclass
 class Progress:
   """Where each row stands before a forward: what a cache plan goes by."""
@@ -270,36 +241,6 @@ class Progress:
     """Bool: the active block."""
     offset_BxL = self.slot_L[None, :] - self.start_B[:, None]
     return (offset_BxL >= 0) & (offset_BxL < self.block)
-
-
-class CachePlan(Protocol):
-  """One paper's cache: when to run the whole canvas again, what to run else, whose keys to keep."""
-
-  cached: bool  # False: there is no cache, every forward is the whole canvas
-  commits: bool  # finished blocks enter the cache by a forward after their last decision
-  provisional: bool  # keys of the active block are kept as its last forward computed them
-  anchor: bool  # with shift: the query before a window rides along, to predict its first slot
-  settles: bool  # a row never leaves its block right after a whole-canvas forward
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Raises ValueError where the plan would be wrong, with the reason."""
-    ...
-
-  def refresh_B(self, at: Progress) -> Array:
-    """Rows whose next forward must be the whole canvas."""
-    ...
-
-  def window_BxL(self, at: Progress) -> Array:
-    """Bool: slots that any other forward computes; attention finds the rest in the cache."""
-    ...
-
-  def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """Sizes a window is padded to, ascending: each is compiled."""
-    ...
-
-  def keep_BxL(self, at: Progress) -> Array:
-    """Bool: slots whose keys enter the cache if this forward computes them."""
-    ...
 
 
 class Clock(Protocol):

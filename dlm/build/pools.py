@@ -11,11 +11,8 @@ from dlm import masks
 from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
 from dlm.models.moe.config import MoeConfig
-from dlm.sampling.caching import Ahead, Dual, ExactBlock, Interval, Prefix
-from dlm.types import CachePlan, Policy
-
-# Their windows are blocks of the sampler in a row, from the start of one.
-WHOLE_BLOCKS = (ExactBlock, Ahead, Prefix, Dual, Interval)
+from dlm.sampling.caching.plan import CachePlan
+from dlm.sampling.policy import Policy
 
 
 def in_windows(moe: MoeConfig | None, *, block: int, align: str, shift: int) -> bool:
@@ -44,13 +41,13 @@ def check(
       f"model.moe.pool={moe.pool} must divide the model's block={facts.block}: a pool must not "
       "hold tokens of two blocks"
     )
-  if plan.cached and not (whole and type(plan) in WHOLE_BLOCKS):
+  if plan.cached and not (whole and plan.whole_blocks):
     raise ValueError(
       f"cache {plan} leaves tokens out of the pools of model.moe.choice='expert': a cache needs "
       f"model.moe.pool={moe.pool} to be a number of slots that divides the sampler's block, "
       "align='canvas', a model without shift, and windows of whole blocks. Use cache 'none'."
     )
-  if getattr(policy, "judges", False):
+  if policy.judges:
     raise ValueError(
       f"{policy} puts copies of slots into the window, which would compete in the pools of "
       "model.moe.choice='expert'"

@@ -10,12 +10,14 @@ from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
 from dlm.parallel import Driver
 from dlm.sampling.caching import PLANS
+from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import ALIGNMENTS
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import POLICIES
+from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import ON_EOS, SCOPES, Drafter, Sampler
 from dlm.seeds import check_seed
-from dlm.types import CachePlan, Clock, MaskRule, Policy
+from dlm.types import Clock, MaskRule
 
 TABLES = ("policy", "cache", "mesh")
 
@@ -85,11 +87,10 @@ def sampling(
   aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
   ends = facts.eos_ids
   policy = _policy("policy", tables.table(config, "policy"), ends, block, facts.vocab)
-  block = getattr(policy, "draft_span", block)
+  block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.
   blocks = -(-slots // block)
-  enough = max(2 * slots, blocks * (getattr(policy, "steps", 0) + 1))
-  enough += blocks * getattr(policy, "most", 0)
+  enough = max(2 * slots, blocks * (policy.most_forwards(min(block, slots)) + 1))
   own = dataclasses.replace(
     own,
     block=block,
@@ -220,9 +221,9 @@ def _plan(
       own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"
       exact = own.align == own_blocks and own.block % sees.block == 0
     exact = exact and whole_pools
-    if hasattr(policy, "draft_span"):
+    if policy.draft_span:
       name = "rolling"
-    elif hasattr(policy, "reach"):
+    elif policy.works_ahead:
       name = "ahead" if exact else "none"
     else:
       name = "block" if exact and policy.scope == "block" else "none"

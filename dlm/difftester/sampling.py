@@ -11,10 +11,12 @@ import numpy as np
 from flax import struct
 
 from dlm.sampling import loop
-from dlm.sampling.forward import masked
+from dlm.sampling.canvas import masked, write
+from dlm.sampling.policy import Wrapper
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import confidence
-from dlm.types import Array, Canvas, Decision, Params, Policy, StatSpec, View
+from dlm.sampling.state import LoopState
+from dlm.types import Array, Canvas, Decision, Params, View
 
 Agreed = Callable[[np.ndarray, np.ndarray], np.ndarray]  # tokens, masked -> released, all [B, L]
 
@@ -27,14 +29,10 @@ class Proposed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proposing:
+class Proposing(Wrapper):
   """`inner`, and what the last forward would have written elsewhere."""
 
   scope = "canvas"
-  inner: Policy
-
-  def needs(self) -> StatSpec:
-    return self.inner.needs()
 
   def enter(self, masked_BxA: Array, state: Proposed | None) -> Proposed:
     inner = self.inner.enter(masked_BxA, None if state is None else state.inner)
@@ -45,6 +43,9 @@ class Proposing:
     decision, inner = self.inner.decide(view, state.inner, key_B)
     sure_BxA = jnp.where(view.masked_BxA, confidence(view.stats), -jnp.inf)
     return decision, Proposed(inner, view.stats.token, sure_BxA)
+
+  def inner_state(self, state: Proposed) -> Any:
+    return state.inner
 
 
 def sample(
@@ -103,13 +104,13 @@ def _check(sampler: Sampler, canvas: Canvas, **positive: float) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forwards(sampler: Sampler, params: Params, state: loop.LoopState, n: int) -> loop.LoopState:
+def _forwards(sampler: Sampler, params: Params, state: LoopState, n: int) -> LoopState:
   """`n` steps of the loop, fewer where every row is done before."""
 
-  def more(carry: tuple[Array, loop.LoopState]) -> Array:
+  def more(carry: tuple[Array, LoopState]) -> Array:
     return (carry[0] < n) & ~carry[1].canvas.done_B.all()
 
-  def step(carry: tuple[Array, loop.LoopState]) -> tuple[Array, loop.LoopState]:
+  def step(carry: tuple[Array, LoopState]) -> tuple[Array, LoopState]:
     return carry[0] + 1, loop.step(sampler, params, carry[1])
 
   return jax.lax.while_loop(more, step, (jnp.int32(0), state))[1]
@@ -125,12 +126,9 @@ def _confidence(sure_BxL: np.ndarray, share: float) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _write(sampler: Sampler, state: loop.LoopState, released_BxL: Array) -> loop.LoopState:
+def _write(sampler: Sampler, state: LoopState, released_BxL: Array) -> LoopState:
   canvas = state.canvas
-  turn_Bx1 = canvas.forwards_Bx3.sum(-1)[:, None]
-  canvas = canvas.replace(
-    tokens_BxL=jnp.where(released_BxL, state.policy.token_BxL, canvas.tokens_BxL),
-    when_BxL=jnp.where(released_BxL, turn_Bx1, canvas.when_BxL),
-  )
+  slot_BxL = jnp.broadcast_to(jnp.arange(released_BxL.shape[1])[None, :], released_BxL.shape)
+  canvas = write(canvas, released_BxL, slot_BxL, state.policy.token_BxL, canvas.turn_B)
   written_B = ~masked(canvas, sampler.mask_id).any(-1)
   return state.replace(canvas=canvas.replace(done_B=canvas.done_B | written_B))

@@ -1,11 +1,12 @@
-"""From host lists to a canvas: rows of unequal length, open where the sampler may write."""
+"""All that is done to a canvas: made of host lists, looked at slot by slot, written."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm.sampling.sampler import Sampler
 from dlm.seeds import check_seed
-from dlm.types import FORWARD_KINDS, Canvas
+from dlm.types import FORWARD_KINDS, Array, Canvas
 
 ALIGNMENTS = ("canvas", "prompt")
 
@@ -56,3 +57,54 @@ def make_canvas(
     queries_B=jnp.zeros(batch, jnp.int32),
     remasked_B=jnp.zeros(batch, jnp.int32),
   )
+
+
+def masked(canvas: Canvas, mask_id: int) -> Array:
+  """Still to be written. A mask id in the prompt is text: only open slots count."""
+  return canvas.open_BxL & (canvas.tokens_BxL == mask_id)
+
+
+def scope(sampler: Sampler, canvas: Canvas) -> Array:
+  """Slots [B, A] that the policy sees; some may lie past the canvas's end."""
+  if sampler.scope == "canvas":
+    batch, slots = canvas.tokens_BxL.shape
+    return jnp.broadcast_to(jnp.arange(slots)[None, :], (batch, slots))
+  return canvas.start_B[:, None] + jnp.arange(sampler.block)[None, :]
+
+
+def at_slot(x_BxL: Array, slot_BxA: Array) -> Array:
+  """x[b, slot[b, a]], further axes as they are; slots past the end read the last one."""
+  slot_BxA = jnp.minimum(slot_BxA, x_BxL.shape[1] - 1)
+  return jnp.take_along_axis(x_BxL, slot_BxA.reshape(*slot_BxA.shape, *[1] * (x_BxL.ndim - 2)), 1)
+
+
+def in_block(sampler: Sampler, canvas: Canvas) -> Array:
+  """The active block's masked slots, in scope [B, A]."""
+  slot_BxA = scope(sampler, canvas)
+  offset_BxA = slot_BxA - canvas.start_B[:, None]
+  inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
+  inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
+  return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
+
+
+def write(
+  canvas: Canvas, where_BxA: Array, slot_BxA: Array, token_BxA: Array, turn_B: Array | None
+) -> Canvas:
+  """Puts tokens into slots; closed ones and those past the canvas's end stay as they are.
+
+  Args:
+    turn_B: the row's forward that wrote them; None: nothing is decided yet (drafts, random ids).
+  """
+  batch, slots = canvas.tokens_BxL.shape
+  row_Bx1 = jnp.arange(batch)[:, None]
+  where_BxA = where_BxA & at_slot(canvas.open_BxL, slot_BxA)
+  into_BxA = jnp.where(where_BxA, slot_BxA, slots)  # out of range: dropped
+
+  def put(x_BxL: Array, value_BxA: Array) -> Array:
+    return x_BxL.at[row_Bx1, into_BxA].set(value_BxA, mode="drop")
+
+  canvas = canvas.replace(tokens_BxL=put(canvas.tokens_BxL, token_BxA))
+  if turn_B is None:
+    return canvas
+  turn_BxA = jnp.broadcast_to(turn_B[:, None], slot_BxA.shape)
+  return canvas.replace(when_BxL=put(canvas.when_BxL, turn_BxA))

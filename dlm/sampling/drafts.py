@@ -6,9 +6,11 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.sampling import ends, guidance
+from dlm.sampling.canvas import write
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
-from dlm.types import Array, Canvas, Params, State
+from dlm.sampling.state import LoopState
+from dlm.types import Array, Canvas, Params
 
 
 def propose(
@@ -22,37 +24,32 @@ def propose(
   Args:
     params: the drafter's.
   """
-  drafter, count = sampler.drafter, sampler.policy.length
+  drafter, count = sampler.drafter, sampler.policy.proposals
   batch, slots = canvas.tokens_BxL.shape
   slot_BxL = jnp.broadcast_to(jnp.arange(slots)[None, :], (batch, slots))
-  ahead_BxL = slot_BxL - canvas.start_B[:, None]
-  draft_BxL = (ahead_BxL > 0) & (ahead_BxL <= count) & canvas.open_BxL & rows_B[:, None]
-  end_B = jnp.minimum(canvas.start_B + count + 1, canvas.length_B)
   slot_BxA = canvas.start_B[:, None] + 1 + jnp.arange(count)[None, :]
-  inside_BxA = jnp.minimum(slot_BxA, slots - 1)
+  end_B = jnp.minimum(canvas.start_B + count + 1, canvas.length_B)
+  masks_BxA = jnp.full_like(slot_BxA, drafter.mask_id)
   out = drafter.denoise(
     params,
-    jnp.where(draft_BxL, drafter.mask_id, canvas.tokens_BxL),
+    write(canvas, rows_B[:, None], slot_BxA, masks_BxA, turn_B=None).tokens_BxL,
     slot_BxW=slot_BxL,
     mask=masks.within(drafter.sees(slot_BxL, slots, canvas.answer_B), end_B),
-    ask_BxA=inside_BxA - drafter.shift,
+    ask_BxA=jnp.minimum(slot_BxA, slots - 1) - drafter.shift,
   )
   forbidden = (*sampler.spec().forbidden, drafter.mask_id)
   spec = dataclasses.replace(sampler.spec(), forbidden=forbidden)
   stats = score(
     out.head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA,
   )  # fmt: skip
-  row_Bx1 = jnp.arange(batch)[:, None]
-  drafted_BxA = draft_BxL[row_Bx1, inside_BxA] & (slot_BxA < slots)
-  into_BxA = jnp.where(drafted_BxA, slot_BxA, slots)  # out of range: dropped
+  canvas = write(canvas, rows_B[:, None], slot_BxA, stats.token, turn_B=None)
   return canvas.replace(
-    tokens_BxL=canvas.tokens_BxL.at[row_Bx1, into_BxA].set(stats.token, mode="drop"),
     drafts_B=canvas.drafts_B + rows_B,
     queries_B=canvas.queries_B + jnp.where(rows_B, end_B, 0),
   )
 
 
-def advance(sampler: Sampler, state: State, advance_B: Array, decides_B: Array) -> State:
+def advance(sampler: Sampler, state: LoopState, advance_B: Array, decides_B: Array) -> LoopState:
   """Rows move on by what is settled; keys of the rest are forgotten, and at the end its tokens.
 
   The block then starts with the last settled token, whose keys its next forward computes. Rollback

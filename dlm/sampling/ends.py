@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from dlm.sampling.caching.prefix import Prefix
 from dlm.sampling.sampler import Sampler
 from dlm.types import Array, Canvas
 
@@ -19,7 +18,7 @@ def fills_after(sampler: Sampler, full: Array) -> Array:
   With Fast-dLLM's caches it does so after the cheap forwards alone, as in the authors' code: the
   whole-canvas forward that opens a block fills nothing.
   """
-  return ~full if isinstance(sampler.plan, Prefix) else jnp.ones_like(full)
+  return ~full if sampler.plan.fills_inside else jnp.ones_like(full)
 
 
 def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:

@@ -9,9 +9,23 @@ from flax import struct
 
 from dlm import masks
 from dlm.sampling import guidance, shadow
+from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
+
+
+@struct.dataclass
+class Ask:
+  """What a turn of the loop asks of the model."""
+
+  canvas: Canvas
+  at: Progress
+  act_B: Array  # rows that take part
+  full: Array  # bool: over the whole canvas, else over each row's window
+  key_B: Array  # of the candidates' noise
+  soft_BxLxD: Array | None  # added to the embeddings of masked slots
+  gather_BxAxJ: Array | None  # ids whose logits the policy needs
 
 
 @struct.dataclass
@@ -24,70 +38,23 @@ class Scored:
   queries_B: Array  # positions computed for each row
 
 
-def masked(canvas: Canvas, mask_id: int) -> Array:
-  """Still to be written. A mask id in the prompt is text: only open slots count."""
-  return canvas.open_BxL & (canvas.tokens_BxL == mask_id)
-
-
-def scope(sampler: Sampler, canvas: Canvas) -> Array:
-  """Slots [B, A] that the policy sees; some may lie past the canvas's end."""
-  if sampler.scope == "canvas":
-    batch, slots = canvas.tokens_BxL.shape
-    return jnp.broadcast_to(jnp.arange(slots)[None, :], (batch, slots))
-  return canvas.start_B[:, None] + jnp.arange(sampler.block)[None, :]
-
-
-def at_slot(x_BxL: Array, slot_BxA: Array) -> Array:
-  """x[b, slot[b, a]], further axes as they are; slots past the end read the last one."""
-  slot_BxA = jnp.minimum(slot_BxA, x_BxL.shape[1] - 1)
-  return jnp.take_along_axis(x_BxL, slot_BxA.reshape(*slot_BxA.shape, *[1] * (x_BxL.ndim - 2)), 1)
-
-
-def in_block(sampler: Sampler, canvas: Canvas) -> Array:
-  """The active block's masked slots, in scope [B, A]."""
-  slot_BxA = scope(sampler, canvas)
-  offset_BxA = slot_BxA - canvas.start_B[:, None]
-  inside_BxA = (offset_BxA >= 0) & (offset_BxA < sampler.block)
-  inside_BxA &= slot_BxA < canvas.tokens_BxL.shape[1]
-  return at_slot(masked(canvas, sampler.mask_id), slot_BxA) & inside_BxA
-
-
-def forward(
-  sampler: Sampler,
-  params: Params,
-  canvas: Canvas,
-  cache: KVCache | None,
-  at: Progress,
-  *,
-  act_B: Array,
-  full: Array,
-  key_B: Array,
-  soft_BxLxD: Array | None,
-  gather_BxAxJ: Array | None,
-) -> Scored:
-  """Runs the model over the whole canvas if `full`, else over each row's window.
-
-  Args:
-    soft_BxLxD: added to the embeddings of masked slots.
-    gather_BxAxJ: ids whose logits the policy needs.
-  """
+def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -> Scored:
+  """Runs the model over what is asked, and keeps the keys that the plan wants."""
+  canvas, at, full = ask.canvas, ask.at, ask.full
   slots = canvas.tokens_BxL.shape[1]
   everywhere_BxL = jnp.ones_like(at.inside_BxL)
-  over = functools.partial(
-    _over, sampler, params, canvas, at,
-    act_B=act_B, key_B=key_B, soft_BxLxD=soft_BxLxD, gather_BxAxJ=gather_BxAxJ,
-  )  # fmt: skip
+  over = functools.partial(_over, sampler, params, ask)
 
   def whole(cache: KVCache | None) -> tuple[TokenStats, KVCache | None]:
     emptied = cache
     if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
-      stale_BxS = jnp.broadcast_to(act_B[:, None], canvas.open_BxL.shape)
+      stale_BxS = jnp.broadcast_to(ask.act_B[:, None], canvas.open_BxL.shape)
       stale_BxS = guidance.twice(stale_BxS) if sampler.guidance else stale_BxS
       emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_BxS)
     return over(emptied, everywhere_BxL, slots)
 
   if not sampler.plan.cached:
-    shadows = sampler.block if getattr(sampler.policy, "judges", False) else 0
+    shadows = sampler.block if sampler.policy.judges else 0
     stats, _ = whole(None)
     return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B + shadows)
 
@@ -95,7 +62,7 @@ def forward(
   if sampler.anchored:
     window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
   size_B = window_BxL.sum(-1)
-  need = jnp.where(act_B, size_B, 0).max()
+  need = jnp.where(ask.act_B, size_B, 0).max()
   ladder = _ladder(sampler, slots)
 
   rung = jnp.minimum(jnp.searchsorted(jnp.array(ladder), need), len(ladder) - 1)
@@ -145,19 +112,13 @@ def _scored(sampler: Sampler, canvas: Canvas, computed_BxL: Array) -> Array:
 def _over(
   sampler: Sampler,
   params: Params,
-  canvas: Canvas,
-  at: Progress,
+  ask: Ask,
   cache: KVCache | None,
   window_BxL: Array,
   width: int,
-  *,
-  act_B: Array,
-  key_B: Array,
-  soft_BxLxD: Array | None,
-  gather_BxAxJ: Array | None,
 ) -> tuple[TokenStats, KVCache | None]:
   """One forward over the window's slots, in order, padded with slots past the canvas's end."""
-  slots = window_BxL.shape[1]
+  canvas, at, slots = ask.canvas, ask.at, window_BxL.shape[1]
   slot_BxA = scope(sampler, canvas)
   order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
   slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
@@ -166,22 +127,23 @@ def _over(
   ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
   write_BxW = None
   if cache is not None:
-    keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & act_B[:, None]
+    keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
   time_BxW = None
   if sampler.clock is not None:
     some_slot_BxW = jnp.minimum(slot_BxW, slots - 1)
     time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, at.inside_BxL, some_slot_BxW)
   soft = {}  # a denoiser that is never given any need not know the word
-  if soft_BxLxD is not None:
+  if ask.soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
-    soft["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(soft_BxLxD, slot_BxW), 0)
+    soft["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
   by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
+  gather_BxAxJ = ask.gather_BxAxJ
   if by_query and gather_BxAxJ is not None:
     gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
   denoise = guidance.denoise
-  if getattr(sampler.policy, "judges", False):
+  if sampler.policy.judges:
     rows = {"start_B": canvas.start_B, "length_B": canvas.length_B}
     denoise = functools.partial(shadow.denoise, **rows)
   out = denoise(
@@ -197,14 +159,12 @@ def _over(
     ask_BxA=None if by_query else ask_BxA,
     **soft,
   )
-  heat = getattr(sampler.policy, "heat", None)
-  heat_B = None if heat is None else heat(at.step_B)
   stats = score(
     out.head,
     sampler.spec(),
-    heat_B=heat_B,
+    temperature_B=sampler.policy.temperature(at.step_B),
     current_BxA=at_slot(canvas.tokens_BxL, target_BxA),
-    key_B=key_B,
+    key_B=ask.key_B,
     slot_BxA=target_BxA,
     gather_BxAxJ=gather_BxAxJ,
   )

@@ -19,23 +19,13 @@ In one turn of the loop all rows run the same kind of forward; a row that needs 
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from dlm.sampling import drafts, ends, renoising
-from dlm.sampling.forward import at_slot, forward, in_block, masked, scope
+from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
+from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
+from dlm.sampling.state import LoopState, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
-
-
-@struct.dataclass
-class LoopState:
-  canvas: Canvas
-  cache: KVCache | None
-  policy: State
-  step_B: Array  # deciding forwards spent on the active block
-  cached_B: Array  # slots before this are cached for good
-  renewed_B: Array  # the row's last forward was the whole canvas
-  soft_BxLxD: Array | None  # what masked slots carry of their last prediction
 
 
 def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
@@ -76,23 +66,14 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   at = at.replace(commits_B=commits_B)
 
   # 2. denoise and score.
-  key_noise_B, key_policy_B = _row_keys(canvas, getattr(sampler.policy, "coupled", False))
+  key_noise_B, key_policy_B = _row_keys(canvas, sampler.policy.coupled)
   if sampler.drafter is not None:
     params, drafting = params
     canvas = drafts.propose(sampler, drafting, canvas, act_B & ~full, key_noise_B)
     state = state.replace(canvas=canvas)
-  seen = forward(
-    sampler,
-    params,
-    canvas,
-    state.cache,
-    at,
-    act_B=act_B,
-    full=full,
-    key_B=key_noise_B,
-    soft_BxLxD=state.soft_BxLxD,
-    gather_BxAxJ=sampler.policy.gather_ids(state.policy) if sampler.spec().gather else None,
-  )
+  ids_BxAxJ = sampler.policy.gather_ids(state.policy)
+  ask = Ask(canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, ids_BxAxJ)
+  seen = forward(sampler, params, ask, state.cache)
 
   # 3. decide.
   view = _view(sampler, state, at, seen.stats, seen.scored_BxA)
@@ -121,7 +102,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   state = state.replace(
     canvas=canvas,
     cache=seen.cache,
-    policy=_where(decides_B & ~alone_B, policy, state.policy),
+    policy=where_rows(decides_B & ~alone_B, policy, state.policy),
     step_B=state.step_B + (decides_B & ~at.commits_B),
     cached_B=jnp.where(act_B, canvas.start_B, state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),
@@ -134,7 +115,6 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
   canvas = state.canvas
   turn_B = canvas.turn_B
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])
-  upcoming = getattr(sampler.policy, "upcoming", None)
   return Progress(
     answer_B=canvas.answer_B,
     start_B=canvas.start_B,
@@ -148,7 +128,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     masked_BxL=masked(canvas, sampler.mask_id),
     when_BxL=canvas.when_BxL,
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
-    next_BxL=None if upcoming is None else upcoming(state.policy, state.step_B),
+    next_BxL=sampler.policy.upcoming(state.policy, state.step_B),
     filled_BxL=_filled(canvas, state.cache),
     inside_BxL=slot_L[None, :] < canvas.length_B[:, None],
     block=sampler.block,
@@ -158,9 +138,8 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
 
 def _reach(sampler: Sampler, state: LoopState) -> Array:
   """Where the policy's work ends: with the active block, unless it works ahead."""
-  reach = getattr(sampler.policy, "reach", None)
-  end_B = state.canvas.start_B + sampler.block
-  return end_B if reach is None else reach(state.policy)
+  reach_B = sampler.policy.reach(state.policy)
+  return state.canvas.start_B + sampler.block if reach_B is None else reach_B
 
 
 def _filled(canvas: Canvas, cache: KVCache | None) -> Array:
@@ -209,18 +188,11 @@ def _row_keys(canvas: Canvas, coupled: bool) -> tuple[Array, Array]:
 
 
 def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> Canvas:
-  """Puts the decided tokens on the canvas; closed slots and padding stay as they are."""
-  batch, slots = canvas.tokens_BxL.shape
-  row_Bx1 = jnp.arange(batch)[:, None]
+  """Puts the decided tokens on the canvas, and counts what was masked again."""
   write_BxA = decision.write_BxA & view.open_BxA & decides_B[:, None]
   undone_BxA = write_BxA & (decision.token_BxA == view.mask_id) & (view.tokens_BxA != view.mask_id)
-  slot_BxA = jnp.where(write_BxA, view.slot_BxA, slots)  # out of range: dropped
-  turn_BxA = jnp.broadcast_to(canvas.turn_B[:, None], slot_BxA.shape)
-  return canvas.replace(
-    tokens_BxL=canvas.tokens_BxL.at[row_Bx1, slot_BxA].set(decision.token_BxA, mode="drop"),
-    when_BxL=canvas.when_BxL.at[row_Bx1, slot_BxA].set(turn_BxA, mode="drop"),
-    remasked_B=canvas.remasked_B + undone_BxA.sum(-1),
-  )
+  canvas = write(canvas, write_BxA, view.slot_BxA, decision.token_BxA, canvas.turn_B)
+  return canvas.replace(remasked_B=canvas.remasked_B + undone_BxA.sum(-1))
 
 
 def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
@@ -235,7 +207,7 @@ def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
     return None if asked_B is None else asked_B & ~alone_B
 
   advance_B = decision.advance_B
-  return Decision(
+  return decision.replace(
     write_BxA=jnp.where(alone_Bx1, first_BxA, decision.write_BxA),
     token_BxA=jnp.where(alone_Bx1, view.stats.token, decision.token_BxA),
     stop_B=unless_alone(decision.stop_B),
@@ -300,7 +272,7 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
   entered = sampler.policy.enter(in_block(sampler, state.canvas), state.policy)
   return state.replace(
     canvas=renoising.begin(sampler, state.canvas, moves_B),
-    policy=_where(moves_B, entered, state.policy),
+    policy=where_rows(moves_B, entered, state.policy),
   )
 
 
@@ -309,12 +281,3 @@ def _left(sampler: Sampler, canvas: Canvas, masked_BxL: Array) -> Array:
   offset_BxL = jnp.arange(masked_BxL.shape[1])[None, :] - canvas.start_B[:, None]
   left_BxL = masked_BxL & (offset_BxL < sampler.block)
   return left_BxL if sampler.scope == "canvas" else left_BxL & (offset_BxL >= 0)
-
-
-def _where(rows_B: Array, new: State, old: State) -> State:
-  """Row-wise choice; every leaf of a policy's state leads with B."""
-
-  def choose(a: Array, b: Array) -> Array:
-    return jnp.where(rows_B.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-  return jax.tree.map(choose, new, old)

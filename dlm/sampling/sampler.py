@@ -3,9 +3,9 @@
 import dataclasses
 
 from dlm import masks
-from dlm.sampling.caching.rolling import Rolling
-from dlm.sampling.policies.deer import Deer
-from dlm.types import CachePlan, Clock, Denoiser, MaskRule, Policy, StatSpec
+from dlm.sampling.caching.plan import CachePlan
+from dlm.sampling.policy import Policy
+from dlm.types import Clock, Denoiser, MaskRule, StatSpec
 
 COMMITS = ("fused", "separate", "free")
 SCOPES = ("block", "canvas")
@@ -77,61 +77,69 @@ class Sampler:
   drafter: Drafter | None = None
 
   def __post_init__(self):
-    for name in ("block", "max_forwards"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
-    for name, known in (("commit", COMMITS), ("on_eos", ON_EOS)):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f"Sampler: {name}={getattr(self, name)!r} is not one of {', '.join(known)}"
-        )
     object.__setattr__(self, "scope", self.scope or self.policy.scope)
-    if self.scope not in SCOPES or (self.policy.scope == "canvas" and self.scope != "canvas"):
-      raise ValueError(
-        f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
-        f"policy must see all slots; {self.policy}"
-      )
-    if self.least_entropy < 0:
-      raise ValueError(f"Sampler: least_entropy={self.least_entropy} must not be negative (0: off)")
-    if self.guidance < 0:
-      raise ValueError(f"Sampler: guidance={self.guidance} must not be negative (0: off)")
-    if self.shift not in (0, 1):
-      raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
+    self._check_values()
     if self.commit == "free" and not self.plan.provisional:
       raise ValueError(
         "Sampler: commit='free' takes the keys of a block from its last forward, which only cache "
         f"'block' keeps; {self.plan}"
       )
-    if hasattr(self.policy, "draft_span") and not (self.shift and isinstance(self.plan, Rolling)):
-      raise ValueError(
-        f"Sampler: {self.policy} drafts, which needs cache 'rolling' and a causal model whose "
-        f"logits predict the next token; shift={self.shift}, {self.plan}"
-      )
-    if isinstance(self.policy, Deer) != (self.drafter is not None):
-      raise ValueError(
-        f"Sampler: a drafter goes with policy 'deer' and no other; {self.policy}, "
-        f"drafter={self.drafter}"
-      )
     self.plan.check(self.sees, self.block, self.policy)
-    spec = self.spec()  # raises where no candidate can be drawn so
-    for need, method in (("gather", "gather_ids"), ("soft", "soft_weight")):
-      if getattr(spec, need) and not hasattr(self.policy, method):
-        raise ValueError(f"Sampler: the policy needs {need!r} but has no {method}(); {self.policy}")
-    if spec.gather and self.temperature > 0:
+    if self.spec().gather and self.temperature > 0:  # `spec` itself refuses odd draws
       raise ValueError(
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"
       )
+    if bool(self.policy.proposals) != (self.drafter is not None):
+      raise ValueError(
+        f"Sampler: a drafter goes with policy 'deer' and no other; {self.policy}, "
+        f"drafter={self.drafter}"
+      )
+    if self.policy.draft_span:
+      self._check_drafts()
+    if self.policy.judges:
+      self._check_shadows()
+    if self.policy.renoises:
+      self._check_noise()
 
-    judges = getattr(self.policy, "judges", False)
+  def _check_values(self) -> None:
+    """Raises ValueError where a number or a word is none that can be."""
+    for name in ("block", "max_forwards"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
+    for name in ("least_entropy", "guidance"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"Sampler: {name}={getattr(self, name)} must not be negative (0: off)")
+    for name, known in (("commit", COMMITS), ("on_eos", ON_EOS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"Sampler: {name}={getattr(self, name)!r} is not one of {', '.join(known)}"
+        )
+    if self.shift not in (0, 1):
+      raise ValueError(f"Sampler: shift={self.shift} must be 0 or 1")
+    if self.scope not in SCOPES or (self.policy.scope == "canvas" and self.scope != "canvas"):
+      raise ValueError(
+        f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
+        f"policy must see all slots; {self.policy}"
+      )
+
+  def _check_drafts(self) -> None:
+    """Raises ValueError where drafts could not be checked, or their keys not be taken back."""
+    if self.scope != "block" or not (self.shift and self.plan.holds_drafts):
+      raise ValueError(
+        f"Sampler: {self.policy} drafts, which needs cache 'rolling', scope 'block' and a causal "
+        f"model whose logits predict the next token; shift={self.shift}, scope={self.scope!r}, "
+        f"{self.plan}"
+      )
+
+  def _check_shadows(self) -> None:
+    """Raises ValueError where a shadow block could not stand beside the canvas."""
     plain = not (self.plan.cached or self.guidance or self.shift or self.clock)
-    if judges and not (plain and isinstance(self.sees, masks.Full)):
+    if not (plain and isinstance(self.sees, masks.Full)):
       raise ValueError(
         f"Sampler: {self.policy} needs cache 'none', no guidance, and a model that sees all slots, "
         "predicts its own and is told no noise level"
       )
-    if hasattr(self.policy, "noise"):
-      self._check_noise()
 
   def _check_noise(self) -> None:
     """Raises ValueError where random ids would be taken for text, or masks come back."""

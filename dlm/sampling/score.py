@@ -14,19 +14,21 @@ def score(
   current_BxA: Array,
   key_B: Array,
   slot_BxA: Array,
-  heat_B: Array | None = None,
+  temperature_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
   Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks. With
-  `heat` a row's logits are divided by it before all else.
+  `temperature` a row's logits are divided by it before all else.
   """
   hidden_BxAxD = head.hidden_BxAxD
-  if heat_B is not None:
+  if temperature_B is not None:
     if head.soft_cap is not None:
-      raise ValueError("heat divides hidden rows, which a model with soft_cap does not allow")
-    hidden_BxAxD = hidden_BxAxD.astype(jnp.float32) / heat_B[:, None, None]
+      raise ValueError(
+        "a policy's temperature divides hidden rows, which a model with soft_cap does not allow"
+      )
+    hidden_BxAxD = hidden_BxAxD.astype(jnp.float32) / temperature_B[:, None, None]
   batch, asked, width = hidden_BxAxD.shape
   key_R = None
   if spec.temperature > 0:

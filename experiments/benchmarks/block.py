@@ -19,9 +19,11 @@ from dlm import build, checkpoint, masks, train
 from dlm.data import open_source
 from dlm.models import Model, ModelConfig, bind, from_preset
 from dlm.sampling import caching, loop, policies
+from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import make_canvas
+from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import Sampler
-from dlm.types import CachePlan, Canvas, MaskRule, Params, Policy
+from dlm.types import Canvas, MaskRule, Params
 from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
 
 CONFIG = "configs/train/convert.py"
@@ -65,7 +67,7 @@ class Method:
       policy=self.policy,
       plan=self.plan,
       sees=sees,
-      block=getattr(self.policy, "draft_span", block),
+      block=self.policy.draft_span or block,
       max_forwards=1_000_000,
       mask_id=mask_id,
       shift=int(isinstance(sees, masks.Causal)),

@@ -14,9 +14,11 @@ import numpy as np
 from dlm import masks
 from dlm.models import ModelConfig, bind, from_preset
 from dlm.sampling import caching, loop, policies
+from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import make_canvas
+from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import Sampler
-from dlm.types import CachePlan, Canvas, Params, Policy
+from dlm.types import Canvas, Params
 from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
 
 

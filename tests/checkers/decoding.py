@@ -17,7 +17,7 @@ import numpy as np
 from dlm import weights
 from dlm.models import bind
 from dlm.sampling import chance, forward, loop
-from dlm.sampling.canvas import make_canvas
+from dlm.sampling.canvas import at_slot, make_canvas, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 
@@ -141,9 +141,9 @@ def _step(sampler, params, state, chances):
     return loop.step(sampler, params, state)
 
 
-def _score(gumbel_BxLxV, head, spec, *, heat_B, current_BxA, key_B, slot_BxA, gather_BxAxJ):
+def _score(gumbel_BxLxV, head, spec, *, temperature_B, current_BxA, key_B, slot_BxA, gather_BxAxJ):
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
-  assert heat_B is None, "no recorded policy sets its own temperature"
+  assert temperature_B is None, "no recorded policy sets its own temperature"
   cold = dataclasses.replace(spec, temperature=0.0)
   if spec.shaped:  # statistics of the tempered logits: temper the hidden rows
     head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
@@ -197,9 +197,9 @@ def _cut_k(z, spec):
 
 def _coins(state, sampler, coins_BxL, key_B, width):
   """Recorded coins by canvas slot, for the slots in scope."""
-  slot_BxA = forward.scope(sampler, state.canvas)
+  slot_BxA = scope(sampler, state.canvas)
   assert slot_BxA.shape[1] == width
-  return forward.at_slot(coins_BxL, slot_BxA)
+  return at_slot(coins_BxL, slot_BxA)
 
 
 def at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:

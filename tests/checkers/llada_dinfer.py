@@ -9,8 +9,9 @@ import numpy as np
 from flax import struct
 
 from dlm.sampling.caching import Dual, NoCache, Prefix, Vicinity
+from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policies import Credit, Fixed, Hierarchy, Smooth, Threshold
-from dlm.types import CachePlan, Policy
+from dlm.sampling.policy import Policy, Wrapper
 from tests.checkers import llada
 from tests.checkers.decoding import Case, canvas_of, play
 
@@ -24,7 +25,7 @@ class Calls:
 
 
 @dataclasses.dataclass(frozen=True)
-class HostLoop:
+class HostLoop(Wrapper):
   """The authors' host loop around `inner`: when a block is left, no matter for what is written.
 
   It looks at the block only every few calls ("loop unrolling"; a call is a forward over the window,
@@ -32,23 +33,12 @@ class HostLoop:
   finished block write nothing, but they are counted, and schedules count them too.
   """
 
-  inner: Policy
   plan: CachePlan
   expected_tpf: int
   maximum_unroll: int
 
-  @property
-  def scope(self) -> str:
-    return self.inner.scope
-
-  def needs(self):
-    return self.inner.needs()
-
-  def gather_ids(self, state):
-    return self.inner.gather_ids(state.inner)
-
-  def soft_weight(self, turn_B):
-    return self.inner.soft_weight(turn_B)
+  def inner_state(self, state):
+    return state.inner
 
   def enter(self, masked_BxA, state):
     zero_B = jnp.zeros(masked_BxA.shape[0], jnp.int32)

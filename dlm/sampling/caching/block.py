@@ -5,22 +5,22 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm import masks
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.sampling.policy import Policy
+from dlm.types import Array, MaskRule, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class ExactBlock:
+class ExactBlock(CachePlan):
   """Keeps keys and values of every finished block; only the active block is computed.
 
   Exact where clean blocks never look ahead: BD3-LM (arXiv 2503.09573, 3.2), SDAR, causal models.
   One whole-canvas forward fills the prompt; it also decides the first tokens.
   """
 
-  cached = True
   commits = True
   provisional = True
-  anchor = True
-  settles = False
+  whole_blocks = True
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses attention rules under which a cached block could still change."""
@@ -75,6 +75,7 @@ class SubBlock(ExactBlock):
 
   size: int = 8
   provisional = False
+  whole_blocks = False
 
   def __post_init__(self):
     if self.size < 1:
@@ -82,7 +83,7 @@ class SubBlock(ExactBlock):
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     super().check(sees, block, policy)
-    if block % self.size or getattr(policy, "size", None) != self.size:
+    if block % self.size or policy.part != self.size:
       raise ValueError(
         f"cache 'sub_block': size={self.size} must divide block={block} and be the size of policy "
         f"'parts'; {policy}"
@@ -113,7 +114,7 @@ class Ahead(ExactBlock):
   provisional = False
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    if not hasattr(policy, "reach"):
+    if not policy.works_ahead:
       raise ValueError(
         f"cache 'ahead' is for policies that work ahead of their block, not {policy}"
       )

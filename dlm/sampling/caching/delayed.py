@@ -1,20 +1,21 @@
 """dKV-Cache: keys are kept once a token is decided, one forward late. arXiv 2505.15781."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dlm.sampling import select
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.sampling.policy import Policy
+from dlm.types import Array, MaskRule, Progress
 
 SHIFT_RULES = ("un_right", "un")
 CENTRES = ("next", "last")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Delayed:
+class _Delayed(CachePlan):
   """What Decode and PD share: 3.3, "one-step delayed caching".
 
   A forward computes every slot that is not cached, and keeps the keys of those that were decided
@@ -30,19 +31,10 @@ class _Delayed:
   interval: int = 8
   shift_rule: str = "un_right"
 
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
-  anchor: ClassVar[bool] = True
-  settles: ClassVar[bool] = False
-
   def __post_init__(self):
     _positive(self)
     if self.shift_rule not in SHIFT_RULES:
       raise ValueError(f"shift_rule={self.shift_rule!r} is not one of {', '.join(SHIFT_RULES)}")
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model and policy: what is not decided is computed by every forward."""
 
   def window_BxL(self, at: Progress) -> Array:
     window_BxL = ~at.filled_BxL | ~self._settled_BxL(at)
@@ -105,7 +97,7 @@ class PD(_Delayed):
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy:
+class Greedy(CachePlan):
   """dKV-Cache-Greedy, 3.4: only what was just written, what comes next, and a few masks around.
 
   All keys are cached at a refresh; each windowed forward replaces those that it computes. It needs
@@ -123,12 +115,6 @@ class Greedy:
   window: int = 4
   centre: str = "next"
 
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
-  anchor: ClassVar[bool] = True
-  settles: ClassVar[bool] = False
-
   def __post_init__(self):
     _positive(self)
     if self.window < 0:
@@ -138,7 +124,7 @@ class Greedy:
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses policies that cannot say what they write next."""
-    if not hasattr(policy, "upcoming"):
+    if not policy.foresees:
       raise ValueError(
         "cache 'dkv_greedy' computes only what is written next, and must know it before the "
         f"forward: policy 'planned' can say, {policy} cannot. Use cache 'dkv_decode'."

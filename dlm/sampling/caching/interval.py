@@ -1,15 +1,15 @@
 """A refresh every few forwards."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.types import Array, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
+class Interval(CachePlan):
   """Keeps all keys; computes the active block, and every `interval` forwards the whole canvas.
 
   The simplest of the caches by age: dLLM-Cache (arXiv 2506.06295) refreshes prompt and response at
@@ -17,20 +17,12 @@ class Interval:
   "dual"; with interval=1 it is no cache. Approximate for bidirectional models.
   """
 
+  whole_blocks = True
   interval: int = 8
-
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
-  anchor: ClassVar[bool] = True
-  settles: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.interval < 1:
       raise ValueError(f"interval={self.interval} must be at least 1")
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model and policy: statistics of slots outside the window are never used."""
 
   def refresh_B(self, at: Progress) -> Array:
     return at.step_B % self.interval == 0

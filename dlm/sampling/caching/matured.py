@@ -1,17 +1,17 @@
 """d3LLM's cache: blocks enter some forwards after they are complete. arXiv 2601.07568."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.caching.prefix import Prefix
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.types import Array, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Matured:
+class Matured(CachePlan):
   """Keeps the prompt and the complete blocks behind it, each `delay` forwards after it is found so.
 
   While complete blocks wait, and every `every` forwards, the whole canvas is computed and the keys
@@ -27,19 +27,10 @@ class Matured:
   delay: int = 1
   every: int = 0
 
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
-  anchor: ClassVar[bool] = True
-  settles: ClassVar[bool] = False
-
   def __post_init__(self):
     for field in ("delay", "every"):
       if getattr(self, field) < 0:
         raise ValueError(f"matured: {field}={getattr(self, field)} must not be negative")
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model and policy: statistics of cached slots are never used."""
 
   def refresh_B(self, at: Progress) -> Array:
     ripe_BxL, waits_BxL = self._blocks(at)

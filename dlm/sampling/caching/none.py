@@ -4,21 +4,15 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.types import Array, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class NoCache:
+class NoCache(CachePlan):
   """Every forward sees the whole canvas: what bidirectional models ask for. Exact for all."""
 
   cached = False
-  commits = False
-  provisional = False
-  anchor = True
-  settles = False
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model."""
 
   def refresh_B(self, at: Progress) -> Array:
     return jnp.ones_like(at.commits_B)

@@ -1,17 +1,17 @@
 """Fast-dLLM's approximate caches for bidirectional models. arXiv 2505.22618, 3.2."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.types import Array, Progress
 
 COUNTS = ("windows", "forwards")
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class Prefix(CachePlan):
   """Keeps the keys of all that stands before the active block, and computes the rest.
 
   The first forward of a block is over the whole canvas and fills the cache; nothing is refreshed
@@ -29,23 +29,18 @@ class Prefix:
       "forwards", as it does with iteration smoothing.
   """
 
+  whole_blocks = True
+  fills_inside = True
   anchor: bool = True
   settles: bool = False
   every: int = 0
   count: str = "windows"
-
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.every < 0:
       raise ValueError(f"cache: every={self.every} must not be negative (0: never)")
     if self.count not in COUNTS:
       raise ValueError(f"cache: count={self.count!r} is not one of {', '.join(COUNTS)}")
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model and policy: statistics of slots outside the window are never used."""
 
   def refresh_B(self, at: Progress) -> Array:
     due_B = at.step_B == 0

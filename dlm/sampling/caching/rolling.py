@@ -5,11 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm import masks
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.sampling.policy import Policy
+from dlm.types import Array, MaskRule, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Rolling:
+class Rolling(CachePlan):
   """Keys of settled tokens; the window is the last of them and the drafts and masks behind it.
 
   Exact: a causal model's keys do not depend on what follows. I-DLM (arXiv 2604.11035), DEER's
@@ -17,16 +19,13 @@ class Rolling:
   whole canvas and settles one token.
   """
 
-  cached = True
-  commits = False
-  provisional = False
   anchor = False
-  settles = False
+  holds_drafts = True
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses models that look ahead, and policies that do not say what they settle."""
-    span = getattr(policy, "draft_span", None)
-    if not isinstance(sees, masks.Causal) or span is None:
+    span = policy.draft_span
+    if not isinstance(sees, masks.Causal) or not span:
       raise ValueError(
         f"cache 'rolling' is for causal models and policies that draft, not {sees} with {policy}"
       )

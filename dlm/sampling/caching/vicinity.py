@@ -1,15 +1,15 @@
 """dInfer's cache: the block's neighbours stay fresh. arXiv 2510.08666."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
-from dlm.types import Array, MaskRule, Policy, Progress
+from dlm.sampling.caching.plan import CachePlan
+from dlm.types import Array, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Vicinity:
+class Vicinity(CachePlan):
   """Computes the active block with some slots before and behind it; all else comes from the cache.
 
   The cache is filled by the whole canvas when a row enters a block, and a windowed forward always
@@ -28,19 +28,12 @@ class Vicinity:
   warmup: int = 4
   every: int = 0
 
-  cached: ClassVar[bool] = True
-  commits: ClassVar[bool] = False
-  provisional: ClassVar[bool] = False
-  anchor: ClassVar[bool] = True
-  settles: ClassVar[bool] = True
+  settles = True
 
   def __post_init__(self):
     for field in ("before", "after", "warmup", "every"):
       if getattr(self, field) < 0:
         raise ValueError(f"vicinity: {field}={getattr(self, field)} must not be negative")
-
-  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
-    """Fits every model and policy: statistics of slots outside the window are never used."""
 
   def refresh_B(self, at: Progress) -> Array:
     first_B = at.turn_B == self.warmup

@@ -5,11 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import chance
-from dlm.types import Array, Decision, Schedule, StatSpec, View
+from dlm.sampling.policy import Policy
+from dlm.types import Array, Decision, Schedule, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Policy):
   """From t to s each masked token is written with probability (alpha_s - alpha_t) / (1 - alpha_t).
 
   MDLM, arXiv 2406.07524, 3.2.3 (posterior of the absorbing process), over a uniform grid of `steps`
@@ -22,16 +23,13 @@ class Ancestral:
   and order="random" (arXiv 2409.02908; BD3-LM, 2503.09573).
   """
 
-  scope = "block"
+  timed = True
   schedule: Schedule
   steps: int = 128
 
   def __post_init__(self):
     if self.steps < 1:
       raise ValueError(f"ancestral: steps={self.steps} must be at least 1")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
 
   def enter(self, masked_BxA: Array, state: Array | None) -> Array:
     """State: steps taken in the block."""

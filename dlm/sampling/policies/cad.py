@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import chance, select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
@@ -12,7 +13,7 @@ ORDERS = ("confidence", "entropy", "random")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cad:
+class Cad(Policy):
   """Confidence-adaptive decoding of CD4LM, arXiv 2601.02236 (its code; the paper was not read).
 
   Writes the n best of the block, n the number that reach `threshold` within [`least`, `most`]. End
@@ -49,9 +50,6 @@ class Cad:
 
   def needs(self) -> StatSpec:
     return StatSpec(entropy=self.order == "entropy")
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     block_BxA = view.masked_BxA & (view.slot_BxA >= view.start_B[:, None])

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.types import Array, Decision, Policy, StatSpec, TokenStats, View
+from dlm.sampling.policy import Wrapper
+from dlm.types import Array, Decision, StatSpec, TokenStats, View
 
 
 @struct.dataclass
@@ -18,7 +19,7 @@ class CreditState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Credit:
+class Credit(Wrapper):
   """Lets `inner` decide by logits in which ids count for more that were predicted before.
 
   dInfer's credit decoding, arXiv 2510.08666; as its code does it. With every forward all credit
@@ -33,24 +34,22 @@ class Credit:
       after that the id with the least loses it (with the default decay of 0.8, mostly below 0.001).
   """
 
-  scope = "block"
-  inner: Policy
   alpha: float = 0.7
   decay: float = 0.8
   gamma: float = 0.2
   ids: int = 32
 
   def __post_init__(self):
+    super().__post_init__()
     if self.alpha < 0:
       raise ValueError(f"credit: alpha={self.alpha} must not be negative")
     if not 0 <= self.decay <= 1:
       raise ValueError(f"credit: decay={self.decay} must lie in [0, 1]")
     if self.ids < 1:
       raise ValueError(f"credit: ids={self.ids} must be at least 1")
-    if self.inner.needs() != StatSpec() or self.inner.scope != "block":
-      raise ValueError(
-        f"credit: the inner policy may read candidates and confidences alone, not {self.inner}"
-      )
+    reads_more = self.inner.needs() != StatSpec() or self.inner.scope != "block"
+    self.refuse(reads_more, "may read candidates and confidences alone, those of its block")
+    self.refuse(self.inner.draft_span, "drafts: its slots move on, and credit would stand still")
 
   def needs(self) -> StatSpec:
     return StatSpec(gather=True)
@@ -62,6 +61,9 @@ class Credit:
       credit_BxAxJ=jnp.zeros(shape, jnp.float32),
       inner=self.inner.enter(masked_BxA, None if state is None else state.inner),
     )
+
+  def inner_state(self, state: CreditState) -> Any:
+    return state.inner
 
   def gather_ids(self, state: CreditState) -> Array:
     return state.id_BxAxJ

@@ -3,11 +3,12 @@
 import dataclasses
 
 from dlm.sampling.policies.introspective import settled
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.sampling.policy import Policy
+from dlm.types import Array, Decision, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Deer:
+class Deer(Policy):
   """DEER, arXiv 2512.15176, Algorithm 1: speculative decoding with a diffusion drafter.
 
   The sampler's drafter proposes `length` tokens in one forward, each from its own distribution; the
@@ -21,7 +22,6 @@ class Deer:
     length: drafts a forward; the paper's blocks hold 32.
   """
 
-  scope = "block"
   coupled = True
   length: int = 32
 
@@ -30,15 +30,13 @@ class Deer:
       raise ValueError(f"deer: length={self.length} must be at least 1")
 
   @property
+  def proposals(self) -> int:
+    return self.length
+
+  @property
   def draft_span(self) -> int:
     """The last settled token, the drafts, and one more."""
     return self.length + 2
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     return settled(view, view.stats.token == view.tokens_BxA), state

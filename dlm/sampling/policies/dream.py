@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.sampling import chance, select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, TokenStats, View
 
@@ -13,7 +14,7 @@ ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Dream:
+class Dream(Policy):
   """Dream (arXiv 2508.15487), as the authors' code samples.
 
   Time falls from 1 to `eps` in `steps` equal steps, a forward each, over a block. The step from t
@@ -32,7 +33,7 @@ class Dream:
       written everything before.
   """
 
-  scope = "block"
+  timed = True
   steps: int = 512
   alg: str = "entropy"
   alg_temp: float = 0.0
@@ -51,6 +52,9 @@ class Dream:
     if not 0 <= self.eps < 1:
       raise ValueError(f"dream: eps={self.eps} must lie in [0, 1)")
 
+  def most_forwards(self, slots: int) -> int:
+    return max(slots, self.steps)
+
   def needs(self) -> StatSpec:
     return StatSpec(
       shaped=True,
@@ -58,9 +62,6 @@ class Dream:
       top2=self.alg == "topk_margin",
       entropy=self.alg == "entropy",
     )
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     share_B = jnp.asarray(shares(self.steps, self.eps))[jnp.minimum(view.step_B, self.steps)]

@@ -5,12 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
 
 @dataclasses.dataclass(frozen=True)
-class DreamThreshold:
+class DreamThreshold(Policy):
   """Writes tokens with confidence >= `threshold`, and always the surest one.
 
   Fast-dLLM (arXiv 2505.22618, 3.3) as its code runs it for Dream: confidences are those of the
@@ -21,7 +22,6 @@ class DreamThreshold:
   last of them, all. steps=0 has no budget, as in the authors' versions with a cache.
   """
 
-  scope = "block"
   threshold: float = 0.9
   steps: int = 0
 
@@ -30,6 +30,13 @@ class DreamThreshold:
       raise ValueError(f"dream_threshold: threshold={self.threshold} must lie in [0, 1]")
     if self.steps < 0:
       raise ValueError(f"dream_threshold: steps={self.steps} must not be negative (0: no budget)")
+
+  @property
+  def timed(self) -> bool:
+    return self.steps > 0
+
+  def most_forwards(self, slots: int) -> int:
+    return max(slots, self.steps)
 
   def needs(self) -> StatSpec:
     return StatSpec(shaped=True, top_p_of="all")

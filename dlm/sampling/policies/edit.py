@@ -5,12 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
+class Edit(Policy):
   """LLaDA2.1's token editing (arXiv 2602.08676, 2, eq. 1-3), as its code does it.
 
   Every forward writes masked slots with confidence > `threshold`, at least the `least` best, and
@@ -23,7 +24,6 @@ class Edit:
     most: forwards spent on a block in which nothing is masked, at most.
   """
 
-  scope = "block"
   threshold: float = 0.95
   edit: float = 0.9
   most: int = 16
@@ -36,8 +36,8 @@ class Edit:
     if self.most < 0 or self.least < 1:
       raise ValueError(f"edit: most={self.most} must be at least 0, least={self.least} at least 1")
 
-  def needs(self) -> StatSpec:
-    return StatSpec()
+  def most_forwards(self, slots: int) -> int:
+    return slots + self.most
 
   def enter(self, masked_BxA: Array, state: Array | None) -> Array:
     """State: forwards spent on a block in which nothing is masked."""
@@ -49,6 +49,7 @@ class Edit:
     write_BxA = select.above_or_top(sure_BxA, view.masked_BxA, self.threshold, least_B)
 
     written_BxA = view.open_BxA & view.scored_BxA & (view.tokens_BxA != view.mask_id)
+    written_BxA &= view.slot_BxA >= view.start_B[:, None]
     edit_BxA = written_BxA & (token_BxA != view.tokens_BxA) & (sure_BxA > self.edit)
     clean_B = ~view.masked_BxA.any(-1)
     state = state + clean_B

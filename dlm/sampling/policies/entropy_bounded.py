@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
@@ -14,7 +15,7 @@ ORDERS = ("entropy", "confidence")
 
 
 @dataclasses.dataclass(frozen=True)
-class EntropyBounded:
+class EntropyBounded(Policy):
   """Writes the longest run of best tokens whose entropies stay within `budget` nats; at least one.
 
   Written together, tokens differ from their joint law by at most the sum of their entropies less
@@ -28,7 +29,6 @@ class EntropyBounded:
     order: what "best" means: the lowest entropy, or the candidate's probability.
   """
 
-  scope = "block"
   budget: float = 0.1
   rule: str = "excess"
   order: str = "entropy"
@@ -44,9 +44,6 @@ class EntropyBounded:
 
   def needs(self) -> StatSpec:
     return StatSpec(entropy=True, shaped=self.rule == "total")
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     entropy_BxA = view.stats.entropy

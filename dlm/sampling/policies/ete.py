@@ -3,12 +3,13 @@
 import dataclasses
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Ete:
+class Ete(Policy):
   """Explore-then-exploit: OUR READING of the abstract of arXiv 2511.21103; no code is public.
 
   A sure token carries few bits, so whoever writes only sure tokens needs many rounds: at least the
@@ -38,9 +39,6 @@ class Ete:
 
   def needs(self) -> StatSpec:
     return StatSpec(entropy=True)
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     near_BxA = view.slot_BxA < (view.start_B + self.span)[:, None]

@@ -5,14 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 RULES = ("paper", "code")
 
 
 @dataclasses.dataclass(frozen=True)
-class Factor:
+class Factor(Policy):
   """Writes the n surest tokens for the largest n with (n + 1)(1 - c_n) < `factor`; at least one.
 
   Fast-dLLM, arXiv 2505.22618, 3.3 (the condition under which parallel greedy choice equals the
@@ -20,7 +21,6 @@ class Factor:
   fails, and one more is written where that is the last rank.
   """
 
-  scope = "block"
   factor: float = 1.0
   rule: str = "paper"
 
@@ -29,12 +29,6 @@ class Factor:
       raise ValueError(f"factor: factor={self.factor} must be positive")
     if self.rule not in RULES:
       raise ValueError(f"factor: rule={self.rule!r} is not one of {', '.join(RULES)}")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     confidence_BxA = confidence(view.stats)

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import chance, select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, View
 
@@ -12,7 +13,7 @@ ORDERS = ("confidence", "margin", "entropy", "random")
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class Fixed(Policy):
   """LLaDA's sampler (arXiv 2502.09992, 2.4): low-confidence remasking, or a random order.
 
   Set one of `k` (tokens per forward) and `steps` (forwards per block, split as evenly as LLaDA's
@@ -22,7 +23,6 @@ class Fixed:
   may be left to write.
   """
 
-  scope = "block"
   k: int = 0
   steps: int = 0
   order: str = "confidence"
@@ -35,6 +35,13 @@ class Fixed:
       raise ValueError("fixed: exact_steps=True needs steps")
     if self.order not in ORDERS:
       raise ValueError(f"fixed: order={self.order!r} is not one of {', '.join(ORDERS)}")
+
+  @property
+  def timed(self) -> bool:
+    return self.exact_steps
+
+  def most_forwards(self, slots: int) -> int:
+    return max(slots, self.steps)
 
   def needs(self) -> StatSpec:
     return StatSpec(top2=self.order == "margin", entropy=self.order == "entropy")

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(Policy):
   """Writes the surest token of every run of adjacent masks, which so falls into ever smaller parts.
 
   dInfer's hierarchical decoding, arXiv 2510.08666, with its code's thresholds: the surest of a run
@@ -22,7 +23,6 @@ class Hierarchy:
     decay: `threshold` starts at 1 and falls by this with every forward of the row; 0: constant.
   """
 
-  scope = "block"
   threshold: float = 0.9
   low: float = 0.4
   decay: float = 0.0
@@ -33,12 +33,6 @@ class Hierarchy:
         raise ValueError(f"hierarchy: {field}={getattr(self, field)} must lie in [0, 1]")
     if self.decay < 0:
       raise ValueError(f"hierarchy: decay={self.decay} must not be negative (0: constant)")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     score_BxA = confidence(view.stats)

@@ -4,13 +4,14 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from dlm.sampling.policy import Policy
 from dlm.types import Array, Decision, StatSpec, View
 
 RULES = ("exact", "kept", "sure")
 
 
 @dataclasses.dataclass(frozen=True)
-class Introspective:
+class Introspective(Policy):
   """Introspective strided decoding of a causal model, I-DLM, arXiv 2604.11035. stride=1 is AR.
 
   A window holds the last settled token, up to stride - 1 drafts and masks. One forward checks the
@@ -32,7 +33,6 @@ class Introspective:
       (their output_correction).
   """
 
-  scope = "block"
   coupled = True
   stride: int = 4
   rule: str = "exact"
@@ -57,9 +57,6 @@ class Introspective:
 
   def needs(self) -> StatSpec:
     return StatSpec(current=self.rule != "exact", shaped=self.rule == "kept")
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     token_BxA = view.stats.token if self.correct else None

@@ -5,29 +5,23 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.sampling.policy import Policy
+from dlm.types import Array, Decision, View
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftToRight:
+class LeftToRight(Policy):
   """Writes the `k` leftmost masked tokens of the block at every forward.
 
   With k=1 this is autoregressive decoding; SDAR's "sequential" remasking (arXiv 2510.06303) is it
   with k = block // steps.
   """
 
-  scope = "block"
   k: int = 1
 
   def __post_init__(self):
     if self.k < 1:
       raise ValueError(f"left_to_right: k={self.k} must be at least 1")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     leftness_BxA = jnp.zeros(view.masked_BxA.shape)  # equal scores: ties go to the lowest slot

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence, margin
 from dlm.types import Array, Decision, StatSpec, View
 
@@ -23,7 +24,7 @@ class Pipeline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipelined:
+class Pipelined(Policy):
   """D2F's decoding, arXiv 2508.09192, as its code does it (`_generate_block_single`).
 
   A block is begun when `begin` of the last one is written, at most one a forward. Every block
@@ -39,6 +40,7 @@ class Pipelined:
   """
 
   scope = "canvas"
+  works_ahead = True
   block: int
   threshold: float = 0.9
   begin: float = 0.7

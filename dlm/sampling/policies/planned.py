@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm.sampling import chance, select
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.sampling.policy import Policy
+from dlm.types import Array, Decision, View
 
 
 @struct.dataclass
-class Plan:
+class Order:
   """What a row has yet to write in its block."""
 
   count_B: Array  # slots the block had to write when the row entered it
@@ -18,7 +19,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class Planned(Policy):
   """Random remasking with the order drawn once, at a block's first forward, and followed.
 
   dKV-Cache-Greedy, arXiv 2505.15781, 3.4: whoever knows what comes next need compute little else.
@@ -27,6 +28,7 @@ class Planned:
   """
 
   scope = "canvas"
+  foresees = True
   k: int = 0
   steps: int = 0
   exact_steps: bool = False
@@ -37,14 +39,14 @@ class Planned:
     if self.exact_steps and not self.steps:
       raise ValueError("planned: exact_steps=True needs steps")
 
-  def needs(self) -> StatSpec:
-    return StatSpec()
+  def most_forwards(self, slots: int) -> int:
+    return max(slots, self.steps)
 
-  def enter(self, masked_BxL: Array, state: Plan | None) -> Plan:
+  def enter(self, masked_BxL: Array, state: Order | None) -> Order:
     """The order is drawn with the block's first decision; until then all places are 0."""
-    return Plan(masked_BxL.sum(-1), jnp.where(masked_BxL, 0, -1))
+    return Order(masked_BxL.sum(-1), jnp.where(masked_BxL, 0, -1))
 
-  def upcoming(self, state: Plan, step_B: Array) -> Array:
+  def upcoming(self, state: Order, step_B: Array) -> Array:
     """Int [B, L]: 1, 2, ... for slots that the next forward writes, in order; 0 for all others.
 
     Nothing is known at a block's first forward.
@@ -52,7 +54,7 @@ class Planned:
     due_BxL = self._due(state, step_B) & (step_B > 0)[:, None]
     return jnp.where(due_BxL, state.place_BxL + 1, 0)
 
-  def decide(self, view: View, state: Plan, key_B: Array) -> tuple[Decision, Plan]:
+  def decide(self, view: View, state: Order, key_B: Array) -> tuple[Decision, Order]:
     planned_BxL = state.place_BxL >= 0
     drawn_BxL = select.rank(chance.uniform(key_B, planned_BxL.shape[1]), planned_BxL)
     first_B = view.step_B == 0
@@ -68,7 +70,7 @@ class Planned:
     write_BxL = turn_BxL & view.masked_BxA
     return Decision(write_BxL, view.stats.token, stay_B=stay_B, leave_B=leave_B), state
 
-  def _due(self, state: Plan, step_B: Array) -> Array:
+  def _due(self, state: Order, step_B: Array) -> Array:
     """Bool [B, L]: slots whose turn has come by the block's forward `step`."""
     done_B = self.k * (step_B + 1)
     if self.steps:  # split as `fixed` does: the first forwards write one more

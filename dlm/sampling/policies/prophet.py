@@ -1,15 +1,15 @@
 """Early commit: when the answer is sure, everything is written at once."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 
-from dlm.types import Array, Decision, Policy, StatSpec, View
+from dlm.sampling.policy import Wrapper
+from dlm.types import Array, Decision, State, StatSpec, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Prophet:
+class Prophet(Wrapper):
   """Ends a row as soon as its answer is sure; until then `inner` decides. arXiv 2508.19982.
 
   The answer is `answer_length` slots from `answer_start` on, counted from the first open slot;
@@ -24,7 +24,6 @@ class Prophet:
   """
 
   scope = "canvas"
-  inner: Policy
   steps: int
   answer_start: int
   answer_length: int = 5
@@ -33,6 +32,7 @@ class Prophet:
   late: float = 2.5
 
   def __post_init__(self):
+    super().__post_init__()
     for field in ("steps", "answer_length"):
       if getattr(self, field) < 1:
         raise ValueError(f"prophet: {field}={getattr(self, field)} must be at least 1")
@@ -40,10 +40,7 @@ class Prophet:
   def needs(self) -> StatSpec:
     return dataclasses.replace(self.inner.needs(), top2=True)
 
-  def enter(self, masked_BxA: Array, state: Any) -> Any:
-    return self.inner.enter(masked_BxA, state)
-
-  def decide(self, view: View, state: Any, key_B: Array) -> tuple[Decision, Any]:
+  def decide(self, view: View, state: State, key_B: Array) -> tuple[Decision, State]:
     decision, state = self.inner.decide(view, state, key_B)
     sure_B = self.gap(view) >= self.threshold(view.turn_B)
     rest_BxA = (view.masked_BxA | view.later_BxA) & view.scored_BxA

@@ -5,14 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 ORDERS = ("confidence", "left_to_right")
 
 
 @dataclasses.dataclass(frozen=True)
-class Quota:
+class Quota(Policy):
   """SDAR's samplers (arXiv 2510.06303; its generate.py), and LLaDA2.0's (arXiv 2512.15745).
 
   Forward s of a block has a quota: block / steps tokens, one more in the first block % steps. It
@@ -26,7 +27,6 @@ class Quota:
     steps: forwards of a block, at most; 0: as many as it has slots, a token each.
   """
 
-  scope = "block"
   block: int
   steps: int = 0
   threshold: float = 1.0
@@ -40,12 +40,6 @@ class Quota:
       raise ValueError(f"quota: threshold={self.threshold} must lie in [0, 1]")
     if self.order not in ORDERS:
       raise ValueError(f"quota: order={self.order!r} is not one of {', '.join(ORDERS)}")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     extra_B = view.step_B < self.block % self.steps

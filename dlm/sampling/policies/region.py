@@ -3,21 +3,23 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.types import Array, Decision, Policy, StatSpec, TokenStats, View
+from dlm.sampling.policy import Wrapper
+from dlm.sampling.state import where_rows
+from dlm.types import Array, Decision, TokenStats, View
 
 
 @struct.dataclass
 class RegionState:
   inner: Any
   first_B: Array  # bool: the row is in its first block
+  forces_B: Array  # bool: its next decision is the forced tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Region:
+class Region(Wrapper):
   """Leads `inner` to a region of the row. P-ReAct of DLLM-Searcher, arXiv 2602.07035.
 
   P-ReAct writes a tool call before the thoughts that stand before it, so that the tool runs while
@@ -37,31 +39,25 @@ class Region:
     forced: pairs of an offset and a token id. Slots that are not open keep what they hold.
   """
 
-  inner: Policy
   first: int
   last: int
   bias: float = 0.5
   forced: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
+    super().__post_init__()
+    inner, needs = self.inner, self.inner.needs()
+    self.refuse(inner.draft_span, "drafts in the order of the text, whatever is sure")
+    self.refuse(self.forced and inner.renoises, "renoises, and would replace the forced tokens")
+    self.refuse(self.bias and needs.entropy, "goes by entropy, and a bias is a probability: bias=0")
+    self.refuse(self.bias and needs.gather, "reads logits, and a bias is a probability: bias=0")
     if not 0 <= self.first <= self.last:
       raise ValueError(f"region: first={self.first}, last={self.last} must be 0 <= first <= last")
     if self.bias < 0:
       raise ValueError(f"region: bias={self.bias} must not be negative")
-    if self.bias and self.inner.needs().entropy:
-      raise ValueError(
-        f"region: bias={self.bias} is a probability and {self.inner} goes by entropy; use bias=0"
-      )
     offsets = [offset for offset, _ in self.forced]
     if len(set(offsets)) < len(offsets) or min(offsets, default=0) < 0:
       raise ValueError(f"region: forced={self.forced} must name offsets from 0 on, each once")
-
-  @property
-  def scope(self) -> str:
-    return self.inner.scope
-
-  def needs(self) -> StatSpec:
-    return self.inner.needs()
 
   def enter(self, masked_BxA: Array, state: RegionState | None) -> RegionState:
     batch, width = masked_BxA.shape
@@ -69,7 +65,11 @@ class Region:
     if end >= width:
       raise ValueError(f"region: offset {end} lies behind the {width} slots that the policy sees")
     inner = self.inner.enter(masked_BxA, None if state is None else state.inner)
-    return RegionState(inner, jnp.full(batch, state is None))
+    first_B = jnp.full(batch, state is None)
+    return RegionState(inner, first_B, first_B)
+
+  def inner_state(self, state: RegionState) -> Any:
+    return state.inner
 
   def decide(self, view: View, state: RegionState, key_B: Array) -> tuple[Decision, RegionState]:
     offset_BxA = view.slot_BxA - jnp.take_along_axis(
@@ -79,12 +79,9 @@ class Region:
     led = view.replace(stats=self._raised(view.stats, region_BxA))
     decision, inner = self.inner.decide(led, state.inner, key_B)
     if self.forced:
-      forces_B = view.turn_B == 0
-      decision = self._forcing(view, offset_BxA, decision, forces_B)
-      inner = jax.tree.map(
-        lambda a, b: jnp.where(forces_B.reshape(-1, *[1] * (a.ndim - 1)), a, b), state.inner, inner
-      )
-    return decision, state.replace(inner=inner)
+      decision = self._forcing(view, offset_BxA, decision, state.forces_B)
+      inner = where_rows(state.forces_B, state.inner, inner)
+    return decision, state.replace(inner=inner, forces_B=jnp.zeros_like(state.forces_B))
 
   def _raised(self, stats: TokenStats, region_BxA: Array) -> TokenStats:
     """Statistics with `exp(logit - lse)` of candidate and best token `bias` higher inside."""
@@ -111,10 +108,9 @@ class Region:
     def unless_forcing(flag_B: Array | None) -> Array | None:
       return None if flag_B is None else flag_B & ~forces_B
 
-    return Decision(
+    return decision.replace(
       write_BxA=jnp.where(forces_B[:, None], forced_BxA, decision.write_BxA),
       token_BxA=token_BxA,
       stop_B=unless_forcing(decision.stop_B),
-      stay_B=decision.stay_B,
       leave_B=unless_forcing(decision.leave_B),
     )

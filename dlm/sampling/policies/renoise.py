@@ -6,11 +6,12 @@ import jax.numpy as jnp
 
 from dlm.sampling import chance
 from dlm.sampling.policies.entropy_bounded import within_budget
+from dlm.sampling.policy import Policy
 from dlm.types import Array, Decision, StatSpec, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Renoise:
+class Renoise(Policy):
   """DiffusionGemma's sampler (google-deepmind/gemma, gemma/diffusion/_sampler.py).
 
   A block begins as random ids; its model never sees the mask id. Every forward takes candidates of
@@ -26,7 +27,8 @@ class Renoise:
     vocab: random ids are below it.
   """
 
-  scope = "block"
+  renoises = True
+  timed = True
   vocab: int
   steps: int = 48
   hot: float = 0.8
@@ -43,17 +45,17 @@ class Renoise:
       if not getattr(self, name) >= 0:
         raise ValueError(f"renoise: {name}={getattr(self, name)} must not be negative")
 
+  def most_forwards(self, slots: int) -> int:
+    return self.steps
+
   def needs(self) -> StatSpec:
     return StatSpec(entropy=True, current=True, shaped=True)
 
   def noise(self, key_B: Array, width: int, mask_id: int) -> Array:
     return chance.ids(key_B, width, self.vocab, mask_id)
 
-  def heat(self, step_B: Array) -> Array:
+  def temperature(self, step_B: Array) -> Array:
     return self.cold + (self.hot - self.cold) * (1 - step_B / self.steps)
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     stats = view.stats

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 
 @struct.dataclass
@@ -17,7 +18,7 @@ class SaberState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Saber:
+class Saber(Policy):
   """Adaptive acceleration and backtracking remasking. arXiv 2510.18165; as its code does it.
 
   Writes all slots surer than the mean confidence at which the earlier ones were written, at least
@@ -32,9 +33,6 @@ class Saber:
   def __post_init__(self):
     if self.n < 1:
       raise ValueError(f"saber: n={self.n} must be at least 1")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
 
   def enter(self, masked_BxA: Array, state: SaberState | None) -> SaberState:
     if state is not None:

@@ -1,15 +1,15 @@
 """What was predicted stays in the input: masked slots that lean to their last prediction."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 
-from dlm.types import Array, Decision, Policy, StatSpec, View
+from dlm.sampling.policy import Wrapper
+from dlm.types import Array, StatSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Smooth:
+class Smooth(Wrapper):
   """Adds to a masked slot's embedding the mean embedding of its last prediction; `inner` decides.
 
   dInfer's iteration smoothing, arXiv 2510.08666; as its code does it. The mean is over the model's
@@ -19,22 +19,17 @@ class Smooth:
   """
 
   scope = "canvas"
-  inner: Policy
   start: float = 0.15
   growth: float = 0.02
   limit: float = 0.3
 
+  def __post_init__(self):
+    super().__post_init__()
+    self.refuse(self.inner.needs().soft, "smooths already, by a weight of its own")
+    self.refuse(self.inner.judges, "judges by a shadow block, which carries no prediction")
+
   def needs(self) -> StatSpec:
     return dataclasses.replace(self.inner.needs(), soft=True)
 
-  def enter(self, masked_BxA: Array, state: Any) -> Any:
-    return self.inner.enter(masked_BxA, state)
-
-  def decide(self, view: View, state: Any, key_B: Array) -> tuple[Decision, Any]:
-    return self.inner.decide(view, state, key_B)
-
   def soft_weight(self, turn_B: Array) -> Array:
     return jnp.minimum(self.start + self.growth * turn_B, self.limit)
-
-  def gather_ids(self, state: Any) -> Array:
-    return self.inner.gather_ids(state)

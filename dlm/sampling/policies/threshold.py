@@ -3,12 +3,13 @@
 import dataclasses
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
-from dlm.types import Array, Decision, StatSpec, View
+from dlm.types import Array, Decision, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Threshold:
+class Threshold(Policy):
   """Writes every token with confidence >= `threshold`, and always the surest one.
 
   Fast-dLLM, arXiv 2505.22618, 3.3. Algorithm 1 prints `>`; the authors' code tests `>=`, as here.
@@ -21,7 +22,6 @@ class Threshold:
       `threshold`; 0.02 in dInfer, beside iteration smoothing. 0: it is constant.
   """
 
-  scope = "block"
   threshold: float = 0.9
   band: float = 0.0
   decay: float = 0.0
@@ -32,12 +32,6 @@ class Threshold:
     for field in ("band", "decay"):
       if getattr(self, field) < 0:
         raise ValueError(f"threshold: {field}={getattr(self, field)} must not be negative (0: off)")
-
-  def needs(self) -> StatSpec:
-    return StatSpec()
-
-  def enter(self, masked_BxA: Array, state: tuple[()] | None) -> tuple[()]:
-    return ()
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     candidate_BxA = view.masked_BxA & (view.stats.token != view.mask_id)

@@ -5,12 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlm.sampling import select
+from dlm.sampling.policy import Policy
 from dlm.sampling.score import confidence
 from dlm.types import Array, Decision, StatSpec, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Wino:
+class Wino(Policy):
   """Wide in, narrow out. WINO, arXiv 2507.18578, as its code does it.
 
   Writes every token with confidence > `threshold`, at least the surest and at most 0.7 of what is

@@ -24,8 +24,9 @@ from dlm.sampling.policies import (
   Renoise,
   Threshold,
 )
+from dlm.sampling.policy import Policy, Wrapper
 from dlm.sampling.sampler import Sampler
-from dlm.types import MaskRule, Policy
+from dlm.types import MaskRule
 from tests.dlm.models.small import jitter
 
 MASK, SLOTS = 22, 16
@@ -216,18 +217,18 @@ def test_row_alone_equals_the_row_in_a_batch_with_separate_commits():
     same_row(run(s, case.params(), case.canvas(i)), together, i)
 
 
-class Spy:
-  """Decides as `policy` does, and keeps what it saw."""
+@dataclasses.dataclass(frozen=True)
+class Spy(Wrapper):
+  """Decides as `inner` does, and keeps what it saw."""
 
-  def __init__(self, policy):
-    self.policy, self.enter, self.scope = policy, policy.enter, policy.scope
+  views: list = dataclasses.field(default_factory=list)
 
   def needs(self):
-    return dataclasses.replace(self.policy.needs(), top2=True, entropy=True)
+    return dataclasses.replace(self.inner.needs(), top2=True, entropy=True)
 
   def decide(self, view, state, key_B):
-    self.view = view
-    return self.policy.decide(view, state, key_B)
+    self.views.append(view)
+    return super().decide(view, state, key_B)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -235,7 +236,7 @@ def step(sampler, params, state):
   """One step, and the view that its policy had."""
   spy = Spy(sampler.policy)
   state = loop.step(dataclasses.replace(sampler, policy=spy), params, state)
-  return state, spy.view
+  return state, spy.views[-1]
 
 
 @pytest.mark.parametrize("case", [CASES["timed"], CASES["shifted"]], ids=["timed", "shifted"])

@@ -52,7 +52,7 @@ def sampled(sampler, batch, ids, seed):
 
 
 def same_among_any_neighbours(policy, plan):
-  drafts = hasattr(policy, "draft_span")
+  drafts = policy.draft_span > 0
   causal = drafts or isinstance(plan, ExactBlock)
   cold = policy.needs().gather  # such policies choose among ids of their own
   sampler = Sampler(
@@ -88,7 +88,7 @@ def same_among_any_neighbours(policy, plan):
 @pytest.mark.parametrize("policy", {type(p): p for p in EVERY}.values(), ids=str)
 def test_every_policy_over_a_cache(policy):
   # A shadow block goes with no cache, random ids with an exact one.
-  alone = getattr(policy, "judges", False) or hasattr(policy, "noise")
+  alone = policy.judges or policy.renoises
   same_among_any_neighbours(policy, NoCache() if alone else Dual())
 
 

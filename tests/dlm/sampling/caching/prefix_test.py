@@ -14,7 +14,7 @@ from dlm.sampling.sampler import Sampler
 from dlm.types import KVCache
 from tests.dlm.sampling.caching.delayed_test import M, queries, sampler, step
 from tests.dlm.sampling.loop_test import MASK, VOCAB, canvas_of
-from tests.dlm.sampling.table import Table
+from tests.dlm.sampling.table import Lookup
 
 ROW = [1, 2] + [M] * 9  # blocks of 6 and 3
 
@@ -46,8 +46,8 @@ def test_bad_settings_are_refused():
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedTable(Table):
-  """As `Table` with a cache: of no effect where `left` and `right` are zero."""
+class CachedTable(Lookup):
+  """As `Lookup` with a cache: of no effect where `left` and `right` are zero."""
 
   def __call__(self, params, tokens_BxW, *, cache=None, write_BxW=None, slot_BxW, **kwargs):
     out = super().__call__(params, tokens_BxW, slot_BxW=slot_BxW, **kwargs)

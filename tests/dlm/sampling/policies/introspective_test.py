@@ -34,9 +34,7 @@ def params_of():
 
 
 def sampler(policy, plan=None, **fields):
-  fields = (
-    dict(block=getattr(policy, "draft_span", 1), max_forwards=60, mask_id=MASK, shift=1) | fields
-  )
+  fields = dict(block=policy.draft_span or 1, max_forwards=60, mask_id=MASK, shift=1) | fields
   return Sampler(MODEL, policy, plan or Rolling(), masks.Causal(), **fields)
 
 

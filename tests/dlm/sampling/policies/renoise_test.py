@@ -113,16 +113,16 @@ def test_a_block_ends_as_it_stands_or_with_candidates():
 
 def test_the_temperature_falls_and_comes_before_all_else():
   policy = Renoise(VOCAB, steps=4, hot=0.8, cold=0.4)
-  np.testing.assert_allclose(policy.heat(jnp.arange(4)), [0.8, 0.7, 0.6, 0.5], rtol=1e-6)
+  np.testing.assert_allclose(policy.temperature(jnp.arange(4)), [0.8, 0.7, 0.6, 0.5], rtol=1e-6)
   logits = np.random.default_rng(0).normal(size=(2, 3, VOCAB)).astype(np.float32)
   head = LogitHead(jnp.asarray(logits), jnp.eye(VOCAB))
   zeros_BxA = jnp.zeros((2, 3), jnp.int32)
   rest = {"current_BxA": zeros_BxA, "key_B": keys(2), "slot_BxA": zeros_BxA}
-  stats = score(head, StatSpec(entropy=True), heat_B=jnp.array([0.8, 0.5]), **rest)
+  stats = score(head, StatSpec(entropy=True), temperature_B=jnp.array([0.8, 0.5]), **rest)
   logp = log_softmax(logits / np.array([0.8, 0.5])[:, None, None], axis=-1)
   np.testing.assert_allclose(stats.entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5)
   with pytest.raises(ValueError, match="which a model with soft_cap does not allow"):
-    score(head.replace(soft_cap=5.0), StatSpec(), heat_B=jnp.ones(2), **rest)
+    score(head.replace(soft_cap=5.0), StatSpec(), temperature_B=jnp.ones(2), **rest)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -79,5 +79,5 @@ def test_a_model_adds_what_is_soft_to_its_embeddings():
 def test_what_cannot_work_is_refused():
   with pytest.raises(ValueError, match="scope='block' must be one of"):
     sampler(Smooth(Threshold()), scope="block")
-  with pytest.raises(ValueError, match="needs 'soft' but has no soft_weight"):
-    sampler(Prophet(Smooth(Threshold()), steps=4, answer_start=0))
+  with pytest.raises(ValueError, match="smooths already"):
+    Smooth(Prophet(Smooth(Threshold()), steps=4, answer_start=0))
