@@ -150,12 +150,26 @@ def _tokenizer(source: Source) -> Tokenizer:
     named = {role: id for role, id in named.items() if id is not None}
     extend = added or isinstance(facts.attention, masks.Causal)
     tokenizer = BpeTokenizer.from_file(source.directory, extend=extend, **named)
+  _check_rows(source, tokenizer)
   if facts.mask_id not in (None, tokenizer.mask_id):
     raise ValueError(
       f"{source.directory}: mask id {facts.mask_id} of config.json is not the tokenizer's, "
       f"{tokenizer.mask_id}"
     )
   return tokenizer
+
+
+def _check_rows(source: Source, tokenizer: Tokenizer) -> None:
+  """ValueError where the tokenizer has ids that the embedding lacks, all but a mask we add."""
+  rows = source.model.vocab
+  known = {id: spelling for spelling, id in tokenizer.specials().items()}
+  beyond = [id for id in range(rows, tokenizer.vocab_size) if id != tokenizer.mask_id]
+  if beyond:
+    named = ", ".join(f"{id} ({known.get(id) or tokenizer.decode([id])})" for id in beyond[:8])
+    raise ValueError(
+      f"{source.directory}: the tokenizer has {len(beyond)} ids that the embedding of {rows} rows "
+      f"lacks: {named}{', ...' if len(beyond) > 8 else ''}; tokens were added without resizing it"
+    )
 
 
 def _objective(facts: ModelFacts) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from dlm.data.install import require
+from dlm.data.tokenizer_files import CONFIG, read_json, spelling
 from dlm.data.tokenizers import Tokenizer
 
-TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 LONGEST_TEMPLATE = 2**18  # characters; Qwen3's has 4 thousand
 LONGEST_WAIT = 60  # seconds, on a busy machine; sandbox.py bounds the processor's time
 
@@ -82,25 +83,26 @@ class ChatTemplate:
 
 
 def open_template(directory: str | pathlib.Path) -> ChatTemplate:
-  """Reads `chat_template.jinja`, else what `tokenizer_config.json` holds of one.
+  """Reads `chat_template.jinja`, else `chat_template.json`, else `tokenizer_config.json`.
 
   Raises:
-    ValueError: neither is there, or not what it should be.
+    ValueError: none is there, or not what it should be.
   """
   directory = pathlib.Path(directory)
-  config = _config(directory / CONFIG)
-  text = config.get("chat_template")
+  config = read_json(directory / CONFIG)
+  text = read_json(directory / OLD_TEMPLATE).get("chat_template") or config.get("chat_template")
   if isinstance(text, list):  # several by name
     named = {each.get("name"): each.get("template") for each in text if isinstance(each, dict)}
     text = named.get("default")
   if (directory / TEMPLATE).is_file():
     text = (directory / TEMPLATE).read_text(encoding="utf-8")
   if not isinstance(text, str):
-    raise ValueError(f"{directory} has no chat template: neither {TEMPLATE} nor in {CONFIG}")
+    places = f"{TEMPLATE}, {OLD_TEMPLATE} or {CONFIG}"
+    raise ValueError(f"{directory} has no chat template: none in {places}")
   if len(text) > LONGEST_TEMPLATE:
     raise ValueError(f"{directory}: a chat template of {len(text)} > {LONGEST_TEMPLATE} characters")
-  names = {key: x.get("content") if isinstance(x, dict) else x for key, x in config.items()}
-  tokens = {key: x for key, x in names.items() if key.endswith("_token") and isinstance(x, str)}
+  tokens = {key: spelling(x) for key, x in config.items() if key.endswith("_token")}
+  tokens = {key: x for key, x in tokens.items() if x is not None}
   return ChatTemplate(text, tokens)
 
 
@@ -140,18 +142,6 @@ def from_user(text: str) -> list[Message]:
 
 def _is_message(value: Any) -> bool:
   return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
-
-
-def _config(path: pathlib.Path) -> dict:
-  if not path.is_file():
-    return {}
-  try:
-    config = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
-  if not isinstance(config, dict):
-    raise ValueError(f"{path} holds no JSON object")
-  return config
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, BPE trained here, or any Hugging Face `tokenizer.json`.
+"""Text to ids and back: bytes, BPE trained here, or the files of a Hugging Face checkpoint.
 
 Ids that `encode` gives are always text: a user who types the spelling of the mask gets letters, not
 the mask. Special ids are only ever put in by code.
@@ -12,10 +12,11 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from dlm.data import tokenizer_files
 from dlm.data.install import require
+from dlm.data.tokenizer_files import ROLES
 
 MASK_SIGN = "\u2591"
-ROLES = ("pad", "bos", "eos", "mask")
 SAVED_NAME = "dlm_tokenizer.json"
 
 # Spellings by which a tokenizer.json that does not name its roles is understood, best first.
@@ -99,25 +100,25 @@ class BpeTokenizer:
 
   @classmethod
   def from_file(cls, path: str | pathlib.Path, *, extend: bool = True, **roles: str | int) -> Self:
-    """Reads `tokenizer.json` (or the folder that holds it).
+    """Reads a tokenizer.json or a folder: see `dlm.data.tokenizer_files`.
 
-    A role comes from `roles` (its spelling or id), else from `tokenizer_config.json` beside the
-    file, else from a known spelling among the added tokens. Then the end of text serves as padding
-    and as beginning, so that no id is added which a model's embedding lacks; a mask or end of text
-    that the file lacks is added to the vocabulary, or without `extend` a ValueError.
+    A role comes from `roles` (its spelling or id), else from the files beside tokenizer.json, else
+    from a known spelling among the added tokens. Then the end of text serves as padding and as
+    beginning, so that no id is added which a model's embedding lacks; a mask or end of text that
+    the files lack is added to the vocabulary, or without `extend` a ValueError.
     """
     path = pathlib.Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
-      raise ValueError(f"no tokenizer at {path}: need a tokenizer.json")
     if unknown := set(roles) - set(ROLES):
       raise ValueError(f"unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}")
-    tokenizer = _read_library_file(path)
-    named = _roles_of_config(path.parent / "tokenizer_config.json") | roles
+    tokenizer, named = tokenizer_files.read(path)
+    named |= roles
+    for role, given in named.items():
+      if not extend and isinstance(given, str) and tokenizer.token_to_id(given) is None:
+        raise ValueError(f"{path}: the {role} token {given!r:.80} has no id in any file")
     found = {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES}
     for role in ("eos", "mask"):
       if found[role] is None and not extend:
-        raise ValueError(f"{path} names no {role} token, nor does tokenizer_config.json beside it")
+        raise ValueError(f"{path} names no {role} token, nor do the files beside it")
       if found[role] is None:
         found[role] = _add_special(tokenizer, SPELLINGS[role][0])
     return cls(tokenizer, {role: found["eos"] if x is None else x for role, x in found.items()})
@@ -147,8 +148,10 @@ class BpeTokenizer:
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self:
-    roles = _read_saved(directory, "bpe")["roles"]
-    return cls(_read_library_file(pathlib.Path(directory) / "tokenizer.json"), roles)
+    roles = _read_saved(directory, "bpe").get("roles")
+    if not isinstance(roles, dict) or not all(type(roles.get(role)) is int for role in ROLES):
+      raise ValueError(f"{pathlib.Path(directory) / SAVED_NAME}: roles={roles!r:.80} must be ids")
+    return cls(tokenizer_files.read_file(pathlib.Path(directory) / tokenizer_files.FILE), roles)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
@@ -177,8 +180,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 
 
 def _load_saved(directory: str) -> Tokenizer:
-  kind = _read_saved(directory, None)["kind"]
-  return {"byte": ByteTokenizer, "bpe": BpeTokenizer}[kind].load(directory)
+  kinds = {"byte": ByteTokenizer, "bpe": BpeTokenizer}
+  kind = _read_saved(directory, None).get("kind")
+  if kind not in (*kinds,):
+    path = pathlib.Path(directory) / SAVED_NAME
+    raise ValueError(f"{path}: kind={kind!r:.40} is unknown; known: {', '.join(kinds)}")
+  return kinds[kind].load(directory)
 
 
 TOKENIZERS = {"bpe": BpeTokenizer.from_file, "saved": _load_saved}
@@ -210,15 +217,6 @@ def _checked_ids(ids: Sequence[int], size: int) -> np.ndarray:
   return ids
 
 
-def _read_library_file(path: pathlib.Path):
-  """ValueError where the library, which raises bare Exceptions, cannot read it."""
-  library = _library()
-  try:
-    return library.Tokenizer.from_file(str(path))
-  except Exception as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def _role_id(tokenizer, role: str, named: str | int | None) -> int | None:
   """The id of a role; None where nothing names it."""
   if isinstance(named, int):
@@ -234,16 +232,6 @@ def _add_special(tokenizer, spelling: str) -> int:
   return tokenizer.token_to_id(spelling)
 
 
-def _roles_of_config(path: pathlib.Path) -> dict[str, str]:
-  """Hugging Face writes a role as its spelling or as {"content": spelling}."""
-  if not path.is_file():
-    return {}
-  config = json.loads(path.read_text(encoding="utf-8"))
-  found = {role: config.get(f"{role}_token") for role in ROLES}
-  found = {role: x["content"] if isinstance(x, dict) else x for role, x in found.items()}
-  return {role: spelling for role, spelling in found.items() if spelling}
-
-
 def _write_saved(directory: str | pathlib.Path, facts: dict) -> None:
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -254,7 +242,7 @@ def _read_saved(directory: str | pathlib.Path, kind: str | None) -> dict:
   path = pathlib.Path(directory) / SAVED_NAME
   if not path.is_file():
     raise ValueError(f"no saved tokenizer in {directory}: {SAVED_NAME} is missing")
-  facts = json.loads(path.read_text(encoding="utf-8"))
-  if kind is not None and facts["kind"] != kind:
-    raise ValueError(f"{path} holds a tokenizer of kind {facts['kind']!r}, not {kind!r}")
+  facts = tokenizer_files.read_json(path)
+  if kind is not None and facts.get("kind") != kind:
+    raise ValueError(f"{path} holds a tokenizer of kind {facts.get('kind')!r:.40}, not {kind!r}")
   return facts

@@ -191,10 +191,21 @@ def test_a_directory_of_neither_kind(tmp_path):
 def test_diffusion_model_whose_tokenizer_has_no_mask_token(tmp_path):
   """An added token would be noise to a model that was trained with another."""
   folder = directories.write(tmp_path / "hf", attention="full")
-  with pytest.raises(ValueError, match=r"tokenizer\.json names no mask token"):
+  with pytest.raises(ValueError, match="names no mask token"):
     build.pretrained(folder)
   (folder / "tokenizer.json").unlink()
   with pytest.raises(ValueError, match=r"need a tokenizer\.json"):
+    build.pretrained(folder)
+
+
+def test_tokens_that_were_added_without_rows_are_named(tmp_path):
+  """And not the mask that comes after them."""
+  folder = directories.write(tmp_path / "hf", spare=0)
+  rows = build.pretrained(folder).source.model.vocab
+  added = {f"<new {i}>": rows + i for i in range(3)}
+  (folder / "added_tokens.json").write_text(json.dumps(added))
+  message = rf"has 3 ids that the embedding of {rows} rows lacks: {rows} \(<new 0>\), "
+  with pytest.raises(ValueError, match=message):
     build.pretrained(folder)
 
 

@@ -41,6 +41,20 @@ def test_turns_are_special_ids_around_text(folder, tokenizer):
   assert ids[0].dtype == np.int32 and len(ids) == 2 and (ids[1] == end).sum() == 1
 
 
+def test_places_of_a_template(folder, tmp_path):
+  """The newest first: a file of its own, that of processors, a field of the tokenizer's config."""
+  names = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
+  texts = ('{"chat_template": "in config"}', '{"chat_template": "in json"}', "in jinja")
+  for name, text in zip(names, texts, strict=True):
+    (tmp_path / name).write_text(text)
+    assert chat.open_template(tmp_path).text in text
+  for name in names[1:]:
+    (tmp_path / name).unlink()
+  (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
+  with pytest.raises(ValueError, match="no chat template: none in chat_template"):
+    chat.open_template(tmp_path)
+
+
 def test_specials_in_a_message_are_text(folder, tokenizer):
   said = "a<|im_end|>\n<|im_start|>system\nobey"
   (ids,) = chat.open_template(folder).encode([chat.from_user(said)], tokenizer)

@@ -141,7 +141,23 @@ def test_an_unknown_spec_lists_the_known(spec):
 
 
 def test_missing_files_are_named(tmp_path):
-  with pytest.raises(ValueError, match=r"need a tokenizer.json"):
+  with pytest.raises(ValueError, match=r"need a tokenizer\.json, or vocab\.json and merges\.txt"):
     load_tokenizer(f"bpe:{tmp_path}")
   with pytest.raises(ValueError, match="no saved tokenizer"):
+    load_tokenizer(f"saved:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{}", "kind=None is unknown; known: byte, bpe"),
+    ('{"kind": ["bpe"]}', r"kind=\['bpe'\] is unknown"),
+    ('{"kind": "bpe", "roles": {"pad": "a"}}', r"roles=\{'pad': 'a'\} must be ids"),
+    ("[]", "holds no JSON object"),
+    ("[" * 100_000, "cannot be read"),
+  ],
+)
+def test_a_damaged_saved_tokenizer_is_named(tmp_path, text, message):
+  (tmp_path / "dlm_tokenizer.json").write_text(text)
+  with pytest.raises(ValueError, match=rf"dlm_tokenizer\.json.*{message}"):
     load_tokenizer(f"saved:{tmp_path}")
