@@ -1,4 +1,4 @@
-"""Where versions of jax differ, from 0.10.2 to 0.12: nothing else here asks which one it has."""
+"""Runs kernels for Hopper on a CPU, from jax 0.10.2 to 0.12."""
 
 import contextlib
 import os
@@ -24,10 +24,11 @@ _operand = threading.local()  # a thread of the kernel is one of Python, and may
 
 
 @contextlib.contextmanager
-def interpret_gpu(*, detect_races: bool = True) -> Iterator[None]:
-  """Within it `plgpu.kernel` runs on a CPU, slowly, and prints races between its threads.
+def interpret_gpu() -> Iterator[None]:
+  """Within it `plgpu.kernel` runs on a CPU, slowly.
 
-  The interpreter of jax 0.10.2 to 0.11.2 knows no transposed operands of `wgmma`; here it does.
+  A race between its threads is printed, and from jax 0.12 on raised. The interpreter of jax 0.10.2
+  to 0.11.2 knows no transposed operands of `wgmma`; here it does.
 
   Raises:
     RuntimeError: XLA has so few threads that warpgroups waiting for each other would hang.
@@ -53,7 +54,7 @@ def interpret_gpu(*, detect_races: bool = True) -> Iterator[None]:
   gpu_callbacks.np = SimpleNamespace(**{**vars(numpy), "matmul": matmul})
   gpu_callbacks.wgmma = transposing_wgmma
   try:
-    with force_gpu_interpret_mode(InterpretGPUParams(detect_races=detect_races)):
+    with force_gpu_interpret_mode(InterpretGPUParams(detect_races=True)):
       yield
   finally:
     gpu_callbacks.np, gpu_callbacks.wgmma = numpy, wgmma
