@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
   config.top_k = 0  # 0: off
   config.top_p = 1.0  # 1: off
   config.top_p_rule = "reach"  # or "within": without the token that crosses top_p
-  config.shaped = False  # confidences after temperature, top-k and top-p, not before
+  config.confidence = "plain"  # or "tempered", or "shaped": after temperature, top-k and top-p too
   config.guidance = 0.0  # scale of classifier-free guidance; 0: off
   config.forbid_ends = False  # stop ids are never written
   config.doubt_ends = False  # stop ids count for nothing in confidences: they are written last

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   config.temperature = 1.0
   config.top_k = 50
   config.top_p = 0.95
-  config.shaped = False
+  config.confidence = "plain"
   config.guidance = 0.0
   config.forbid_ends = False
   config.doubt_ends = False

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   config.temperature = 0.0
   config.top_k = 0
   config.top_p = 1.0
-  config.shaped = False
+  config.confidence = "tempered"
   config.guidance = 0.0
   config.forbid_ends = False
   config.doubt_ends = False

@@ -36,7 +36,7 @@ class Sampling:
   top_k: int = 0
   top_p: float = 1.0
   top_p_rule: str = "reach"
-  shaped: bool = False
+  confidence: str = "plain"
   guidance: float = 0.0
   forbid_ends: bool = False
   doubt_ends: bool = False
@@ -121,7 +121,7 @@ def sampling(
     top_k=own.top_k,
     top_p=own.top_p,
     top_p_rule=own.top_p_rule,
-    shaped=own.shaped,
+    confidence=own.confidence,
     guidance=own.guidance,
     least_entropy=own.least_entropy,
     # Spare rows spell nothing.

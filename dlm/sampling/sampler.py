@@ -41,7 +41,9 @@ class Sampler:
     temperature, top_k, top_p, top_p_rule, forbidden: how a candidate is drawn, see StatSpec. The
       mask id is forbidden too, unless `may_predict_mask` (as in most authors' code: such a slot
       stays masked).
-    shaped: confidences are those of the tempered and cut distribution, not of the plain one.
+    confidence: a candidate's probability under the "plain" distribution, the "tempered" one or the
+      "shaped" one, which top-k and top-p have cut too. Of a policy that needs one of the latter
+      two, "plain" becomes that.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
     drafter: who proposes, for policies that only check ("deer"); `params` are then a pair, the
@@ -70,7 +72,7 @@ class Sampler:
   top_p_rule: str = "reach"
   forbidden: tuple[int, ...] = ()
   doubtful: tuple[int, ...] = ()
-  shaped: bool = False
+  confidence: str = "plain"
   may_predict_mask: bool = False
   guidance: float = 0.0
   least_entropy: float = 0.0
@@ -85,7 +87,13 @@ class Sampler:
         f"'block' keeps; {self.plan}"
       )
     self.plan.check(self.sees, self.block, self.policy)
-    if self.spec().gather and self.temperature > 0:  # `spec` itself refuses odd draws
+    spec = self.spec()  # refuses odd draws
+    if self.confidence not in ("plain", spec.confidence):
+      raise ValueError(
+        f"Sampler: confidence={self.confidence!r} must be 'plain' or {spec.confidence!r}, which "
+        f"the policy needs; {self.policy}"
+      )
+    if spec.gather and self.temperature > 0:
       raise ValueError(
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"
@@ -171,7 +179,7 @@ class Sampler:
     needs = self.policy.needs()
     return dataclasses.replace(
       needs,
-      shaped=needs.shaped or self.shaped,
+      confidence=self.confidence if needs.confidence == "plain" else needs.confidence,
       temperature=self.temperature,
       top_k=self.top_k,
       top_p=self.top_p,

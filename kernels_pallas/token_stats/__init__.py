@@ -41,11 +41,11 @@ def token_stats(
   ids that top-k and top-p keep: a draw from the tempered softmax. Equal logits are kept or cut
   together. The noise is a function of (row key, id), so all implementations draw alike.
 
-  Forbidden ids count as -inf everywhere, in `current` too, and with `spec.shaped` so do those that
-  are cut. A row with a NaN logit has lse, entropy and soft NaN, and its candidate, top1 and top2
-  ignore the NaN ids. Where no id is left to choose, the token is the lowest one that is not
-  forbidden, and its logit and top1 are -inf: such rows have probability NaN, and still never write
-  a forbidden id.
+  Forbidden ids count as -inf everywhere, in `current` too, and so do those that are cut if
+  `spec.confidence` is "shaped". A row with a NaN logit has lse, entropy and soft NaN, and its
+  candidate, top1 and top2 ignore the NaN ids. Where no id is left to choose, the token is the
+  lowest one that is not forbidden, and its logit and top1 are -inf: such rows have probability NaN,
+  and still never write a forbidden id.
 
   Args:
     hidden_RxD, unembed_VxD: float32 or bfloat16; products are summed in float32.

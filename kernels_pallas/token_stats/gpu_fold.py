@@ -23,7 +23,7 @@ def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
   scored_RxT = eligible_RxT if spec.divisor == 1 else eligible_RxT / spec.divisor
-  told_RxT = scored_RxT if spec.shaped else eligible_RxT
+  told_RxT = spec.told(eligible_RxT, scored_RxT, scored_RxT)  # nothing is cut here
 
   drawn = spec.temperature > 0
   noisy_RxT = scored_RxT

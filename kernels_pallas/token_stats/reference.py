@@ -31,10 +31,10 @@ def token_stats(
   kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
   if spec.cuts(ids_V.size):
     kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec)
-  score_RxV = jnp.where(kept_RxV, eligible_RxV / spec.divisor, -jnp.inf)
-  if spec.shaped:
-    z_RxV = jnp.where(kept_RxV | jnp.isnan(z_RxV), z_RxV / spec.divisor, -jnp.inf)
-    eligible_RxV = score_RxV
+  tempered_RxV = eligible_RxV / spec.divisor
+  score_RxV = jnp.where(kept_RxV, tempered_RxV, -jnp.inf)
+  eligible_RxV = spec.told(eligible_RxV, tempered_RxV, score_RxV)
+  z_RxV = jnp.where(jnp.isnan(z_RxV), jnp.nan, eligible_RxV)
   if spec.temperature > 0:
     score_RxV = score_RxV + gumbel(inputs.key_data_Rx2, ids_V)
   some_R = (score_RxV > -jnp.inf).any(1)

@@ -6,6 +6,7 @@ import jax
 
 Array = jax.Array
 
+CONFIDENCES = ("plain", "tempered", "shaped")
 TOP_P_OF = ("top_k", "all")
 TOP_P_RULES = ("reach", "within")
 
@@ -14,13 +15,14 @@ TOP_P_RULES = ("reach", "within")
 class StatSpec:
   """Static: which statistics a policy needs. Hashable, so equal needs share one compile.
 
-  Plain logits are `l = hidden @ unembed.T` (soft-capped if asked) without the forbidden ids. Shaped
-  ones are `l / temperature` (temperature 0: l) of the ids that top-k and top-p keep; the candidate
-  is a draw from their softmax (temperature 0: the argmax).
+  Plain logits are `l = hidden @ unembed.T` (soft-capped if asked) without the forbidden ids,
+  tempered ones `l / temperature` (temperature 0: l), and shaped ones those of them that top-k and
+  top-p keep. The candidate is a draw from the softmax of the shaped logits (temperature 0: the
+  argmax).
 
-  Statistics are those of the plain logits, so confidence is untempered, as in LLaDA's code and
-  SDAR's evaluation. With `shaped` they are those of the shaped logits, also at temperature 0, as
-  in Dream (arXiv 2508.15487), SDAR's own sampler and P-ReAct (arXiv 2602.07035).
+  `confidence` says of which logits the statistics are, and so what a candidate's probability is:
+  "plain" in LLaDA's code; "tempered" in SDAR's evaluation; "shaped", also at temperature 0, in
+  Dream (arXiv 2508.15487), SDAR's own sampler and P-ReAct (arXiv 2602.07035).
   """
 
   top2: bool = False  # second best logit, for margins
@@ -29,7 +31,7 @@ class StatSpec:
   gather: bool = False  # plain logits of a few ids that each row names
   soft: bool = False  # mean embedding under the softmax of the logits
   outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
-  shaped: bool = False  # statistics of the shaped logits
+  confidence: str = "plain"  # whose statistics: those of plain, tempered or shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
   top_k: int = 0  # 0: off. Ids below the k-th best logit are dropped; ties at it stay
   top_p: float = 1.0  # 1: off. Of the best ids a set of mass top_p stays
@@ -47,22 +49,25 @@ class StatSpec:
       raise ValueError(f"StatSpec: top_k={self.top_k} must not be negative (0: off)")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"StatSpec: top_p={self.top_p} must lie in (0, 1] (1: off)")
-    if self.top_p_of not in TOP_P_OF:
-      raise ValueError(f"StatSpec: top_p_of={self.top_p_of!r} is not one of {', '.join(TOP_P_OF)}")
-    if self.top_p_rule not in TOP_P_RULES:
-      raise ValueError(
-        f"StatSpec: top_p_rule={self.top_p_rule!r} is not one of {', '.join(TOP_P_RULES)}"
-      )
+    words = {"confidence": CONFIDENCES, "top_p_of": TOP_P_OF, "top_p_rule": TOP_P_RULES}
+    for name, known in words.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise ValueError(f"StatSpec: {name}={value!r} is not one of {', '.join(known)}")
 
   @property
   def divisor(self) -> float:
-    """What shaped logits are divided by."""
+    """What tempered logits are divided by."""
     return self.temperature or 1.0
+
+  def told(self, plain: Array, tempered: Array, shaped: Array) -> Array:
+    """The logits whose statistics are asked for."""
+    return {"plain": plain, "tempered": tempered, "shaped": shaped}[self.confidence]
 
   def cuts(self, vocab: int) -> bool:
     """Whether top-k or top-p matter: at temperature 0 they leave the argmax as it is."""
     cutting = 0 < self.top_k < vocab or self.top_p < 1
-    return cutting and (self.shaped or self.temperature > 0)
+    return cutting and (self.confidence == "shaped" or self.temperature > 0)
 
 
 @jax.tree_util.register_dataclass
@@ -93,4 +98,4 @@ class TokenStats:
   current: Array | None = None
   lse_outside: Array | None = None  # logsumexp over the ids that are not in `outside`
   soft: Array | None = None  # float32 [R, D] mean embedding
-  gathered: Array | None = None  # [R, J] plain logits of the ids asked for, whatever is `shaped`
+  gathered: Array | None = None  # [R, J] plain logits of the ids asked for, in any case

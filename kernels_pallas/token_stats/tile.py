@@ -137,10 +137,10 @@ def of_tile(
   plain_RxT = jnp.where(dead_1xT, -jnp.inf, z_RxT)
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
-  scored_RxT = eligible_RxT if spec.divisor == 1 else eligible_RxT / spec.divisor
+  scored_RxT = tempered_RxT = eligible_RxT if spec.divisor == 1 else eligible_RxT / spec.divisor
   if rows.cut_Rx1 is not None:
-    scored_RxT = jnp.where(eligible_RxT >= rows.cut_Rx1, scored_RxT, -jnp.inf)
-  told_RxT = scored_RxT if spec.shaped else eligible_RxT
+    scored_RxT = jnp.where(eligible_RxT >= rows.cut_Rx1, tempered_RxT, -jnp.inf)
+  told_RxT = spec.told(eligible_RxT, tempered_RxT, scored_RxT)
 
   noisy_RxT = scored_RxT
   if rows.key0_Rx1 is not None:

@@ -62,7 +62,7 @@ def bd3lm_semi_ar(case: Case) -> None:
     temperature=1.0,
     top_p=case.arg("nucleus_p"),
     top_p_rule="within",
-    shaped=True,
+    confidence="shaped",
   )
   row = np.array([case.arg("bos_token_id")] + [mask_id] * (slots - 1))
   canvas = make_canvas(
@@ -205,7 +205,9 @@ def bd3lm_nucleus(case: Case) -> None:
   p_RxV = np.concatenate(case.arg("probs"))
   case.arg("block_size")
   rows, vocab = p_RxV.shape
-  spec = StatSpec(current=True, shaped=True, top_p=case.arg("nucleus_p"), top_p_rule="within")
+  spec = StatSpec(
+    current=True, confidence="shaped", top_p=case.arg("nucleus_p"), top_p_rule="within"
+  )
   for implementation in ("reference", "xla"):
     stats = token_stats(
       jnp.log(jnp.repeat(jnp.asarray(p_RxV, jnp.float32), vocab, axis=0)),

@@ -114,7 +114,7 @@ def sdar_generate(case: Case) -> None:
     "low_confidence_static": Quota(block, steps),
     "low_confidence_dynamic": Quota(block, steps, threshold),
   }[rule]
-  fields = {"shaped": True}
+  fields = {"confidence": "shaped"}
   if case.arg("sampling") == "top_k_1":
     fields["top_k"] = case.arg("top_k")
   else:
@@ -124,13 +124,13 @@ def sdar_generate(case: Case) -> None:
 
 
 def sdar_opencompass(case: Case) -> None:
-  """Confidence of the tempered distribution, uncut. Its top_k=1 is the argmax: noise of zero."""
+  """Their evaluation: the confidence of a candidate is the tempered one, whatever is cut."""
   block, steps = case.arg("block_length", 4), case.arg("denoising_steps", 4)
   policy = Quota(block, steps, case.arg("threshold"))
-  fields = {}
-  if case.arg("sampling") == "top_k_1":
+  fields = {"confidence": "tempered"}
+  if case.arg("sampling") == "top_k_1":  # the argmax: with noise of zero
     assert case.arg("top_k") == 1
-    fields = dict(temperature=case.arg("temperature"), shaped=True)
+    fields["temperature"] = case.arg("temperature")
   check_blocks(case, sdar(case, policy, **fields))
 
 
@@ -185,7 +185,7 @@ def llada2(case: Case, policy, plan, **fields) -> Trace:
   prompt = len(case.line["prompt_ids"][0])
   slots = -(-(prompt + case.arg("gen_length")) // block) * block
   if temperature := case.arg("temperature"):
-    fields |= dict(temperature=temperature, shaped=True)
+    fields |= dict(temperature=temperature, confidence="shaped")
   return sample(
     case, policy, plan, block, slots, case.arg("mask_id"), eos_ids=(case.arg("eos_id"),), **fields
   )
@@ -264,7 +264,7 @@ def fast_dllm_v2(case: Case) -> Trace:
   end = (max(prompts) // block + case.arg("max_new_tokens") // block) * block + 1
   fields = {}
   if case.arg("temperature"):
-    fields = dict(temperature=case.arg("temperature"), top_p=case.arg("top_p"), shaped=True)
+    fields = dict(temperature=case.arg("temperature"), top_p=case.arg("top_p"), confidence="shaped")
   else:
     case.arg("top_p")  # of no effect at temperature 0
   policy = Parts(Quota(block, block, case.arg("threshold")), size)

@@ -145,28 +145,28 @@ def _score(gumbel_BxLxV, head, spec, *, temperature_B, current_BxA, key_B, slot_
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
   assert temperature_B is None, "no recorded policy sets its own temperature"
   cold = dataclasses.replace(spec, temperature=0.0)
-  if spec.shaped:  # statistics of the tempered logits: temper the hidden rows
-    head = head.replace(hidden_BxAxD=head.hidden_BxAxD / (spec.temperature or 1.0))
+  tempered = head.replace(hidden_BxAxD=head.hidden_BxAxD / spec.divisor)
   stats = score(
-    head, cold, current_BxA=current_BxA, key_B=key_B, slot_BxA=slot_BxA,
-    gather_BxAxJ=gather_BxAxJ,
+    spec.told(head, tempered, tempered), cold, current_BxA=current_BxA, key_B=key_B,
+    slot_BxA=slot_BxA, gather_BxAxJ=gather_BxAxJ,
   )  # fmt: skip
   if gumbel_BxLxV is None or spec.temperature == 0:
     return stats
-  z = jnp.einsum("bad,vd->bav", head.hidden_BxAxD, head.unembed_VxD)
-  forbidden = jnp.isin(jnp.arange(z.shape[-1]), jnp.array(spec.forbidden, jnp.int32))
-  z = jnp.where(forbidden[None, None], -jnp.inf, z)
-  plain, scale = z, 1.0 if spec.shaped else spec.temperature
-  if spec.shaped:
-    plain = shape(z, spec)
-    z = plain
+  plain, z = logits(head, spec), logits(tempered, spec)
+  shaped = shape(z, spec)
   noise = jnp.take_along_axis(gumbel_BxLxV, slot_BxA[..., None], axis=1)
-  token = jnp.argmax(z / scale + noise, axis=-1).astype(jnp.int32)
+  token = jnp.argmax(shaped + noise, axis=-1).astype(jnp.int32)
   stats.token = token
-  logit = jnp.take_along_axis(plain, token[..., None], axis=-1)[..., 0]
+  logit = jnp.take_along_axis(spec.told(plain, z, shaped), token[..., None], axis=-1)[..., 0]
   among = jnp.isin(token, jnp.array(spec.outside, jnp.int32))
   stats.logit = jnp.where(among, -jnp.inf, logit)
   return stats
+
+
+def logits(head, spec):
+  z = jnp.einsum("bad,vd->bav", head.hidden_BxAxD, head.unembed_VxD)
+  forbidden = jnp.isin(jnp.arange(z.shape[-1]), jnp.array(spec.forbidden, jnp.int32))
+  return jnp.where(forbidden[None, None], -jnp.inf, z)
 
 
 def shape(z, spec):

@@ -18,7 +18,8 @@ EVERYTHING = dict(top2=True, entropy=True, current=True, gather=True, soft=True,
 SPECS = [
   StatSpec(**EVERYTHING, forbidden=(0, 1, 47)),
   StatSpec(**EVERYTHING, temperature=0.7, top_p=0.8),
-  StatSpec(**EVERYTHING, temperature=1.3, top_k=6, shaped=True),
+  StatSpec(**EVERYTHING, temperature=1.3, top_k=6, confidence="shaped"),
+  StatSpec(**EVERYTHING, temperature=1.3, top_k=6, confidence="tempered"),
   StatSpec(temperature=1.0, top_k=5, top_p=0.7, top_p_of="all", top_p_rule="within"),
 ]
 

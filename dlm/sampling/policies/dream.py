@@ -57,7 +57,7 @@ class Dream(Policy):
 
   def needs(self) -> StatSpec:
     return StatSpec(
-      shaped=True,
+      confidence="shaped",
       top_p_of="all",
       top2=self.alg == "topk_margin",
       entropy=self.alg == "entropy",

@@ -39,7 +39,7 @@ class DreamThreshold(Policy):
     return max(slots, self.steps)
 
   def needs(self) -> StatSpec:
-    return StatSpec(shaped=True, top_p_of="all")
+    return StatSpec(confidence="shaped", top_p_of="all")
 
   def enter(self, masked_BxA: Array, state: Array | None) -> Array:
     """State: how many tokens the block had to write when the row entered it."""

@@ -43,7 +43,7 @@ class EntropyBounded(Policy):
         )
 
   def needs(self) -> StatSpec:
-    return StatSpec(entropy=True, shaped=self.rule == "total")
+    return StatSpec(entropy=True, confidence="shaped" if self.rule == "total" else "plain")
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     entropy_BxA = view.stats.entropy

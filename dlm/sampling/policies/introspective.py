@@ -56,7 +56,8 @@ class Introspective(Policy):
     return 2 * self.stride
 
   def needs(self) -> StatSpec:
-    return StatSpec(current=self.rule != "exact", shaped=self.rule == "kept")
+    confidence = "shaped" if self.rule == "kept" else "plain"
+    return StatSpec(current=self.rule != "exact", confidence=confidence)
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     token_BxA = view.stats.token if self.correct else None

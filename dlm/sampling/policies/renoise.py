@@ -49,7 +49,7 @@ class Renoise(Policy):
     return self.steps
 
   def needs(self) -> StatSpec:
-    return StatSpec(entropy=True, current=True, shaped=True)
+    return StatSpec(entropy=True, current=True, confidence="shaped")
 
   def noise(self, key_B: Array, width: int, mask_id: int) -> Array:
     return chance.ids(key_B, width, self.vocab, mask_id)

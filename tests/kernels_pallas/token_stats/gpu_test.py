@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-from kernels_pallas import compat
 from kernels_pallas.token_stats import Inputs, StatSpec, gpu, reference, token_stats
 from kernels_pallas.vocabulary import Held
+from tests.kernels_pallas.token_stats.hopper import interpret_gpu
 from tests.kernels_pallas.token_stats.twin import keys
 
 ALL = StatSpec(
@@ -42,7 +42,7 @@ def _jitted(implementation, **static):
 def interpreted(hidden_RxD, unembed_VxD, spec, inputs, tiling, *, held=None, soft_cap=None):
   """The kernel's statistics. Fails on a race between its warpgroups and copies."""
   held = held or Held(0, V)
-  with compat.interpret_gpu():
+  with interpret_gpu():
     run = _jitted(gpu.token_stats, spec=spec, tiling=tiling, held=held, soft_cap=soft_cap)
     stats = jax.block_until_ready(run(hidden_RxD, unembed_VxD, inputs=inputs))
     assert not gpu_callbacks.get_races().races_found
@@ -88,9 +88,12 @@ def test_all_statistics(rows, tiling, spec):
 
 
 @threads
-def test_shaped_statistics_of_the_part_of_one_device():
+@pytest.mark.parametrize("confidence", ["tempered", "shaped"])
+def test_tempered_statistics_of_the_part_of_one_device(confidence):
   """What the device holds starts at id 104: noise and forbidden ids go by the ids of all."""
-  spec = dataclasses.replace(DRAWN, shaped=True, gather=False, forbidden=(0, 104, 105, 207))
+  spec = dataclasses.replace(
+    DRAWN, confidence=confidence, gather=False, forbidden=(0, 104, 105, 207)
+  )
   hidden_RxD, unembed_VxD, inputs = arrays(20, 2 * V)
   inputs.gather_id_RxJ, inputs.current_R = None, 100 + 5 * jnp.arange(20)
   held = Held(V, 2 * V)
@@ -115,7 +118,8 @@ def test_reading_before_a_copy_has_arrived_is_a_race(monkeypatch):
   monkeypatch.setattr(gpu, "_load", load_at_once)
   hidden_RxD, unembed_VxD, inputs = arrays(20)
   spec = StatSpec(current=True)
-  with pytest.raises(AssertionError, match="races_found"):
+  told = "races_found|RACE DETECTED"  # ours of the interpreter's list; from jax 0.12 on its own
+  with pytest.raises((AssertionError, RuntimeError), match=told):
     interpreted(hidden_RxD, unembed_VxD, spec, inputs, FEW)
 
 
@@ -165,6 +169,6 @@ def test_what_is_left_to_others(change, match):
 
 def test_whether_top_k_cuts_goes_by_the_ids_of_all_devices():
   hidden_RxD, unembed_VxD = jnp.ones((3, 64), jnp.bfloat16), jnp.ones((2048, 64), jnp.bfloat16)
-  spec = StatSpec(shaped=True, top_k=3000)
+  spec = StatSpec(confidence="shaped", top_k=3000)
   with pytest.raises(NotImplementedError, match="top-k and top-p cut"):
     gpu.token_stats(hidden_RxD, unembed_VxD, spec, Inputs(), held=Held(2048, 4096), soft_cap=None)

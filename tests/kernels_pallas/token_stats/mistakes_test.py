@@ -17,6 +17,8 @@ def test_mistakes_are_named():
     token_stats(hidden_RxD, unembed_VxD, StatSpec(forbidden=tuple(range(5))))
   with pytest.raises(ValueError, match=r"outside ids \[-1\] must lie in \[0, 5\)"):
     token_stats(hidden_RxD, unembed_VxD, StatSpec(outside=(4, -1)))
+  with pytest.raises(ValueError, match="confidence='cut' is not one of plain, tempered, shaped"):
+    StatSpec(confidence="cut")
   with pytest.raises(ValueError, match="top_p_of='dream' is not one of top_k, all"):
     StatSpec(top_p_of="dream")
   with pytest.raises(ValueError, match="top_p_rule='strict' is not one of reach, within"):

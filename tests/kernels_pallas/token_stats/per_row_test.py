@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.token_stats import StatSpec
+from kernels_pallas.token_stats.spec import CONFIDENCES
 from tests.kernels_pallas.token_stats import twin
 
 
@@ -14,10 +15,10 @@ def some(rows=5, vocab=23, width=4, seed=8):
   return z_RxV, rng.normal(size=(vocab, width)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shaped", [False, True])
-def test_gathered_logits_are_plain(compute, shaped):
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+def test_gathered_logits_are_plain(compute, confidence):
   z_RxV, _ = some()
-  spec = StatSpec(gather=True, forbidden=(2,), shaped=shaped, top_k=3)
+  spec = StatSpec(gather=True, forbidden=(2,), confidence=confidence, top_k=3)
   id_RxJ = np.array([[0, 6, 7, 22]] * 3 + [[7, 7, -1, 16], [-5, 2, 23, 16]])  # 16: in two tiles
   stats = compute(jnp.asarray(z_RxV), jnp.eye(23), spec, gather_id_RxJ=id_RxJ)
   plain_RxV = twin.allowed(z_RxV, spec)
@@ -29,7 +30,7 @@ def test_gathered_logits_are_plain(compute, shaped):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", [{}, {"shaped": True, "top_k": 4, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"confidence": "shaped", "top_k": 4, "top_p": 0.9}], ids=str)
 def test_soft_is_the_mean_embedding(compute_in_xla, dtype, shape):
   z_RxV, embed_VxD = some()
   z_RxV += np.array([[0], [1e3], [-1e3], [0], [0]], np.float32)
@@ -38,7 +39,7 @@ def test_soft_is_the_mean_embedding(compute_in_xla, dtype, shape):
   embed_VxD = jnp.asarray(embed_VxD, dtype)
   spec = StatSpec(soft=True, forbidden=(2,), **shape)
   stats = compute_in_xla(jnp.asarray(z_RxV), jnp.eye(23), spec, embed_VxD=embed_VxD)
-  told_RxV = twin.shaped(z_RxV, spec) if spec.shaped else twin.allowed(z_RxV, spec)
+  told_RxV = twin.told(z_RxV, spec)
   p_RxV = np.exp(told_RxV - twin.lse(told_RxV)[:, None])
   assert stats.soft.dtype == jnp.float32
   expected_RxD = p_RxV @ np.asarray(embed_VxD, np.float64)

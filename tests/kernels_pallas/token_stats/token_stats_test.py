@@ -112,8 +112,8 @@ def test_a_nan_logit_is_never_chosen_and_makes_the_row_undefined(compute):
     {"temperature": 0.5},
     {"temperature": 0.5, "top_k": 3, "top_p": 0.5},
     {"temperature": 0.5, "top_p": 0.5},
-    {"shaped": True, "top_k": 3, "top_p": 0.5, "top_p_of": "all"},
-    {"shaped": True, "top_p": 0.5},
+    {"confidence": "shaped", "top_k": 3, "top_p": 0.5, "top_p_of": "all"},
+    {"confidence": "shaped", "top_p": 0.5},
   ],
   ids=str,
 )
@@ -198,7 +198,7 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
     gather=True,
     soft=True,
     outside=(3,),
-    shaped=True,
+    confidence="shaped",
     temperature=1.0,
     top_p=0.9,
   )
@@ -236,7 +236,7 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
       top2=True,
       entropy=True,
       current=True,
-      shaped=True,
+      confidence="shaped",
       outside=(3,),
       top_k=9,
       top_p=0.9,

@@ -53,7 +53,7 @@ def test_tiles_of_ids_in_any_order_would_race(monkeypatch):
   "spec,match",
   [
     (StatSpec(temperature=1.0, top_k=1), "top-k and top-p cut"),
-    (StatSpec(shaped=True, top_p=0.9), "top-k and top-p cut"),
+    (StatSpec(confidence="shaped", top_p=0.9), "top-k and top-p cut"),
     (StatSpec(soft=True), "averages no embeddings"),
   ],
   ids=str,

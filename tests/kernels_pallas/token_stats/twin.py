@@ -43,6 +43,13 @@ def shaped(z_RxV, spec):
   return np.where(kept_RxV, z_RxV / spec.divisor, -np.inf)
 
 
+def told(z_RxV, spec):
+  """The logits whose statistics are asked for."""
+  if spec.confidence == "shaped":
+    return shaped(z_RxV, spec)
+  return allowed(z_RxV, spec) / (spec.divisor if spec.confidence == "tempered" else 1)
+
+
 def lse(z_RxV):
   best_Rx1 = z_RxV.max(1, keepdims=True)
   return best_Rx1[:, 0] + np.log(np.exp(z_RxV - best_Rx1).sum(1))

@@ -14,7 +14,7 @@ from dlm import masks
 from dlm.sampling import chance, loop
 from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import Dream, DreamThreshold
+from dlm.sampling.policies import Dream, DreamThreshold, Threshold
 from dlm.sampling.policies.dream import ALGORITHMS, shares
 from dlm.sampling.sampler import Sampler
 from tests.dlm.sampling.policies.views import keys, view_of
@@ -212,10 +212,16 @@ def test_without_steps_every_sure_token_is_written():
 def test_scores_are_those_of_what_candidates_are_drawn_from():
   for policy in (Dream(alg="topk_margin"), Dream(alg="entropy"), DreamThreshold()):
     spec = sampler(policy, temperature=0.5, top_p=0.9, top_k=4).spec()
-    assert spec.shaped and spec.top_p_of == "all"
+    assert spec.confidence == "shaped" and spec.top_p_of == "all"
     assert (spec.temperature, spec.top_p, spec.top_k) == (0.5, 0.9, 4)
     assert spec.top2 == (policy == Dream(alg="topk_margin"))
     assert spec.entropy == (policy == Dream(alg="entropy"))
+
+
+def test_a_sampler_sets_the_confidence_of_policies_that_take_any():
+  assert sampler(Threshold(), confidence="tempered").spec().confidence == "tempered"
+  with pytest.raises(ValueError, match="confidence='tempered' must be 'plain' or 'shaped', which"):
+    sampler(Dream(), confidence="tempered")
 
 
 def test_slots_are_drawn_without_replacement_from_the_scores():
