@@ -211,7 +211,7 @@ def test_the_implementation_of_kernels_is_the_samplers_to_choose():
   ar, mdlm = ModelFacts.from_json(AR), ModelFacts.from_json(MDLM)
   sampler, _ = build.sampling(config, MODEL, ar, (MODEL, mdlm))
   assert sampler.drafter.denoise == sampler.denoise != MODEL
-  with pytest.raises(ValueError, match=r"implementation='cuda' must name some of reference, xla, tpu, gpu"):
+  with pytest.raises(ValueError, match="implementation='cuda' must name some of reference, xla, "):
     sampling(MDLM, implementation="cuda")
 
 
