@@ -1,20 +1,19 @@
-"""Checkpoints: a folder that explains itself, orbax steps inside it, and a checksum for every leaf.
+"""The training state on disk: orbax steps in a run's folder, and a checksum for every leaf.
 
-    DIR/config.json, facts.json, tokenizer files    what the parameters are parameters of
-    DIR/checkpoints/STEP/                           orbax: the training state and its meta record
+    DIR/checkpoints/STEP/    the state and its meta record; the folder itself is `dlm.workdir`'s
+    DIR/damaged/STEP/        what could not be read, kept aside when a run went back past it
 
 Orbax writes a step beside its place and renames it, so that a killed save leaves no half step. It
-restores a flipped bit without a word, hence the checksums.
+restores a flipped bit without a word, hence the checksums. Nothing that is not finite is saved, and
+none is read.
 """
 
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,107 +22,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dlm.checksums import checksums
-from dlm.facts import ModelFacts
+from dlm import files, workdir
+from dlm.checksums import checksums, not_finite
 from dlm.types import Params
+from dlm.workdir import CheckpointError
 
-STEPS = "checkpoints"
+STEPS, DAMAGED = "checkpoints", "damaged"
+STATE, META, LOSS = "state", "meta/metadata", "metrics/metrics"  # of a step, as orbax writes them
 READERS_END = 0.5  # seconds
-
-
-class CheckpointError(ValueError):
-  """A folder that is another run's, or that cannot be read: the user's to mend, in one line."""
-
-
-# What a resumed run may change: none of it alters what one update computes, save that schedules
-# other than "constant" stretch with `steps`.
-RESUMABLE = (
-  "steps", "log_every", "microbatches", "parallel", "mesh", "eval", "sample", "checkpoint",
-)  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------
-# The folder
-
-
-def write_folder(
-  directory: str | os.PathLike, config: dict, facts: ModelFacts, tokenizer: Any
-) -> None:
-  """Makes the folder, or checks that the one there belongs to `config`; process 0 writes.
-
-  A new folder appears complete or not at all: it is filled beside its place, then renamed.
-
-  Raises:
-    CheckpointError: the folder is another config's (the message lists the differences), or is not
-      empty and no checkpoint folder.
-  """
-  directory = pathlib.Path(directory).absolute()
-  config = json.loads(json.dumps(config))  # tuples become lists, as in the file
-  if directory.is_dir() and any(directory.iterdir()):
-    found = differences(read_json(directory, "config.json"), config)
-    refused = [key for key in found if key.split(".")[0] not in RESUMABLE]
-    if refused:
-      lines = "; ".join(f"{key}: {found[key][0]!r} -> {found[key][1]!r}" for key in refused)
-      raise CheckpointError(f"workdir {directory} belongs to another config ({lines})")
-  if jax.process_index() > 0:
-    return
-  if (directory / "config.json").exists():
-    _replace_json(directory / "config.json", config)
-    return
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-  beside.chmod(0o755)
-  tokenizer.save(beside)
-  _replace_json(beside / "facts.json", facts.to_json())
-  _replace_json(beside / "config.json", config)
-  beside.rename(directory)
-
-
-def read_json(directory: str | os.PathLike, name: str) -> dict:
-  """`config.json` or `facts.json` of a checkpoint folder; CheckpointError if it is none."""
-  path = pathlib.Path(directory) / name
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError as error:
-    raise CheckpointError(f"{directory} is no checkpoint folder: it holds no {name}") from error
-  except ValueError as error:
-    raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def read_facts(directory: str | os.PathLike) -> ModelFacts:
-  """facts.json of a checkpoint folder; CheckpointError where it is none or damaged."""
-  values = read_json(directory, "facts.json")
-  try:
-    return ModelFacts.from_json(values)
-  except ValueError as error:
-    raise CheckpointError(f"{pathlib.Path(directory) / 'facts.json'}: {error}") from error
-
-
-def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-  """Dotted field -> (old, new) wherever two configs differ; a field only one has is "absent"."""
-  old, new = _flat(old), _flat(new)
-  return {
-    key: (old.get(key, "absent"), new.get(key, "absent"))
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key, "absent") != new.get(key, "absent")
-  }
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
-def _replace_json(path: pathlib.Path, value: dict) -> None:
-  beside = path.with_name(f".{path.name}.tmp")
-  beside.write_text(json.dumps(value, indent=2) + "\n")
-  beside.replace(path)
-
-
-# ---------------------------------------------------------------------------------------------
-# The steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +50,10 @@ class Checkpoints:
   """The steps of one run, for the run that writes them. Close it, or use it in a `with`."""
 
   def __init__(self, directory: str | os.PathLike, retention: Retention):
-    self._path = pathlib.Path(directory).absolute() / STEPS
+    self._directory = pathlib.Path(directory).absolute()
+    self._path = self._directory / STEPS
     if jax.process_index() == 0 and self._path.is_dir():
-      for step in self._path.iterdir():  # orbax would take an empty 900/ for step 900
-        if step.name.isdigit() and not any(step.iterdir()):
-          step.rmdir()
+      self._clear_strays()
     self._manager = ocp.CheckpointManager(self._path, options=_options(retention))
 
   def __enter__(self) -> "Checkpoints":
@@ -166,33 +71,57 @@ class Checkpoints:
     Args:
       data: the position in the data, as plain JSON values.
       loss: what "best" goes by; None: not evaluated, never the best.
+
+    Raises:
+      FloatingPointError: a leaf is not finite; nothing is saved.
+      CheckpointError: this save, or the one before, cannot be written.
     """
+    if leaf := not_finite(state):
+      raise FloatingPointError(f"{leaf} is not finite at step {step}; it was not saved")
     meta = {"step": step, "data": data, "checksums": checksums(state)}
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-      metrics=None if loss is None else {"loss": loss},
-    )
+    with _written(self._path):
+      saved = self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+        metrics=None if loss is None else {"loss": loss},
+      )
     if not saved:
       raise RuntimeError(f"orbax did not save step {step} in {self._path}")
 
   def restore(self, state: Any) -> tuple[Any, dict]:
-    """The latest state, with the shapes, types and shardings of `state`, and its meta record.
+    """The newest state that can be read, with the shapes, types and shardings of `state`, and its
+    meta record. Newer steps that cannot be read are named on stderr and kept aside.
 
     Raises:
-      CheckpointError: the step cannot be read, or a leaf is not what was saved.
+      CheckpointError: no step can be read; of several processes: the newest cannot.
     """
-    step = self.latest()
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    with _readable(self._path / str(step)):
+    failed: dict[int, CheckpointError] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._restore(step, target)
+      except CheckpointError as error:
+        if jax.process_count() > 1:  # others may have read it
+          raise CheckpointError(f"{error}; move it away to go back to the step before") from error
+        failed[step] = error
+        continue
+      for newer, error in failed.items():
+        self._set_aside(self._path / str(newer), f"{error}; the run goes back to step {step}")
+      if failed:
+        self._manager.reload()
+      return restored.state, restored.meta
+    raise failed[max(failed)]
+
+  def _restore(self, step: int, target: Any) -> Any:
+    with _readable(self._path / str(step)) as path:
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
         ),
       )
-      _verify(restored.state, restored.meta["checksums"])
-    return restored.state, restored.meta
+      _verify(path, restored.state)
+    return restored
 
   def preempted(self, step: int) -> bool:
     """Have all processes of a multi-process run agreed that the machine is about to go?"""
@@ -200,7 +129,27 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when every save is on disk; raises what went wrong."""
-    self._manager.wait_until_finished()
+    with _written(self._path):
+      self._manager.wait_until_finished()
+
+  def _clear_strays(self) -> None:
+    """Moves away what orbax would stumble over."""
+    for path in self._path.iterdir():
+      if not path.name.isdigit():
+        continue
+      if not path.is_dir():
+        self._set_aside(path, f"{path} is no checkpoint")
+      elif not any(path.iterdir()):  # orbax would take an empty 900/ for step 900
+        path.rmdir()
+      else:
+        try:
+          _loss(path)
+        except CheckpointError as error:
+          self._set_aside((path / LOSS).parent, f"{error}; step {path.name} has no loss any more")
+
+  def _set_aside(self, path: pathlib.Path, why: str) -> None:
+    kept = files.set_aside(path, self._directory / DAMAGED)
+    print(f"{why}; {path.name} is kept as {kept}", file=sys.stderr, flush=True)
 
 
 def save_params(directory: str | os.PathLike, step: int, params: Params, data: dict) -> None:
@@ -209,16 +158,17 @@ def save_params(directory: str | os.PathLike, step: int, params: Params, data: d
   Not compressed: trained weights hardly shrink, and compressing takes their memory once more.
   """
   path = pathlib.Path(directory).absolute() / STEPS
+  if leaf := not_finite(params):
+    raise CheckpointError(f"parameter {leaf} is not finite; nothing is saved")
   state = {"params": params}
   meta = {"step": step, "data": data, "checksums": checksums(state)}
   handlers = {
     "state": ocp.PyTreeCheckpointHandler(use_compression=False),
     "meta": ocp.JsonCheckpointHandler(),
   }
-  with ocp.CheckpointManager(
-    path, item_handlers=handlers, options=_options(Retention())
-  ) as manager:
-    manager.save(
+  options = _options(Retention())
+  with _written(path), ocp.CheckpointManager(path, item_handlers=handlers, options=options) as made:
+    made.save(
       step,
       args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
     )
@@ -245,42 +195,43 @@ def restore_params(
   Raises:
     CheckpointError: no such step, it cannot be read, or a leaf is not what was saved.
   """
-  path = pathlib.Path(directory).absolute() / STEPS
-  handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-  steps = _steps(path)
-  with ocp.CheckpointManager(
-    path, item_handlers=handlers, options=_options(Retention(), read_only=True)
-  ) as manager:
-    best = manager.best_step()
-    step = {"best": steps[-1] if best is None else best, "latest": steps[-1]}.get(which, which)
-    if step not in steps:
-      raise CheckpointError(
-        f"{path} holds no step {which!r}; it holds {', '.join(map(str, steps))}"
-      )
-    with _readable(path / str(step)):
-      trees = manager.item_metadata(step)["state"].tree
-      item = "ema" if trees.get("ema") else "params"
-      if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: here, trees[item])
-      target = {item: jax.tree.map(_target, trees[item], shardings)}
-      restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-          ),
-          meta=ocp.args.JsonRestore(),
-        ),
-      )
-      _verify(restored.state, restored.meta["checksums"])
-  params = restored.state[item]
+  steps = _steps(pathlib.Path(directory).absolute() / STEPS)
+  step = _chosen(steps, which)
+  with _readable(steps[step]) as path:
+    handler = ocp.PyTreeCheckpointHandler()
+    trees = handler.metadata(path / STATE).tree
+    item = "ema" if trees.get("ema") else "params"
+    if shardings is None:
+      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      shardings = jax.tree.map(lambda _: here, trees[item])
+    target = {item: jax.tree.map(_target, trees[item], shardings)}
+    restored = handler.restore(
+      path / STATE,
+      args=ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+      ),
+    )
+    _verify(path, restored)
+  params = restored[item]
   return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params), step
 
 
-def _options(retention: Retention, read_only: bool = False) -> ocp.CheckpointManagerOptions:
+def _chosen(steps: dict[int, pathlib.Path], which: str | int) -> int:
+  if which == "latest":
+    return max(steps)
+  if which == "best":
+    losses = {step: _loss(path) for step, path in steps.items()}
+    evaluated = [step for step, loss in losses.items() if loss is not None]
+    return min(evaluated, key=lambda step: (losses[step], -step)) if evaluated else max(steps)
+  if which not in steps:
+    path = next(iter(steps.values())).parent
+    raise CheckpointError(f"{path} holds no step {which!r}; it holds {', '.join(map(str, steps))}")
+  return which
+
+
+def _options(retention: Retention) -> ocp.CheckpointManagerOptions:
   # `max_to_keep` with `best_fn` would delete the newest step; metrics reach the disk only with
   # `best_fn`. Hence this pair (orbax-checkpoint 0.12).
   loss = lambda metrics: metrics["loss"]  # noqa: E731
@@ -298,44 +249,74 @@ def _options(retention: Retention, read_only: bool = False) -> ocp.CheckpointMan
     best_fn=loss,
     best_mode="min",
     preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-    cleanup_tmp_directories=not read_only,
-    read_only=read_only,
-    create=not read_only,
+    cleanup_tmp_directories=True,
+    create=True,
   )
 
 
-def _steps(path: pathlib.Path) -> list[int]:
-  """Steps that hold something, ascending."""
-  found = path.iterdir() if path.is_dir() else ()
-  steps = sorted(int(p.name) for p in found if p.name.isdigit() and any(p.iterdir()))
+def _steps(path: pathlib.Path) -> dict[int, pathlib.Path]:
+  """Steps that hold something, ascending, and where they are."""
+  found = [p for p in path.iterdir() if p.name.isdigit() and p.is_dir()] if path.is_dir() else []
+  steps = {int(p.name): p for p in sorted(found, key=lambda p: int(p.name)) if any(p.iterdir())}
   if not steps:
     raise CheckpointError(f"{path} holds no checkpoint")
   return steps
+
+
+def _loss(step: pathlib.Path) -> float | None:
+  """The evaluation loss that was saved with a step; None: it was not evaluated."""
+  if not (step / LOSS).exists():
+    return None
+  loss = workdir.read_json(step, LOSS).get("loss")
+  if not isinstance(loss, float):
+    raise CheckpointError(f"{step / LOSS}: loss={loss!r:.40} is no number")
+  return loss
 
 
 def _target(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _verify(tree: Any, saved: dict[str, int]) -> None:
-  wrong = [path for path, value in checksums(tree).items() if saved[path] != value]
+def _verify(step: pathlib.Path, tree: Any) -> None:
+  """ValueError where a leaf is not what was saved, or not finite."""
+  meta = workdir.read_json(step, META)
+  saved = meta.get("checksums")
+  if not isinstance(saved, dict):
+    raise ValueError(f"{META} has no checksums")
+  if meta.get("step") != int(step.name):
+    raise ValueError(f"it holds step {meta.get('step')}")
+  wrong = [path for path, value in checksums(tree).items() if saved.get(path) != value]
   if wrong:
     raise ValueError(f"checksum of {', '.join(wrong)} is not the one that was saved")
+  if leaf := not_finite(tree):
+    raise ValueError(f"{leaf} is not finite")
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
+def _readable(step: pathlib.Path) -> Iterator[pathlib.Path]:
   """Turns whatever orbax says of a broken step into one sentence."""
-  said = io.StringIO()
+  printed = io.StringIO()
   try:
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(printed):
       try:
-        yield
+        yield step
       except Exception:
         # Its other readers find their event loop closed and print tracebacks as they end.
         time.sleep(READERS_END)
         raise
   except Exception as error:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}") from error
-  sys.stderr.write(said.getvalue())
+    raise CheckpointError(f"checkpoint {step} cannot be restored: {_said(error)}") from error
+  sys.stderr.write(printed.getvalue())
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax says of a disk that takes no more into one sentence."""
+  try:
+    yield
+  except Exception as error:
+    raise CheckpointError(f"checkpoint in {path} cannot be written: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""A checksum for every leaf of a tree: the same however the leaf is sharded."""
+"""What is in a tree of arrays, however they are sharded: a checksum of each, is all finite?"""
 
 import functools
 import math
@@ -16,7 +16,26 @@ PIECE = 2**20  # elements mixed at a time; XLA for CPUs keeps two words of each
 def checksums(tree: Any) -> dict[str, int]:
   """Checksum of every leaf by its path."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(jax.tree.map(_checksum, tree)))
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): int(x) for path, x in leaves}
+  return {_name(path): int(x) for path, x in leaves}
+
+
+def not_finite(tree: Any) -> str | None:
+  """Path of the first leaf with a NaN or an infinity; None: all numbers are finite."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  floats = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+  good = jax.device_get(_all_finite([x for _, x in floats]))
+  wrong = (path for (path, _), is_good in zip(floats, good, strict=True) if not is_good)
+  return next((_name(path) for path in wrong), None)
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> list[Array]:
+  """Reductions alone: no leaf is copied."""
+  return [jnp.isfinite(x).all() for x in leaves]
+
+
+def _name(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _checksum(x: Array) -> Array:

@@ -1,14 +1,22 @@
-"""What all mains share: a mistake of the caller ends in one line and exit code 2."""
+"""What all mains share: a mistake of the caller ends in one line and exit code 2.
+
+A mistake is told by where its error was raised: dlm's own code raises ValueError for what it was
+given, and the system raises OSError for what the caller's machine lacks. A ValueError of a library
+is a fault of ours and keeps its traceback.
+"""
 
 import contextlib
+import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
 
 MISTAKES = (ValueError, OSError, ModuleNotFoundError)
+OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
 
 
 def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()) -> NoReturn:
@@ -23,17 +31,41 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
       if rest[1:]:
         raise ValueError(f"{rest[1]!r} belongs to no flag")
       return rest
-    except (AttributeError, KeyError) as error:  # ml_collections: no such field
-      field = error.args[0]  # of an AttributeError: the KeyError that it came from
-      refuse(f"unknown config field {field.args[0] if isinstance(field, KeyError) else field}")
-    except (flags.Error, TypeError, *MISTAKES) as error:
-      refuse(error)
+    except Exception as error:  # it runs the code of a config file, too
+      refuse(_of_config(error))
 
   def called(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
-    main()
+    try:
+      main()
+    except Exception as error:
+      if not _is_mistake(error):
+        raise
+      refuse(error)
 
   app.run(called, flags_parser=parse)
+
+
+def _is_mistake(error: Exception) -> bool:
+  if isinstance(error, OSError | ModuleNotFoundError):
+    return True
+  *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+  module = frame.f_globals.get("__name__", "")
+  return isinstance(error, ValueError | NotImplementedError) and module.split(".")[0] in OURS
+
+
+def _of_config(error: Exception) -> str:
+  """What is wrong with the flags, or with a config and where in its file."""
+  if isinstance(error, SyntaxError):
+    return f"{error.filename}, line {error.lineno}: {error.msg}"
+  frames = traceback.extract_tb(error.__traceback__)
+  within = [frame for frame in frames if frame.name == "get_config"]
+  if within:
+    return f"{within[-1].filename}, line {within[-1].lineno}: {type(error).__name__}: {error}"
+  cause = error.args[0] if isinstance(error, AttributeError) else error
+  if isinstance(cause, KeyError):  # ml_collections: no such field
+    return f"unknown config field {cause.args[0]}"
+  return str(error)
 
 
 @contextlib.contextmanager
@@ -47,5 +79,7 @@ def mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
 
 def refuse(error: object) -> NoReturn:
   """Says what the caller got wrong, in one line, and exits with 2."""
+  if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    error = f"{os.fsdecode(error.filename)}: {error.strerror}"
   print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
   sys.exit(2)

@@ -46,7 +46,7 @@ class ModelFacts:
       _whole(name, getattr(self, name), least=1)
     if self.block is not None:
       _whole("block", self.block, least=1)
-    if self.shift not in (0, 1):
+    if type(self.shift) is not int or self.shift not in (0, 1):
       raise ValueError(f"shift={self.shift!r} must be 0 or 1")
     for name, ids in (("mask_id", (self.mask_id,)), ("pad_id", (self.pad_id,))):
       if ids != (None,):

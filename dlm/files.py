@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO
 Path = str | os.PathLike
 
 LOCK = ".lock"  # in a folder that one process writes
+
+WHOLE, PIECES, PIECE = 2**26, 256, 2**16  # bytes of a file that a fingerprint is taken of
 
 # What file systems answer that lack an operation.
 UNKNOWN = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -186,6 +189,23 @@ def regular(path: Path) -> pathlib.Path:
   if not stat.S_ISREG(path.stat().st_mode):
     raise ValueError(f"{path} is no regular file")
   return path
+
+
+def fingerprint(path: Path) -> str:
+  """Size and hash of a file; of a long one, of pieces all over it: the cost is bounded."""
+  size = regular(path).stat().st_size
+  pieces, length = (1, size) if size <= WHOLE else (PIECES, PIECE)
+  found = hashlib.blake2b(digest_size=8)
+  with open(path, "rb") as file:
+    for k in range(pieces):
+      file.seek(k * (size - length) // max(pieces - 1, 1))
+      found.update(file.read(length))
+  return f"{size} bytes, {found.hexdigest()}"
+
+
+def read_json(path: Path) -> Any:
+  """The JSON value of a regular file; ValueError if it holds none."""
+  return parse_json(regular(path).read_bytes(), path)
 
 
 def parse_json(text: bytes | str, where: object) -> Any:

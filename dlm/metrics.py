@@ -1,6 +1,7 @@
 """What a run tells: JSON lines, TensorBoard event files, and a bar or plain lines on the screen."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 
+from dlm import files
 from dlm.types import LossSum
 
 JSONL = "metrics.jsonl"
@@ -29,11 +31,13 @@ class Metrics:
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    path = pathlib.Path(directory) / JSONL
-    _truncate(path, step)
-    self._file = path.open("a")
+    self._path = pathlib.Path(directory) / JSONL
+    left_out = _truncate(self._path, step)
+    self._file = self._path.open("a", encoding="utf-8")
     self._events = _event_writer(directory, step)
     self._screen = _bar(step, steps) or _Lines(steps)
+    if left_out:
+      self.say(f"{self._path}: {left_out} damaged lines are left out")
 
   def __enter__(self) -> "Metrics":
     return self
@@ -73,8 +77,9 @@ class Metrics:
       self._screen.say(message)
 
   def _record(self, record: dict) -> None:
-    self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    self._file.flush()
+    with files.naming(self._path):
+      self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+      self._file.flush()
 
 
 class Tally:
@@ -125,20 +130,36 @@ class Tally:
     return values
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
-  """Drops the records after `step`, and a last line that a kill cut short."""
+def records(directory: str | os.PathLike) -> Iterator[dict]:
+  """What `metrics.jsonl` of a run holds; what is no record is passed over."""
+  with (pathlib.Path(directory) / JSONL).open("rb") as file:
+    yield from filter(None, map(_parsed, file))
+
+
+def _parsed(line: bytes) -> dict | None:
+  """A line of bytes: a str would also be cut at characters that a record may hold, as U+2028."""
+  try:
+    record = files.parse_json(line, JSONL)
+  except ValueError:
+    return None
+  is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+  return record if is_record and line.endswith(b"\n") else None
+
+
+def _truncate(path: pathlib.Path, step: int) -> int:
+  """Drops the records after `step`, and what is none; how many lines of the latter were whole."""
   if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except ValueError:
-      continue
-  beside = path.with_name(f".{path.name}.tmp")
-  beside.write_text("".join(kept))
-  beside.replace(path)
+    return 0
+  kept, damaged = io.BytesIO(), 0
+  with path.open("rb") as file:
+    for line in file:
+      record = _parsed(line)
+      if record is None:
+        damaged += line.endswith(b"\n")  # a last line that a kill cut short is nothing to tell
+      elif record["step"] <= step:
+        kept.write(line)
+  files.write(path, kept.getvalue())
+  return damaged
 
 
 def _event_writer(directory: str | os.PathLike, step: int):

@@ -28,6 +28,7 @@ from dlm.models.moe.training import Observed, balanced
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
+from dlm.workdir import claimed
 
 Sums = TypeVar("Sums")  # a tree of arrays that add up
 Sampling = Callable[[Params, int], list[str]]  # parameters, step -> what the model wrote
@@ -211,15 +212,19 @@ def train(
     samples: writes what `training.sample` asks for; None: no samples.
 
   Raises:
-    CheckpointError, WeightsError: `workdir` belongs to another config, or its checkpoint, or the
-      one that the run starts from, cannot be read.
-    FloatingPointError: the loss or the gradient is not finite; names the step.
+    CheckpointError, WeightsError: `workdir` belongs to another config or to other data, or its
+      checkpoints, or the one that the run starts from, cannot be read.
+    ValueError: another process trains in `workdir`.
+    FloatingPointError: the loss, the gradient or the new state is not finite; names the step.
   """
   step = Step(training)
   begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
   state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
-  checkpoint.write_folder(workdir, training.config, training.facts, training.tokenizer)
-  with Checkpoints(workdir, training.retention) as checkpoints:
+  data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
+  with (
+    claimed(workdir, training.config, training.facts, training.tokenizer, data),
+    Checkpoints(workdir, training.retention) as checkpoints,
+  ):
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(step.abstract())
     elif state is None:  # ended before its first checkpoint

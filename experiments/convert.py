@@ -11,7 +11,6 @@ report.html. The same command goes on where it was stopped, and trains nothing t
 import collections
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import runpy
@@ -27,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dlm import build, checkpoint, command, train
+from dlm import build, checkpoint, command, files, train
 from dlm.data import open_source
 from dlm.evaluation import comparison, parallelism, report
 from dlm.evaluation.comparison import Problem, Setting
@@ -264,7 +263,7 @@ def write(workdir: pathlib.Path, found: Sequence[Converted], head: dict[str, Any
     for run in found
   ]
   record = head | {"claims": told, "runs": runs}
-  (workdir / "convert.json").write_text(json.dumps(record, indent=1) + "\n")
+  files.write_json(workdir / "convert.json", record, indent=1)
   points = curves(found)
   page = report.Report(
     title="From an autoregressive model to a diffusion model, four ways",

@@ -6,7 +6,6 @@ Writes runs/demo/: model (a checkpoint folder), report.html (open it in a browse
 A second run takes up the trained model and samples only.
 """
 
-import json
 import os
 import pathlib
 import platform
@@ -17,7 +16,7 @@ import flax
 import jax
 from absl import flags
 
-from dlm import build, checkpoint, command, live, train
+from dlm import build, checkpoint, command, live, metrics, train
 from dlm.data import Source, open_source
 from dlm.evaluation import comparison, parallelism, report
 from dlm.evaluation.comparison import Hole, Problem, Setting
@@ -139,10 +138,9 @@ def shuffles(
 
 
 def losses(folder: pathlib.Path) -> tuple[report.LossPoint, ...]:
-  records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
   return tuple(
     report.LossPoint(record["step"], split, record[name])
-    for record in records
+    for record in metrics.records(folder)
     for name, split in (("loss", "train"), ("eval/loss", "eval"))
     if name in record
   )

@@ -12,7 +12,6 @@ experts.json. The same command goes on where it was stopped, and trains nothing 
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import runpy
 import shlex
@@ -28,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dlm import build, checkpoint, command, train
+from dlm import build, checkpoint, command, files, metrics, train
 from dlm.models.bind import Model
 from dlm.types import Batch, Params
 from dlm.weights import WeightsError
@@ -120,8 +119,7 @@ def held_out(model: Model, params: Params) -> tuple[float, list[float]]:
 
 def run_of(arm: str, seed: int, training: build.Training, folder: pathlib.Path) -> ArmRun:
   params, _ = checkpoint.restore_params(folder, "latest")
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  records = [record for record in lines if "loss" in record]
+  records = [record for record in metrics.records(folder) if "loss" in record]
   loss, quarters = held_out(training.model, params)
   late = records[len(records) // 2 :]
   return ArmRun(
@@ -185,7 +183,7 @@ def main() -> None:
     "runs": [dataclasses.asdict(run) for run in runs],
     "retrofit": [dataclasses.asdict(each) for each in tuned],
   }
-  (workdir / "experts.json").write_text(json.dumps(record, indent=1) + "\n")
+  files.write_json(workdir / "experts.json", record, indent=1)
   for table in (*tables.of_runs(runs), *tables.of_retrofit(tuned)):
     print(f"\n{table}")
   print("\n" + "\n".join(map(tables.sentence, claims)))

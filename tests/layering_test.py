@@ -34,6 +34,7 @@ class Layer:
 WORDS = ("dlm.types", "dlm.masks", "dlm.facts", "dlm.seeds")
 BELOW_THE_PATHS = (
   *WORDS,
+  "dlm.files",
   "kernels_pallas",
   "dlm.diffusion",
   "dlm.objectives",
@@ -41,7 +42,14 @@ BELOW_THE_PATHS = (
   "dlm.parallel",
   "dlm.data",
 )
-PARTS = (*BELOW_THE_PATHS, "dlm.models", "dlm.checkpoint", "dlm.optimizer", "dlm.metrics")
+PARTS = (
+  *BELOW_THE_PATHS,
+  "dlm.models",
+  "dlm.workdir",
+  "dlm.checkpoint",
+  "dlm.optimizer",
+  "dlm.metrics",
+)
 
 LAYERS = {
   "kernels_pallas": Layer((), ("jax",)),
@@ -60,13 +68,18 @@ LAYERS = {
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
-  "dlm.data": Layer(("dlm.seeds",), ("numpy",)),
+  "dlm.data": Layer(("dlm.seeds", "dlm.files"), ("numpy",)),
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
-  "dlm.weights": Layer((*WORDS, "dlm.models"), ("jax", "flax", "numpy", "safetensors")),
+  "dlm.weights": Layer(
+    (*WORDS, "dlm.files", "dlm.checksums", "dlm.models"), ("jax", "flax", "numpy", "safetensors")
+  ),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
   "dlm.checksums": Layer(("dlm.types",), ("jax",)),
-  "dlm.checkpoint": Layer(("dlm.types", "dlm.facts", "dlm.checksums"), ("jax", "numpy", "orbax")),
-  "dlm.metrics": Layer(("dlm.types",), ("jax",), ("rich", "tensorboardX")),
+  "dlm.workdir": Layer(("dlm.files", "dlm.facts"), ("jax",)),
+  "dlm.checkpoint": Layer(
+    ("dlm.types", "dlm.files", "dlm.checksums", "dlm.workdir"), ("jax", "orbax")
+  ),
+  "dlm.metrics": Layer(("dlm.types", "dlm.files"), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
   "dlm.completions": Layer(("dlm.files", "dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),

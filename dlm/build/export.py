@@ -3,16 +3,13 @@
 What is written appears complete or not at all: it is filled beside its place, then renamed.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
-from dlm import checkpoint, weights
+from dlm import checkpoint, files, weights, workdir
 from dlm.build import tables
 from dlm.build.pretrained import Pretrained
 from dlm.weights.families import FAMILIES
@@ -33,9 +30,9 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
   Raises:
     ValueError: the folder exists and is not empty; whatever reading raises.
   """
-  with _appearing(directory) as folder:
+  with files.appearing(directory) as folder:
     params, step = made.params(**reading)
-    checkpoint.write_folder(folder, made.config, made.facts, made.tokenizer)
+    workdir.fill(folder, made.config, made.facts, made.tokenizer)
     _copy_along(made, folder)
     checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
@@ -60,26 +57,11 @@ def write_huggingface(
   if facts.pad_id is None:
     facts = dataclasses.replace(facts, pad_id=made.tokenizer.pad_id)
   base = origin.get("config", {}) if family == origin.get("family") else {}
-  with _appearing(directory) as folder:
+  with files.appearing(directory) as folder:
     params, _ = made.params(**reading)
-    weights.export(folder, family, made.model.config, params, facts=facts, config=base)
+    weights.fill(folder, family, made.model.config, params, facts=facts, config=base)
     made.tokenizer.save(folder)
     _copy_along(made, folder)
-
-
-@contextlib.contextmanager
-def _appearing(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A path to make a folder at, which becomes `directory` if all goes well and else goes away."""
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise ValueError(f"{directory} exists and is not empty: nothing is written over")
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-  try:
-    yield beside / directory.name
-    (beside / directory.name).rename(directory)
-  finally:
-    shutil.rmtree(beside)
 
 
 def _copy_along(made: Pretrained, folder: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dlm import checkpoint, masks, weights
+from dlm import checkpoint, masks, weights, workdir
 from dlm.build import models, tables
 from dlm.data import BpeTokenizer, Tokenizer
 from dlm.data.tokenizers import SAVED_NAME
@@ -87,13 +87,13 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   directory = pathlib.Path(directory)
   if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
     return _of_source(weights.open_source(directory))
-  config = tables.plain(checkpoint.read_json(directory, "config.json"))
+  config = tables.plain(workdir.read_json(directory, "config.json"))
   tables.table(config, "model").pop("implementation", None)  # that of the machine it came from
   tokenizer = models.saved_tokenizer(directory)
   return Pretrained(
     directory=directory,
     model=models.model(config, tokenizer),
-    facts=checkpoint.read_facts(directory),
+    facts=workdir.read_facts(directory),
     tokenizer=tokenizer,
     config=config,
     which=which,
@@ -203,7 +203,7 @@ def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, 
   if own["moe"] is not None and given.get("moe") is not None:
     given["moe"] = _rerouted(own["moe"], tables.table(given, "moe"))
   asked = {name: value for name, value in given.items() if name not in FREE}
-  found = checkpoint.differences(_fixed({name: own[name] for name in asked}), _fixed(asked))
+  found = workdir.differences(_fixed({name: own[name] for name in asked}), _fixed(asked))
   if found:
     lines = "; ".join(f"{name}: {ours!r} -> {asked!r}" for name, (ours, asked) in found.items())
     raise ValueError(f"init_from {source.directory} holds another model than the config: {lines}")

@@ -4,13 +4,13 @@ A document is prompt + completion + EOS. `open_corpus` gives whichever form the 
 """
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
+from dlm import files
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
 from dlm.data.tokenizers import Tokenizer
@@ -27,6 +27,10 @@ class Corpus(Protocol):
     """Ids, EOS included, and how many of them are the prompt, of each document asked for."""
     ...
 
+  def fingerprint(self) -> dict[str, str]:
+    """As a source's."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenCorpus:
@@ -36,6 +40,7 @@ class TokenCorpus:
   tokens_T: np.ndarray  # uint16, uint32 or int32; may be a memory map
   start_N: np.ndarray  # int64, N + 1 entries
   prompt_N: np.ndarray  # int32, N entries
+  fingerprint: Callable[[], dict[str, str]]
 
   def __len__(self) -> int:
     return len(self.prompt_N)
@@ -61,6 +66,9 @@ class GeneratedCorpus:
 
   def documents(self, index: Iterable[int]) -> list[tuple[np.ndarray, int]]:
     return _encode([self.source[i] for i in index], self.tokenizer)
+
+  def fingerprint(self) -> dict[str, str]:
+    return self.source.fingerprint()
 
 
 def encoded(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
@@ -96,6 +104,7 @@ def tokenize(source: Source, tokenizer: Tokenizer) -> TokenCorpus:
     tokens_T=np.concatenate([ids for ids, _ in documents]),
     start_N=np.cumsum(sizes, dtype=np.int64),
     prompt_N=np.asarray([prompt for _, prompt in documents], np.int32),
+    fingerprint=source.fingerprint,
   )
 
 
@@ -107,7 +116,7 @@ def open_tokens(directory: str, split: str, tokenizer: Tokenizer) -> TokenCorpus
     raise ValueError(
       f"tokens: {root / META} is missing: not written by experiments/prepare_data.py"
     )
-  meta = json.loads((root / META).read_text(encoding="utf-8"))
+  meta = _checked(files.read_json(root / META), root / META)
   if meta["fingerprint"] != tokenizer.fingerprint:
     raise ValueError(
       f"tokens: {root} was written with tokenizer {meta['fingerprint']}, not"
@@ -115,10 +124,38 @@ def open_tokens(directory: str, split: str, tokenizer: Tokenizer) -> TokenCorpus
     )
   if split not in meta["splits"]:
     raise ValueError(f"tokens: {root} has no {split=}; has {sorted(meta['splits'])}")
-  tokens_T, start_N, prompt_N = (
-    np.load(root / split / f"{name}.npy", mmap_mode="r") for name in ("tokens", "start", "prompt")
-  )
-  return TokenCorpus(f"tokens:{meta['source']}", tokens_T, start_N, prompt_N)
+  paths = [root / split / f"{name}.npy" for name in ("tokens", "start", "prompt")]
+  tokens_T, start_N, prompt_N = map(_mapped, paths)
+  if (
+    len(start_N) != len(prompt_N) + 1
+    or start_N[0] != 0
+    or start_N[-1] != len(tokens_T)
+    or (np.diff(start_N) < prompt_N).any()
+  ):
+    raise ValueError(f"tokens: {root / split}: start.npy and prompt.npy do not cut up tokens.npy")
+
+  def fingerprint() -> dict[str, str]:
+    return {str(path): files.fingerprint(path) for path in paths}
+
+  return TokenCorpus(f"tokens:{meta['source']}", tokens_T, start_N, prompt_N, fingerprint)
+
+
+def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
+  kinds = {"source": str, "fingerprint": str, "splits": dict}
+  for field, kind in kinds.items():
+    if not isinstance(meta, dict) or not isinstance(meta.get(field), kind):
+      raise ValueError(f"tokens: {path}: field {field} must be there, of type {kind.__name__}")
+  return meta
+
+
+def _mapped(path: pathlib.Path) -> np.ndarray:
+  try:
+    found = np.load(files.regular(path), mmap_mode="r")
+  except (ValueError, EOFError) as error:
+    raise ValueError(f"tokens: {path} cannot be read: {error}") from error
+  if found.ndim != 1 or found.dtype.kind not in "iu":
+    raise ValueError(f"tokens: {path} holds {found.dtype}{found.shape}, not a row of whole numbers")
+  return found
 
 
 def open_corpus(

@@ -8,14 +8,13 @@
 The folder appears under its name only when it is complete.
 """
 
-import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from dlm import files
 from dlm.data.corpus import META, encoded
 from dlm.data.install import require
 from dlm.data.sources import SPLITS, open_source
@@ -51,26 +50,16 @@ def write_tokens(
   **options,
 ) -> dict:
   """Writes both splits of a source; the content of meta.json."""
-  final = pathlib.Path(out)
-  if final.exists():
-    raise ValueError(f"{out=} exists; choose another folder or remove it")
-  sources = {split: open_source(spec, split, seed=seed, **options) for split in SPLITS}
-  final.parent.mkdir(parents=True, exist_ok=True)
-  partial = final.with_name(final.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-  try:
+  with files.appearing(out) as folder:
+    sources = {split: open_source(spec, split, seed=seed, **options) for split in SPLITS}
     splits = {}
     for split, source in sources.items():
       documents = progress(encoded(source, tokenizer), len(source), split)
-      (partial / split).mkdir(parents=True)
-      splits[split] = _write_split(partial / split, documents, tokenizer.vocab_size)
-    tokenizer.save(partial / "tokenizer")
+      (folder / split).mkdir()
+      splits[split] = _write_split(folder / split, documents, tokenizer.vocab_size)
+    tokenizer.save(folder / "tokenizer")
     meta = {"source": spec, "fingerprint": tokenizer.fingerprint, "splits": splits}
-    (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    partial.rename(final)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
+    files.write_json(folder / META, meta)
   return meta
 
 

@@ -79,6 +79,7 @@ class Rows:
     parts = tuple(parts)
     _check(parts, length, batch, process_index, process_count)
     check_seed(seed)
+    self._corpora = [part.corpus for part in parts]
     self._layouts = [
       part.layout(tokenizer, length, (seed, i) if shuffle else None) for i, part in enumerate(parts)
     ]
@@ -89,6 +90,14 @@ class Rows:
     self._offset = process_index * self._local
     self.epoch_rows = tuple(layout.epoch_rows for layout in self._layouts)
     self.report = tuple(layout.report for layout in self._layouts)
+
+  def fingerprint(self) -> dict[str, str]:
+    """Each part of each source -> a word that changes when the part does."""
+    return {
+      f"source {i}, {corpus.name}: {part}": word
+      for i, corpus in enumerate(self._corpora)
+      for part, word in corpus.fingerprint().items()
+    }
 
   def __getitem__(self, step: int) -> RowBatch:
     if step < 0:

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
+from dlm import files
 from dlm.evaluation import parallelism
 from dlm.evaluation.parallelism import MEAN_TASK, CurvePoint
 
@@ -189,22 +189,10 @@ def page(report: Report) -> str:
   return before + text + after
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes beside and renames: a reader sees the old file or the new one, never a part."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(content)
-    os.chmod(beside, 0o644)  # mkstemp's 0600 would hide the page from a web server
-    os.replace(beside, path)
-  except BaseException:
-    os.unlink(beside)
-    raise
-
-
 def write_report(path: str | os.PathLike, report: Report) -> None:
-  _replace(pathlib.Path(path), page(report).encode("utf-8"))
+  content = page(report)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  files.write(path, content)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -234,7 +222,7 @@ def picture(path: str | os.PathLike, report: Report, *, shown: Sequence[str], tr
   _draw_trace(last, trace)
   buffer = BytesIO()
   figure.savefig(buffer, format="png")
-  _replace(pathlib.Path(path), buffer.getvalue())
+  files.write(path, buffer.getvalue())
 
 
 def _draw_curves(axes, report: Report, task: str) -> None:

@@ -10,6 +10,6 @@
 from dlm.weights.configs import Source, is_huggingface, open_source
 from dlm.weights.files import WeightsError
 from dlm.weights.reading import load
-from dlm.weights.writing import export
+from dlm.weights.writing import export, fill
 
-__all__ = ["Source", "WeightsError", "export", "is_huggingface", "load", "open_source"]
+__all__ = ["Source", "WeightsError", "export", "fill", "is_huggingface", "load", "open_source"]

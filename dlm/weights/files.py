@@ -17,6 +17,8 @@ from typing import Any, Self
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dlm.files import regular
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -58,12 +60,19 @@ def nbytes(stored: Stored) -> int:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file of at most LONGEST_JSON bytes, without duplicate keys."""
   try:
-    size = path.stat().st_size
+    size = _regular(path).stat().st_size
     if size > LONGEST_JSON:
       raise WeightsError(f"{path}: {size} bytes, more than the {LONGEST_JSON} we read")
     return _parse(path.read_bytes(), path)
   except OSError as error:
     raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _regular(path: pathlib.Path) -> pathlib.Path:
+  try:
+    return regular(path)
+  except ValueError as error:
+    raise WeightsError(str(error)) from error
 
 
 def _parse(text: bytes, path: pathlib.Path) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def read_header(path: pathlib.Path) -> dict[str, Stored]:
       says, or the entries do not tile the data exactly.
   """
   try:
-    with path.open("rb") as file:
+    with _regular(path).open("rb") as file:
       size = os.fstat(file.fileno()).st_size
       if size < 8:
         raise WeightsError(f"{path} is truncated: {size} bytes hold no header")
@@ -174,7 +183,7 @@ def tensors(directory: pathlib.Path) -> dict[str, Stored]:
     if not isinstance(shard, str) or shard in ("", ".", "..") or {"/", "\\", "\0"} & set(shard):
       raise WeightsError(f"{directory / INDEX}: {name!r} lies in {shard!r}, no file name")
   shards = sorted(set(where.values()))
-  missing = [shard for shard in shards if not (directory / shard).is_file()]
+  missing = [shard for shard in shards if not (directory / shard).exists()]
   if missing:
     raise WeightsError(
       f"{directory} lacks {len(missing)} of {len(shards)} shards: {listed(missing, ', ')}"

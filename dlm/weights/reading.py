@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm.checksums import not_finite
 from dlm.models.bind import bind
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
@@ -53,8 +54,8 @@ def load(
     progress: is told bytes read and all bytes, of the files, after each parameter.
 
   Raises:
-    WeightsError: a file is missing or damaged, or the tensors are not those of the family; the
-      message lists names and shapes, - those expected and + those found.
+    WeightsError: a file is missing or damaged, a number is not finite, or the tensors are not those
+      of the family; the message lists names and shapes, - those expected and + those found.
   """
   if dtype is not None and dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}, or None for as stored")
@@ -79,7 +80,10 @@ def load(
       if progress is not None:
         done += sum(_nbytes(part, stored) for part in parts[path])
         progress(done, total)
-  return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
+  params = jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
+  if leaf := not_finite(params):
+    raise WeightsError(f"{source.directory}: parameter {leaf} is not finite")
+  return params
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,11 +1,8 @@
 """Parameters -> a directory in Hugging Face layout: what `reading` reads, bit for bit."""
 
-import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from dlm import files
+from dlm.checksums import not_finite
 from dlm.facts import ModelFacts
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Params
@@ -25,7 +24,25 @@ from dlm.weights.reading import FLOAT32_ONLY
 
 
 def export(
-  directory: str | os.PathLike,
+  directory: str | os.PathLike, family: str, model: ModelConfig, params: Params, **options: Any
+) -> None:
+  """Writes config.json and the tensors. The directory appears complete or not at all.
+
+  Of several processes the first writes.
+
+  Args:
+    options: of `fill`.
+
+  Raises:
+    ValueError: the directory is not empty; whatever `fill` raises.
+  """
+  if jax.process_index() == 0:
+    with files.appearing(directory) as folder:
+      fill(folder, family, model, params, **options)
+
+
+def fill(
+  folder: pathlib.Path,
   family: str,
   model: ModelConfig,
   params: Params,
@@ -35,10 +52,9 @@ def export(
   dtype: str | None = None,
   shard_bytes: int = 5 * 2**30,
 ) -> None:
-  """Writes config.json and the tensors. The directory appears complete or not at all.
+  """Writes config.json and the tensors into a folder that is being made.
 
-  The host holds one shard at a time. Of several processes the first writes, so each parameter must
-  lie on its devices whole.
+  The host holds one shard at a time. Each parameter must lie on this process's devices whole.
 
   Args:
     family: a key of FAMILIES; its config.json must be able to say what `model` and `facts` say.
@@ -47,32 +63,21 @@ def export(
     shard_bytes: a file's most bytes of tensors, where it holds more than one.
 
   Raises:
-    WeightsError: the directory is not empty.
     ValueError: the family cannot say what the model is, or cannot name one of its parameters.
+    WeightsError: a parameter is not finite.
   """
   if dtype is not None and dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}, or None for as they are")
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise WeightsError(f"{directory} exists and is not empty: nothing is written over")
   leaves = names.paths(params)
   kind = dtype or str(leaves["embed"].dtype)
   written = config_of(family, model, facts, config or {}, kind)
   tensors = _tensors(family, model, leaves)
   made_of_config = FAMILIES[family].constants
   constants = {} if made_of_config is None else made_of_config(model, written)
-  if jax.process_index() > 0:
-    return
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-  try:
-    beside.chmod(0o755)
-    _write_tensors(beside, tensors, leaves, dtype, shard_bytes, constants)
-    (beside / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-    beside.rename(directory)
-  except BaseException:
-    shutil.rmtree(beside)
-    raise
+  if leaf := not_finite(params):
+    raise WeightsError(f"parameter {leaf} is not finite; nothing is written")
+  _write_tensors(folder, tensors, leaves, dtype, shard_bytes, constants)
+  files.write_json(folder / CONFIG, written)
 
 
 def _tensors(
@@ -129,7 +134,7 @@ def _write_tensors(
     save_file(made, directory / file, metadata={"format": "pt"})
   if count > 1:
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    files.write_json(directory / INDEX, index)
 
 
 class _Host:
@@ -146,7 +151,7 @@ class _Host:
     if self._key != (path, at[0]):
       leaf = self._leaves[path]
       if isinstance(leaf, jax.Array) and {each.platform for each in leaf.devices()} == {"cpu"}:
-        leaf = np.asarray(leaf)  # a view, and bits as they are: XLA may change those of a NaN
+        leaf = np.asarray(leaf)  # a view
       self._key, self._layer = (path, at[0]), jax.device_get(leaf[at[0]])
     return self._layer[at[1:]]
 

@@ -8,7 +8,6 @@ min and max over rounds.
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -19,6 +18,7 @@ from typing import Any
 
 import jax
 
+from dlm import files
 from dlm.metrics import si
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -116,4 +116,4 @@ def _processor() -> str:
 def write(path: pathlib.Path, head: Mapping[str, Any], tables: Sequence[Table]) -> None:
   record = {**head, "tables": [dataclasses.asdict(table) for table in tables]}
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(record, indent=1) + "\n")
+  files.write_json(path, record, indent=1)

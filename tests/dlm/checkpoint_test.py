@@ -1,6 +1,6 @@
 import gc
-import json
-import pathlib
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,8 @@ import optax
 import pytest
 from flax import struct
 
-from dlm import checkpoint, masks
-from dlm.checkpoint import Checkpoints, Retention
-from dlm.facts import ModelFacts
-
-CONFIG = {"seed": 0, "steps": 4, "model": {"width": 32, "sizes": (1, 2)}}
-FACTS = ModelFacts(259, (258,), None, 0, masks.Full(), vocab=260, length=8)
+from dlm import checkpoint
+from dlm.checkpoint import DAMAGED, STEPS, CheckpointError, Checkpoints, Retention
 
 
 @struct.dataclass
@@ -23,13 +19,6 @@ class State:
   params: dict
   opt_state: optax.OptState
   ema: dict | None
-
-
-class Words:
-  """A tokenizer, as far as the folder is concerned."""
-
-  def save(self, directory):
-    (pathlib.Path(directory) / "words.txt").write_text("a b c")
 
 
 def state(scale=1.0, average=True):
@@ -61,7 +50,7 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     for step, loss in enumerate((3.0, 1.0, 2.0, 4.0, 5.0, None)):
       checkpoints.save(step, state(step), {}, loss)
     checkpoints.wait()
-  kept = {int(path.name) for path in (tmp_path / checkpoint.STEPS).iterdir()}
+  kept = {int(path.name) for path in (tmp_path / STEPS).iterdir()}
   assert kept == {1, 4, 5}
   assert checkpoint.restore_params(tmp_path)[1] == 1
   assert checkpoint.restore_params(tmp_path, "latest")[1] == 5
@@ -94,7 +83,7 @@ def test_step_that_is_not_there_is_named(saved):
 
 
 def test_empty_step_folders_are_ignored(saved):
-  empty = saved / checkpoint.STEPS / "900"
+  empty = saved / STEPS / "900"
   empty.mkdir()
   assert checkpoint.restore_params(saved, "latest")[1] == 3
   with Checkpoints(saved, Retention()) as checkpoints:
@@ -110,7 +99,7 @@ def test_damaged_file_is_detected(tmp_path, damage):
   noisy = State(jnp.int32(3), noise, optax.identity().init(noise), None)
   with Checkpoints(tmp_path, Retention()) as checkpoints:
     checkpoints.save(3, noisy, {})
-  arrays = tmp_path / checkpoint.STEPS / "3" / "state"
+  arrays = tmp_path / STEPS / "3" / "state"
   largest = max(arrays.rglob("d/*"), key=lambda path: path.stat().st_size)
   content = bytearray(largest.read_bytes())
   if damage == "flip":
@@ -133,31 +122,6 @@ def test_wrong_leaf_is_named(saved, monkeypatch):
     checkpoint.restore_params(saved)
 
 
-def test_folder_is_self_contained_and_accepts_the_same_config(tmp_path):
-  folder = tmp_path / "run"
-  checkpoint.write_folder(folder, CONFIG, FACTS, Words())
-  assert {p.name for p in folder.iterdir()} == {"config.json", "facts.json", "words.txt"}
-  assert [p.name for p in tmp_path.iterdir()] == ["run"]
-  checkpoint.write_folder(folder, CONFIG | {"steps": 9}, FACTS, Words())
-  assert checkpoint.read_json(folder, "config.json")["steps"] == 9
-  assert checkpoint.read_facts(folder) == FACTS
-
-
-def test_folder_of_another_config_is_refused_with_the_differences(tmp_path):
-  checkpoint.write_folder(tmp_path / "run", CONFIG, FACTS, Words())
-  other = {"seed": 1, "steps": 9, "model": {"width": 64, "sizes": (1, 2), "depth": 2}}
-  message = r"\(model.depth: 'absent' -> 2; model.width: 32 -> 64; seed: 0 -> 1\)"
-  with pytest.raises(ValueError, match=message):
-    checkpoint.write_folder(tmp_path / "run", other, FACTS, Words())
-  assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 4
-
-
-def test_folder_of_something_else_is_refused(tmp_path):
-  (tmp_path / "thesis.tex").write_text("")
-  with pytest.raises(ValueError, match=r"no checkpoint folder: it holds no config.json"):
-    checkpoint.write_folder(tmp_path, CONFIG, FACTS, Words())
-
-
 def test_parameters_alone_are_saved_and_come_back(tmp_path):
   params = {"embed": jnp.arange(6.0).reshape(2, 3), "norm": {"scale": jnp.ones(3, jnp.bfloat16)}}
   checkpoint.save_params(tmp_path, 0, params, {"from": "elsewhere"})
@@ -165,3 +129,145 @@ def test_parameters_alone_are_saved_and_come_back(tmp_path):
   assert step == 0
   jax.tree.map(np.testing.assert_array_equal, found, params)
   assert found["norm"]["scale"].dtype == jnp.bfloat16
+
+
+# -------------------------------------------------------------------------------------------------
+# What is damaged
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+  """Steps 1, 2 and 3, the losses 3, 1, 2."""
+  folder = tmp_path_factory.mktemp("run")
+  with Checkpoints(folder, Retention(keep_last=3)) as checkpoints:
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+      checkpoints.save(step, state(step), {}, loss)
+  return folder
+
+
+@pytest.fixture
+def damaged(three, tmp_path):
+  shutil.copytree(three, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def overwrite(step, *files):
+  for file in files:
+    (step / file).write_text('{"loss"')
+
+
+DAMAGE = {
+  "meta": lambda step: overwrite(step, checkpoint.META),
+  "no checksums": lambda step: (step / checkpoint.META).write_text('{"step": 3}'),
+  "another step": lambda step: shutil.copy(step.parent / "2" / checkpoint.META, step / "meta"),
+  "tree": lambda step: overwrite(step, "state/_METADATA"),
+  "no state": lambda step: shutil.rmtree(step / "state"),
+  "a folder": lambda step: (shutil.rmtree(step), step.mkdir(), (step / "mine").write_text("")),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_run_goes_back_past_a_damaged_step_says_so_and_keeps_it(damaged, capsys, kind):
+  step = damaged / STEPS / "3"
+  DAMAGE[kind](step)
+  before = {path.relative_to(step) for path in step.rglob("*")}
+  with pytest.raises(CheckpointError, match=f"checkpoint {step} cannot be restored: "):
+    checkpoint.restore_params(damaged, "latest")
+  with Checkpoints(damaged, Retention(keep_last=3)) as checkpoints:
+    restored, _ = checkpoints.restore(state(0.0))
+    checkpoints.save(3, state(7.0), {})
+  same(restored, state(2.0))
+  (line,) = [each for each in capsys.readouterr().err.splitlines() if str(step) in each]
+  kept = damaged / DAMAGED / "3"
+  assert line.startswith(f"checkpoint {step} cannot be restored: ")
+  assert line.endswith(f"; the run goes back to step 2; 3 is kept as {kept}")
+  assert {path.relative_to(kept) for path in kept.rglob("*")} == before
+  same(checkpoint.restore_params(damaged, "latest")[0], state(7.0).ema)
+  gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_run_of_which_no_step_can_be_read_is_left_as_it_is(damaged):
+  for step in (damaged / STEPS).iterdir():
+    overwrite(step, checkpoint.META)
+  with (
+    Checkpoints(damaged, Retention(keep_last=3)) as checkpoints,
+    pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be restored: "),
+  ):
+    checkpoints.restore(state(0.0))
+  assert not (damaged / DAMAGED).exists()
+  gc.collect()
+
+
+@pytest.mark.parametrize("content", ['{"loss"', "[1.0]", '{"loss": "1.0"}', "{}"])
+def test_loss_that_cannot_be_read_is_named_and_best_is_not_guessed(damaged, capsys, content):
+  losses = damaged / STEPS / "2" / checkpoint.LOSS
+  losses.write_text(content)
+  with pytest.raises(CheckpointError, match=f"{losses}"):
+    checkpoint.restore_params(damaged)
+  assert checkpoint.restore_params(damaged, "latest")[1] == 3
+  with Checkpoints(damaged, Retention(keep_last=3)) as checkpoints:
+    assert checkpoints.latest() == 3
+  assert str(losses) in capsys.readouterr().err
+  assert (damaged / DAMAGED / "metrics" / "metrics").read_text() == content
+  assert checkpoint.restore_params(damaged)[1] == 3
+
+
+def test_strays_among_the_steps_are_no_steps(damaged, capsys):
+  steps = damaged / STEPS
+  for name in ("notes.txt", ".DS_Store", "900"):
+    (steps / name).write_text("mine")
+  (steps / "backup").mkdir()
+  assert checkpoint.restore_params(damaged, "latest")[1] == 3
+  with Checkpoints(damaged, Retention(keep_last=3)) as checkpoints:
+    same(checkpoints.restore(state(0.0))[0], state(3.0))
+  assert f"{steps / '900'} is no checkpoint; 900 is kept as" in capsys.readouterr().err
+  assert (damaged / DAMAGED / "900").read_text() == "mine"
+  assert (steps / "notes.txt").read_text() == "mine"
+
+
+# -------------------------------------------------------------------------------------------------
+# What is not finite
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("leaf", ["params/layers/w", "opt_state/0/nu/embed", "ema/embed"])
+def test_state_that_is_not_finite_is_not_saved(tmp_path, leaf, value):
+  def spoil(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return x.at[(0,) * x.ndim].set(value) if name == leaf else x
+
+  bad = jax.tree_util.tree_map_with_path(spoil, state())
+  told = pytest.raises(FloatingPointError, match=f"{leaf} is not finite at step 7")
+  with Checkpoints(tmp_path, Retention()) as checkpoints, told:
+    checkpoints.save(7, bad, {})
+  assert os.listdir(tmp_path / STEPS) == []
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_parameters_that_are_not_finite_are_neither_saved_nor_read(tmp_path, monkeypatch, dtype):
+  bad = {"embed": jnp.ones(3, dtype), "norm": {"scale": jnp.ones(3, dtype).at[1].set(jnp.nan)}}
+  with pytest.raises(CheckpointError, match="parameter norm/scale is not finite"):
+    checkpoint.save_params(tmp_path, 0, bad, {})
+  assert not (tmp_path / STEPS).exists()
+  with monkeypatch.context() as older:
+    older.setattr(checkpoint, "not_finite", lambda tree: None)
+    checkpoint.save_params(tmp_path, 0, bad, {})
+  message = "checkpoints/0 cannot be restored: params/norm/scale is not finite"
+  with pytest.raises(CheckpointError, match=message):
+    checkpoint.restore_params(tmp_path)
+
+
+def test_full_disk_is_one_sentence_that_names_the_folder(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise ValueError("RESOURCE_EXHAUSTED: No space left on device\n  at tensorstore.cc:3")
+
+  with Checkpoints(tmp_path, Retention()) as checkpoints:
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError) as told:
+      checkpoints.save(3, state(), {})
+  assert str(told.value) == (
+    f"checkpoint in {tmp_path / STEPS} cannot be written: "
+    "RESOURCE_EXHAUSTED: No space left on device"
+  )

@@ -46,3 +46,14 @@ def test_memory_is_that_of_a_piece():
   rows, piece = checksums._pieces(x.update(sharding=here))
   needs = checksums._add_rows.lower(jnp.uint32(0), x, jnp.int32(0), rows, piece).compile()
   assert needs.memory_analysis().temp_size_in_bytes <= 2 * 4 * checksums.PIECE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_first_leaf_that_is_not_finite_is_named(dtype, value):
+  good = jnp.arange(60).reshape(4, 3, 5).astype(dtype)
+  bad = good.at[3, 2, 4].set(value)
+  count = jnp.arange(3)
+  assert checksums.not_finite({"a": good, "b": [good, count]}) is None
+  assert checksums.not_finite({"a": good, "b": [good, bad], "c": bad, "d": count}) == "b/1"
+  assert checksums.not_finite({}) is None

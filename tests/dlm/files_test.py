@@ -172,6 +172,22 @@ def test_damaged_things_are_set_aside_under_free_names(tmp_path):
   assert [(tmp_path / "damaged" / x).read_text() for x in ("7", "7-2", "7-3")] == ["0", "1", "2"]
 
 
+def test_long_file_is_known_by_pieces_of_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "WHOLE", 100)
+  monkeypatch.setattr(files, "PIECES", 5)
+  monkeypatch.setattr(files, "PIECE", 10)
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(200)))
+  before = files.fingerprint(path)
+  changed = []
+  for at in range(200):
+    path.write_bytes(bytes(0 if i == at and at else i for i in range(200)))
+    changed += [at] if files.fingerprint(path) != before else []
+  assert before.startswith("200 bytes, ")
+  wanted = [at for start in (0, 47, 95, 142, 190) for at in range(start, start + 10)]
+  assert changed == wanted[1:]  # the first byte is 0 in all of them
+
+
 def test_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   for path in (tmp_path / "pipe", "/dev/zero"):

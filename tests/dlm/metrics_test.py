@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from dlm import metrics
 
 
@@ -25,6 +27,29 @@ def test_resume_drops_later_records_and_a_torn_line(tmp_path):
   with metrics.Metrics(tmp_path, step=1, steps=4) as record:
     record.scalars(2, {"loss": 2.5})
   assert records(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
+
+
+@pytest.mark.parametrize(
+  ("line", "told"),
+  [
+    ('{"step": 2, "samples": ["é'.encode()[:-1] + b"\n", "1 damaged lines are left out"),
+    (b"[1, 2]\n", "1 damaged lines are left out"),
+    (b"7\n{}\n", "2 damaged lines are left out"),
+    (b'{"step": "2"}\n\0\0\n', "2 damaged lines are left out"),
+    (b"[" * 100_000 + b"\n", "1 damaged lines are left out"),
+    (b'{"step": 2, "samples": ["\xc3', ""),
+    (b'{"step": 2, "loss": 1.0}', ""),
+  ],
+)
+def test_damaged_line_does_not_keep_a_run_from_going_on(tmp_path, capsys, line, told):
+  text = {"step": 1, "samples": ["a\u2028b\u2029c\x85d"]}
+  whole = json.dumps(text, ensure_ascii=False).encode() + b"\n"
+  (tmp_path / metrics.JSONL).write_bytes(whole + line)
+  with metrics.Metrics(tmp_path, step=4, steps=4) as record:
+    record.texts(5, "samples", ["\u2028"])
+  assert list(metrics.records(tmp_path)) == [text, {"step": 5, "samples": ["\u2028"]}]
+  said = capsys.readouterr().out
+  assert told in said and bool(told) == ("damaged" in said)
 
 
 def test_plain_line_shows_loss_speed_and_time_left(tmp_path, capsys):

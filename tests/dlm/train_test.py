@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 from dlm import build, checkpoint, train
+from dlm.files import locked_folder
 from dlm.train import Step
 from dlm.types import Batch
+from dlm.workdir import CheckpointError, claimed, read_json
 
 CONFIG = {
   "seed": 0,
@@ -70,6 +74,9 @@ class StopsAt:
       os.kill(os.getpid(), self.number)
     return self.rows[step]
 
+  def __getattr__(self, name):
+    return getattr(self.rows, name)
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_after_the_update_at_hand(unbroken, tmp_path, capsys, number):
@@ -90,6 +97,41 @@ def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
   assert steps <= {2}
 
 
+def test_state_that_became_nan_in_the_update_at_hand_is_not_saved(tmp_path):
+  """Its loss and gradient are finite: only the new parameters tell."""
+  run = training(**{"checkpoint.every": 1, "eval.every": 0, "checkpoint.keep_best": 0})
+  object.__setattr__(run, "optimizer", dataclasses.replace(run.optimizer, lr=math.nan, warmup=0))
+  with pytest.raises(FloatingPointError, match="params/embed is not finite at step 1; it was not"):
+    train.train(run, tmp_path / "run")
+  assert list((tmp_path / "run" / checkpoint.STEPS).iterdir()) == []
+
+
+def test_run_whose_data_changed_is_refused_with_the_difference(tmp_path):
+  text = tmp_path / "text.jsonl"
+  text.write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(200)))
+  data = {"data.sources": ((f"jsonl:{text}", 1.0),)}
+  run = training(**data)
+  with claimed(
+    tmp_path / "run", run.config, run.facts, run.tokenizer,
+    {"train": run.rows.fingerprint(), "test": run.eval_rows.fingerprint()},
+  ):  # fmt: skip
+    pass
+  text.write_text(text.read_text().replace("line 7", "LINE 7"))
+  message = f"source 0, jsonl: {text}: '4090 bytes, .*' -> '4090 bytes, .*'"
+  with pytest.raises(CheckpointError, match=message) as told:
+    train.train(training(**data), tmp_path / "run")
+  assert "train.source 0" in str(told.value) and "test.source 0" in str(told.value)
+
+
+def test_second_training_in_one_folder_is_refused(unbroken):
+  workdir, _ = unbroken
+  before = (workdir / "metrics.jsonl").read_bytes()
+  with locked_folder(workdir), pytest.raises(ValueError, match="is being written by another proc"):
+    train.train(training(steps=7), workdir)
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+  assert read_json(workdir, "config.json")["steps"] == 6
+
+
 def test_records_hold_loss_speed_and_evaluation(unbroken):
   lines = records(unbroken[0])
   assert [r["step"] for r in lines if "loss" in r] == [2, 4, 6]
@@ -100,7 +142,7 @@ def test_records_hold_loss_speed_and_evaluation(unbroken):
 
 def test_checkpoint_folder_is_self_contained(unbroken):
   workdir, state = unbroken
-  assert checkpoint.read_json(workdir, "facts.json") == {
+  assert read_json(workdir, "facts.json") == {
     "mask_id": 259,
     "eos_ids": [258],
     "pad_id": 256,
@@ -110,7 +152,7 @@ def test_checkpoint_folder_is_self_contained(unbroken):
     "vocab": 260,
     "length": 32,
   }
-  config = checkpoint.read_json(workdir, "config.json")
+  config = read_json(workdir, "config.json")
   assert build.model(config, build.saved_tokenizer(workdir)) == training().model
   params, step = checkpoint.restore_params(workdir, "latest")
   assert step == 6

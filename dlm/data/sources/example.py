@@ -1,9 +1,11 @@
 """What a source yields, and how documents fall into splits."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from dlm import files
 from dlm.data.stateless import hash_text
 
 SPLITS = ("train", "test")
@@ -25,14 +27,18 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
+  def fingerprint(self) -> dict[str, str]:
+    """What it is made of -> a word that changes when that does."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """A source that is held in memory."""
+  """A source that is held in memory; `paths` are the files that it was read from."""
 
   name: str
   examples: tuple[Example, ...]
+  paths: tuple[str, ...] = ()
   generated = False
 
   def __len__(self) -> int:
@@ -40,6 +46,22 @@ class Documents:
 
   def __getitem__(self, index: int) -> Example:
     return self.examples[index]
+
+  def fingerprint(self) -> dict[str, str]:
+    if self.paths:
+      return {path: files.fingerprint(path) for path in self.paths}
+    return {"documents": digest(self, len(self))}
+
+
+def digest(source: Source, most: int = 64) -> str:
+  """How many documents there are, and a hash of `most` of them."""
+  found = hashlib.blake2b(digest_size=8)
+  for k in range(min(most, len(source))):
+    example = source[k * len(source) // min(most, len(source))]
+    for text in (example.prompt, example.completion):
+      content = text.encode("utf-8", "surrogatepass")
+      found.update(len(content).to_bytes(8, "little") + content)
+  return f"{len(source)}, {found.hexdigest()}"
 
 
 def check_split(split: str) -> None:

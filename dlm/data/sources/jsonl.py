@@ -20,7 +20,7 @@ def read_jsonl(path: str, split: str) -> Documents:
     for number, line in enumerate(lines, 1):
       if line.strip() and (separate or split_of(f"line {number}") == split):
         examples.append(_example(line, f"{found_path}:{number}"))
-  return Documents("jsonl", tuple(examples))
+  return Documents("jsonl", tuple(examples), (str(found_path),))
 
 
 def _example(line: str, where: str) -> Example:

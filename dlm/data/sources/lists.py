@@ -15,7 +15,7 @@ import functools
 import random
 import string
 
-from dlm.data.sources.example import Example, check_split, split_of
+from dlm.data.sources.example import Example, check_split, digest, split_of
 from dlm.data.stateless import hash_text
 
 # Task -> its code in the grid, its wording in prose. Positions count from 0.
@@ -100,6 +100,9 @@ class Lists:
     meta["form"] = self.form
     prompt, completion = self._grid(meta) if self.form == "grid" else _prose(meta)
     return Example(prompt, completion, meta)
+
+  def fingerprint(self) -> dict[str, str]:
+    return {"problems": digest(self)}
 
   @functools.cached_property
   def _words(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from dlm.data.install import require
-from dlm.data.sources.example import Example, check_split, split_of
+from dlm.data.sources.example import Example, check_split, digest, split_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,7 @@ class TfdsSource:
   index: tuple[int, ...] | range
   field: str
   prompt_field: str | None
+  version: str  # the dataset's, with its name
   generated = False
 
   def __len__(self) -> int:
@@ -25,6 +26,9 @@ class TfdsSource:
     record = self.records[self.index[index]]
     prompt = record[self.prompt_field].decode("utf-8") if self.prompt_field else ""
     return Example(prompt, record[self.field].decode("utf-8"))
+
+  def fingerprint(self) -> dict[str, str]:
+    return {self.version: digest(self)}
 
 
 def read_tfds(
@@ -54,7 +58,7 @@ def read_tfds(
   index = range(len(records))
   if held_out is None:
     index = tuple(i for i in index if split_of(f"record {i}") == split)
-  return TfdsSource(f"tfds:{name}", records, index, field, prompt_field)
+  return TfdsSource(f"tfds:{name}", records, index, field, prompt_field, builder.info.full_name)
 
 
 def _prepared(library, name: str, data_dir: str | None):

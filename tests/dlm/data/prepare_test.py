@@ -61,3 +61,38 @@ def test_a_log_gets_ten_lines(capsys):
   assert list(on_stderr(range(95), 95, "train")) == list(range(95))
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 10 and lines[-1] == "train: 95 of 95 documents"
+
+
+@pytest.mark.parametrize(
+  ("name", "damage", "message"),
+  [
+    ("meta.json", b"[]", "meta.json: field source must be there, of type str"),
+    ("meta.json", b'{"source": "a", "fingerprint": ["byte"]}', "meta.json: field fingerprint must"),
+    ("meta.json", b"{", "meta.json: not JSON"),
+    ("train/start.npy", b"", "train/start.npy cannot be read"),
+    ("train/tokens.npy", b"\x93NUMPY", "train/tokens.npy cannot be read"),
+    ("train/prompt.npy", None, "train: start.npy and prompt.npy do not cut up tokens.npy"),
+  ],
+)
+def test_damaged_token_folder_is_named(tmp_path, name, damage, message):
+  out = tmp_path / "tokens"
+  write_tokens(str(out), "lists", ByteTokenizer(), size=20)
+  if damage is None:
+    np.save(out / name, np.load(out / name)[:-1])
+  else:
+    (out / name).write_bytes(damage)
+  with pytest.raises(ValueError, match=message):
+    open_tokens(str(out), "train", ByteTokenizer())
+
+
+def test_token_files_that_change_change_the_fingerprint(tmp_path):
+  out = tmp_path / "tokens"
+  write_tokens(str(out), "lists", ByteTokenizer(), size=20)
+  before = open_tokens(str(out), "train", ByteTokenizer()).fingerprint()
+  tokens = np.load(out / "train" / "tokens.npy", mmap_mode="r+")
+  tokens[7] += 1
+  tokens.flush()
+  after = open_tokens(str(out), "train", ByteTokenizer()).fingerprint()
+  assert [path for path in before if before[path] != after[path]] == [
+    str(out / "train" / "tokens.npy")
+  ]

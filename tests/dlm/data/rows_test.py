@@ -109,7 +109,7 @@ def test_pack_is_the_documents_end_to_end():
 def test_pack_sees_every_token_once_an_epoch():
   """10 rows of 12 from a ring of 125 tokens, all different."""
   ring = TokenCorpus(
-    "ring", np.arange(125, dtype=np.uint16), np.array([0, 100, 125]), np.zeros(2, np.int32)
+    "ring", np.arange(125, dtype=np.uint16), np.array([0, 100, 125]), np.zeros(2, np.int32), dict
   )
   rows = Rows([MixturePart(ring)], TOKENIZER, length=12, batch=10, seed=0)
   seen = [rows[epoch].tokens_BxL for epoch in range(3)]

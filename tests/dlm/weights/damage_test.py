@@ -5,6 +5,7 @@ import os
 import struct
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -250,3 +251,29 @@ def test_quantised_tensors_are_called_that(copy, name, dtype):
   message = refused(copy)
   assert f"is quantised: tensor {name} of dtype {dtype}; no kind of quantisation can be" in message
   assert "\n" not in message
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_refused_with_its_parameter(copy, dtype, value):
+  rows = np.zeros((40, 16), np.float32)
+  rows[39, 3] = value  # a spare row, or padding: nothing in a checkpoint may be so
+  edit(copy, **{EMBED: rows.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)})
+  assert refused(copy) == f"{copy}: parameter embed is not finite"
+
+
+def test_nothing_that_is_not_finite_is_written(tmp_path):
+  model = small.MODELS["qwen3"]
+  params = small.params_of(model, np.float32)
+  params["layers"]["mlp"]["up"]["kernel"][1, 2, 3] = np.nan
+  with pytest.raises(weights.WeightsError, match="parameter layers/mlp/up/kernel is not finite"):
+    weights.export(tmp_path / "out", "qwen3", model, params, facts=small.facts_of("qwen3"))
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [files.SINGLE, files.INDEX, None])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy, name):
+  path = shard_of(copy, EMBED) if name is None else copy / name
+  path.unlink(missing_ok=True)
+  os.mkfifo(path)
+  assert refused(copy) == f"{path} is no regular file"

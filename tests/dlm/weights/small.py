@@ -60,16 +60,16 @@ def facts_of(family: str) -> ModelFacts:
 
 
 def params_of(model: ModelConfig, dtype=ml_dtypes.bfloat16):
-  """Random bits in the host's memory, so that NaNs are among them; router biases are float32."""
+  """Random bits of numbers below 2, in the host's memory; router biases are float32."""
   rng = np.random.default_rng(0)
 
   def leaf(path, shape):
     kind = np.dtype(
       np.float32 if jax.tree_util.keystr(path).endswith("['router']['bias']") else dtype
     )
-    return (
-      rng.integers(0, 256, shape.size * kind.itemsize, np.uint8).view(kind).reshape(shape.shape)
-    )
+    bits = rng.integers(0, 256, (shape.size, kind.itemsize), np.uint8)
+    bits[:, -1] &= 0b10111111  # the exponent's highest: without it nothing is infinite or NaN
+    return bits.view(kind).reshape(shape.shape)
 
   return jax.tree_util.tree_map_with_path(leaf, nn.unbox(bind(model).abstract()))
 

@@ -98,6 +98,8 @@ def test_tfds_is_written_and_read_without_tensorflow(tmp_path):
     assert {source[i].completion for i in range(len(source))} == {
       e.completion for e in memory.examples
     }
+    (version,) = source.fingerprint()
+    assert version == "stdlib_text/topics/1.0.0"
   with pytest.raises(ValueError, match=r"has no field 'words'; has .*text"):
     open_source("tfds:stdlib_text:topics", data_dir=str(tmp_path), field="words")
 
@@ -108,3 +110,17 @@ def test_tfds_says_how_to_prepare_what_is_not_there(tmp_path):
     open_source("tfds:stdlib_text:prose", data_dir=str(tmp_path))
   with pytest.raises(ValueError, match="no dataset 'no_such_set'"):
     open_source("tfds:no_such_set", data_dir=str(tmp_path))
+
+
+def test_fingerprints_change_with_what_a_source_is_made_of(tmp_path):
+  path = tmp_path / "a.jsonl"
+  write_lines(path, [{"text": f"t{i}"} for i in range(80)])
+  spec = f"jsonl:{path}"
+  (first,) = open_source(spec).fingerprint().items()
+  assert first == (str(path), open_source(spec, "test").fingerprint()[str(path)])
+  write_lines(path, [{"text": f"T{i}"} for i in range(80)])  # of equal size
+  assert first[1] != open_source(spec).fingerprint()[str(path)]
+
+  topics = [open_source("stdlib", split, include=("topics",)) for split in SPLITS]
+  for one, other in ((open_source("lists"), open_source("lists", seed=1)), topics):
+    assert one.fingerprint() == one.fingerprint() != other.fingerprint()
