@@ -24,7 +24,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/facts        what a sampler must know of a      seeds       the one rule for seeds
                    model
   dlm/files        what appears on disk is whole      completions prompts in, JSON lines out
-  dlm/checkpoint   orbax, checksums                   generate    THE sampling path
+  dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
+  dlm/generate     THE sampling path
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
@@ -40,7 +41,7 @@ name table of its folder's `__init__`, one test that holds the authors' numbers,
 Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
-  masks, diffusion, parallel -> types                 data -> numpy alone
+  masks, diffusion, parallel -> types                 data -> numpy, files
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
