@@ -1,6 +1,6 @@
 """THE training path: rows -> Batch -> corrupt -> Noisy -> denoise -> loss -> LossSum -> update.
 
-`Step.update` is that arrow. Noise is drawn on the global batch: it is the same on any number of
+`Step.updated` is that arrow. Noise is drawn on the global batch: it is the same on any number of
 devices. Gradients are sums, divided once by the summed count: no matter how the batch was cut.
 """
 
@@ -24,14 +24,14 @@ from dlm import checkpoint, parallel
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.metrics import Metrics, Tally
-from dlm.models.moe.training import Observed, balanced
+from dlm.models.moe.training import balanced, described, load, penalised
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
 from dlm.workdir import claimed
 
 Sums = TypeVar("Sums")  # a tree of arrays that add up
-Sampling = Callable[[Params, int], list[str]]  # parameters, step -> what the model wrote
+Writer = Callable[[Params, int], list[str]]  # parameters, step -> what the model wrote
 
 
 @struct.dataclass
@@ -58,22 +58,38 @@ class Step:
   @functools.cached_property
   def update(self) -> Callable[[TrainState, Batch], Updated]:
     """The state after a batch; the one before is donated."""
-    corrupt = jax.jit(self.corrupt, static_argnums=0)
-    gradients = self._over_batch(self.gradients)
-    apply = jax.jit(self.apply, donate_argnums=0)
+    return jax.jit(self.updated, donate_argnums=0)
 
-    def update(state: TrainState, batch: Batch) -> Updated:
-      noisy = corrupt("train", batch, state.step)
-      return apply(state, *gradients(state.params, noisy))
+  def updated(self, state: TrainState, batch: Batch) -> Updated:
+    """corrupt -> loss and gradient, summed over the batch -> update."""
+    training, config = self.training, self.training.optimizer
+    noisy = self.corrupt("train", batch, state.step)
 
-    return self._as_one(update, donate_argnums=0)
+    def gradient(params: Params, noisy: Noisy) -> tuple[Params, tuple[LossSum, Array | None]]:
+      def total(own: Params) -> tuple[Array, tuple[LossSum, Array | None]]:
+        loss, aux = training.objective.loss(training.model, with_trained(params, own), noisy)
+        return penalised(loss, aux), (described(loss, aux), load(aux))
+
+      return jax.grad(total, has_aux=True)(trained(config, params))
+
+    grads, (loss, load_YxE) = self.summed(gradient)(state.params, noisy)
+    grads = jax.tree.map(lambda g: g / loss.count, grads)
+    own = trained(config, state.params)
+    change, opt_state = self.optimizer.update(grads, state.opt_state, own)
+    params = with_trained(state.params, optax.apply_updates(own, change))
+    params = balanced(training.model.config.moe, params, load_YxE)
+    ema = None if state.ema is None else averaged(config, state.ema, params, state.step)
+    rate = learning_rate(config, training.run.steps)(state.step)
+    numbers = {"grad_norm": optax.tree.norm(grads), "lr": jnp.asarray(rate, jnp.float32)}
+    state = TrainState(state.step + 1, params, opt_state, ema)
+    return lax.with_sharding_constraint(state, self.shardings()), loss, numbers
 
   @functools.cached_property
   def evaluate(self) -> Callable[[Params, Batch, Array], LossSum]:
     """(parameters, batch, its index) -> loss. Its noise depends on seed and index alone."""
-    corrupt = jax.jit(self.corrupt, static_argnums=0)
-    loss = self._over_batch(self.loss)
-    return self._as_one(lambda params, batch, index: loss(params, corrupt("eval", batch, index)))
+    objective, model = self.training.objective, self.training.model
+    summed = self.summed(lambda params, noisy: objective.loss(model, params, noisy)[0])
+    return jax.jit(lambda params, batch, index: summed(params, self.corrupt("eval", batch, index)))
 
   def corrupt(self, purpose: str, batch: Batch, index: Array) -> Noisy:
     """Noise of the index-th batch; evaluation sees the objective as it is at the end of the run."""
@@ -81,33 +97,6 @@ class Step:
     step = index if purpose == "train" else jnp.int32(self.training.run.steps)
     noisy = self.training.objective.corrupt(key, batch, step)
     return lax.with_sharding_constraint(noisy, parallel.batch_sharding(self.training.mesh))
-
-  def loss(self, params: Params, noisy: Noisy) -> LossSum:
-    return self.training.objective.loss(self.training.model, params, noisy)
-
-  def gradients(self, params: Params, noisy: Noisy) -> tuple[LossSum, Params, Array | None]:
-    """The loss, the gradient of its total and of the routers' losses, and the experts' load."""
-
-    def total(own: Params) -> tuple[Array, tuple[LossSum, Array | None]]:
-      model = Observed(self.training.model)
-      loss = self.training.objective.loss(model, with_trained(params, own), noisy)
-      return model.penalised(loss), (model.described(loss), model.load())
-
-    grads, (loss, load) = jax.grad(total, has_aux=True)(trained(self.training.optimizer, params))
-    return loss, grads, load
-
-  def apply(self, state: TrainState, loss: LossSum, grads: Params, load: Array | None) -> Updated:
-    config, steps = self.training.optimizer, self.training.run.steps
-    grads = jax.tree.map(lambda g: g / loss.count, grads)
-    own = trained(config, state.params)
-    change, opt_state = self.optimizer.update(grads, state.opt_state, own)
-    params = with_trained(state.params, optax.apply_updates(own, change))
-    params = balanced(self.training.model.config.moe, params, load)
-    ema = None if state.ema is None else averaged(config, state.ema, params, state.step)
-    lr = jnp.asarray(learning_rate(config, steps)(state.step), jnp.float32)
-    numbers = {"grad_norm": optax.tree.norm(grads), "lr": lr}
-    state = TrainState(state.step + 1, params, opt_state, ema)
-    return lax.with_sharding_constraint(state, self.shardings()), loss, numbers
 
   @functools.cached_property
   def optimizer(self) -> optax.GradientTransformation:
@@ -164,7 +153,7 @@ class Step:
     window = noisy.inputs_BxW.shape[1]
     return 3.0 * noisy.inputs_BxW.size * self.training.model.config.flops_per_token(window)
 
-  def _over_batch(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
+  def summed(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
     """Sums `fn` over microbatches, then over the shards of the batch."""
     run, mesh = self.training.run, self.training.mesh
 
@@ -175,11 +164,6 @@ class Step:
     return parallel.over_batch(
       shard, mesh, batched_in=(False, True), batched_out=False, driver=run.parallel
     )
-
-  def _as_one(self, fn: Callable, **donate: int) -> Callable:
-    """One program; pmap, over several shards, is one by itself and cannot be part of another."""
-    mapped = self.training.run.parallel == "pmap" and self.training.mesh.shape["data"] > 1
-    return fn if mapped else jax.jit(fn, **donate)
 
 
 def sum_over_parts(fn: Callable[[Noisy], Sums], noisy: Noisy, parts: int) -> Sums:
@@ -202,7 +186,7 @@ def sum_over_parts(fn: Callable[[Noisy], Sums], noisy: Noisy, parts: int) -> Sum
 
 
 def train(
-  training: Training, workdir: str | os.PathLike, samples: Sampling | None = None
+  training: Training, workdir: str | os.PathLike, samples: Writer | None = None
 ) -> TrainState:
   """Trains from the start, or from the newest checkpoint in `workdir`, until the last step.
 
@@ -243,7 +227,7 @@ class _Loop:
   checkpoints: Checkpoints
   metrics: Metrics
   stop: threading.Event
-  samples: Sampling | None
+  samples: Writer | None
 
   def run(self, state: TrainState, first: int) -> TrainState:
     steps = self.training.run.steps

@@ -98,7 +98,10 @@ class LogitHead:
 class ModelOutput:
   head: LogitHead  # asked positions only
   cache: KVCache | None
-  aux: dict[str, Array]  # router losses, expert load
+  aux: dict[str, Array]  # what routers tell of themselves: losses, load of experts; {}: no routers
+
+
+Aux = tuple[dict[str, Array], ...]  # `ModelOutput.aux` of every forward that a loss took
 
 
 class Denoiser(Protocol):

@@ -22,7 +22,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
-def samples(training: build.Training) -> train.Sampling | None:
+def samples(training: build.Training) -> train.Writer | None:
   """What writes the samples that the config asks for along the way."""
   if not training.sample.every:
     return None

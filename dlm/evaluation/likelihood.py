@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.objectives import Objective, streams
-from dlm.objectives.cross_entropy import cross_entropy, head_of, logits
+from dlm.objectives.cross_entropy import cross_entropy, logits, predict
 from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
@@ -123,7 +123,8 @@ def chain_rule(
       count_B=noisable_BxL.sum(-1),
       mask_id=mask_id,
     )
-    return cross_entropy(denoise, params, noisy, (mask_id,)).sum(-1)
+    head, _ = predict(denoise, params, noisy)
+    return cross_entropy(head, noisy, (mask_id,)).sum(-1)
 
   return jax.lax.map(nats_of, index_L).sum(0), noisable_BxL.sum(-1)
 
@@ -263,8 +264,7 @@ class AnswerScorer:
     """Float32 logits [B, L, V] of cond and un mixed; `prompt` is the number of prompt slots."""
     is_prompt_L = jnp.arange(noisy.inputs_BxW.shape[1]) < prompt
     without = noisy.replace(inputs_BxW=jnp.where(is_prompt_L[None], self.mask_id, noisy.inputs_BxW))
-    cond = logits(head_of(self.denoise, params, noisy))
-    un = logits(head_of(self.denoise, params, without))
+    cond, un = (logits(predict(self.denoise, params, each)[0]) for each in (noisy, without))
     return un + (self.cfg + 1) * (cond - un)
 
 
@@ -272,7 +272,8 @@ class AnswerScorer:
 def _row_nats(scorer: AnswerScorer, params: Params, noisy: Noisy, prompt: Array) -> Array:
   """Weighted cross-entropy of each copy, [B]. The softmax keeps the mask id, as LLaDA's does."""
   if not scorer.cfg:
-    return (noisy.weight_BxL * cross_entropy(scorer.denoise, params, noisy, ())).sum(-1)
+    head, _ = predict(scorer.denoise, params, noisy)
+    return (noisy.weight_BxL * cross_entropy(head, noisy, ())).sum(-1)
   logp = jax.nn.log_softmax(scorer.guided(params, noisy, prompt))
   target_BxL = jnp.take_along_axis(logp, noisy.targets_BxL[..., None], axis=-1)[..., 0]
   return -jnp.where(noisy.weight_BxL > 0, noisy.weight_BxL * target_BxL, 0).sum(-1)
@@ -295,7 +296,7 @@ def _greedy_step(
   if scorer.cfg:
     logits_1xLxV = scorer.guided(params, noisy, prompt)
   else:
-    logits_1xLxV = logits(head_of(scorer.denoise, params, noisy))
+    logits_1xLxV = logits(predict(scorer.denoise, params, noisy)[0])
   best_1xL = jax.nn.log_softmax(logits_1xLxV).max(-1)
   slot = jnp.where(masked_1xL, best_1xL, -jnp.inf).argmax(-1)[0]
   return tokens_1xL.at[0, slot].set(logits_1xLxV.argmax(-1)[0, slot])

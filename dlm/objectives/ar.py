@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.objectives import streams
 from dlm.objectives.objective import Objective
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LossSum, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Autoregressive(Objective):
       mask=masks.in_segments(masks.Causal()(index_BxL, length), batch.segment_BxL),
     )
 
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:
     """Without metrics: there is no noise to tell losses by."""
-    return super().loss(denoise, params, noisy).replace(metrics={})
+    sums, aux = super().loss(denoise, params, noisy)
+    return sums.replace(metrics={}), aux
 
   def not_a_likelihood(self) -> str | None:
     """None: exact, given the first token of each document."""

@@ -3,14 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from dlm.types import Array, Denoiser, LogitHead, LossSum, Noisy, Params
+from dlm.types import Array, Aux, Denoiser, LogitHead, LossSum, Noisy, Params
 from kernels_pallas.linear_xent import linear_xent
 
 NOISE_BINS = 20
 
 
-def head_of(denoise: Denoiser, params: Params, noisy: Noisy) -> LogitHead:
-  """The model's head at the inputs that predict the L targets: the noisy ones, or `noisy.ask`."""
+def predict(denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LogitHead, Aux]:
+  """One forward: the head at the inputs that predict the L targets, the noisy ones or `noisy.ask`.
+
+  Also what the model tells besides.
+  """
   length = noisy.targets_BxL.shape[1]
   ask_BxA = noisy.ask_BxL
   if ask_BxA is None and noisy.inputs_BxW.shape[1] != length:
@@ -23,7 +26,7 @@ def head_of(denoise: Denoiser, params: Params, noisy: Noisy) -> LogitHead:
     time_BxW=noisy.time_BxW,
     ask_BxA=ask_BxA,
   )
-  return output.head
+  return output.head, (output.aux,)
 
 
 def logits(head: LogitHead) -> Array:
@@ -36,14 +39,11 @@ def logits(head: LogitHead) -> Array:
   return head.soft_cap * jnp.tanh(logits_BxAxV / head.soft_cap)
 
 
-def cross_entropy(
-  denoise: Denoiser, params: Params, noisy: Noisy, forbidden: tuple[int, ...]
-) -> Array:
+def cross_entropy(head: LogitHead, noisy: Noisy, forbidden: tuple[int, ...]) -> Array:
   """-log p(target) in nats, float32 [B, L], softmax without the forbidden ids; 0 where not asked.
 
   An asked target that is forbidden costs inf: the mask id must not occur in data.
   """
-  head = head_of(denoise, params, noisy)
   ce_R = linear_xent(
     head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1]),
     head.unembed_VxD,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import head_of, logits
+from dlm.objectives.cross_entropy import logits, predict
 from dlm.objectives.mdlm import Mdlm
-from dlm.types import Array, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +40,28 @@ class D3pm(Mdlm):
     noisy = super().corrupt_with(draws, batch, step)
     return noisy.replace(extra={"t_B": self.times_of(draws), "scored_BxL": streams.noisable(batch)})
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    """Bound and cross-entropy of the masked tokens, [B, L] each."""
-    logp_BxL, logp_mask_BxL = self._log_probs(denoise, params, noisy)
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
+    """The bound, and the cross-entropy of the masked tokens."""
+    logp_BxL, logp_mask_BxL, aux = self._log_probs(denoise, params, noisy)
     clean = noisy.replace(inputs_BxW=noisy.targets_BxL, time_BxW=jnp.zeros_like(noisy.time_BxW))
-    reconstruction_BxL = -self._log_probs(denoise, params, clean)[0]
+    logp_clean_BxL, _, aux_clean = self._log_probs(denoise, params, clean)
     asked_BxL = noisy.weight_BxL > 0
     bound_BxL = self._bound(logp_BxL, jnp.exp(logp_mask_BxL), noisy.extra["t_B"][:, None])
     loss_BxL = jnp.where(asked_BxL, bound_BxL, 0)
-    loss_BxL += jnp.where(noisy.extra["scored_BxL"], reconstruction_BxL, 0)
-    return loss_BxL, jnp.where(asked_BxL, -logp_BxL, 0)
+    loss_BxL += jnp.where(noisy.extra["scored_BxL"], -logp_clean_BxL, 0)
+    return loss_BxL, jnp.where(asked_BxL, -logp_BxL, 0), aux + aux_clean
 
-  def _log_probs(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def _log_probs(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """Log-probabilities of the targets and of the mask id, [B, L] each."""
-    logits_BxLxV = logits(head_of(denoise, params, noisy))
+    head, aux = predict(denoise, params, noisy)
+    logits_BxLxV = logits(head)
     if self.forbid_mask:
       is_mask_V = jnp.arange(logits_BxLxV.shape[-1]) == self.mask_id
       logits_BxLxV = jnp.where(is_mask_V[None, None], -jnp.inf, logits_BxLxV)
     logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
     target_BxLx1 = noisy.targets_BxL[..., None]
     target_BxL = jnp.take_along_axis(logp_BxLxV, target_BxLx1, axis=-1)[..., 0]
-    return target_BxL, logp_BxLxV[..., self.mask_id]
+    return target_BxL, logp_BxLxV[..., self.mask_id], aux
 
   def _bound(self, logp_BxL: Array, p_mask_BxL: Array, t_Bx1: Array) -> Array:
     """T times the KL of one reverse step at a masked token, from t to s, with alpha = 1 - t.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dlm.objectives import streams
 from dlm.objectives.objective import Objective
 from dlm.objectives.row import RowTraining
-from dlm.types import Array, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LossSum, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,10 @@ class _Around(Objective):
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     return self.objective.draw(key, batch)
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     return self.objective.losses(denoise, params, noisy)
 
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:
     return self.objective.loss(denoise, params, noisy)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dlm.objectives import streams
 from dlm.objectives.diffullama import check_shift
 from dlm.objectives.row import RowTraining
-from dlm.types import Array, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
 WEIGHTS = ("cart", "inverse", "linear", "none")
 FOCAL_SCALE, FOCAL_POWER = 0.25, 2.0
@@ -65,11 +65,11 @@ class DreamSft(RowTraining):
     slot_BxL = jnp.broadcast_to(jnp.arange(t_BxL.shape[1]), t_BxL.shape)
     return noisy.replace(ask_BxL=slot_BxL - ~streams.first_of_document(batch))
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    loss_BxL, ce_BxL = super().losses(denoise, params, noisy)
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
+    loss_BxL, ce_BxL, aux = super().losses(denoise, params, noisy)
     if self.focal:
       loss_BxL *= FOCAL_SCALE * (1 - jnp.exp(-ce_BxL)) ** FOCAL_POWER
-    return loss_BxL, ce_BxL
+    return loss_BxL, ce_BxL, aux
 
   def not_a_likelihood(self) -> str | None:
     return "it divides by the number of masked tokens"

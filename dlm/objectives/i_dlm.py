@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.objectives import streams
 from dlm.objectives.block import BlockTraining, block_start
-from dlm.types import Array, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,15 @@ class IDlm(BlockTraining):
       count_B=weight_BxL.sum(-1),
     )
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """[B, 2L] each: of the noisy stream, then of the clean one."""
-    loss_BxL, ce_BxL = super().losses(denoise, params, noisy)
+    loss_BxL, ce_BxL, aux = super().losses(denoise, params, noisy)
     if self.clean_weight is not None:
-      return loss_BxL, ce_BxL
+      return loss_BxL, ce_BxL, aux
     drafted_BxL, clean_BxL = jnp.split(ce_BxL, 2, axis=1)
     clean = jnp.maximum(clean_BxL.sum(), jnp.finfo(jnp.float32).tiny)
     balance = jax.lax.stop_gradient(drafted_BxL.sum() / clean)
-    return jnp.concatenate([drafted_BxL, balance * clean_BxL], axis=1), ce_BxL
+    return jnp.concatenate([drafted_BxL, balance * clean_BxL], axis=1), ce_BxL, aux
 
   def not_a_likelihood(self) -> str | None:
     return "it adds the losses of two predictions of each token"

@@ -15,9 +15,9 @@ from dlm.objectives.block import (
   interleaved,
   per_masked,
 )
-from dlm.objectives.cross_entropy import head_of, logits
+from dlm.objectives.cross_entropy import logits, predict
 from dlm.objectives.diffullama import check_shift
-from dlm.types import Array, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,13 @@ class Llada2Sft(BlockTraining):
     noisy = self.beside_clean(noisy, batch)
     return per_masked(streams.shifted_in_stream(noisy, batch)) if self.shift else noisy
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    """Loss and cross-entropy, [B, L] each; the loss of all masked tokens has the mean entropy."""
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
+    """The loss of all masked tokens has the mean entropy."""
     if not self.confidence:
       return super().losses(denoise, params, noisy)
     asked_BxL = noisy.weight_BxL > 0
-    logits_BxLxV = logits(head_of(denoise, params, noisy))
+    head, aux = predict(denoise, params, noisy)
+    logits_BxLxV = logits(head)
     logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
     target_BxL = noisy.targets_BxL
     logp_BxL = jnp.take_along_axis(logp_BxLxV, target_BxL[..., None], axis=-1)[..., 0]
@@ -86,7 +87,7 @@ class Llada2Sft(BlockTraining):
     right_BxL = asked_BxL & (logits_BxLxV.argmax(-1) == target_BxL)
     entropy_BxL = jnp.where(right_BxL, -(jnp.exp(logp_BxLxV) * logp_BxLxV).sum(-1), 0)
     mean = entropy_BxL.sum() / jnp.maximum(right_BxL.sum(), 1)
-    return ce_BxL + self.confidence * mean * asked_BxL, ce_BxL
+    return ce_BxL + self.confidence * mean * asked_BxL, ce_BxL, aux
 
   def not_a_likelihood(self) -> str | None:
     return "it weighs the noise levels of its window alike"

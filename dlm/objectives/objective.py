@@ -4,8 +4,8 @@ import abc
 import dataclasses
 
 from dlm import masks
-from dlm.objectives.cross_entropy import cross_entropy, loss_sum
-from dlm.types import Array, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
+from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
+from dlm.types import Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +50,17 @@ class Objective(abc.ABC):
   def corrupt(self, key: Array, batch: Batch, step: Array) -> Noisy:
     return self.corrupt_with(self.draw(key, batch), batch, step)
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """Of each target [B, L], in nats: the loss, weighted, and the bare cross-entropy."""
-    ce_BxL = cross_entropy(denoise, params, noisy, self.forbidden)
-    return noisy.weight_BxL * ce_BxL, ce_BxL
+    head, aux = predict(denoise, params, noisy)
+    ce_BxL = cross_entropy(head, noisy, self.forbidden)
+    return noisy.weight_BxL * ce_BxL, ce_BxL, aux
 
   def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
     """[B, L] in nats; where the loss is a likelihood, the sum over a row estimates its bound."""
     return self.losses(denoise, params, noisy)[0]
 
-  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> LossSum:
-    return loss_sum(noisy, *self.losses(denoise, params, noisy))
+  def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:
+    """Sums over the batch, and what the model told besides."""
+    loss_BxL, ce_BxL, aux = self.losses(denoise, params, noisy)
+    return loss_sum(noisy, loss_BxL, ce_BxL), aux

@@ -6,9 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlm.objectives.cross_entropy import head_of, logits
+from dlm.objectives.cross_entropy import logits, predict
 from dlm.objectives.mdlm import Mdlm
-from dlm.types import Array, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Denoiser, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Sedd(Mdlm):
     if self.timesteps:
       raise ValueError(f"Sedd: timesteps={self.timesteps} must be 0, its time is continuous")
 
-  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array]:
-    """Score entropy and cross-entropy of the normalised scores, [B, L] each."""
+  def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
+    """Score entropy, and the cross-entropy of the normalised scores."""
     asked_BxL = noisy.weight_BxL > 0
-    logits_BxLxV = logits(head_of(denoise, params, noisy))
+    head, aux = predict(denoise, params, noisy)
+    logits_BxLxV = logits(head)
     logits_BxLxV = jnp.where(asked_BxL[..., None], logits_BxLxV, 0)  # exp may overflow elsewhere
     others = logits_BxLxV.shape[-1] - 1
     scores_BxLxV = jnp.where(
@@ -45,4 +46,4 @@ class Sedd(Mdlm):
     target_BxL = jnp.take_along_axis(logits_BxLxV, target_BxLx1, axis=-1)[..., 0]
     entropy_BxL = jnp.exp(lse_BxL - math.log(others)) - target_BxL + math.log(others) - 1
     ce_BxL = jnp.where(asked_BxL, lse_BxL - target_BxL, 0)
-    return noisy.weight_BxL * entropy_BxL, ce_BxL
+    return noisy.weight_BxL * entropy_BxL, ce_BxL, aux

@@ -168,7 +168,7 @@ def gradient(config: ModelConfig, length: int, device: str | None = None) -> Com
   model = bind(config)
 
   def loss(params: Params, noisy: Noisy) -> Array:
-    return Mdlm(config.vocab - 1).loss(model, params, noisy).total
+    return Mdlm(config.vocab - 1).loss(model, params, noisy)[0].total
 
   ids, numbers = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.float32))
   noisy = Noisy(

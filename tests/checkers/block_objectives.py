@@ -336,7 +336,7 @@ METHODS = {
 def forward(objective, model, params, draws, batch):
   """Noisy, loss by token, mean loss."""
   noisy = objective.corrupt_with(draws, batch, 0)
-  sums = objective.loss(model, params, noisy)
+  sums, _ = objective.loss(model, params, noisy)
   return noisy, objective.token_losses(model, params, noisy), sums.total / sums.count
 
 
@@ -417,7 +417,7 @@ def bd3lm_train_loss(run: dict, model, params) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, params, noisy):
-  return cross_entropy.logits(cross_entropy.head_of(model, params, noisy))
+  return cross_entropy.logits(cross_entropy.predict(model, params, noisy)[0])
 
 
 TRAIN_LOSS = {

@@ -28,7 +28,7 @@ from dlm.objectives import (
   Sedd,
   bd3lm,
 )
-from dlm.objectives.cross_entropy import cross_entropy
+from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.types import Batch, LogitHead, ModelOutput
 from kernels_pallas.block_attention import Keys, visible
 
@@ -103,7 +103,7 @@ def replay(objective, draws, batch, logits, t0=None, step=0):
   fixed = {} if t0 is None else {"t0": t0}
 
   def mean(logits):
-    sums = objective.loss(Recorded(), {"logits": logits, **fixed}, noisy)
+    sums, _ = objective.loss(Recorded(), {"logits": logits, **fixed}, noisy)
     return sums.total / sums.count
 
   losses = objective.token_losses(Recorded(), {"logits": logits, **fixed}, noisy)
@@ -200,7 +200,8 @@ def subs_logprobs(case: Case):
   @jax.jit
   def cost(v):
     noisy = Mdlm(mask_id).corrupt_with(draws, batch_of(jnp.where(masked, v, xt)), 0)
-    return cross_entropy(Recorded(), {"logits": logits}, noisy, (mask_id,))
+    head, _ = predict(Recorded(), {"logits": logits}, noisy)
+    return cross_entropy(head, noisy, (mask_id,))
 
   for v in range(logits.shape[-1]):
     ce = np.asarray(cost(v))

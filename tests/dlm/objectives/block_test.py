@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlm.objectives import D2f, EfficientDlm, FastDllmV2, IDlm, Llada2Sft, Sdar, Uniform, block
-from dlm.objectives.cross_entropy import cross_entropy
+from dlm.objectives.cross_entropy import cross_entropy, predict
 from kernels_pallas.block_attention import Keys, visible
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Constant, Oracle
@@ -133,7 +133,8 @@ def test_sdar_bounds_the_likelihood_with_equality():
   @jax.jit
   def losses(key):
     noisy = objective.corrupt(key, oracle.rows(TOKENS), 0)
-    return noisy.weight_BxL * cross_entropy(Oracle(), {}, noisy, (MASK,))
+    head, _ = predict(Oracle(), {}, noisy)
+    return noisy.weight_BxL * cross_entropy(head, noisy, (MASK,))
 
   off = np.asarray(losses(jax.random.key(1))).sum(-1) - oracle.exact_nats(TOKENS).sum(-1)
   assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(off))
@@ -144,7 +145,12 @@ def test_i_dlm_drafts_from_clean_blocks_and_judges_from_all_before(size):
   """Both exactly: a draft knows the last clean token before its block, a judge the one before."""
   tokens = TOKENS[:50, :12]
   noisy = oracle.corrupt(IDlm(MASK, size), 0, oracle.rows(tokens))
-  ce = jax.jit(lambda noisy: cross_entropy(Oracle(ahead=1), {}, noisy, (MASK,)))(noisy)
+
+  @jax.jit
+  def ce_of(noisy):
+    return cross_entropy(predict(Oracle(ahead=1), {}, noisy)[0], noisy, (MASK,))
+
+  ce = ce_of(noisy)
   drafted, judged = np.split(np.asarray(ce), 2, axis=1)
   np.testing.assert_allclose(judged[:, 1:], oracle.exact_nats(tokens)[:, 1:], rtol=1e-4)
   assert not drafted[:, 0].any() and not judged[:, 0].any()
@@ -295,7 +301,7 @@ def test_means_over_masked_tokens_are_one_where_every_token_costs_one_nat():
 
 
 def _loss(objective, batch):
-  return objective.loss(Constant(), {}, objective.corrupt(jax.random.key(0), batch, 0))
+  return objective.loss(Constant(), {}, objective.corrupt(jax.random.key(0), batch, 0))[0]
 
 
 def test_streams_of_i_dlm_add_up_and_may_be_balanced():
@@ -304,8 +310,9 @@ def test_streams_of_i_dlm_add_up_and_may_be_balanced():
   @functools.partial(jax.jit, static_argnums=0)
   def sums(objective):
     noisy = objective.corrupt(jax.random.key(0), batch, 0)
-    loss = objective.loss(Oracle(ahead=1), {}, noisy)
-    ce = cross_entropy(Oracle(ahead=1), {}, IDlm(MASK, 2).corrupt_with({}, batch, 0), ())
+    loss, _ = objective.loss(Oracle(ahead=1), {}, noisy)
+    asked = IDlm(MASK, 2).corrupt_with({}, batch, 0)
+    ce = cross_entropy(predict(Oracle(ahead=1), {}, asked)[0], asked, ())
     return loss.total, loss.count, ce
 
   total, count, ce = map(np.asarray, sums(IDlm(MASK, 2)))

@@ -54,7 +54,7 @@ def test_loss_is_a_weighted_mean_over_masked_tokens(weight, of_time):
   batch = packed().replace(tokens_BxL=jnp.zeros(TOKENS.shape, jnp.int32))
   objective = DreamSft(2, weight=weight)
   noisy = oracle.corrupt(objective, 0, batch)
-  sums = jax.jit(objective.loss, static_argnums=0)(Constant(), {}, noisy)
+  sums, _ = jax.jit(objective.loss, static_argnums=0)(Constant(), {}, noisy)
   masked = np.asarray(noisy.inputs_BxW == 2)
   assert float(sums.count) == masked.sum() and not masked[:, 11:].any()
   want = of_time(np.asarray(noisy.time_BxW))[masked].sum()

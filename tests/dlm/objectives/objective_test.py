@@ -55,7 +55,7 @@ def measured(objective, step=STEPS):
   """
   noisy = objective.corrupt(jax.random.key(1), batch_of(), step)
   own, following = (objective.losses(Counts(ahead), {}, noisy)[1] for ahead in (0, 1))
-  loss = objective.loss(Counts(objective.shift), {}, noisy).total
+  loss = objective.loss(Counts(objective.shift), {}, noisy)[0].total
   rows, width = noisy.inputs_BxW.shape
   key_BxW = jnp.broadcast_to(jnp.arange(width), (rows, width))
   seen_BxWxW = visible(noisy.mask, Keys(key_BxW))

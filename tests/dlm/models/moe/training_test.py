@@ -1,5 +1,6 @@
 """Routers in training: losses in the gradient, numbers in the log, a load that evens."""
 
+import functools
 import json
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from dlm import build, checkpoint, train
+from dlm.models.moe import training
 from dlm.optimizer import trained
 from dlm.train import Step
-from dlm.types import Batch, LossSum
+from dlm.types import Batch
 
 MOE = {"experts": 4, "per_token": 2, "mlp": 8}
 CONFIG = {
@@ -33,48 +35,50 @@ def step_of(moe=None, **tables):
   return Step(build.everything(config))
 
 
-def noisy_of(step):
-  batch = Batch(*map(jnp.asarray, step.training.rows[0]))
-  return jax.jit(lambda: step.corrupt("train", batch, jnp.int32(0)))()
+def batch_of(step):
+  return Batch(*map(jnp.asarray, step.training.rows[0]))
 
 
-def gradients(step, params, noisy):
-  return jax.jit(step._over_batch(step.gradients))(params, noisy)
+def updated(step):
+  """The state before the first update, that after it, and the loss in between."""
+  before = step.init()
+  state, loss, _ = step.update(jax.tree.map(jnp.copy, before), batch_of(step))
+  return before, state, loss
 
 
-@pytest.fixture(scope="module")
-def started():
-  """Parameters of a token-choice model, and the noise that all of these runs draw."""
-  step = step_of({"dense_layers": 1, "z_loss": 0.1, "balance_loss": 0.2})
-  return step, step.init().params, noisy_of(step)
+def told_of(loss):
+  return {name: float(value / loss.count) for name, value in loss.metrics.items()}
 
 
-def norm_of_routers(grads):
-  return float(jnp.linalg.norm(grads["layers"]["moe"]["router"]["kernel"]))
+def aux_of(step, params):
+  """What the routers tell of the whole first batch."""
+  noisy = step.corrupt("train", batch_of(step), jnp.int32(0))
+  inputs = {"slot_BxW": noisy.slot_BxW, "mask": noisy.mask, "time_BxW": noisy.time_BxW}
+  return step.training.model(params, noisy.inputs_BxW, **inputs).aux
 
 
-def test_router_losses_are_in_the_gradient_and_not_in_the_loss(started):
-  step, params, noisy = started
-  loss, grads, load = gradients(step, params, noisy)
-  plain_loss, plain, _ = gradients(step_of({"dense_layers": 1}), params, noisy)
+DESCENT = {"name": "sgd", "lr": 1.0, "clip": None}  # what it changes is the gradient
+
+
+def test_router_losses_are_in_the_gradient_and_not_in_the_loss():
+  moe = {"dense_layers": 1, "z_loss": 0.1, "balance_loss": 0.2}
+  step = step_of(moe, optimizer=DESCENT)
+  before, state, loss = updated(step)
+  _, plain, plain_loss = updated(step_of({"dense_layers": 1}, optimizer=DESCENT))
   np.testing.assert_array_equal(loss.total, plain_loss.total)
 
-  @jax.jit
   def penalty(params):
-    aux = step.training.model(
-      params, noisy.inputs_BxW, slot_BxW=noisy.slot_BxW, mask=noisy.mask, time_BxW=noisy.time_BxW
-    ).aux
-    each_Y = 0.1 * aux["z_loss_Y"] + 0.2 * aux["balance_loss_Y"]
-    return each_Y.sum() * noisy.count_B.sum(), aux
+    aux = aux_of(step, params)
+    return (0.1 * aux["z_loss_Y"] + 0.2 * aux["balance_loss_Y"]).sum(), aux
 
-  want, aux = jax.grad(penalty, has_aux=True)(params)
+  want, aux = jax.jit(jax.grad(penalty, has_aux=True))(before.params)
   jax.tree.map(
-    lambda a, b, c: np.testing.assert_allclose(a - b, c, rtol=1e-3, atol=2e-3), grads, plain, want
-  )
-  assert norm_of_routers(want) > 0.1
-  np.testing.assert_array_equal(load, aux["load_YxE"])
-  told = {name: value / loss.count for name, value in loss.metrics.items()}
-  load_YxE = np.asarray(load, float)
+    lambda a, b, c: np.testing.assert_allclose(b - a, c, rtol=1e-3, atol=1e-5),
+    state.params, plain.params, want,
+  )  # fmt: skip
+  assert jnp.linalg.norm(want["layers"]["moe"]["router"]["kernel"]) > 1e-3
+  told = told_of(loss)
+  load_YxE = np.asarray(aux["load_YxE"], float)
   busiest_Y = load_YxE.max(1) / load_YxE.mean(1)
   for name, value in {
     "load": busiest_Y.mean(), "load_worst": busiest_Y.max(), "unchosen": 0, "unchosen_worst": 0,
@@ -86,17 +90,33 @@ def test_router_losses_are_in_the_gradient_and_not_in_the_loss(started):
 
 def test_experts_that_choose_have_an_even_load_and_may_leave_tokens_out():
   step = step_of({"choice": "expert", "schedule": "linear_reverse", "per_token_range": (1, 3)})
-  loss, _, load = gradients(step, step.init().params, noisy_of(step))
-  told = {name: float(value / loss.count) for name, value in loss.metrics.items()}
+  *_, loss = updated(step)
+  told = told_of(loss)
   assert told["router/load"] == told["router/load_worst"] == pytest.approx(1.0)
   assert told["router/unchosen"] > 0 and told["router/per_token"] == pytest.approx(2, abs=0.3)
-  assert (np.asarray(load) == np.asarray(load)[:, :1]).all()
 
 
 def test_a_model_without_experts_is_told_nothing():
-  step = step_of()
-  loss, _, load = gradients(step, step.init().params, noisy_of(step))
-  assert load is None and not [name for name in loss.metrics if name.startswith("router/")]
+  *_, loss = updated(step_of())
+  assert loss.metrics and not [name for name in loss.metrics if name.startswith("router/")]
+
+
+def test_a_loss_of_two_forwards_is_told_by_both():
+  """Numbers are means of them, loads their sums: D3PM asks of the noisy text and of the clean."""
+  step = step_of({}, objective={"name": "d3pm"})
+  params, objective, model = step.init().params, step.training.objective, step.training.model
+
+  @jax.jit
+  def both(params):
+    loss, aux = objective.loss(model, params, step.corrupt("train", batch_of(step), jnp.int32(0)))
+    one, two = (training.described(loss, (each,)).metrics["router/z_loss"] for each in aux)
+    mean = training.described(loss, aux).metrics["router/z_loss"]
+    loads = [training.load((each,)) for each in aux]
+    return one, two, mean, loads, training.load(aux)
+
+  one, two, mean, loads, load = both(params)
+  assert one != two and float(mean) == pytest.approx(float(one + two) / 2, rel=1e-6)
+  np.testing.assert_array_equal(load, loads[0] + loads[1])
 
 
 BIASED = {"bias": True, "bias_rate": 0.1, "score": "sigmoid"}
@@ -108,12 +128,9 @@ def bias_of(params):
 
 def test_bias_moves_against_the_load_of_the_whole_update():
   step = step_of(BIASED, microbatches=2)
-  state, noisy = step.init(), noisy_of(step)
-  _, _, whole = gradients(step_of(BIASED), state.params, noisy)
-  loss, grads, load = gradients(step, state.params, noisy)
-  np.testing.assert_array_equal(load, whole)
-  state, *_ = jax.jit(step.apply)(state, loss, grads, load)
-  load = np.asarray(load, float)
+  before, state, _ = updated(step)
+  aux = jax.jit(functools.partial(aux_of, step))(before.params)
+  load = np.asarray(aux["load_YxE"], float)
   want = 0.1 * np.sign(load.mean(1, keepdims=True) - load)
   assert (want != 0).any()
   np.testing.assert_allclose(bias_of(state.params), want, rtol=1e-6)
@@ -127,12 +144,10 @@ def test_no_optimizer_moves_the_bias(name):
   state = step.init()
   router = state.params["layers"]["moe"]["router"]
   router["bias"] += jnp.arange(12.0).reshape(3, 4)
-  before, kernel = bias_of(state.params), np.asarray(router["kernel"])
+  before, kernel = np.array(router["bias"]), np.array(router["kernel"])
   own = trained(step.training.optimizer, state.params)
   assert own["layers"]["moe"]["router"]["bias"] is None
-  loss = LossSum(jnp.float32(1), jnp.float32(1), {})
-  load = jnp.arange(12).reshape(3, 4)
-  state, *_ = jax.jit(step.apply)(state, loss, jax.tree.map(jnp.ones_like, own), load)
+  state, *_ = step.update(state, batch_of(step))
   np.testing.assert_array_equal(bias_of(state.params), before)
   assert (np.asarray(state.params["layers"]["moe"]["router"]["kernel"]) != kernel).all()
 
