@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from dlm import files
+from dlm.data import lines
 from dlm.generate import Completion, Generator, Request
 from dlm.types import Params
 
@@ -24,32 +25,26 @@ class Prompt:
   infill: bool = False
 
 
-def read_prompts(path: str | pathlib.Path, infill: bool = False) -> list[Prompt]:
+def read_prompts(paths: str | pathlib.Path, infill: bool = False) -> list[Prompt]:
   """One prompt a line: {"prompt": "...", "infill": true} or a JSON string.
 
-  Other fields are ignored. `infill` holds for lines that do not say.
+  Other fields are ignored. `infill` holds for lines that do not say. `paths` may be several files
+  or a pattern, gzipped or not, see `dlm.data.lines`.
 
   Raises:
     ValueError: names the line that is neither, or the file that holds none.
   """
   prompts = []
-  # Lines of bytes: a str would also be cut at characters that JSON may hold, such as U+2028.
-  for number, line in enumerate(pathlib.Path(path).read_bytes().splitlines(), start=1):
-    if not line.strip():
-      continue
-    try:
-      value = json.loads(line)
-    except ValueError as error:
-      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    fields = value if isinstance(value, dict) else {"prompt": value}
+  for line in lines.read(paths):
+    fields = line.value if isinstance(line.value, dict) else {"prompt": line.value}
     prompt = Prompt(fields.get("prompt"), fields.get("infill", infill))
     if not isinstance(prompt.text, str):
-      raise ValueError(f'{path}, line {number}: needs a string or {{"prompt": "..."}}')
+      raise ValueError(f'{line.where}: needs a string or {{"prompt": "..."}}')
     if not isinstance(prompt.infill, bool):
-      raise ValueError(f"{path}, line {number}: infill={prompt.infill!r} must be true or false")
+      raise ValueError(f"{line.where}: infill={prompt.infill!r} must be true or false")
     prompts.append(prompt)
   if not prompts:
-    raise ValueError(f"{path} holds no prompt")
+    raise ValueError(f"{paths} holds no prompt")
   return prompts
 
 
@@ -146,10 +141,10 @@ class Output:
     self._file = files.locked_file(self._part)
     return self._resume()
 
-  def _append(self, lines: bytes) -> None:
+  def _append(self, content: bytes) -> None:
     with files.naming(self._part):
       self._file.seek(0, os.SEEK_END)
-      self._file.write(lines)
+      self._file.write(content)
       self._file.flush()
       os.fsync(self._file.fileno())
 
@@ -171,8 +166,7 @@ class Output:
 
     def add(completions: list[Completion]) -> None:
       nonlocal tokens, done
-      lines = "".join(json.dumps(record(c, trace)) + "\n" for c in completions)
-      self._append(lines.encode())
+      self._append("".join(json.dumps(record(c, trace)) + "\n" for c in completions).encode())
       done += len(completions)
       tokens += sum(len(c.tokens) for c in completions)
       seconds = time.perf_counter() - began

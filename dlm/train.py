@@ -215,6 +215,8 @@ def train(
       state = step.init()
     first = int(state.step)
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
+      for line in training.rows.left_out():
+        metrics.say(line)
       return _Loop(training, step, checkpoints, metrics, stop, samples).run(state, first)
 
 

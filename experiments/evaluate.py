@@ -45,6 +45,7 @@ def measure() -> likelihood.Likelihood:
   trained = build.pretrained(CHECKPOINT.value, which)
   config, tokenizer, model = text_of(trained), trained.tokenizer, trained.model
   rows = build.rows(config, tokenizer, SPLIT.value)
+  print("".join(f"{line}\n" for line in rows.left_out()), end="")
   estimator = build.estimator(config, tokenizer, ESTIMATOR.value)
   params, step = trained.params()
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")

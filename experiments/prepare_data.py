@@ -16,7 +16,7 @@ from dlm.data import load_tokenizer, open_source, train_bpe, write_tokens
 from dlm.data.install import require
 from dlm.data.prepare import on_stderr
 
-SOURCE = flags.DEFINE_string("source", None, "stdlib, jsonl:PATH, tfds:NAME", required=True)
+SOURCE = flags.DEFINE_string("source", None, "stdlib, jsonl:PATH, parquet:PATH, tfds:NAME")
 TOKENIZER = flags.DEFINE_string("tokenizer", "byte", "byte, bpe:PATH or saved:DIR")
 TRAIN_BPE = flags.DEFINE_integer("train_bpe", 0, "train a BPE of this many ids on the train split")
 OUT = flags.DEFINE_string("out", None, "folder to write; must not exist")
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, required=(SOURCE,))

@@ -81,7 +81,7 @@ LAYERS = {
   ),
   "dlm.metrics": Layer(("dlm.types", "dlm.files"), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
-  "dlm.completions": Layer(("dlm.files", "dlm.generate", "dlm.types")),
+  "dlm.completions": Layer(("dlm.files", "dlm.data", "dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dlm.data import lines
 from dlm.data.install import require
 from dlm.data.tokenizer_files import CONFIG, read_json, spelling
 from dlm.data.tokenizers import Tokenizer
@@ -106,32 +107,27 @@ def open_template(directory: str | pathlib.Path) -> ChatTemplate:
   return ChatTemplate(text, tokens)
 
 
-def read_conversations(path: str | pathlib.Path) -> list[list[Message]]:
+def read_conversations(paths: str | pathlib.Path) -> list[list[Message]]:
   """One conversation a line: {"messages": [{"role", "content"}, ...]}, {"prompt"} or a string.
 
   Raises:
     ValueError: names the line that is none of them, or the file that holds none.
   """
   found = []
-  for number, line in enumerate(pathlib.Path(path).read_bytes().splitlines(), start=1):
-    if not line.strip():
-      continue
-    try:
-      value = json.loads(line)
-    except ValueError as error:
-      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+  for line in lines.read(paths):
+    value = line.value
     if isinstance(value, dict) and value.get("infill"):
-      raise ValueError(f"{path}, line {number}: a conversation has no text to infill")
+      raise ValueError(f"{line.where}: a conversation has no text to infill")
     said = value.get("messages", value.get("prompt")) if isinstance(value, dict) else value
     messages = from_user(said) if isinstance(said, str) else said
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
       raise ValueError(
-        f'{path}, line {number}: needs {{"messages": [{{"role": "...", "content": "..."}}]}}, '
+        f'{line.where}: needs {{"messages": [{{"role": "...", "content": "..."}}]}}, '
         '{"prompt": "..."} or a string'
       )
     found.append(messages)
   if not found:
-    raise ValueError(f"{path} holds no conversation")
+    raise ValueError(f"{paths} holds no conversation")
   return found
 
 

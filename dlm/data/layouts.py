@@ -156,6 +156,7 @@ class Padded:
     self.report |= {
       "dropped": int(dropped_N.sum()),
       "truncated": int((unfit_N & ~dropped_N).sum()),
+      "columns": self._slot,
     }
 
   def _check_generated(self, too_long: str) -> None:

@@ -11,8 +11,9 @@ part by weight, and a part's epoch is thinned accordingly.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from dlm.data.tokenizers import Tokenizer
 from dlm.seeds import check_seed
 
 MODES = ("pack", "pad")
+LOUD = 0.02  # share of a source's examples that do not fit, from which on a warning says so
 
 
 class RowStream(Protocol):
@@ -45,6 +47,12 @@ class MixturePart:
   per_row: int = 1
   document_mask: bool = True
   too_long: str = "truncate"
+
+  def __post_init__(self):
+    for field, kind in (("per_row", int), ("document_mask", bool)):
+      if type(getattr(self, field)) is not kind:
+        value = getattr(self, field)
+        raise ValueError(f"{self.corpus.name}: {field}={value!r} must be of type {kind.__name__}")
 
   def layout(self, tokenizer: Tokenizer, length: int, key: tuple[int, ...] | None) -> RowStream:
     """`key` names the shuffle; None keeps the corpus's order."""
@@ -91,6 +99,10 @@ class Rows:
     self.epoch_rows = tuple(layout.epoch_rows for layout in self._layouts)
     self.report = tuple(layout.report for layout in self._layouts)
 
+  def left_out(self) -> list[str]:
+    """A line for each source with examples that do not fit; loud where they are many."""
+    return [line for layout in self._layouts if (line := _left_out(layout.report))]
+
   def fingerprint(self) -> dict[str, str]:
     """Each part of each source -> a word that changes when the part does."""
     return {
@@ -117,6 +129,18 @@ class Rows:
     return out
 
 
+def _left_out(report: Mapping[str, int | str]) -> str:
+  dropped, cut = report.get("dropped", 0), report.get("truncated", 0)
+  if not dropped + cut:
+    return ""
+  share = (dropped + cut) / report["documents"]
+  line = (
+    f"{report['name']}: of {report['documents']} examples {dropped} are left out and {cut} are cut,"
+    f" which do not fit {report['columns']} tokens"
+  )
+  return f"WARNING: {share:.0%} of {line}" if share > LOUD else line
+
+
 def open_rows(
   sources: Iterable[tuple],
   tokenizer: Tokenizer,
@@ -138,8 +162,7 @@ def open_rows(
   if unknown := set(layout) - set(LAYOUT_OPTIONS):
     raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(LAYOUT_OPTIONS)}")
   parts = []
-  for spec, weight, *rest in sources:
-    options: Mapping = dict(rest[0]) if rest else {}
+  for spec, weight, options in _sources(sources):
     own = {key: value for key, value in options.items() if key not in LAYOUT_OPTIONS}
     chosen = layout | {key: value for key, value in options.items() if key in LAYOUT_OPTIONS}
     corpus = open_corpus(spec, tokenizer, split=split, seed=seed, **own)
@@ -156,6 +179,28 @@ def open_rows(
   )
 
 
+def _sources(given: Any) -> Iterator[tuple[str, float, dict[str, Any]]]:
+  if not isinstance(given, list | tuple):
+    raise ValueError(f"sources={given!r:.80} must be a list of (NAME, WEIGHT) or more")
+  for i, source in enumerate(given):
+    match source:
+      case [str(spec), int() | float() as weight]:
+        yield spec, weight, {}
+      case [str(spec), int() | float() as weight, Mapping() as options]:
+        yield spec, weight, dict(options)
+      case [str(spec), int() | float() as weight, [*pairs]] if all(map(_is_option, pairs)):
+        yield spec, weight, dict(pairs)
+      case _:
+        raise ValueError(
+          f"sources[{i}]={source!r:.80} must be (NAME, WEIGHT) or (NAME, WEIGHT, ((OPTION, VALUE),"
+          " ...))"
+        )
+
+
+def _is_option(pair: Any) -> bool:
+  return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+
+
 def _check(parts, length: int, batch: int, process_index: int, process_count: int) -> None:
   if not parts:
     raise ValueError("rows need at least one source")
@@ -166,5 +211,5 @@ def _check(parts, length: int, batch: int, process_index: int, process_count: in
   if not 0 <= process_index < process_count:
     raise ValueError(f"{process_index=} must be within 0..{process_count - 1}")
   for part in parts:
-    if not part.weight > 0:
-      raise ValueError(f"{part.corpus.name}: weight={part.weight} must be positive")
+    if not 0 < part.weight < math.inf:
+      raise ValueError(f"{part.corpus.name}: weight={part.weight} must be positive and finite")

@@ -1,6 +1,7 @@
 """Prompts in, completions out, and a run that goes on after a fall."""
 
 import dataclasses
+import gzip
 import json
 
 import jax
@@ -52,6 +53,15 @@ def test_a_line_says_whether_it_is_to_be_filled_in(tmp_path):
   said = [prompt.infill for prompt in read_prompts(file)]
   assert said == [True, False, False]
   assert [prompt.infill for prompt in read_prompts(file, infill=True)] == [True, True, False]
+
+
+def test_prompts_of_several_files_with_marks_and_packed(tmp_path):
+  (tmp_path / "1.jsonl").write_bytes(b'\xef\xbb\xbf"a"\n"b"')
+  (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress(b'"c"\n'))
+  for paths in (f"{tmp_path}/*.jsonl*", f"{tmp_path}/1.jsonl,{tmp_path}/2.jsonl.gz"):
+    assert [prompt.text for prompt in read_prompts(paths)] == ["a", "b", "c"]
+  with pytest.raises(ValueError, match=f"there is no file {tmp_path}/3"):
+    read_prompts(f"{tmp_path}/3*")
 
 
 @pytest.mark.parametrize(

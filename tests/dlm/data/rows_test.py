@@ -163,7 +163,8 @@ def test_every_example_once_an_epoch():
 def test_too_long_examples_are_cut_or_dropped_and_counted():
   documents = [("", "fits"), ("", "does not fit at all"), ("prompt as long as a row", "x")]
   cut = made(length=8, batch=6, documents=documents, mode="pad")
-  assert cut.report[0] | {"name": ""} == {"name": "", "documents": 3, "dropped": 1, "truncated": 1}
+  report = {"name": "mine", "documents": 3, "dropped": 1, "truncated": 1, "columns": 8}
+  assert cut.report == (report,)
   assert set(texts(cut[0])) == {"fits", "does not"}
   dropped = made(length=8, batch=6, documents=documents, mode="pad", too_long="drop")
   assert dropped.report[0]["dropped"] == 2 and dropped.report[0]["truncated"] == 0
@@ -224,3 +225,39 @@ def test_data_needs_no_accelerator_library():
     "; sys.exit(str(bad) if bad else 0)"
   )
   subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True)
+
+
+def test_examples_that_do_not_fit_are_told_loudly_where_they_are_many():
+  long = [("", "x" * 40)] * 3 + [("p" * 20, "answer")]
+  rows = made(documents=[*long, *[("", "fits")] * 36], mode="pad")
+  assert rows.left_out() == [
+    "WARNING: 10% of mine: of 40 examples 1 are left out and 3 are cut, which do not fit 16 tokens"
+  ]
+  rows = made(documents=[("", "x" * 40), *[("", "fits")] * 99], mode="pad", too_long="drop")
+  assert rows.left_out() == [
+    "mine: of 100 examples 1 are left out and 0 are cut, which do not fit 16 tokens"
+  ]
+  assert made(documents=[("", "fits")], mode="pad").left_out() == made().left_out() == []
+
+
+@pytest.mark.parametrize(
+  ("sources", "message"),
+  [
+    ("stdlib", "sources='stdlib' must be a list of"),
+    ((), "rows need at least one source"),
+    (("stdlib", 1.0), r"sources\[0\]='stdlib' must be \(NAME, WEIGHT\)"),
+    ((("stdlib",),), r"sources\[0\]=\('stdlib',\) must be"),
+    ((("stdlib", "1"),), r"sources\[0\]=\('stdlib', '1'\) must be"),
+    ((("lists", 1.0), (("lists",), 1.0)), r"sources\[1\]=.* must be"),
+    ((("lists", 1.0, (("mode", "pad"),), 3),), r"sources\[0\]=.* must be"),
+    ((("lists", 1.0, ("mode", "pad")),), r"sources\[0\]=.* must be"),
+    ((("lists", 1.0, ((("mode",), "pad"),)),), r"sources\[0\]=.* must be"),
+    ((("lists", float("nan"), (("mode", "pad"),)),), "weight=nan must be positive and finite"),
+    ((("lists", float("inf"), (("mode", "pad"),)),), "weight=inf must be positive and finite"),
+    ((("lists", 1.0, (("mode", "pad"), ("per_row", "2"))),), "per_row='2' must be of type int"),
+    ((("lists", 1.0, (("document_mask", 1),)),), "document_mask=1 must be of type bool"),
+  ],
+)
+def test_malformed_sources_are_named(sources, message):
+  with pytest.raises(ValueError, match=message):
+    open_rows(sources, TOKENIZER, length=64, batch=4, seed=0)
