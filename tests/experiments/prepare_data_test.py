@@ -42,7 +42,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
   lines.write_text('{"text": "a"}\noops\n')
   out = tmp_path / "out"
   for arguments, message in (
-    ([f"--source=jsonl:{tmp_path}/{{split}}.jsonl", f"--out={out}"], "train.jsonl:2: not JSON"),
+    ([f"--source=jsonl:{tmp_path}/{{split}}.jsonl", f"--out={out}"], "train.jsonl, line 2: not"),
     (["--source=stdlib", "--tokenizer=words", f"--out={out}"], "known: byte, bpe:PATH"),
     (["--source=stdlib"], "give one of --out and --tfds_dir"),
     (["--source=lists", f"--tfds_dir={out}"], "writes stdlib only"),
