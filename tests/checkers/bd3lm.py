@@ -137,7 +137,7 @@ def _ancestral_step(sampler: Sampler, params, state, noise_TxBxAxV):
   with (
     mock.patch.object(forward, "score", recorded),
     mock.patch.object(loop, "forward", run),
-    mock.patch.object(chance, "uniform", lambda key_B, width: coins[-1]),
+    mock.patch.object(chance, "uniform", lambda key_B, view: coins[-1]),
   ):
     return loop.step(sampler, params, state)
 

@@ -17,7 +17,7 @@ import numpy as np
 from dlm import weights
 from dlm.models import bind
 from dlm.sampling import chance, forward, loop
-from dlm.sampling.canvas import at_slot, make_canvas, scope
+from dlm.sampling.canvas import at_slot, make_canvas
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 
@@ -132,8 +132,8 @@ def _step(sampler, params, state, chances):
   if chances is None:
     return loop.step(sampler, params, state)
   recorded = functools.partial(_score, chances.get("gumbel_BxLxV"))
-  uniform = functools.partial(_coins, state, sampler, chances.get("uniform_BxL"))
-  gumbel = functools.partial(_coins, state, sampler, chances.get("gumbel_BxL"))
+  uniform = functools.partial(_coins, chances.get("uniform_BxL"))
+  gumbel = functools.partial(_coins, chances.get("gumbel_BxL"))
   with (
     mock.patch.object(forward, "score", recorded),
     mock.patch.multiple(chance, uniform=uniform, gumbel=gumbel),
@@ -195,11 +195,9 @@ def _cut_k(z, spec):
   return jnp.where(z >= jax.lax.top_k(z, spec.top_k)[0][..., -1:], z, -jnp.inf)
 
 
-def _coins(state, sampler, coins_BxL, key_B, width):
+def _coins(coins_BxL, key_B, view):
   """Recorded coins by canvas slot, for the slots in scope."""
-  slot_BxA = scope(sampler, state.canvas)
-  assert slot_BxA.shape[1] == width
-  return at_slot(coins_BxL, slot_BxA)
+  return at_slot(coins_BxL, view.slot_BxA)
 
 
 def at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:

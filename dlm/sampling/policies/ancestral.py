@@ -42,7 +42,7 @@ class Ancestral(Policy):
     so what was drawn at earlier forwards may be forgotten.
     """
     level_T = 1 - self.schedule.alpha(1 - jnp.arange(self.steps + 1) / self.steps)
-    u_BxA = chance.uniform(key_B, view.masked_BxA.shape[1])
+    u_BxA = chance.uniform(key_B, view)
     last_BxA = jnp.searchsorted(-level_T, -u_BxA * level_T[state][:, None], side="left")
     written_BxA = jnp.clip(last_BxA, state[:, None] + 1, self.steps).astype(jnp.int32)
     step_B = jnp.where(view.masked_BxA, written_BxA, self.steps).min(-1)

@@ -75,5 +75,5 @@ class Cad(Policy):
     if self.order == "entropy":
       return -view.stats.entropy
     if self.order == "random":
-      return chance.uniform(key_B, view.masked_BxA.shape[1])
+      return chance.uniform(key_B, view)
     return confidence(view.stats)

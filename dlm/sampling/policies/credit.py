@@ -24,7 +24,7 @@ class Credit(Wrapper):
 
   dInfer's credit decoding, arXiv 2510.08666; as its code does it. With every forward all credit
   shrinks by `decay`; then a masked position's best id, of probability p, gains p^gamma. What
-  decides are the logits plus alpha * log(1 + credit), this forward's credit included.
+  decides there are the logits plus alpha * log(1 + credit), this forward's credit included.
 
   Exact without a second look at the vocabulary: the best id of all has credit, so the winner is
   among the ids that have, and only theirs change the sum of the exponentials.
@@ -90,6 +90,7 @@ class Credit(Wrapper):
     credit_BxAxJ += jnp.where(known_BxAxJ | news_BxAxJ, gain_BxAx1, 0)
     id_BxAxJ = jnp.where(news_BxAxJ, stats.token[:, :, None], state.id_BxAxJ)
     logit_BxAxJ = jnp.where(news_BxAxJ, stats.logit[:, :, None], stats.gathered)
+    logit_BxAxJ = jnp.where(view.masked_BxA[:, :, None], logit_BxAxJ, -jnp.inf)
     return id_BxAxJ, credit_BxAxJ, logit_BxAxJ
 
 

@@ -65,14 +65,13 @@ class Dream(Policy):
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     share_B = jnp.asarray(shares(self.steps, self.eps))[jnp.minimum(view.step_B, self.steps)]
-    width = view.masked_BxA.shape[1]
     if self.alg == "origin":
-      write_BxA = view.masked_BxA & (chance.uniform(key_B, width) < share_B[:, None])
+      write_BxA = view.masked_BxA & (chance.uniform(key_B, view) < share_B[:, None])
     else:
       quota_B = (view.masked_BxA.sum(-1) * share_B).astype(jnp.int32)  # rounds down
       score_BxA = self._score(view.stats)
       if self.alg_temp:
-        score_BxA = score_BxA / self.alg_temp + chance.gumbel(key_B, width)
+        score_BxA = score_BxA / self.alg_temp + chance.gumbel(key_B, view)
       write_BxA = select.top(score_BxA, view.masked_BxA, quota_B)
     last_B = view.step_B + 1 >= self.steps
     stay_B = ~last_B if self.exact_steps else None

@@ -66,5 +66,5 @@ class Fixed(Policy):
     if self.order == "entropy":
       return -stats.entropy
     if self.order == "random":
-      return chance.uniform(key_B, view.masked_BxA.shape[1])
+      return chance.uniform(key_B, view)
     return confidence(stats)

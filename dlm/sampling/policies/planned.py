@@ -56,7 +56,7 @@ class Planned(Policy):
 
   def decide(self, view: View, state: Order, key_B: Array) -> tuple[Decision, Order]:
     planned_BxL = state.place_BxL >= 0
-    drawn_BxL = select.rank(chance.uniform(key_B, planned_BxL.shape[1]), planned_BxL)
+    drawn_BxL = select.rank(chance.uniform(key_B, view), planned_BxL)
     first_B = view.step_B == 0
     state = state.replace(
       place_BxL=jnp.where(first_B[:, None] & planned_BxL, drawn_BxL, state.place_BxL)

@@ -14,34 +14,9 @@ from dlm.diffusion.schedules import LogLinear
 from dlm.sampling import loop
 from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import (
-  POLICIES,
-  Ancestral,
-  Cad,
-  Credit,
-  Distilled,
-  Dream,
-  DreamThreshold,
-  Edit,
-  EntropyBounded,
-  Ete,
-  Factor,
-  Fixed,
-  Hierarchy,
-  LeftToRight,
-  Parts,
-  Pipelined,
-  Planned,
-  Prophet,
-  Quota,
-  Region,
-  Renoise,
-  Saber,
-  Smooth,
-  Threshold,
-  Wino,
-)
+from dlm.sampling.policies import Ancestral, Factor, Fixed, LeftToRight, Saber, Threshold
 from dlm.sampling.sampler import Sampler
+from tests.dlm.sampling.every import EVERY, warmth
 from tests.dlm.sampling.table import Lookup, logits_by_hand, random_table
 
 MASK, VOCAB, SLOTS, BLOCK = 6, 7, 16, 4
@@ -135,34 +110,6 @@ def test_the_loop_equals_its_python_twin(policy, align):
     np.testing.assert_array_equal(out.when_BxL[i, : len(row)], when)
     assert out.forwards_Bx3[i].tolist() == [forwards, 0, 0]
     assert int(out.queries_B[i]) == forwards * len(row)
-
-
-EVERY = [
-  Fixed(k=2), Fixed(k=1, order="random"), Threshold(0.6), Factor(1.0), LeftToRight(2),
-  Ancestral(LogLinear(eps=0.0), steps=5),
-  Fixed(steps=3, exact_steps=True), Factor(1.0, rule="code"),
-  Saber(2), Cad(0.6, most=3, end_after=0.5, end_ids=(2,)), Cad(0.9, max_steps=2, order="entropy"),
-  Prophet(Fixed(steps=4), steps=8, answer_start=2, answer_length=3, early=3, mid=2, late=1),
-  Dream(4), Dream(3, "topk_margin", alg_temp=0.4), Dream(3, "origin"),
-  Dream(5, "maskgit_plus", exact_steps=True), DreamThreshold(0.6), DreamThreshold(0.6, 2),
-  EntropyBounded(1.0), EntropyBounded(1.0, rule="total", order="confidence"), Ete(0.6, span=8),
-  Region(Fixed(k=1), 1, 3, forced=((1, 0),)), Hierarchy(0.7, 0.3), Credit(Threshold(0.6), ids=2),
-  Smooth(Threshold(0.6, band=1e-5, decay=0.1)), Smooth(Credit(Threshold(0.6))), Planned(steps=3),
-  Wino(0.5, 0.6), Quota(4, 3, 0.5), Quota(4, 2, order="left_to_right"), Edit(0.6, 0.3),
-  Parts(Threshold(0.6), 2), Pipelined(4, 0.6, begin=0.3, eager=0.6), Distilled(4, 1.0, begin=0.3),
-  Renoise(VOCAB, steps=5),
-]  # fmt: skip
-
-
-def warmth(policy):
-  """Policies that choose among ids of their own draw none."""
-  return 0.0 if policy.needs().gather else 1.0
-
-
-def test_every_policy_is_tested_here():
-  """But for those that draft, which need a causal model (policies/introspective_test.py)."""
-  drafting = {policy for policy in POLICIES.values() if policy.draft_span}
-  assert {type(p) for p in EVERY} == set(POLICIES.values()) - drafting
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=str)

@@ -17,7 +17,7 @@ from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Introspective, Parts, Pipelined, Planned, Threshold
 from dlm.sampling.sampler import Sampler
 from tests.dlm.models.small import jitter
-from tests.dlm.sampling.loop_test import EVERY
+from tests.dlm.sampling.every import EVERY, warmth
 
 MASK, SLOTS, BLOCK, BATCH = 22, 16, 4, 3
 MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
@@ -54,7 +54,6 @@ def sampled(sampler, batch, ids, seed):
 def same_among_any_neighbours(policy, plan):
   drafts = policy.draft_span > 0
   causal = drafts or isinstance(plan, ExactBlock)
-  cold = policy.needs().gather  # such policies choose among ids of their own
   sampler = Sampler(
     MODEL,
     policy,
@@ -64,7 +63,7 @@ def same_among_any_neighbours(policy, plan):
     max_forwards=60,
     mask_id=MASK,
     shift=int(drafts),
-    temperature=0.0 if cold else 1.0,
+    temperature=warmth(policy),
   )
 
   @settings(max_examples=4, deadline=None, database=None)

@@ -235,7 +235,7 @@ def test_slots_are_drawn_without_replacement_from_the_scores():
   assert quotas(2, 0.3, 3)[0] == 1 and (write_BxA.sum(-1) == 1).all()
   p = softmax(np.where(masked, prob / alg_temp, -np.inf))
   np.testing.assert_allclose(write_BxA.mean(0), p, atol=4 * np.sqrt(0.25 / rows))
-  noise_BxA = np.asarray(chance.gumbel(keys(rows), 4))
+  noise_BxA = np.asarray(chance.gumbel(keys(rows), view))
   two = np.argsort(-(np.log(p + 1e-30) + noise_BxA), axis=-1)[:, :2]
   for first, second in ((0, 2), (2, 0), (3, 2)):
     share = ((two[:, 0] == first) & (two[:, 1] == second)).mean()

@@ -7,10 +7,11 @@ import pytest
 
 from dlm import masks
 from dlm.sampling import loop
-from dlm.sampling.caching import ExactBlock, NoCache
+from dlm.sampling.caching import ExactBlock, NoCache, Prefix
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Cad, EntropyBounded, Fixed, Region, Threshold
 from dlm.sampling.sampler import Sampler
+from tests.dlm.sampling.caching.prefix_test import CachedTable
 from tests.dlm.sampling.policies.views import keys, view_of
 from tests.dlm.sampling.table import Lookup, random_table
 
@@ -83,6 +84,24 @@ def test_an_inner_policy_ends_nothing_with_a_decision_that_was_put_aside():
   policy = Region(Cad(0.0, most=8), first=2, last=3, forced=((2, 0),))
   out = run(policy, [[MASK] * 8])
   assert not (out.tokens_BxL[0, :8] == MASK).any() and out.forwards_Bx3.sum(-1).tolist() == [2]
+
+
+def test_forced_tokens_wait_where_the_first_forward_writes_one_token_alone():
+  """Fast-dLLM's cache for Dream: the forward that fills it writes the block's first token."""
+  params = random_table(3, SLOTS, VOCAB) | dict.fromkeys(
+    ("left", "right"), jnp.zeros((VOCAB, VOCAB))
+  )
+  sampler = Sampler(
+    CachedTable(), FRAMED, Prefix(anchor=False), masks.Full(), block=8, max_forwards=40,
+    mask_id=MASK, shift=1,
+  )  # fmt: skip
+  row = np.array([1] + [MASK] * 8)
+  canvas = make_canvas(
+    [row], [row == MASK], [0], slots=SLOTS, block=8, align="prompt", mask_id=MASK, seed=0
+  )
+  out = jax.jit(loop.run, static_argnums=0)(sampler, params, canvas)
+  assert out.tokens_BxL[0, jnp.array([4, 7])].tolist() == [0, 1]
+  assert out.when_BxL[0, jnp.array([1, 4, 7])].tolist() == [1, 2, 2]
 
 
 def test_it_goes_with_a_block_cache_where_the_inner_policy_does():
