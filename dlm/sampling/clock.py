@@ -15,7 +15,7 @@ class MaskRatio:
 
   Args:
     prompt: the share of all of the row's slots, its prompt among them (EC-DLM, arXiv 2604.01622,
-      whose evaluator counts so; specs moe_distill_rl 1.10).
+      whose evaluator counts so).
   """
 
   prompt: bool = False

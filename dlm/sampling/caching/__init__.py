@@ -1,4 +1,4 @@
-"""What the sampler keeps of earlier forwards, by the name a config uses."""
+"""What is kept of earlier forwards, by the name in a config; behind each its paper and arXiv id."""
 
 from dlm.sampling.caching.block import Ahead, ExactBlock, SubBlock
 from dlm.sampling.caching.delayed import PD, Decode, Greedy
@@ -11,16 +11,16 @@ from dlm.sampling.caching.vicinity import Vicinity
 
 PLANS = {
   "none": NoCache,
-  "block": ExactBlock,
-  "sub_block": SubBlock,
-  "ahead": Ahead,
-  "rolling": Rolling,
-  "prefix": Prefix,
-  "dual": Dual,
-  "vicinity": Vicinity,
-  "interval": Interval,
-  "matured": Matured,
-  "dkv_decode": Decode,
-  "dkv_pd": PD,
-  "dkv_greedy": Greedy,
+  "block": ExactBlock,  # BD3-LM, 2503.09573
+  "sub_block": SubBlock,  # Fast-dLLM v2, 2509.26328
+  "ahead": Ahead,  # D2F, 2508.09192
+  "rolling": Rolling,  # I-DLM, 2604.11035
+  "prefix": Prefix,  # Fast-dLLM, prefix, 2505.22618
+  "dual": Dual,  # Fast-dLLM, dual, 2505.22618
+  "vicinity": Vicinity,  # dInfer, 2510.08666
+  "interval": Interval,  # dLLM-Cache, simplified, 2506.06295
+  "matured": Matured,  # d3LLM, 2601.07568
+  "dkv_decode": Decode,  # dKV-Cache-Decode, 2505.15781
+  "dkv_pd": PD,  # dKV-Cache-PD, 2505.15781
+  "dkv_greedy": Greedy,  # dKV-Cache-Greedy, 2505.15781
 }

@@ -12,10 +12,10 @@ from dlm.types import Array, MaskRule, Progress
 
 @dataclasses.dataclass(frozen=True)
 class ExactBlock(CachePlan):
-  """Keeps keys and values of every finished block; only the active block is computed.
+  """BD3-LM (2503.09573): keep the keys of finished blocks for good, compute the active one alone.
 
-  Exact where clean blocks never look ahead: BD3-LM (arXiv 2503.09573, 3.2), SDAR, causal models.
-  One whole-canvas forward fills the prompt; it also decides the first tokens.
+  Exact where clean blocks never look ahead (3.2): BD3-LM, SDAR, causal models. One whole-canvas
+  forward fills the prompt; it also decides the first tokens.
   """
 
   commits = True
@@ -63,11 +63,11 @@ class ExactBlock(CachePlan):
 
 @dataclasses.dataclass(frozen=True)
 class SubBlock(ExactBlock):
-  """As "block", and within the active block only the part that is being written is computed.
+  """Fast-dLLM v2 (2509.26328): as "block", and compute only the part being written.
 
-  Fast-dLLM v2, arXiv 2509.26328, its `use_block_cache`: the whole block is computed while the first
-  token of the leftmost unfinished part is masked, and its keys serve until the next part begins.
-  Approximate within a block, exact behind it.
+  Its `use_block_cache`: the whole block is computed while the first token of the leftmost
+  unfinished part is masked, and its keys serve until the next part begins. Approximate within a
+  block, exact behind it.
 
   Args:
     size: slots of a part; the policy must write part after part ("parts").
@@ -105,10 +105,10 @@ class SubBlock(ExactBlock):
 
 @dataclasses.dataclass(frozen=True)
 class Ahead(ExactBlock):
-  """As "block", for policies that begin blocks before the last is finished: all of them are run.
+  """D2F (2508.09192): as "block", and compute all blocks that have begun.
 
-  D2F, arXiv 2508.09192: finished blocks enter the cache with the next forward over those behind
-  them, and so does the prompt. Exact, as unfinished blocks are never cached.
+  Finished blocks enter the cache with the next forward over those behind them, and so does the
+  prompt. Exact, as unfinished blocks are never cached.
   """
 
   provisional = False

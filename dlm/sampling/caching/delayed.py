@@ -60,7 +60,9 @@ class _Delayed(CachePlan):
 
 @dataclasses.dataclass(frozen=True)
 class Decode(_Delayed):
-  """dKV-Cache-Decode, Algorithm 1: the whole canvas is refreshed every `interval` forwards.
+  """dKV-Cache-Decode (2505.15781): keep decided tokens, refresh all every `interval` forwards.
+
+  Algorithm 1. A refresh is a forward over the whole canvas.
 
   Args:
     second_full: the second forward of a block is over the whole canvas too, and the first keeps
@@ -80,11 +82,11 @@ class Decode(_Delayed):
 
 @dataclasses.dataclass(frozen=True)
 class PD(_Delayed):
-  """dKV-Cache-PD, appendix: the prompt is cached for good, what follows as Decode does.
+  """dKV-Cache-PD (2505.15781): keep the prompt for good; what follows, as Decode does.
 
-  One forward of a row is over the whole canvas; a refresh is over the active block and all behind
-  it. Finished blocks are prompt: Dream, which the authors run it on, has one block. (Their
-  "prefill" is cache "prefix" with one block.)
+  Their appendix. One forward of a row is over the whole canvas; a refresh is over the active block
+  and all behind it. Finished blocks are prompt: Dream, which the authors run it on, has one block.
+  (Their "prefill" is cache "prefix" with one block.)
   """
 
   def refresh_B(self, at: Progress) -> Array:
@@ -98,10 +100,10 @@ class PD(_Delayed):
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(CachePlan):
-  """dKV-Cache-Greedy, 3.4: only what was just written, what comes next, and a few masks around.
+  """dKV-Cache-Greedy (2505.15781): compute what was just written, what is next, and a few masks.
 
-  All keys are cached at a refresh; each windowed forward replaces those that it computes. It needs
-  a policy that knows what it writes next.
+  Their 3.4. All keys are cached at a refresh; each windowed forward replaces those that it
+  computes. It needs a policy that knows what it writes next.
 
   Args:
     interval: forwards of a block from one refresh to the next.

@@ -10,11 +10,12 @@ from dlm.types import Array, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Interval(CachePlan):
-  """Keeps all keys; computes the active block, and every `interval` forwards the whole canvas.
+  """dLLM-Cache, simplified (2506.06295): compute the block, and now and then the whole canvas.
 
-  The simplest of the caches by age: dLLM-Cache (arXiv 2506.06295) refreshes prompt and response at
-  two such intervals, d3LLM (arXiv 2601.07568) its prefix at one. Between refreshes it is cache
-  "dual"; with interval=1 it is no cache. Approximate for bidirectional models.
+  All keys are kept, and renewed every `interval` forwards: the simplest of the caches by age.
+  dLLM-Cache refreshes prompt and response at two such intervals, d3LLM (2601.07568) its prefix at
+  one. Between refreshes it is cache "dual"; with interval=1 it is no cache. Approximate for
+  bidirectional models.
   """
 
   whole_blocks = True

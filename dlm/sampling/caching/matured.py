@@ -12,12 +12,13 @@ from dlm.types import Array, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Matured(CachePlan):
-  """Keeps the prompt and the complete blocks behind it, each `delay` forwards after it is found so.
+  """d3LLM (2601.07568): keep complete blocks, each `delay` forwards after it is found complete.
 
-  While complete blocks wait, and every `every` forwards, the whole canvas is computed and the keys
-  kept so far are renewed, up to the last block that waits; otherwise all that is not cached is.
-  Approximate: kept keys do not see what is written behind them until they are renewed. As the
-  authors' code for LLaDA; its version for Dream appends keys that a renewal has already brought.
+  The prompt is kept with the first of them. While complete blocks wait, and every `every` forwards,
+  the whole canvas is computed and the keys kept so far are renewed, up to the last block that
+  waits; otherwise all that is not cached is. Approximate: kept keys do not see what is written
+  behind them until they are renewed. As the authors' code for LLaDA; its version for Dream appends
+  keys that a renewal has already brought.
 
   Args:
     delay: 1 or 2 in the authors' runs.

@@ -10,7 +10,7 @@ from dlm.types import Array, Progress
 
 @dataclasses.dataclass(frozen=True)
 class NoCache(CachePlan):
-  """Every forward sees the whole canvas: what bidirectional models ask for. Exact for all."""
+  """No cache: every forward is over the whole canvas. Exact for every model."""
 
   cached = False
 

@@ -12,7 +12,7 @@ COUNTS = ("windows", "forwards")
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(CachePlan):
-  """Keeps the keys of all that stands before the active block, and computes the rest.
+  """Fast-dLLM, prefix (2505.22618): keep what stands before the active block, compute the rest.
 
   The first forward of a block is over the whole canvas and fills the cache; nothing is refreshed
   until the next block, unless `every` says so. Approximate: finished tokens no longer see what is
@@ -65,7 +65,7 @@ class Prefix(CachePlan):
 
 @dataclasses.dataclass(frozen=True)
 class Dual(Prefix):
-  """Keeps the keys before and behind the active block, and computes the block alone."""
+  """Fast-dLLM, dual (2505.22618): keep all before and behind the active block, compute it alone."""
 
   def window_BxL(self, at: Progress) -> Array:
     return at.active_BxL

@@ -12,11 +12,11 @@ from dlm.types import Array, MaskRule, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Rolling(CachePlan):
-  """Keys of settled tokens; the window is the last of them and the drafts and masks behind it.
+  """I-DLM (2604.11035): keep the keys of settled tokens, and compute drafts and masks behind them.
 
-  Exact: a causal model's keys do not depend on what follows. I-DLM (arXiv 2604.11035), DEER's
-  verifier, plain autoregressive decoding (a window of one token). The first forward is over the
-  whole canvas and settles one token.
+  Exact: a causal model's keys do not depend on what follows. Also for DEER's verifier, and plain
+  autoregressive decoding (a window of one token). The first forward is over the whole canvas and
+  settles one token.
   """
 
   anchor = False

@@ -10,7 +10,7 @@ from dlm.types import Array, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Vicinity(CachePlan):
-  """Computes the active block with some slots before and behind it; all else comes from the cache.
+  """dInfer (2510.08666): compute the block and its near neighbours, take all else from the cache.
 
   The cache is filled by the whole canvas when a row enters a block, and a windowed forward always
   follows before the row leaves it. In the row's first block that happens once, after the warm-up.

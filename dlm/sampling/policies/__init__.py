@@ -1,4 +1,4 @@
-"""Unmasking rules, by the name a config uses. One paper's rule is one small file."""
+"""Unmasking rules by the name a config uses; behind each its paper and arXiv id."""
 
 from dlm.sampling.policies.ancestral import Ancestral
 from dlm.sampling.policies.cad import Cad
@@ -27,30 +27,30 @@ from dlm.sampling.policies.threshold import Threshold
 from dlm.sampling.policies.wino import Wino
 
 POLICIES = {
-  "fixed": Fixed,
-  "threshold": Threshold,
-  "hierarchy": Hierarchy,
-  "credit": Credit,
-  "smooth": Smooth,
-  "factor": Factor,
-  "left_to_right": LeftToRight,
-  "ancestral": Ancestral,
-  "planned": Planned,
-  "cad": Cad,
-  "prophet": Prophet,
-  "saber": Saber,
-  "dream": Dream,
-  "dream_threshold": DreamThreshold,
-  "entropy_bounded": EntropyBounded,
-  "region": Region,
-  "ete": Ete,
-  "wino": Wino,
-  "quota": Quota,
-  "edit": Edit,
-  "introspective": Introspective,
-  "deer": Deer,
-  "pipelined": Pipelined,
-  "distilled": Distilled,
-  "parts": Parts,
-  "renoise": Renoise,
+  "fixed": Fixed,  # LLaDA, 2502.09992
+  "threshold": Threshold,  # Fast-dLLM, 2505.22618
+  "hierarchy": Hierarchy,  # dInfer, hierarchy, 2510.08666
+  "credit": Credit,  # dInfer, credit, 2510.08666
+  "smooth": Smooth,  # dInfer, smoothing, 2510.08666
+  "factor": Factor,  # Fast-dLLM, factor, 2505.22618
+  "left_to_right": LeftToRight,  # SDAR, sequential, 2510.06303
+  "ancestral": Ancestral,  # MDLM, 2406.07524
+  "planned": Planned,  # dKV-Cache-Greedy, 2505.15781
+  "cad": Cad,  # CD4LM, 2601.02236
+  "prophet": Prophet,  # Prophet, 2508.19982
+  "saber": Saber,  # Saber, 2510.18165
+  "dream": Dream,  # Dream, 2508.15487
+  "dream_threshold": DreamThreshold,  # Fast-dLLM for Dream, 2505.22618
+  "entropy_bounded": EntropyBounded,  # EB-Sampler, 2505.24857
+  "region": Region,  # P-ReAct, 2602.07035
+  "ete": Ete,  # ETE, 2511.21103
+  "wino": Wino,  # WINO, 2507.18578
+  "quota": Quota,  # SDAR, 2510.06303
+  "edit": Edit,  # LLaDA2.1, 2602.08676
+  "introspective": Introspective,  # I-DLM, 2604.11035
+  "deer": Deer,  # DEER, 2512.15176
+  "pipelined": Pipelined,  # D2F, 2508.09192
+  "distilled": Distilled,  # d3LLM, 2601.07568
+  "parts": Parts,  # Fast-dLLM v2, 2509.26328
+  "renoise": Renoise,  # DiffusionGemma, google-deepmind/gemma
 }

@@ -11,11 +11,11 @@ from dlm.types import Array, Decision, Schedule, View
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Policy):
-  """From t to s each masked token is written with probability (alpha_s - alpha_t) / (1 - alpha_t).
+  """MDLM (2406.07524): write each token by a coin, as the reverse of absorbing diffusion does.
 
-  MDLM, arXiv 2406.07524, 3.2.3 (posterior of the absorbing process), over a uniform grid of `steps`
-  times a block from 1 to 0; the last step writes all that is left. It is a sample of the model at
-  temperature 1: other temperatures are the user's choice.
+  From time t to s a masked token is written with probability (alpha_s - alpha_t) / (1 - alpha_t)
+  (3.2.3). Times are a uniform grid of `steps` a block from 1 to 0; the last step writes all that is
+  left. It is a sample of the model at temperature 1: other temperatures are the user's choice.
 
   Steps that write nothing ask the model nothing: it would answer as before (the authors' cache).
   So forwards are at most the tokens, however many the steps; with ever more of them each forward

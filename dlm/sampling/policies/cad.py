@@ -14,11 +14,12 @@ ORDERS = ("confidence", "entropy", "random")
 
 @dataclasses.dataclass(frozen=True)
 class Cad(Policy):
-  """Confidence-adaptive decoding of CD4LM, arXiv 2601.02236 (its code; the paper was not read).
+  """CD4LM (2601.02236): write all tokens that are sure enough, within a least and a most.
 
-  Writes the n best of the block, n the number that reach `threshold` within [`least`, `most`]. End
-  tokens may not be written while less than `end_after` of the row is: they are then no candidates,
-  unless nothing else is left, when `least` of them are written after all.
+  Its code's confidence-adaptive decoding; the paper was not read. Writes the n best of the block, n
+  the number that reach `threshold`, cut to [`least`, `most`]. End tokens may not be written while
+  less than `end_after` of the row is: they are then no candidates, unless nothing else is left,
+  when `least` of them are written after all.
 
   Args:
     order: what "best" means; with "entropy" `threshold` is one of negative entropy in nats.

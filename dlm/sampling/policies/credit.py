@@ -20,11 +20,11 @@ class CreditState:
 
 @dataclasses.dataclass(frozen=True)
 class Credit(Wrapper):
-  """Lets `inner` decide by logits in which ids count for more that were predicted before.
+  """dInfer, credit (2510.08666): ids that were predicted before count for more; `inner` decides.
 
-  dInfer's credit decoding, arXiv 2510.08666; as its code does it. With every forward all credit
-  shrinks by `decay`; then a masked position's best id, of probability p, gains p^gamma. What
-  decides there are the logits plus alpha * log(1 + credit), this forward's credit included.
+  As its code does it. With every forward all credit shrinks by `decay`; then a masked position's
+  best id, of probability p, gains p^gamma. What decides there are the logits plus alpha * log(1 +
+  credit), this forward's credit included.
 
   Exact without a second look at the vocabulary: the best id of all has credit, so the winner is
   among the ids that have, and only theirs change the sum of the exponentials.

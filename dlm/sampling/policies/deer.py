@@ -9,14 +9,15 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class Deer(Policy):
-  """DEER, arXiv 2512.15176, Algorithm 1: speculative decoding with a diffusion drafter.
+  """DEER (2512.15176): a diffusion model drafts, the autoregressive model checks.
 
-  The sampler's drafter proposes `length` tokens in one forward, each from its own distribution; the
-  model checks them in one causal forward and settles the leading run of right ones and one token
-  more. A draft is right iff it is the token that the model draws itself; drafter and model draw a
-  slot with the same noise (`coupled`), so the text is that of token by token sampling with the same
-  key, at any temperature. The paper tests p / q and resamples; that law is the same. No code is
-  public: what the drafter sees, and the token after a full run, are our reading.
+  Algorithm 1. The sampler's drafter proposes `length` tokens in one forward, each from its own
+  distribution; the model checks them in one causal forward and settles the leading run of right
+  ones and one token more. A draft is right iff it is the token that the model draws itself; drafter
+  and model draw a slot with the same noise (`coupled`), so the text is that of token by token
+  sampling with the same key, at any temperature. The paper tests p / q and resamples; that law is
+  the same. No code is public: what the drafter sees, and the token after a full run, are our
+  reading.
 
   Args:
     length: drafts a forward; the paper's blocks hold 32.

@@ -15,11 +15,12 @@ ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 
 @dataclasses.dataclass(frozen=True)
 class Dream(Policy):
-  """Dream (arXiv 2508.15487), as the authors' code samples.
+  """Dream (2508.15487): write a share of the masked tokens at each of equal steps in time.
 
-  Time falls from 1 to `eps` in `steps` equal steps, a forward each, over a block. The step from t
-  to s writes the share 1 - s/t of the tokens that are still masked, rounded down, and the last step
-  all of them: one token a step means none in the first and two in the last.
+  As the authors' code samples. Time falls from 1 to `eps` in `steps` equal steps, a forward each,
+  over a block. The step from t to s writes the share 1 - s/t of the tokens that are still masked,
+  rounded down, and the last step all of them: one token a step means none in the first and two in
+  the last.
 
   Args:
     steps: forwards per block.

@@ -12,10 +12,10 @@ from dlm.types import Array, Decision, StatSpec, View
 
 @dataclasses.dataclass(frozen=True)
 class DreamThreshold(Policy):
-  """Writes tokens with confidence >= `threshold`, and always the surest one.
+  """Fast-dLLM for Dream (2505.22618): write every token that is sure, at least the surest.
 
-  Fast-dLLM (arXiv 2505.22618, 3.3) as its code runs it for Dream: confidences are those of the
-  distribution that candidates are drawn from (tempered, cut by top-k and top-p).
+  Those with confidence >= `threshold` (3.3), as its code runs it for Dream: confidences are those
+  of the distribution that candidates are drawn from (tempered, cut by top-k and top-p).
 
   With `steps` a block has a budget, too: its tokens split evenly over that many steps (the authors
   ask for a whole number a step). A step may write what the steps so far have left over; after the

@@ -12,11 +12,12 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class Edit(Policy):
-  """LLaDA2.1's token editing (arXiv 2602.08676, 2, eq. 1-3), as its code does it.
+  """LLaDA2.1 (2602.08676): write what is sure, and replace tokens where another became sure.
 
-  Every forward writes masked slots with confidence > `threshold`, at least the `least` best, and
-  replaces written ones whose candidate is another token with confidence > `edit`. A block ends with
-  the first forward that finds no mask and replaces nothing; commit="free" takes its keys from it.
+  Token editing (2, eq. 1-3), as its code does it. Every forward writes masked slots with confidence
+  > `threshold`, at least the `least` best, and replaces written ones whose candidate is another
+  token with confidence > `edit`. A block ends with the first forward that finds no mask and
+  replaces nothing; commit="free" takes its keys from it.
 
   Args:
     threshold, edit: 0.95 and 0.9 in the code; 0.5 and 0.0 are quoted as its speed mode, 0.7 and 0.5

@@ -16,13 +16,14 @@ ORDERS = ("entropy", "confidence")
 
 @dataclasses.dataclass(frozen=True)
 class EntropyBounded(Policy):
-  """Writes the longest run of best tokens whose entropies stay within `budget` nats; at least one.
+  """EB-Sampler (2505.24857): write as many tokens as an entropy budget allows, at least one.
 
-  Written together, tokens differ from their joint law by at most the sum of their entropies less
-  the largest of them. rule="excess" bounds that: sum - max <= budget, the EB-Sampler of arXiv
-  2505.24857; with order="entropy" it is DiffusionGemma's acceptance too, with order="confidence"
-  that of DiffuTester's code (arXiv 2509.24975). rule="total" bounds the whole sum, sum < budget:
-  SDAR's JetEngine (arXiv 2510.06303), whose entropies are of the tempered and cut distribution.
+  The longest run of best ones whose entropies stay within `budget` nats. Written together, tokens
+  differ from their joint law by at most the sum of their entropies less the largest of them.
+  rule="excess" bounds that: sum - max <= budget, as the EB-Sampler does; with order="entropy" it is
+  DiffusionGemma's acceptance too, with order="confidence" that of DiffuTester's code (arXiv
+  2509.24975). rule="total" bounds the whole sum, sum < budget: SDAR's JetEngine (arXiv 2510.06303),
+  whose entropies are of the tempered and cut distribution.
 
   Args:
     budget: nats a forward; JetEngine 0.35, DiffuTester and DiffusionGemma 0.1.

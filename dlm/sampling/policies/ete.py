@@ -10,12 +10,13 @@ from dlm.types import Array, Decision, StatSpec, View
 
 @dataclasses.dataclass(frozen=True)
 class Ete(Policy):
-  """Explore-then-exploit: OUR READING of the abstract of arXiv 2511.21103; no code is public.
+  """ETE (2511.21103): write all that is sure, even behind the block; else the hardest token.
 
-  A sure token carries few bits, so whoever writes only sure tokens needs many rounds: at least the
-  text's bits over the bits of a round. So (exploit) every token with confidence >= `threshold` is
-  written, in the active block and behind it; and where these are fewer than `least`, (explore) the
-  masked token of highest entropy in the active block is written too, whose bits make others sure.
+  Explore-then-exploit: OUR READING of the abstract; no code is public. A sure token carries few
+  bits, so whoever writes only sure tokens needs many rounds: at least the text's bits over the bits
+  of a round. So (exploit) every token with confidence >= `threshold` is written, in the active
+  block and behind it; and where these are fewer than `least`, (explore) the masked token of highest
+  entropy in the active block is written too, whose bits make others sure.
 
   The authors' trigger, measure of uncertainty, reach and numbers are not known to us, nor whether
   they check several candidates in one batch, which this does not.

@@ -14,11 +14,12 @@ RULES = ("paper", "code")
 
 @dataclasses.dataclass(frozen=True)
 class Factor(Policy):
-  """Writes the n surest tokens for the largest n with (n + 1)(1 - c_n) < `factor`; at least one.
+  """Fast-dLLM, factor (2505.22618): write the more tokens at once, the surer the least sure is.
 
-  Fast-dLLM, arXiv 2505.22618, 3.3 (the condition under which parallel greedy choice equals the
-  sequential one, Theorem 1). With rule="code" as the authors' code: n ends at the first rank that
-  fails, and one more is written where that is the last rank.
+  The n surest, for the largest n with (n + 1)(1 - confidence of the nth) < `factor`; at least one
+  (3.3, the condition under which parallel greedy choice equals the sequential one, Theorem 1). With
+  rule="code" as the authors' code: n ends at the first rank that fails, and one more is written
+  where that is the last rank.
   """
 
   factor: float = 1.0

@@ -14,13 +14,13 @@ ORDERS = ("confidence", "margin", "entropy", "random")
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Policy):
-  """LLaDA's sampler (arXiv 2502.09992, 2.4): low-confidence remasking, or a random order.
+  """LLaDA (2502.09992): write a fixed number of tokens a forward, the surest first.
 
-  Set one of `k` (tokens per forward) and `steps` (forwards per block, split as evenly as LLaDA's
-  code does: the first `n % steps` forwards write one token more). `order` is what "best" means:
-  the candidate's probability, top-1 minus top-2 probability, negative entropy, or a coin.
-  With `exact_steps` a block takes all its forwards, as LLaDA's code does, though none of its slots
-  may be left to write.
+  "Low-confidence remasking" (2.4), or another order. Set one of `k` (tokens per forward) and
+  `steps` (forwards per block, split as evenly as LLaDA's code does: the first `n % steps` forwards
+  write one token more). `order` is what "best" means: the candidate's probability, top-1 minus
+  top-2 probability, negative entropy, or a coin. With `exact_steps` a block takes all its forwards,
+  as LLaDA's code does, though none of its slots may be left to write.
   """
 
   k: int = 0

@@ -13,9 +13,9 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchy(Policy):
-  """Writes the surest token of every run of adjacent masks, which so falls into ever smaller parts.
+  """dInfer, hierarchy (2510.08666): write the surest token of every run of adjacent masks.
 
-  dInfer's hierarchical decoding, arXiv 2510.08666, with its code's thresholds: the surest of a run
+  Runs so fall into ever smaller parts. With its code's thresholds: the surest of a run
   must be surer than `low`; a token surer than `threshold` is always written, and so is the surest
   of all. Equally sure tokens of a run are written together.
 

@@ -12,11 +12,12 @@ RULES = ("exact", "kept", "sure")
 
 @dataclasses.dataclass(frozen=True)
 class Introspective(Policy):
-  """Introspective strided decoding of a causal model, I-DLM, arXiv 2604.11035. stride=1 is AR.
+  """I-DLM (2604.11035): draft several tokens, keep those that the model itself bears out.
 
-  A window holds the last settled token, up to stride - 1 drafts and masks. One forward checks the
-  drafts, whose predecessors it now sees, settles the run of good ones and one token more, and if
-  all were good drafts stride - 1 new ones from the masks. Up to `stride` tokens a forward.
+  Introspective strided decoding of a causal model; stride=1 is autoregressive. A window holds the
+  last settled token, up to stride - 1 drafts and masks. One forward checks the drafts, whose
+  predecessors it now sees, settles the run of good ones and one token more, and if all were good
+  drafts stride - 1 new ones from the masks. Up to `stride` tokens a forward.
 
   rule="exact" keeps a draft iff it is the token that the check draws itself. Candidates of a slot
   are drawn with the same noise at every forward (`coupled`): the text is then that of token by

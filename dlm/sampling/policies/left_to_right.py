@@ -11,10 +11,9 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class LeftToRight(Policy):
-  """Writes the `k` leftmost masked tokens of the block at every forward.
+  """SDAR, sequential (2510.06303): write the `k` leftmost masked tokens at every forward.
 
-  With k=1 this is autoregressive decoding; SDAR's "sequential" remasking (arXiv 2510.06303) is it
-  with k = block // steps.
+  Theirs is k = block // steps; k=1 is autoregressive decoding.
   """
 
   k: int = 1

@@ -10,7 +10,7 @@ from dlm.types import Array, Decision, State, View
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Wrapper):
-  """Fast-dLLM v2's sub-blocks (arXiv 2509.26328): `inner` sees one part of the block at a time.
+  """Fast-dLLM v2 (2509.26328): write a block part after part; `inner` decides within each.
 
   Parts are cut from the block's first slot; the leftmost with a masked slot is next. What stands
   behind it counts as masked for later.

@@ -25,11 +25,12 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Pipelined(Policy):
-  """D2F's decoding, arXiv 2508.09192, as its code does it (`_generate_block_single`).
+  """D2F (2508.09192): begin the next block before the last is finished, and write in all of them.
 
-  A block is begun when `begin` of the last one is written, at most one a forward. Every block
-  begun writes what is surer than `threshold`; one whose predecessor is written to `eager` writes at
-  least its best token. Blocks that are finished from the left are cached by the forward after.
+  As its code does it (`_generate_block_single`). A block is begun when `begin` of the last one is
+  written, at most one a forward. Every block begun writes what is surer than `threshold`; one whose
+  predecessor is written to `eager` writes at least its best token. Blocks that are finished from
+  the left are cached by the forward after.
 
   Args:
     block: the sampler's block.
@@ -155,10 +156,11 @@ class Pipelined(Policy):
 
 @dataclasses.dataclass(frozen=True)
 class Distilled(Pipelined):
-  """d3LLM's multi-block decoding, arXiv 2601.07568, as its code does it.
+  """d3LLM (2601.07568): several blocks at once, as D2F; tokens of low entropy are written.
 
-  As `Pipelined`, but tokens go by entropy over all blocks begun: those of at most `threshold` nats
-  are written, and the lowest of the leftmost eager block with masks if that block got nothing.
+  Its code's multi-block decoding. As `Pipelined`, but tokens go by entropy over all blocks begun:
+  those of at most `threshold` nats are written, and the lowest of the leftmost eager block with
+  masks if that block got nothing.
 
   Args:
     always: the lowest of all is written in any case, as in its code for LLaDA; False: as in that

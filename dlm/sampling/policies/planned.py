@@ -20,9 +20,9 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Policy):
-  """Random remasking with the order drawn once, at a block's first forward, and followed.
+  """dKV-Cache-Greedy (2505.15781): write in a random order that is drawn once, then followed.
 
-  dKV-Cache-Greedy, arXiv 2505.15781, 3.4: whoever knows what comes next need compute little else.
+  At a block's first forward (3.4): whoever knows what comes next need compute little else.
   In law it is `fixed` with order="random". Set one of `k`, `steps`; `exact_steps` is as there. A
   slot has one turn, even where [MASK] is predicted and it stays masked, as in the authors' code.
   """

@@ -10,7 +10,7 @@ from dlm.types import Array, Decision, State, StatSpec, View
 
 @dataclasses.dataclass(frozen=True)
 class Prophet(Wrapper):
-  """Ends a row as soon as its answer is sure; until then `inner` decides. arXiv 2508.19982.
+  """Prophet (2508.19982): write all at once as soon as the answer is sure; till then, `inner`.
 
   The answer is `answer_length` slots from `answer_start` on, counted from the first open slot;
   negative: before it, and only slots from the first open one on count. It is sure when the mean gap

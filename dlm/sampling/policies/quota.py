@@ -14,13 +14,14 @@ ORDERS = ("confidence", "left_to_right")
 
 @dataclasses.dataclass(frozen=True)
 class Quota(Policy):
-  """SDAR's samplers (arXiv 2510.06303; its generate.py), and LLaDA2.0's (arXiv 2512.15745).
+  """SDAR (2510.06303): write all tokens that are sure, at least the forward's quota.
 
-  Forward s of a block has a quota: block / steps tokens, one more in the first block % steps. It
-  writes every token with confidence > `threshold` if those are at least as many, else the quota of
-  best ones. threshold=1 is SDAR's "static" rule, below 1 its "dynamic" one; LLaDA2.0's is 0.95.
-  order="left_to_right" is its "sequential" rule: the leftmost masked slots, `threshold` unused.
-  Their code may overwrite given tokens where the quota exceeds what is masked; here it is cut.
+  Its generate.py, and the sampler of LLaDA2.0 (2512.15745). Each forward of a block has a quota,
+  block / steps tokens, and one more in the first block % steps. It writes every token with
+  confidence > `threshold` if those are at least as many, else the quota of best ones. threshold=1
+  is SDAR's "static" rule, below 1 its "dynamic" one; LLaDA2.0's is 0.95. order="left_to_right" is
+  its "sequential" rule: the leftmost masked slots, `threshold` unused. Their code may overwrite
+  given tokens where the quota exceeds what is masked; here it is cut.
 
   Args:
     block: what the quota is a share of; the sampler's block.

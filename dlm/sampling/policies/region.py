@@ -20,13 +20,13 @@ class RegionState:
 
 @dataclasses.dataclass(frozen=True)
 class Region(Wrapper):
-  """Leads `inner` to a region of the row. P-ReAct of DLLM-Searcher, arXiv 2602.07035.
+  """P-ReAct (2602.07035): write a region of the text first, framed by given tokens.
 
-  P-ReAct writes a tool call before the thoughts that stand before it, so that the tool runs while
-  the model still thinks. The row's first forward writes the `forced` tokens and nothing else; at
-  the later ones `inner` sees confidences in the region raised by `bias`: candidate and best token
-  are taken to be so much more probable. An order by probability or margin then prefers the region,
-  and a threshold is that much lower in it. Orders by chance or by place do not move.
+  DLLM-Searcher writes a tool call before the thoughts that stand before it, so that the tool runs
+  while the model still thinks. The row's first forward writes the `forced` tokens and nothing else;
+  at the later ones `inner` sees confidences in the region raised by `bias`: candidate and best
+  token are taken to be so much more probable. An order by probability or margin then prefers the
+  region, and a threshold is that much lower in it. Orders by chance or by place do not move.
 
   Offsets count from the row's first open slot (the authors fill prompts up to a whole block), and
   lie in its first block.

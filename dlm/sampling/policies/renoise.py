@@ -12,12 +12,13 @@ from dlm.types import Array, Decision, StatSpec, View
 
 @dataclasses.dataclass(frozen=True)
 class Renoise(Policy):
-  """DiffusionGemma's sampler (google-deepmind/gemma, gemma/diffusion/_sampler.py).
+  """DiffusionGemma (google-deepmind/gemma): take sure tokens, draw all others anew at random.
 
-  A block begins as random ids; its model never sees the mask id. Every forward takes candidates of
-  lowest entropy while those before them sum to at most `budget` nats, at least one, and draws all
-  other slots anew at random: none is final before its block is. Logits are divided by a temperature
-  that falls linearly from `hot` towards `cold`, and entropies are those of what is drawn from.
+  As gemma/diffusion/_sampler.py does it. A block begins as random ids; its model never sees the
+  mask id. Every forward takes candidates of lowest entropy while those before them sum to at most
+  `budget` nats, at least one, and draws all other slots anew at random: none is final before its
+  block is. Logits are divided by a temperature that falls linearly from `hot` towards `cold`, and
+  entropies are those of what is drawn from.
 
   A block ends as it stands when the best token is that of the canvas everywhere and the mean
   entropy is at most `still` nats; else after `steps` forwards, with a candidate in every slot (the

@@ -19,12 +19,13 @@ class SaberState:
 
 @dataclasses.dataclass(frozen=True)
 class Saber(Policy):
-  """Adaptive acceleration and backtracking remasking. arXiv 2510.18165; as its code does it.
+  """Saber (2510.18165): write more as confidence grows, and mask again what became doubtful.
 
-  Writes all slots surer than the mean confidence at which the earlier ones were written, at least
-  `n`. Then masks again those of the written slots whose confidence fell most since the forward
-  before: an eighth of what was written now, at least n // 2, always fewer than were written.
-  Earlier blocks are reached too. Confidences of slots that were masked again stay in the mean.
+  As its code does it. Writes all slots surer than the mean confidence at which the earlier ones
+  were written, at least `n`. Then masks again those of the written slots whose confidence fell most
+  since the forward before: an eighth of what was written now, at least n // 2, always fewer than
+  were written. Earlier blocks are reached too. Confidences of slots that were masked again stay in
+  the mean.
   """
 
   scope = "canvas"

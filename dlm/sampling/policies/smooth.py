@@ -10,12 +10,12 @@ from dlm.types import Array, StatSpec
 
 @dataclasses.dataclass(frozen=True)
 class Smooth(Wrapper):
-  """Adds to a masked slot's embedding the mean embedding of its last prediction; `inner` decides.
+  """dInfer, smoothing (2510.08666): masked slots carry their last prediction; `inner` decides.
 
-  dInfer's iteration smoothing, arXiv 2510.08666; as its code does it. The mean is over the model's
-  whole distribution, and its weight grows with the row's forwards: `start`, then `growth` more each
-  time, `limit` in the end. A slot outside the window keeps what it had. The authors let the
-  threshold fall meanwhile: `decay` of policies "threshold" and "hierarchy".
+  As its code does it: the mean embedding of that prediction is added to the mask's. The mean is
+  over the model's whole distribution, and its weight grows with the row's forwards: `start`, then
+  `growth` more each time, `limit` in the end. A slot outside the window keeps what it had. The
+  authors let the threshold fall meanwhile: `decay` of policies "threshold" and "hierarchy".
   """
 
   scope = "canvas"

@@ -10,10 +10,10 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class Threshold(Policy):
-  """Writes every token with confidence >= `threshold`, and always the surest one.
+  """Fast-dLLM (2505.22618): write every token that is sure enough, and always the surest one.
 
-  Fast-dLLM, arXiv 2505.22618, 3.3. Algorithm 1 prints `>`; the authors' code tests `>=`, as here.
-  A slot for which [MASK] is predicted is no candidate.
+  Those with confidence >= `threshold` (3.3). Algorithm 1 prints `>`; the authors' code tests `>=`,
+  as here. A slot for which [MASK] is predicted is no candidate.
 
   Args:
     band: tokens that are less surer by at most this than the surest are written with it; 1e-5 in

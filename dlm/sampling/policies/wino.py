@@ -12,12 +12,12 @@ from dlm.types import Array, Decision, StatSpec, View
 
 @dataclasses.dataclass(frozen=True)
 class Wino(Policy):
-  """Wide in, narrow out. WINO, arXiv 2507.18578, as its code does it.
+  """WINO (2507.18578): accept freely, then remask tokens that a shadow block does not confirm.
 
-  Writes every token with confidence > `threshold`, at least the surest and at most 0.7 of what is
-  masked, within [5, 20]. If it writes more than one, tokens that earlier forwards wrote in the
-  block are masked again where the model, judging them by a shadow block, gives them less than
-  `back`: the least likely first, fewer than the forward before wrote.
+  As its code does it. Writes every token with confidence > `threshold`, at least the surest and at
+  most 0.7 of what is masked, within [5, 20]. If it writes more than one, tokens that earlier
+  forwards wrote in the block are masked again where the model, judging them by a shadow block,
+  gives them less than `back`: the least likely first, fewer than the forward before wrote.
 
   Args:
     threshold: the authors' 0.6, for some tasks 0.7 or 0.8.

@@ -1,10 +1,14 @@
 """What policies declare, and that wrappers hand it on: one that does nothing changes nothing."""
 
+import inspect
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm.difftester.sampling import Proposing
+from dlm.sampling import caching, policies
 from dlm.sampling.policies import (
   Cad,
   Credit,
@@ -144,3 +148,13 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(make, message):
 )  # fmt: skip
 def test_how_many_forwards_a_block_of_four_may_take(policy, most):
   assert policy.most_forwards(4) == most
+
+
+@pytest.mark.parametrize(
+  ("package", "table"), [(policies, policies.POLICIES), (caching, caching.PLANS)]
+)
+def test_a_class_begins_with_the_paper_that_its_table_names(package, table):
+  papers = re.findall(r'"(\w+)": \w+,  # (.+), (.+)', inspect.getsource(package))
+  assert {name for name, *_ in papers} == set(table) - {"none"}
+  for name, paper, number in papers:
+    assert table[name].__doc__.startswith(f"{paper} ({number}): ")
