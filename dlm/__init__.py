@@ -36,7 +36,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   tests/           mirrors the tree
 
 A published method is one small file (a policy, a cache, an objective, a schedule), one line in the
-name table of its folder's `__init__`, one test that holds the authors' numbers, one config.
+name table of its folder's `__init__`, one test that holds the authors' numbers, one config. What it
+may say beyond its rule is declared in its base class: `dlm.sampling.policy`, `caching.plan`.
 
 Imports point one way; tests/layering_test.py holds the table:
 
