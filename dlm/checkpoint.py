@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dlm import files, workdir
-from dlm.checksums import checksums, not_finite
+from dlm.checksums import checksums, name_of, not_finite
 from dlm.types import Params
 from dlm.workdir import CheckpointError
 
@@ -178,6 +178,7 @@ def restore_params(
   directory: str | os.PathLike,
   which: str | int = "best",
   *,
+  model: Any = None,
   shardings: Any = None,
   dtype: Any = None,
 ) -> tuple[Params, int]:
@@ -186,6 +187,7 @@ def restore_params(
   Args:
     directory: a checkpoint folder.
     which: "best" (lowest evaluation loss; the latest where none was evaluated), "latest" or a step.
+    model: tree of shapes like the parameters, of the model that they are for; None: not compared.
     shardings: tree of shardings like the parameters; None: all on the first device.
     dtype: of the result; None: as saved.
 
@@ -193,7 +195,8 @@ def restore_params(
     The parameters, and the step they are from.
 
   Raises:
-    CheckpointError: no such step, it cannot be read, or a leaf is not what was saved.
+    CheckpointError: no such step, it cannot be read, it holds another model's parameters, or a leaf
+      is not what was saved.
   """
   steps = _steps(pathlib.Path(directory).absolute() / STEPS)
   step = _chosen(steps, which)
@@ -201,6 +204,8 @@ def restore_params(
     handler = ocp.PyTreeCheckpointHandler()
     trees = handler.metadata(path / STATE).tree
     item = "ema" if trees.get("ema") else "params"
+    if model is not None:
+      _check_shapes(trees[item], model)
     if shardings is None:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       shardings = jax.tree.map(lambda _: here, trees[item])
@@ -271,6 +276,17 @@ def _loss(step: pathlib.Path) -> float | None:
   if not isinstance(loss, float):
     raise CheckpointError(f"{step / LOSS}: loss={loss!r:.40} is no number")
   return loss
+
+
+def _check_shapes(saved: Any, model: Any) -> None:
+  """ValueError where the parameters are not of the model's shapes; `model` may box its leaves."""
+  found = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+  wanted = [leaf.shape for leaf in jax.tree.leaves(model)]
+  if len(found) != len(wanted):
+    raise ValueError(f"it holds {len(found)} arrays, the model of config.json has {len(wanted)}")
+  for (name, shape), other in zip(found.items(), wanted, strict=True):
+    if tuple(shape) != tuple(other):
+      raise ValueError(f"{name} has shape {tuple(shape)}, in the model of config.json {other}")
 
 
 def _target(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

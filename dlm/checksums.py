@@ -16,7 +16,7 @@ PIECE = 2**20  # elements mixed at a time; XLA for CPUs keeps two words of each
 def checksums(tree: Any) -> dict[str, int]:
   """Checksum of every leaf by its path."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(jax.tree.map(_checksum, tree)))
-  return {_name(path): int(x) for path, x in leaves}
+  return {name_of(path): int(x) for path, x in leaves}
 
 
 def not_finite(tree: Any) -> str | None:
@@ -25,7 +25,7 @@ def not_finite(tree: Any) -> str | None:
   floats = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
   good = jax.device_get(_all_finite([x for _, x in floats]))
   wrong = (path for (path, _), is_good in zip(floats, good, strict=True) if not is_good)
-  return next((_name(path) for path in wrong), None)
+  return next((name_of(path) for path in wrong), None)
 
 
 @jax.jit
@@ -34,7 +34,7 @@ def _all_finite(leaves: list[Array]) -> list[Array]:
   return [jnp.isfinite(x).all() for x in leaves]
 
 
-def _name(path: tuple) -> str:
+def name_of(path: tuple) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

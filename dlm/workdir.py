@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,10 @@ CONFIG, FACTS, DATA = "config.json", "facts.json", "data.json"
 RESUMABLE = (
   "steps", "log_every", "microbatches", "parallel", "mesh", "eval", "sample", "checkpoint",
 )  # fmt: skip
+
+
+HUB = re.compile(r"[\w.-]+/[\w.-]+")  # what may be the name of a model of the Hugging Face hub
+HINT = "; a model of the Hugging Face hub is fetched first: hf download {0} --local-dir DIR"
 
 
 class CheckpointError(ValueError):
@@ -96,7 +101,10 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any]:
   try:
     value = files.read_json(path)
   except FileNotFoundError as error:
-    raise CheckpointError(f"{directory} is no checkpoint folder: it holds no {name}") from error
+    why = f"it holds no {name}"
+    if not path.parent.exists():
+      why = "it is not there" + (HINT.format(directory) if HUB.fullmatch(str(directory)) else "")
+    raise CheckpointError(f"{directory} is no checkpoint folder: {why}") from error
   except ValueError as error:
     raise CheckpointError(str(error)) from error
   if not isinstance(value, dict):

@@ -39,6 +39,18 @@ class Pretrained:
   source: Source | None  # of a Hugging Face directory
   needs_mask_row: bool  # the parameters, as they are stored, have none
 
+  def __post_init__(self):
+    facts, rows = self.facts, self.model.config.vocab
+    if facts.mask_id != self.tokenizer.mask_id:
+      raise ValueError(
+        f"{self.directory}: mask_id={facts.mask_id} of facts.json is not the tokenizer's, "
+        f"{self.tokenizer.mask_id}"
+      )
+    if facts.vocab > rows:
+      raise ValueError(
+        f"{self.directory}: vocab={facts.vocab} of facts.json exceeds the model's {rows}"
+      )
+
   def params(
     self, shardings: Any = None, dtype: str | None = None, progress: Callable | None = None
   ) -> tuple[Params, int]:
@@ -51,7 +63,11 @@ class Pretrained:
     """
     if self.source is None:
       params, step = checkpoint.restore_params(
-        self.directory, self.which, shardings=shardings, dtype=dtype
+        self.directory,
+        self.which,
+        model=self.model.abstract(),
+        shardings=shardings,
+        dtype=dtype,
       )
     else:
       step = 0

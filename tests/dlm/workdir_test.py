@@ -105,6 +105,15 @@ def test_folder_that_failed_on_the_way_is_not_there(tmp_path, monkeypatch):
   assert names(tmp_path) == set()
 
 
+def test_name_of_the_hub_gets_a_hint_how_to_fetch_it(tmp_path):
+  name = "GSAI-ML/LLaDA-8B-Base"
+  message = f"{name} is no checkpoint folder: it is not there; .* hf download {name} --local-dir"
+  with pytest.raises(CheckpointError, match=message):
+    workdir.read_facts(name)
+  with pytest.raises(CheckpointError, match=f"{tmp_path}/none is no .*: it is not there$"):
+    workdir.read_facts(tmp_path / "none")
+
+
 @pytest.mark.parametrize(
   ("content", "message"),
   [

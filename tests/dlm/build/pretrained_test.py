@@ -263,3 +263,37 @@ def test_experts_are_a_table_of_the_model_table():
       build.model({"model": {"preset": "1m", "moe": wrong}}, tokenizer)
   preset = build.model({"model": {"preset": "llada-moe-7b"}}, tokenizer)
   assert preset.config.moe.experts == 64
+
+
+@pytest.fixture(scope="module")
+def own(sdar, tmp_path_factory):
+  """A checkpoint folder of ours."""
+  folder = tmp_path_factory.mktemp("own") / "sdar"
+  build.write_checkpoint(folder, build.pretrained(sdar))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("file", "field", "value", "message"),
+  [
+    ("facts.json", "mask_id", 3, r"mask_id=3 of facts.json is not the tokenizer's, \d+"),
+    ("facts.json", "vocab", 10**6, "vocab=1000000 of facts.json exceeds the model's"),
+    ("facts.json", "eos_ids", [10**6], r"facts.json: eos_ids=\(1000000,\) must lie below vocab="),
+    ("config.json", "model", [], r"model=\(\) must be a table"),
+    ("config.json", "model.width", "32", "model.width='32' must be"),
+    ("config.json", "model.width", 64, r"embed has shape .*, 16\), in .*, 64\)"),
+    ("config.json", "model.tied", True, r"it holds \d+ arrays, the model of"),
+  ],
+)
+def test_own_folder_that_disagrees_with_itself_is_named(own, tmp_path, file, field, value, message):
+  folder = tmp_path / "run"
+  shutil.copytree(own, folder)
+  content = json.loads((folder / file).read_text())
+  *tables, name = field.split(".")
+  table = content
+  for each in tables:
+    table = table[each]
+  table[name] = value
+  (folder / file).write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message):
+    build.pretrained(folder).params()
