@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "expert")
@@ -129,6 +130,25 @@ def over_batch(
 def sum_over_batch(tree: Any, mesh: Mesh) -> Any:
   """Sum over the shards of `over_batch`; called inside its function."""
   return jax.lax.psum(tree, "data") if _by_hand(mesh) else tree
+
+
+def sum_over_parts(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+  """Sum of `fn` over `parts` equal parts of the rows; one part's activations exist at a time."""
+  if parts == 1:
+    return fn(batch)
+
+  def cut(x: jax.Array) -> jax.Array:
+    # Part m takes rows m, m + parts, ...: each device keeps the rows it has.
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  batch = jax.tree.map(cut, batch)
+  shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], batch))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(total: Any, part: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, fn(part)), None
+
+  return jax.lax.scan(add, zeros, batch)[0]
 
 
 def _within(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.metrics import Metrics, Tally
 from dlm.models.moe.training import balanced, described, load, penalised
+from dlm.objectives import bd3lm
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
@@ -90,6 +91,19 @@ class Step:
     objective, model = self.training.objective, self.training.model
     summed = self.summed(lambda params, noisy: objective.loss(model, params, noisy)[0])
     return jax.jit(lambda params, batch, index: summed(params, self.corrupt("eval", batch, index)))
+
+  @functools.cached_property
+  def spread(self) -> Callable[[Params, Batch, Array], Array]:
+    """(parameters, batch, its index) -> how much the losses of its blocks vary."""
+    objective, model, run = self.training.objective, self.training.model, self.training.run
+    fn = functools.partial(objective.token_losses, model)
+    options = {"batched_in": (False, True), "batched_out": True, "driver": run.parallel}
+    losses = parallel.over_batch(fn, self.training.mesh, **options)
+
+    def spread(params: Params, batch: Batch, index: Array) -> Array:
+      return bd3lm.spread(losses(params, self.corrupt("eval", batch, index)), objective.block)
+
+    return jax.jit(spread)
 
   def corrupt(self, purpose: str, batch: Batch, index: Array) -> Noisy:
     """Noise of the index-th batch; evaluation sees the objective as it is at the end of the run."""
@@ -158,31 +172,12 @@ class Step:
     run, mesh = self.training.run, self.training.mesh
 
     def shard(params: Params, noisy: Noisy) -> Sums:
-      sums = sum_over_parts(functools.partial(fn, params), noisy, run.microbatches)
+      sums = parallel.sum_over_parts(functools.partial(fn, params), noisy, run.microbatches)
       return parallel.sum_over_batch(sums, mesh)
 
     return parallel.over_batch(
       shard, mesh, batched_in=(False, True), batched_out=False, driver=run.parallel
     )
-
-
-def sum_over_parts(fn: Callable[[Noisy], Sums], noisy: Noisy, parts: int) -> Sums:
-  """Sum of `fn` over `parts` equal parts of the rows; one part's activations exist at a time."""
-  if parts == 1:
-    return fn(noisy)
-
-  def cut(x: Array) -> Array:
-    # Part m takes rows m, m + parts, ...: each device keeps the rows it has.
-    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-  noisy = jax.tree.map(cut, noisy)
-  shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], noisy))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-  def add(total: Sums, part: Noisy) -> tuple[Sums, None]:
-    return jax.tree.map(jnp.add, total, fn(part)), None
-
-  return lax.scan(add, zeros, noisy)[0]
 
 
 def train(
@@ -201,7 +196,7 @@ def train(
     ValueError: another process trains in `workdir`.
     FloatingPointError: the loss, the gradient or the new state is not finite; names the step.
   """
-  step = Step(training)
+  step, meta = Step(training), {"data": {}}
   begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
   state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
@@ -210,14 +205,14 @@ def train(
     Checkpoints(workdir, training.retention) as checkpoints,
   ):
     if checkpoints.latest() is not None:
-      state, _ = checkpoints.restore(step.abstract())
+      state, meta = checkpoints.restore(step.abstract())
     elif state is None:  # ended before its first checkpoint
       state = step.init()
-    first = int(state.step)
+    first, extra = int(state.step), jax.tree.map(jnp.float32, meta["data"].get("extra", {}))
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
       for line in training.rows.left_out():
         metrics.say(line)
-      return _Loop(training, step, checkpoints, metrics, stop, samples).run(state, first)
+      return _Loop(training, step, checkpoints, metrics, stop, samples, extra).run(state, first)
 
 
 @dataclasses.dataclass
@@ -230,6 +225,7 @@ class _Loop:
   metrics: Metrics
   stop: threading.Event
   samples: Writer | None
+  extra: dict[str, Any]  # `Batch.extra`: the noise that the last evaluation chose
 
   def run(self, state: TrainState, first: int) -> TrainState:
     steps = self.training.run.steps
@@ -238,7 +234,7 @@ class _Loop:
       self.metrics.say(f"resumed at step {first}")
     waiting = None  # the report of the update before, fetched while the next one runs
     for done in range(first + 1, steps + 1):
-      batch = self.put(self.training.rows[done - 1])
+      batch = self.put(self.training.rows[done - 1]).replace(extra=self.extra)
       with jax.transfer_guard("disallow"):
         state, *report = self.step.update(state, batch)
       if waiting is not None:
@@ -259,7 +255,7 @@ class _Loop:
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
-    return Batch(*(put(field) for field in rows))
+    return Batch(*map(put, rows))
 
   def settle(self, done: int, loss: LossSum, numbers: dict) -> None:
     """Takes one update into the record; stops the run if it is not finite."""
@@ -294,10 +290,13 @@ class _Loop:
   def between(self, state: TrainState, done: int, due: set[str]) -> None:
     """Saves last: a state whose evaluation is not finite is not kept."""
     loss = self.evaluate(state, done) if "evaluate" in due else None
+    if "evaluate" in due and self.training.objective.candidates:
+      self.extra = self.search(state, done)
     if "sample" in due:
       self.metrics.texts(done, "samples", self.samples(state.best_params(), done))
     if "save" in due:
-      position = {"step": done, "seed": self.training.run.seed}
+      extra = jax.tree.map(float, self.extra)
+      position = {"step": done, "seed": self.training.run.seed, "extra": extra}
       self.checkpoints.save(done, state, position, loss)
 
   def evaluate(self, state: TrainState, done: int) -> float:
@@ -312,10 +311,20 @@ class _Loop:
       raise FloatingPointError(f"evaluation loss is {loss} at step {done}; it was not saved")
     values = {"eval/loss": loss}
     if self.training.objective.not_a_likelihood() is None:
-      values |= {
-        "eval/bits_per_token": loss / math.log(2),
-        "eval/perplexity": math.exp(min(loss, 700)),
-      }
+      values["eval/bits_per_token"] = loss / math.log(2)
+      values["eval/perplexity"] = math.exp(min(loss, 700))
     self.metrics.scalars(done, values)
     self.metrics.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
     return loss
+
+  def search(self, state: TrainState, done: int) -> dict[str, Any]:
+    """Of the noises that the objective offers, that whose losses vary least on the test batches."""
+    params, candidates = state.best_params(), self.training.objective.candidates
+    spreads = np.zeros(len(candidates))
+    for index in range(self.training.eval.batches):
+      batch = self.put(self.training.eval_rows[index])
+      for i, extra in enumerate(candidates):
+        spreads[i] += self.step.spread(params, batch.replace(extra=extra), jnp.int32(index))
+    chosen = candidates[int(spreads.argmin())]
+    self.metrics.say(f"step {done}  goes on with {chosen}")
+    return jax.tree.map(jnp.float32, chosen)

@@ -291,6 +291,8 @@ def _agree(training: Training) -> None:
     )
   if training.retention.keep_best and not training.eval.every:
     raise ValueError("checkpoint.keep_best needs eval.every: nothing else tells the best")
+  if training.objective.candidates and not training.eval.every:
+    raise ValueError("objective.search needs eval.every: it is evaluation that searches")
   if training.optimizer.trainable == "router" and training.model.config.moe is None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
   anneal = tables.table(training.config, "objective").get("anneal", 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,9 @@ class Bd3lm(Objective):
     schedule: noise schedule; the authors' log-linear here is p = t.
     window: times are drawn from [lo, hi]. Within a window the weight stays that of the schedule,
       but is 1 if lo > 0.5 (5.2: narrow windows train with less variance, and bound nothing).
+    search: every evaluation picks the window in which the losses of blocks vary least, of
+      `window_candidates` (5.3), and training goes on with it; `window` is for the first updates
+      and for the evaluation itself.
     resample_rounds: up to this many times, blocks whose masked share lies outside the window are
       drawn again, at the same time; 0: off. The authors redraw without end; what is still outside
       after the last round stays. Bounds of 1e-3 and of 1 are not enforced.
@@ -41,6 +45,7 @@ class Bd3lm(Objective):
   block: int = dataclasses.field()
   schedule: MaskSchedule = LINEAR
   window: tuple[float, float] = FULL_WINDOW
+  search: bool = False
   resample_rounds: int = 0
   ignore_bos: bool = True
   times: str = "stratified"
@@ -70,9 +75,9 @@ class Bd3lm(Objective):
       "u_resample": jax.random.uniform(key_resample, again),
     }
 
-  def times_of(self, draws: dict[str, Array], rows: int) -> Array:
+  def times_of(self, draws: dict[str, Array], rows: int, window: tuple[float, float]) -> Array:
     """Time of each slot, [B, L], the same within a block."""
-    lo, hi = self.window
+    lo, hi = window
     t_n = times.TIMES[self.times](draws["u_time"], draws["stratum"]) * (hi - lo) + lo
     return jnp.repeat(t_n.reshape(rows, -1), self.block, axis=1)
 
@@ -80,14 +85,16 @@ class Bd3lm(Objective):
     del step
     rows, length = batch.tokens_BxL.shape
     streams.blocks_of(length, self.block)
-    t_BxL = self.times_of(draws, rows)
+    window = batch.extra.get("window", self.window)
+    t_BxL = self.times_of(draws, rows, window)
     level_BxL = self.schedule.masked(t_BxL)
     noisable_BxL = streams.noisable(batch)
-    masked_BxL = self._resampled(draws["u_mask"] <= level_BxL, level_BxL, draws["u_resample"])
+    masked_BxL = draws["u_mask"] <= level_BxL
+    masked_BxL = self._resampled(masked_BxL, level_BxL, draws["u_resample"], window)
     masked_BxL &= noisable_BxL
     if self.ignore_bos:
       masked_BxL &= (jnp.arange(length) > 0)[None]
-    weight_BxL = self.schedule.weight(t_BxL) if self.window[0] <= 0.5 else jnp.ones_like(t_BxL)
+    weight_BxL = jnp.where(window[0] <= 0.5, self.schedule.weight(t_BxL), 1)
     noisy = streams.one_stream(
       batch, masked_BxL, weight_BxL, level_BxL, noisable_BxL.sum(-1), self.mask_id
     )
@@ -95,9 +102,11 @@ class Bd3lm(Objective):
       return noisy
     return streams.noisy_and_clean(noisy, masks.noisy_clean(rows, length, self.block))
 
-  def _resampled(self, masked_BxL: Array, level_BxL: Array, u_RxBxL: Array) -> Array:
+  def _resampled(
+    self, masked_BxL: Array, level_BxL: Array, u_RxBxL: Array, window: tuple[float, float]
+  ) -> Array:
     """Draws blocks again whose masked share lies outside the window, once for each round."""
-    lo, hi = self.window
+    lo, hi = window
 
     def again(masked_BxL: Array, u_BxL: Array) -> tuple[Array, None]:
       blocks = masked_BxL.reshape(masked_BxL.shape[0], -1, self.block)
@@ -107,6 +116,10 @@ class Bd3lm(Objective):
       return jnp.where(outside_BxL, u_BxL <= level_BxL, masked_BxL), None
 
     return jax.lax.scan(again, masked_BxL, u_RxBxL)[0]
+
+  @property
+  def candidates(self) -> tuple[dict[str, Any], ...]:
+    return tuple({"window": each} for each in window_candidates(self.block)) if self.search else ()
 
   @property
   def forbidden(self) -> tuple[int, ...]:
@@ -123,7 +136,7 @@ class Bd3lm(Objective):
 
 
 # ---------------------------------------------------------------------------------------------
-# Search of the window whose loss varies least (arXiv 2503.09573, 5.2-5.3), between evaluations
+# Search of the window whose loss varies least (5.2-5.3)
 
 
 def window_candidates(
@@ -149,24 +162,7 @@ def window_candidates(
   return tuple(windows)
 
 
-def block_means(loss_BxL: Array, block: int) -> Array:
-  """Mean loss of each block, [B, L / block]: what the search compares."""
+def spread(loss_BxL: Array, block: int) -> Array:
+  """Variance of the mean losses of a batch's blocks: what the search makes least."""
   rows, length = loss_BxL.shape
-  return loss_BxL.reshape(rows, streams.blocks_of(length, block), block).mean(-1)
-
-
-def least_variance(
-  windows: tuple[tuple[float, float], ...], losses: Array
-) -> tuple[tuple[float, float], Array]:
-  """The window of least variance, and the mean variance of each.
-
-  Args:
-    windows: candidates.
-    losses: [windows, batches, B, blocks] block means of each batch under each window.
-  """
-  if losses.ndim != 4 or len(windows) != losses.shape[0]:
-    raise ValueError(
-      f"losses {losses.shape} must be [windows, batches, B, blocks] for {len(windows)} windows"
-    )
-  variance = losses.reshape(*losses.shape[:2], -1).var(-1, ddof=1).mean(-1)
-  return windows[int(variance.argmin())], variance
+  return loss_BxL.reshape(rows, streams.blocks_of(length, block), block).mean(-1).var(ddof=1)

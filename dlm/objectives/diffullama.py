@@ -57,6 +57,7 @@ class _Around(Objective):
 
   objective: Objective
 
+  candidates = property(attrgetter("objective.candidates"))
   attention = property(attrgetter("objective.attention"))
   block = property(attrgetter("objective.block"))
   shift = property(attrgetter("objective.shift"))

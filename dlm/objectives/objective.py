@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 from dlm import masks
 from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
@@ -23,6 +24,11 @@ class Objective(abc.ABC):
   shiftable = False  # `Shifted` may ask it for the next token
   annealable = False  # `Annealed` may open its attention update by update
   exact_count = False  # `ExactCount` measures the likelihood of its model
+
+  @property
+  def candidates(self) -> tuple[dict[str, Any], ...]:
+    """`Batch.extra` of noises among which every evaluation chooses for the updates to come."""
+    return ()
 
   @property
   def attention(self) -> MaskRule:

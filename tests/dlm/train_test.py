@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 
 import jax
@@ -174,6 +175,28 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut():
       found[parts][0].params,
     )
     np.testing.assert_allclose(found[1][1].total, found[parts][1].total, rtol=1e-6)
+
+
+def test_search_goes_on_with_the_window_whose_losses_vary_least(tmp_path, capsys):
+  """BD3-LM's, at every evaluation; a resumed run goes on with the window that was found."""
+  search = {"objective.search": True, "eval.every": 1, "eval.batches": 1, "optimizer.warmup": 0}
+  whole = train.train(training(steps=2, **search), tmp_path / "whole")
+  said = capsys.readouterr().out
+  windows = re.findall(r"step (\d)  goes on with {'window': \((\S+), (\S+)\)}", said)
+  assert [step for step, *_ in windows] == ["1", "2"]
+  step = Step(training(**search))
+  batch = Batch(*map(jnp.asarray, step.training.eval_rows[0]))
+  with checkpoint.Checkpoints(tmp_path / "whole", checkpoint.Retention()) as checkpoints:
+    _, meta = checkpoints.restore(step.abstract())
+  spreads = [
+    float(step.spread(whole.best_params(), batch.replace(extra=extra), jnp.int32(0)))
+    for extra in step.training.objective.candidates
+  ]
+  least = step.training.objective.candidates[int(np.argmin(spreads))]
+  assert meta["data"]["extra"]["window"] == pytest.approx(least["window"], rel=1e-6)
+  assert float(windows[-1][1]) == pytest.approx(least["window"][0])
+  train.train(training(steps=1, **search), tmp_path / "run")
+  same(train.train(training(steps=2, **search), tmp_path / "run"), whole)
 
 
 def test_samples_are_asked_for_and_recorded(tmp_path):

@@ -315,10 +315,6 @@ def test_corruption_is_a_draw_and_its_replay(name):
       "block=3 must divide the length of a row, 8",
     ),
     (lambda: bd3lm.window_candidates(4, delta=0.0), "delta=0.0"),
-    (
-      lambda: bd3lm.least_variance(((0.1, 0.9),), jnp.zeros((2, 3, 4, 5))),
-      r"must be \[windows, batches, B, blocks\] for 1 windows",
-    ),
   ],
 )
 def test_mistakes_are_named(make, words):
@@ -326,14 +322,21 @@ def test_mistakes_are_named(make, words):
     make()
 
 
-def test_search_picks_the_window_of_least_variance():
-  windows = ((1e-3, 1.0), (0.3, 0.8), (0.45, 0.95))
-  rng = np.random.default_rng(0)
-  losses = rng.normal(size=(3, 5, 4, 2)) * np.array([3.0, 0.5, 1.0])[:, None, None, None]
-  chosen, variance = bd3lm.least_variance(windows, jnp.asarray(losses, jnp.float32))
-  assert chosen == (0.3, 0.8)
-  np.testing.assert_allclose(
-    variance, [np.mean([b.var(ddof=1) for b in w]) for w in losses], rtol=1e-5
-  )
-  means = bd3lm.block_means(jnp.arange(8.0).reshape(1, 8), 4)
-  np.testing.assert_array_equal(means, [[1.5, 5.5]])
+def test_search_offers_windows_and_noise_stays_within_the_one_chosen():
+  assert Bd3lm(MASK, block=4).candidates == ()
+  objective, batch = Bd3lm(MASK, block=4, search=True), oracle.rows(np.tile(TOKENS, (20, 1)))
+  first, *others = objective.candidates
+  assert first == {"window": bd3lm.FULL_WINDOW}
+  assert any(other["window"] == pytest.approx((0.3, 0.8)) for other in others)
+  for extra in ({"window": (0.3, 0.8)}, {"window": (0.55, 0.95)}):
+    fixed = dataclasses.replace(objective, **extra)
+    chosen = oracle.corrupt(objective, 0, batch.replace(extra=extra))
+    want = oracle.corrupt(fixed, 0, batch)
+    np.testing.assert_array_equal(chosen.inputs_BxW, want.inputs_BxW)
+    np.testing.assert_allclose(chosen.weight_BxL, want.weight_BxL, rtol=1e-6)
+
+
+def test_spread_is_the_variance_of_block_means():
+  losses = np.random.default_rng(0).normal(size=(6, 8))
+  want = losses.reshape(6, 2, 4).mean(-1).var(ddof=1)
+  assert float(bd3lm.spread(jnp.asarray(losses, jnp.float32), 4)) == pytest.approx(want, rel=1e-5)
