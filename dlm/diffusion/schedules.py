@@ -102,6 +102,37 @@ class MdlmCosineSquared(_FromMasked):
     return -(1 - self.eps) * jnp.pi / 2 * jnp.sin(jnp.pi * t)
 
 
+@dataclasses.dataclass(frozen=True)
+class MdlmLogUniform(_FromMasked):
+  """p = p0^(1-t) p1^t, weight -log p0. MDLM's `change_of_variables` (arXiv 2406.07524).
+
+  From p0 = 1 - exp(-eps) to p1 = 1 - eps, so all weights are equal. The weight of that curve alone
+  is log(p1 / p0); the authors', a little above, counts the levels from p1 to 1 too.
+  """
+
+  eps: float = 1e-3
+
+  def __post_init__(self):
+    if not 0 < self.eps < 0.5:
+      raise ValueError(f"MdlmLogUniform: eps={self.eps} must lie in (0, 0.5)")
+
+  @property
+  def _logs(self) -> tuple[float, float]:
+    """log p0 and log p1."""
+    return math.log(-math.expm1(-self.eps)), math.log1p(-self.eps)
+
+  def masked(self, t: Array) -> Array:
+    first, last = self._logs
+    return jnp.exp(first + t * (last - first))
+
+  def dalpha(self, t: Array) -> Array:
+    first, last = self._logs
+    return (first - last) * self.masked(t)
+
+  def weight(self, t: Array) -> Array:
+    return jnp.full_like(t, -self._logs[0])
+
+
 class _FromSigma(_FromMasked):
   """Schedules told by the total noise sigma = -log alpha, between sigma_min and sigma_max."""
 
@@ -280,6 +311,7 @@ SCHEDULES: dict[str, type[MaskSchedule]] = {
   "log_linear": LogLinear,
   "mdlm_cosine": MdlmCosine,
   "mdlm_cosine_squared": MdlmCosineSquared,
+  "mdlm_log_uniform": MdlmLogUniform,
   "linear_sigma": LinearSigma,
   "geometric_sigma": GeometricSigma,
   "md4_linear": Md4Linear,

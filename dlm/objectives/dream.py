@@ -11,7 +11,6 @@ from dlm.objectives.row import RowTraining
 from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
 WEIGHTS = ("cart", "inverse", "linear", "none")
-FOCAL_SCALE, FOCAL_POWER = 0.25, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,8 @@ class DreamSft(RowTraining):
       default; "linear": 1 - t; "none".
     cart_p: p of "cart": 0.1 in Dream-Coder's configuration, 0.3 in dllm's.
     shift: 1: the input before a token predicts it, and a document's first token its own.
-    focal: tokens are weighed by (1 - p(token))^2 / 4 besides.
+    focal: tokens are weighed by alpha (1 - p(token))^gamma besides.
+    focal_alpha, focal_gamma: those two, read where `focal` is.
     tie_ends: a document's last token and those like it right before (its EOS padding) are masked
       all together or not at all.
   """
@@ -35,6 +35,8 @@ class DreamSft(RowTraining):
   cart_p: float = 0.1
   shift: int = 1
   focal: bool = False
+  focal_alpha: float = 0.25
+  focal_gamma: float = 2.0
   tie_ends: bool = False
   annealable = True
   exact_count = True
@@ -46,6 +48,10 @@ class DreamSft(RowTraining):
       raise ValueError(f"DreamSft: weight={self.weight!r} is not one of {', '.join(WEIGHTS)}")
     if not 0 < self.cart_p < 1:
       raise ValueError(f"DreamSft: cart_p={self.cart_p} must lie in (0, 1)")
+    if not self.focal_alpha > 0:
+      raise ValueError(f"DreamSft: focal_alpha={self.focal_alpha} must be positive")
+    if self.focal_gamma < 0:
+      raise ValueError(f"DreamSft: focal_gamma={self.focal_gamma} must not be negative")
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -68,7 +74,7 @@ class DreamSft(RowTraining):
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     loss_BxL, ce_BxL, aux = super().losses(denoise, params, noisy)
     if self.focal:
-      loss_BxL *= FOCAL_SCALE * (1 - jnp.exp(-ce_BxL)) ** FOCAL_POWER
+      loss_BxL *= self.focal_alpha * (1 - jnp.exp(-ce_BxL)) ** self.focal_gamma
     return loss_BxL, ce_BxL, aux
 
   def not_a_likelihood(self) -> str | None:

@@ -297,12 +297,13 @@ def dream_sft_loss(case: Case):
   ids, text = case.inputs["input_ids"], case.inputs["attention_mask"]
   assert text.all(), "padding is text that the authors learn"
   assert (ids[:, -1] == case.arg("pad_id")).all(), "ours ties whatever ends a document"
-  assert (case.arg("alpha"), case.arg("gamma")) == (dream.FOCAL_SCALE, dream.FOCAL_POWER)
   objective = DreamSft(
     case.arg("mask_id"),
     weight=DREAM_WEIGHTS[case.arg("time_reweighting")],
     cart_p=case.arg("cart_p"),
     focal=case.arg("token_reweighting"),
+    focal_alpha=case.arg("alpha"),
+    focal_gamma=case.arg("gamma"),
     tie_ends=case.arg("treat_eos_as_one"),
   )
   draws = in_order(case.inputs["u_t"]) | {"u_mask": case.inputs["u_mask"]}

@@ -29,10 +29,19 @@ def test_weight_makes_a_bound(name):
   want = -schedule.dalpha(T) / schedule.masked(T)
   if name == "llada_linear":
     want /= 1 - schedule.eps  # divided by the density of p, uniform on [eps, 1]
+  if name == "mdlm_log_uniform":  # counts the levels above p1 too
+    want *= np.log(1 - np.exp(-1e-3)) / np.log((1 - np.exp(-1e-3)) / (1 - 1e-3))
   departs = np.abs(np.asarray(schedule.weight(T) / want) - 1).max()
   no_bound = ("geometric_sigma", "bd3_square", "bd3_square_root", "bd3_cosine")
   assert schedule.bound == (name not in no_bound)
   assert departs > 1e-4 if name == "bd3_cosine" else departs < 1e-4
+
+
+def test_log_uniform_noise_weighs_all_masked_tokens_alike():
+  schedule, t = schedules.MdlmLogUniform(), jnp.array([0.0, 0.25, 0.5, 1.0])
+  p0, p1 = 1 - np.exp(-1e-3), 1 - 1e-3
+  np.testing.assert_allclose(schedule.masked(t), p0 ** (1 - t) * p1**t, rtol=1e-5)
+  np.testing.assert_allclose(schedule.weight(t), 6.9082552, rtol=1e-7)
 
 
 def test_no_digit_is_lost_where_little_is_masked():
@@ -48,6 +57,7 @@ def test_no_digit_is_lost_where_little_is_masked():
     (schedules.Linear(), 0.5),
     (schedules.MdlmCosine(), 1e-3 + 0.999 * np.cos(np.pi / 4)),
     (schedules.MdlmCosineSquared(), 1e-3 + 0.999 / 2),
+    (schedules.MdlmLogUniform(), 1 - np.sqrt((1 - np.exp(-1e-3)) * (1 - 1e-3))),
     (schedules.LinearSigma(), np.exp(-(1e-3 + 7) / 2)),
     (schedules.GeometricSigma(), np.exp(-np.sqrt(1e-3))),
     (schedules.Md4Linear(), 0.5),
@@ -68,6 +78,7 @@ def test_published_forms_at_half_time(schedule, alpha):
   ("make", "words"),
   [
     (lambda: schedules.LogLinear(eps=1.0), r"LogLinear: eps=1.0 must lie in \[0, 1\)"),
+    (lambda: schedules.MdlmLogUniform(eps=0.0), r"MdlmLogUniform: eps=0.0 must lie in \(0, 0.5\)"),
     (lambda: schedules.Md4Cosine(eps=0.5), r"Md4Cosine: eps=0.5 must lie in \[0, 0.5\)"),
     (lambda: schedules.LinearSigma(sigma_min=8.0), "sigma_min=8.0 must be positive and below"),
   ],

@@ -61,10 +61,23 @@ def test_loss_is_a_weighted_mean_over_masked_tokens(weight, of_time):
   assert float(sums.total) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 3.0), (2.0, 0.0)])
+def test_focal_weighs_tokens_by_what_is_missing_of_their_probability(alpha, gamma):
+  batch = packed().replace(tokens_BxL=jnp.zeros(TOKENS.shape, jnp.int32))
+  plain = DreamSft(2)
+  focal = DreamSft(2, focal=True, focal_alpha=alpha, focal_gamma=gamma)
+  noisy, model = oracle.corrupt(plain, 0, batch), Constant(nats=float(np.log(4)))  # p = 1 / 4
+  losses = [np.asarray(oracle.token_losses(o, model, {}, noisy)) for o in (plain, focal)]
+  assert losses[0].any()
+  np.testing.assert_allclose(losses[1], alpha * 0.75**gamma * losses[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
     ({"weight": "carts"}, "weight='carts' is not one of cart, inverse, linear, none"),
+    ({"focal_alpha": 0.0}, "focal_alpha=0.0 must be positive"),
+    ({"focal_gamma": -1.0}, "focal_gamma=-1.0 must not be negative"),
     ({"cart_p": 1.0}, r"cart_p=1.0 must lie in \(0, 1\)"),
     ({"shift": 2}, "shift=2 must be 0 or 1"),
     ({"times": "even"}, "times='even' is not one of"),

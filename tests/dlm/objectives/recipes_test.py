@@ -104,6 +104,19 @@ def test_microbatches_add_up(name):
   assert np.isfinite(grad).all() and np.asarray(grad).any()
 
 
+def test_mdlm_with_log_uniform_noise_weighs_masked_tokens_as_the_authors_do():
+  objective = Mdlm(MASK, schedule=schedules.MdlmLogUniform())
+  batch, p0, p1 = oracle.rows(TOKENS), 1 - np.exp(-1e-3), 1 - 1e-3
+  draws = oracle.draw(objective, 0, batch)
+  noisy = oracle.replay(objective, draws, batch)
+  t = np.asarray((np.asarray(draws["u_time"], float) + draws["stratum"]) / 6 % 1 * 0.999 + 1e-3)
+  level = np.broadcast_to((p0 ** (1 - t) * p1**t)[:, None], TOKENS.shape)
+  np.testing.assert_allclose(noisy.time_BxW, level, rtol=1e-5)
+  masked = np.asarray(draws["u_mask"]) < level
+  assert masked.any()
+  np.testing.assert_allclose(noisy.weight_BxL, np.where(masked, 6.9082552, 0), rtol=1e-6)
+
+
 def test_metrics_split_the_cross_entropy_by_noise_level():
   logits = jax.random.normal(jax.random.key(1), (6, 8, 5))
   noisy = oracle.corrupt(MADE["mdlm"], 0, oracle.rows(TOKENS))
