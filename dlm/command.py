@@ -17,6 +17,10 @@ from absl import app, flags, logging
 
 MISTAKES = (ValueError, OSError, ModuleNotFoundError)
 OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
+# What the command line says of the config; `dlm.build.tables.Config.read` takes it.
+FIELDS = flags.DEFINE_multi_string(
+  "config_field", [], "A field of --config as a.b=VALUE; --config.a.b=VALUE says the same."
+)
 
 
 def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()) -> NoReturn:
@@ -24,15 +28,17 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
 
   def parse(arguments: list[str]) -> list[str]:
     try:
-      rest = flags.FLAGS(arguments)
+      rest = flags.FLAGS(list(_with_fields(arguments)))
       for flag in required:
         if flag.value is None:
           raise ValueError(f"--{flag.name} is missing")
+      if FIELDS.value and not ("config" in flags.FLAGS and flags.FLAGS["config"].value):
+        raise ValueError(f"--config.{FIELDS.value[0]} is a field of no --config")
       if rest[1:]:
         raise ValueError(f"{rest[1]!r} belongs to no flag")
       return rest
-    except Exception as error:  # it runs the code of a config file, too
-      refuse(_of_config(error))
+    except (flags.Error, *MISTAKES) as error:
+      refuse(error)
 
   def called(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
@@ -54,18 +60,14 @@ def _is_mistake(error: Exception) -> bool:
   return isinstance(error, ValueError | NotImplementedError) and module.split(".")[0] in OURS
 
 
-def _of_config(error: Exception) -> str:
-  """What is wrong with the flags, or with a config and where in its file."""
-  if isinstance(error, SyntaxError):
-    return f"{error.filename}, line {error.lineno}: {error.msg}"
-  frames = traceback.extract_tb(error.__traceback__)
-  within = [frame for frame in frames if frame.name == "get_config"]
-  if within:
-    return f"{within[-1].filename}, line {within[-1].lineno}: {type(error).__name__}: {error}"
-  cause = error.args[0] if isinstance(error, AttributeError) else error
-  if isinstance(cause, KeyError):  # ml_collections: no such field
-    return f"unknown config field {cause.args[0]}"
-  return str(error)
+def _with_fields(arguments: list[str]) -> Iterator[str]:
+  """`--config.a.b=VALUE` as the flag that absl knows; without a value it means true."""
+  for each in arguments:
+    if each.startswith("--config."):
+      field, equals, value = each.removeprefix("--config.").partition("=")
+      yield f"--{FIELDS.name}={field}={value if equals else 'true'}"
+    else:
+      yield each
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ must stop together anyway, and a lookup in a table split over automatic axes ins
 manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -58,6 +59,20 @@ def make_mesh(
     sizes[free[0]] = count // known
   types = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The `mesh` table of a config: devices along each axis; -1: what the others leave."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+  expert: int = 1
+
+  def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices`; None: over all there are."""
+    return make_mesh(**dataclasses.asdict(self), devices=devices)
 
 
 def shard_params(abstract_boxed_params: Any, mesh: Mesh) -> Any:

@@ -20,7 +20,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from dlm import checkpoint, parallel
+from dlm import build, checkpoint, parallel
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.metrics import Metrics, Tally
@@ -63,7 +63,7 @@ class Step:
 
   def updated(self, state: TrainState, batch: Batch) -> Updated:
     """corrupt -> loss and gradient, summed over the batch -> update."""
-    training, config = self.training, self.training.optimizer
+    training, config = self.training, self.training.run.optimizer
     noisy = self.corrupt("train", batch, state.step)
 
     def gradient(params: Params, noisy: Noisy) -> tuple[Params, tuple[LossSum, Array | None]]:
@@ -114,7 +114,7 @@ class Step:
 
   @functools.cached_property
   def optimizer(self) -> optax.GradientTransformation:
-    return transformation(self.training.optimizer, self.training.run.steps)
+    return transformation(self.training.run.optimizer, self.training.run.steps)
 
   def key(self, purpose: str) -> Array:
     """One stream of randomness for each use of the run's seed."""
@@ -141,7 +141,7 @@ class Step:
     return self._start(self.training.model.init(self.key("init")))
 
   def _start(self, params: Params) -> TrainState:
-    config = self.training.optimizer
+    config = self.training.run.optimizer
     ema = None if config.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params)
     moments = self.optimizer.init(trained(config, params))
     return TrainState(jnp.zeros((), jnp.int32), params, moments, ema)
@@ -153,13 +153,13 @@ class Step:
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     shapes = jax.eval_shape(self._random)
     keep = {"transform_non_params": lambda _: whole}
-    own = trained(self.training.optimizer, params)
+    own = trained(self.training.run.optimizer, params)
     moments = optax.tree.map_params(self.optimizer, lambda _, at: at, shapes.opt_state, own, **keep)
     return TrainState(whole, params, moments, None if shapes.ema is None else params)
 
   def flops(self) -> float:
     """Matmul FLOPs of one update: a backward costs two forwards, [noisy; clean] has 2L inputs."""
-    rows, length = self.training.run.batch, self.training.length
+    rows, length = self.training.run.batch, self.training.run.data.length
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     corrupt = functools.partial(self.corrupt, "train")
@@ -188,7 +188,7 @@ def train(
   SIGTERM and Ctrl-C save and return after the update at hand; the same call goes on, bit for bit.
 
   Args:
-    samples: writes what `training.sample` asks for; None: no samples.
+    samples: writes what `training.run.sample` asks for; None: no samples.
 
   Raises:
     CheckpointError, WeightsError: `workdir` belongs to another config or to other data, or its
@@ -199,10 +199,11 @@ def train(
   step, meta = Step(training), {"data": {}}
   begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
   state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
+  config = build.plain(training.run)
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
   with (
-    claimed(workdir, training.config, training.facts, training.tokenizer, data),
-    Checkpoints(workdir, training.retention) as checkpoints,
+    claimed(workdir, config, training.facts, training.tokenizer, data, as_now=build.recorded),
+    Checkpoints(workdir, training.run.checkpoint) as checkpoints,
   ):
     if checkpoints.latest() is not None:
       state, meta = checkpoints.restore(step.abstract())
@@ -229,7 +230,7 @@ class _Loop:
 
   def run(self, state: TrainState, first: int) -> TrainState:
     steps = self.training.run.steps
-    self.tally = Tally(self.training.run.batch * self.training.length, self.step.flops())
+    self.tally = Tally(self.training.run.batch * self.training.run.data.length, self.step.flops())
     if first:
       self.metrics.say(f"resumed at step {first}")
     waiting = None  # the report of the update before, fetched while the next one runs
@@ -280,10 +281,10 @@ class _Loop:
 
     if stopping:
       return {"save"}
-    due = {"save"} if last or falls(training.save_every) else set()
-    if falls(training.eval.every) or (due and training.retention.keep_best):
+    due = {"save"} if last or falls(training.run.checkpoint.every) else set()
+    if falls(training.run.eval.every) or (due and training.run.checkpoint.keep_best):
       due.add("evaluate")
-    if self.samples is not None and falls(training.sample.every):
+    if self.samples is not None and falls(training.run.sample.every):
       due.add("sample")
     return due
 
@@ -302,7 +303,7 @@ class _Loop:
   def evaluate(self, state: TrainState, done: int) -> float:
     """Loss per token over the fixed test batches; sums in float64 on the host."""
     total = count = 0.0
-    for index in range(self.training.eval.batches):
+    for index in range(self.training.run.eval.batches):
       batch = self.put(self.training.eval_rows[index])
       sums = jax.device_get(self.step.evaluate(state.best_params(), batch, jnp.int32(index)))
       total, count = total + float(sums.total), count + float(sums.count)
@@ -321,7 +322,7 @@ class _Loop:
     """Of the noises that the objective offers, that whose losses vary least on the test batches."""
     params, candidates = state.best_params(), self.training.objective.candidates
     spreads = np.zeros(len(candidates))
-    for index in range(self.training.eval.batches):
+    for index in range(self.training.run.eval.batches):
       batch = self.put(self.training.eval_rows[index])
       for i, extra in enumerate(candidates):
         spreads[i] += self.step.spread(params, batch.replace(extra=extra), jnp.int32(index))

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ def claimed(
   facts: ModelFacts,
   tokenizer: Any,
   data: Mapping[str, Mapping[str, str]],
+  as_now: Callable[[dict], Mapping] = dict,
 ) -> Iterator[None]:
   """Makes the folder of a run, or checks that it is this run's; inside, it is this process's alone.
 
@@ -56,6 +57,7 @@ def claimed(
 
   Args:
     data: what the run is trained on: of each split `Rows.fingerprint`.
+    as_now: the config.json that is there, as today's version would have written it.
 
   Raises:
     CheckpointError: the folder is another config's or its data have changed (the message lists the
@@ -63,10 +65,10 @@ def claimed(
     ValueError: another process is training in it.
   """
   directory = pathlib.Path(directory).absolute()
-  config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+  config = _as_read(config)
   data = {"tokenizer": tokenizer.fingerprint, **data}
   if directory.is_dir() and any(directory.iterdir()):
-    _check(directory, config, data)
+    _check(directory, config, data, as_now)
   elif jax.process_index() == 0:
     with files.appearing(directory) as folder:
       fill(folder, config, facts, tokenizer)
@@ -79,9 +81,11 @@ def claimed(
     yield
 
 
-def _check(directory: pathlib.Path, config: dict, data: dict[str, Any]) -> None:
+def _check(
+  directory: pathlib.Path, config: dict, data: dict[str, Any], as_now: Callable[[dict], Mapping]
+) -> None:
   """CheckpointError where a run with this config and data cannot go on in the folder."""
-  found = differences(read_json(directory, CONFIG), config)
+  found = differences(_as_read(as_now(read_json(directory, CONFIG))), config)
   found = {key: both for key, both in found.items() if key.split(".")[0] not in RESUMABLE}
   if found:
     raise CheckpointError(f"workdir {directory} belongs to another config ({_listed(found)})")
@@ -93,6 +97,11 @@ def _check(directory: pathlib.Path, config: dict, data: dict[str, Any]) -> None:
       f"the data of workdir {directory} changed since its run began ({_listed(found)}): put them "
       "back, or start another run from its checkpoint (init_from)"
     )
+
+
+def _as_read(config: Mapping) -> dict:
+  """As JSON gives it back: tuples are lists."""
+  return json.loads(json.dumps(config))
 
 
 def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ held-out problems of its own tasks are what is asked. Prints a table, writes rep
 
 import dataclasses
 import pathlib
-import runpy
 import time
 from typing import Any
 
@@ -82,10 +81,8 @@ def settings(trained: build.Pretrained, mesh: jax.sharding.Mesh, names: list[str
   for name in names or CURVES:
     method = CURVES[name]
     for value in method.values:
-      config = runpy.run_path("configs/sample/default.py")["get_config"]().to_dict()
-      config |= {"batch": 32, "scope": "auto"}
-      config["policy"] = with_field(method.policy, method.field, value)
-      config["cache"] = {"name": method.cache}
+      policy = with_field(method.policy, method.field, value)
+      config = {"policy": policy, "cache": {"name": method.cache}, "batch": 32}
       sampler, own = build.sampling(config, trained.model, trained.facts)
       generator = Generator(
         sampler, trained.tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
@@ -96,7 +93,8 @@ def settings(trained: build.Pretrained, mesh: jax.sharding.Mesh, names: list[str
 
 def problems(trained: build.Pretrained, n: int) -> list[Problem]:
   """`n` held-out problems of every task that the model was trained on."""
-  sources = trained.config.get("data", {}).get("sources", ())
+  run = trained.run()
+  sources = () if run is None else run.data.sources
   lists = [dict(source[2]) for source in sources if source[0] == "lists" and len(source) > 2]
   if not lists:
     raise ValueError(f"{trained.directory} was not trained on list problems; sources={sources}")

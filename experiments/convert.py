@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import runpy
 import shlex
 import statistics
 import sys
@@ -24,7 +23,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from dlm import build, checkpoint, command, files, train
 from dlm.data import open_source
@@ -82,10 +80,9 @@ class Converted:
 # Training and asking
 
 
-def config_of(way: str, **fields: Any) -> ConfigDict:
-  config = runpy.run_path(CONFIG.value)["get_config"](way)
-  config.update(fields)
-  return config
+def config_of(way: str, **fields: Any) -> build.RunConfig:
+  config = build.RunConfig.read(f"{CONFIG.value}:{way}", command.FIELDS.value)
+  return dataclasses.replace(config, **fields)
 
 
 def trained(way: str, folder: pathlib.Path, **fields: Any) -> build.Training:
@@ -102,7 +99,7 @@ def trained(way: str, folder: pathlib.Path, **fields: Any) -> build.Training:
 
 def held_out(training: build.Training, n: int) -> list[Problem]:
   """`n` problems of each task, out of rows as they were trained on: all tasks in one grid."""
-  (_, _, options), *_ = training.config["data"]["sources"]
+  (_, _, options), *_ = training.run.data.sources
   options = {name: value for name, value in options if name not in ("mode", "pad")}
   source = open_source("lists", "test", **options)
   problems: list[Problem] = []
@@ -125,9 +122,8 @@ def generators(training: build.Training, block: int, speeds: Sequence[int]) -> d
   """By tokens decided together. Every way decides the same blocks, counted from the row's start."""
   found = {}
   for k in speeds:
-    config = runpy.run_path("configs/sample/default.py")["get_config"]()
-    config.policy.update(name="fixed", k=k)
-    config.update(block=block, align="canvas", batch=64)
+    policy = {"name": "fixed", "k": k}
+    config = {"policy": policy, "block": block, "align": "canvas", "batch": 64}
     sampler, own = build.sampling(config, training.model, training.facts)
     found[k] = Generator(
       sampler, training.tokenizer, training.mesh, align=own.align, batch=own.batch
@@ -172,7 +168,7 @@ def convert(workdir: pathlib.Path, seeds: int) -> list[Converted]:
   problems = held_out(training, PROBLEMS.value)
   found = [asked(AR, 0, training, source, generators(training, 1, (1,)), problems)]
   samplers: dict[str, dict[int, Generator]] = {}  # by what the model sees: each compiles once
-  block = config_of("clean").objective.block
+  block = config_of("clean").objective.fields["block"]
   for seed, way in itertools.product(range(1, seeds + 1), WAYS):
     folder = workdir / f"{way}-{seed}"
     training = trained(way, folder, seed=seed, init_from=str(source))

@@ -6,10 +6,10 @@ Writes runs/demo/: model (a checkpoint folder), report.html (open it in a browse
 A second run takes up the trained model and samples only.
 """
 
+import dataclasses
 import os
 import pathlib
 import platform
-import runpy
 import time
 
 import flax
@@ -59,16 +59,14 @@ class Demo:
   def __init__(self, training: build.Training, folder: pathlib.Path):
     self.training, self.folder = training, folder
     self.params: Params = checkpoint.restore_params(folder, "latest")[0]
-    spec = dict((name, options) for name, _, options in training.config["data"]["sources"])
+    spec = dict((name, options) for name, _, options in training.run.data.sources)
     self.list_options = {
       key: value for key, value in spec["lists"] if key in ("form", "items", "alphabet")
     }
     self.text_options = dict(spec["stdlib"])
 
   def setting(self, policy: str, setting: str, fields: Fields, temperature: float) -> Setting:
-    config = runpy.run_path("configs/sample/default.py")["get_config"]()
-    config.policy.update(fields)
-    config.update(temperature=temperature, batch=64, slots=SLOTS)
+    config = {"policy": fields, "temperature": temperature, "batch": 64, "slots": SLOTS}
     sampler, own = build.sampling(config, self.training.model, self.training.facts)
     generator = Generator(
       sampler, self.training.tokenizer, self.training.mesh, align=own.align, batch=own.batch
@@ -95,10 +93,9 @@ class Demo:
 
 def trained(folder: pathlib.Path) -> tuple[Demo, float]:
   """Trains, or goes on, or finds it done; also the seconds that took."""
-  config = runpy.run_path(CONFIG.value)["get_config"]()
-  config.steps = STEPS.value or config.steps
   with command.mistakes():
-    training = build.everything(config)
+    config = build.RunConfig.read(CONFIG.value, command.FIELDS.value)
+    training = build.everything(dataclasses.replace(config, steps=STEPS.value or config.steps))
   began = time.perf_counter()
   with command.mistakes((checkpoint.CheckpointError,)):
     train.train(training, folder)
@@ -160,9 +157,10 @@ def traces(
 
 def sentence(demo: Demo) -> str:
   config, run = demo.training.model.config, demo.training.run
+  read = run.steps * run.batch * run.data.length
   return (
     f"A masked diffusion transformer of {config.n_params() / 1e6:.2f} million parameters read "
-    f"{run.steps * run.batch * demo.training.length / 1e6:.1f} million bytes of list problems and "
+    f"{read / 1e6:.1f} million bytes of list problems and "
     "Python's reference text. Below: how it writes, and what writing faster costs."
   )
 
@@ -173,7 +171,7 @@ def facts(demo: Demo, seconds: float) -> tuple[tuple[str, str], ...]:
     ("model", f"{config.layers} layers of width {config.width}, {config.n_params():,} parameters"),
     ("objective", "an exact number of bytes masked, "
      f"in blocks of {demo.training.objective.block}"),
-    ("trained on", f"{run.steps * run.batch * demo.training.length:,} bytes in {run.steps} steps"),
+    ("trained on", f"{run.steps * run.batch * run.data.length:,} bytes in {run.steps} steps"),
     ("training took", f"{seconds:.0f} s" if seconds > 5 else "nothing: the model was there"),
     ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
     ("software", f"Python {platform.python_version()}, jax {jax.__version__}, "

@@ -11,13 +11,12 @@ import functools
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dlm import build, command, parallel
 from dlm.difftester import languages, release, sampling
 from dlm.generate import Generator, Request
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "How to sample.", lock_config=True)
+CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_string("prompt", None, "What all samples are of.")
@@ -34,10 +33,11 @@ def main() -> None:
     which = int(STEP.value) if STEP.value.isdigit() else STEP.value
     trained = build.pretrained(CHECKPOINT.value, which)
     tokenizer = trained.tokenizer
-    sampler, own = build.sampling(CONFIG.value, trained.model, trained.facts)
+    config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+    sampler, own = build.sampling(config, trained.model, trained.facts)
     room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
     requests = [Request.from_text(i, PROMPT.value, tokenizer, **room) for i in range(SAMPLES.value)]
-    mesh = build.mesh(build.plain(CONFIG.value), jax.local_devices()[:1])
+    mesh = own.mesh.make(jax.local_devices()[:1])
     params, _ = trained.params(parallel.shard_params(trained.model.abstract(), mesh))
     generator = Generator(sampler, tokenizer, mesh, align=own.align, batch=len(requests))
     agreed = functools.partial(

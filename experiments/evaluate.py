@@ -6,11 +6,11 @@ without. Prints nats and bits per token and perplexity, each with its standard e
 from a diffusion model they are bounds, to be read as "at most".
 """
 
+import dataclasses
 import math
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from dlm import build, command
 from dlm.data import SPLITS
@@ -19,7 +19,7 @@ from dlm.seeds import check_seed
 from dlm.types import Batch
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data to take.", lock_config=True)
+CONFIG = flags.DEFINE_string("config", None, "Whose data to take: FILE.py or FILE.py:ARGUMENT.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the training config's sources.")
 BATCHES = flags.DEFINE_integer("batches", 32, "How many batches of rows.", lower_bound=1)
@@ -29,24 +29,23 @@ ESTIMATOR = flags.DEFINE_string("estimator", "auto", "auto, training, or an obje
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 
 
-def text_of(trained: build.Pretrained) -> dict:
-  """The checkpoint's config, with the data, batch and seed that are to be measured."""
-  given = trained.config if CONFIG.value is None else build.plain(CONFIG.value)
-  missing = [field for field in ("data", "batch", "seed") if field not in given]
-  if missing:
+def text_of(trained: build.Pretrained) -> build.RunConfig:
+  """A training config whose data, batch and seed are to be measured."""
+  if CONFIG.value is not None:
+    run = build.RunConfig.read(CONFIG.value, command.FIELDS.value)
+  elif (run := trained.run()) is None:
     raise ValueError(f"{CHECKPOINT.value} was trained on no data known here: give --config")
-  given = {field: given[field] for field in ("data", "batch", "seed")}
-  return trained.config | given | ({"batch": BATCH.value} if BATCH.value else {})
+  return dataclasses.replace(run, batch=BATCH.value or run.batch)
 
 
 def measure() -> likelihood.Likelihood:
   key = jax.random.key(check_seed(SEED.value, "--seed"))
   which = int(STEP.value) if STEP.value.isdigit() else STEP.value
   trained = build.pretrained(CHECKPOINT.value, which)
-  config, tokenizer, model = text_of(trained), trained.tokenizer, trained.model
-  rows = build.rows(config, tokenizer, SPLIT.value)
+  tokenizer, model = trained.tokenizer, trained.model
+  rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
   print("".join(f"{line}\n" for line in rows.left_out()), end="")
-  estimator = build.estimator(config, tokenizer, ESTIMATOR.value)
+  estimator = build.estimator(trained.objective, tokenizer, ESTIMATOR.value)
   params, step = trained.params()
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")
   batches = (Batch(*jax.device_put(tuple(rows[index]))) for index in range(BATCHES.value))

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import runpy
 import shlex
 import statistics
 import sys
@@ -25,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from dlm import build, checkpoint, command, files, metrics, train
 from dlm.models.bind import Model
@@ -53,37 +51,38 @@ ROUTING: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(arm: str, seed: int) -> ConfigDict:
-  config = runpy.run_path(CONFIG.value)["get_config"](f"{SIZE.value}-{arm}")
-  config.seed = seed
-  if STEPS.value:
-    config.steps = STEPS.value
-    config.optimizer.update(warmup=STEPS.value // 15, decay=max(STEPS.value // 5, 1))
-  return config
+def config_of(arm: str, seed: int) -> build.RunConfig:
+  steps = STEPS.value
+  short = [f"steps={steps}", f"optimizer.warmup={steps // 15}"]
+  short += [f"optimizer.decay={max(steps // 5, 1)}"]
+  fields = [f"seed={seed}", *(short if steps else []), *command.FIELDS.value]
+  return build.RunConfig.read(f"{CONFIG.value}:{SIZE.value}-{arm}", fields)
 
 
-def source_config() -> ConfigDict:
-  config = config_of("token", 1)
-  config.model.moe.update(renormalise=False, match_shared=False)
-  return config
+def source_config() -> build.RunConfig:
+  config = build.plain(config_of("token", 1))
+  config["model"]["moe"] |= {"renormalise": False, "match_shared": False}
+  return build.RunConfig.of(config)
 
 
-def tuning_config(way: str, seed: int, source: pathlib.Path) -> ConfigDict:
+def tuning_config(way: str, seed: int, source: pathlib.Path) -> build.RunConfig:
   """The source's recipe once more, for a tenth of its updates: warm-up, then down to nothing."""
-  config = config_of("token", 1 + seed)
-  config.init_from = str(source)
-  config.model = ConfigDict({"moe": ROUTING[way]})
-  config.steps = TUNE.value or max(config.steps // 10, 1)
-  config.log_every = 1
-  config.optimizer = ConfigDict(
-    config.optimizer.to_dict()
-    | dict(schedule="cosine", warmup=config.steps // 10, decay=0, end_lr=0.0)
-    | dict(lr=config.optimizer.lr / 3, trainable="router" if way == "routers" else "all")
-  )
-  return config
+  config = build.plain(config_of("token", 1 + seed))
+  steps = TUNE.value or max(config["steps"] // 10, 1)
+  config |= {"init_from": str(source), "steps": steps, "log_every": 1}
+  config["model"] = {"moe": ROUTING[way]}
+  config["optimizer"] |= {
+    "schedule": "cosine",
+    "warmup": steps // 10,
+    "decay": 0,
+    "end_lr": 0.0,
+    "lr": config["optimizer"]["lr"] / 3,
+    "trainable": "router" if way == "routers" else "all",
+  }
+  return build.RunConfig.of(config)
 
 
-def trained(name: str, folder: pathlib.Path, config: ConfigDict) -> build.Training:
+def trained(name: str, folder: pathlib.Path, config: build.RunConfig) -> build.Training:
   """Trains, or goes on, or finds it done; ends the program where it is told to stop."""
   print(f"\n{name}: {folder}", flush=True)
   with command.mistakes():
@@ -99,7 +98,7 @@ def trained(name: str, folder: pathlib.Path, config: ConfigDict) -> build.Traini
 def evaluation(model: Model) -> train.Step:
   """One program a model: rows and masks are those of seed 0, whatever the run's."""
   training = build.everything(config_of("token", 0))
-  exact = build.estimator(training.config, training.tokenizer)
+  exact = build.estimator(training.run.objective, training.tokenizer)
   return train.Step(dataclasses.replace(training, model=model, objective=exact))
 
 

@@ -36,7 +36,7 @@ def mesh() -> jax.sharding.Mesh | None:
   sizes = dict(each.partition("=")[::2] for each in MESH.value)
   if not all(size.lstrip("-").isdigit() for size in sizes.values()):
     raise ValueError(f"--mesh={','.join(MESH.value)} must look like data=1,fsdp=4")
-  return build.mesh({"mesh": {name: int(size) for name, size in sizes.items()}})
+  return build.SamplingConfig.of({"mesh": {n: int(size) for n, size in sizes.items()}}).mesh.make()
 
 
 def progress() -> Callable[[int, int], None]:

@@ -13,7 +13,6 @@ autoregressive one (configs/sample/deer.py).
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from dlm import build, command, live, parallel
 from dlm.checksums import checksums
@@ -21,7 +20,7 @@ from dlm.completions import Output, Prompt, describe, digest, read_prompts
 from dlm.data import chat
 from dlm.generate import Generator, Request
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "How to sample.", lock_config=True)
+CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts (policy deer).")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
@@ -35,7 +34,7 @@ LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
-def asked(trained: build.Pretrained, own: build.Sampling) -> list[Request]:
+def asked(trained: build.Pretrained, own: build.SamplingConfig) -> list[Request]:
   """Prompts or conversations as rows to sample."""
   tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
   if CHAT.value and INFILL.value:
@@ -66,14 +65,15 @@ def main() -> None:
     trained = build.pretrained(CHECKPOINT.value, which)
     model, tokenizer = trained.model, trained.tokenizer
     drafter = build.pretrained(DRAFTER.value) if DRAFTER.value else None
+    config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
     sampler, own = build.sampling(
-      CONFIG.value, model, trained.facts, drafter and (drafter.model, drafter.facts)
+      config, model, trained.facts, drafter and (drafter.model, drafter.facts)
     )
     requests = asked(trained, own)
     # On a pod every process samples its share of the prompts on its own devices, to its own file.
     process, processes = jax.process_index(), jax.process_count()
     requests = requests[process::processes]
-    mesh = build.mesh(build.plain(CONFIG.value), jax.local_devices())
+    mesh = own.mesh.make(jax.local_devices())
     if LIVE.value and OUT.value:
       raise ValueError("--live shows and --out writes: give one of them")
     generator = Generator(
@@ -82,7 +82,7 @@ def main() -> None:
     params, step = trained.params(parallel.shard_params(model.abstract(), mesh))
     if drafter:
       params = params, drafter.params(parallel.shard_params(drafter.model.abstract(), mesh))[0]
-    settings = build.plain(CONFIG.value)
+    settings = build.plain(config)
     job = [trained.config, step, settings, digest(requests), TRACE.value, checksums(params)]
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None

@@ -5,33 +5,32 @@ the newest checkpoint in DIR. Ends with 0 when done or when stopped and saved, w
 of the caller (one line, nothing written), with 1 when the loss is no longer finite.
 """
 
-import runpy
 import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from dlm import build, command, train
 from dlm.checkpoint import CheckpointError
 from dlm.generate import Generator, Request
 from dlm.weights import WeightsError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The run.", lock_config=True)
+CONFIG = flags.DEFINE_string("config", None, "The run: FILE.py or FILE.py:ARGUMENT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples go here.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
 def samples(training: build.Training) -> train.Writer | None:
   """What writes the samples that the config asks for along the way."""
-  if not training.sample.every:
+  sample = training.run.sample
+  if not sample.every:
     return None
   if jax.process_count() > 1:
     raise ValueError("sample.every needs a single process: sample from the checkpoints instead")
-  config = runpy.run_path(training.sample.config)["get_config"]()
+  config = build.SamplingConfig.read(sample.config)
   sampler, own = build.sampling(config, training.model, training.facts)
   room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
-  prompts = enumerate(training.sample.prompts)
+  prompts = enumerate(sample.prompts)
   requests = [Request.from_text(i, text, training.tokenizer, **room) for i, text in prompts]
   generator = Generator(
     sampler, training.tokenizer, training.mesh, align=own.align, batch=len(requests)
@@ -43,7 +42,7 @@ def main() -> None:
   if DISTRIBUTED.value:
     jax.distributed.initialize()
   with command.mistakes():
-    training = build.everything(CONFIG.value)
+    training = build.everything(build.RunConfig.read(CONFIG.value, command.FIELDS.value))
     writes = samples(training)
   try:
     with command.mistakes((CheckpointError, WeightsError)):

@@ -13,37 +13,23 @@ of one length again when it happens).
 from ml_collections import ConfigDict
 
 SETTINGS = {
-  "first_hitting": {"name": "fixed", "k": 1, "order": "random"},
-  "ancestral": {"name": "ancestral", "steps": 5000, "schedule": "linear"},
+  "first_hitting": dict(name="fixed", k=1, order="random"),
+  "ancestral": dict(name="ancestral", steps=5000, schedule="linear"),
 }
 
 
 def get_config(setting: str = "first_hitting") -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(SETTINGS[setting])
-  config.cache = ConfigDict({"name": "auto"})
-  config.commit = "fused"
-  config.block = 0
-  config.align = "canvas"
-  config.slots = 0
-  config.max_new_tokens = 0
-  config.max_forwards = 0
-  config.temperature = 1.0
-  config.top_k = 0
-  config.top_p = 0.9
-  config.top_p_rule = "within"
-  config.confidence = "shaped"
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "stop_block"
-  config.context = 1024
-  config.bos = True
-  config.least_entropy = 4.0
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config
+  return ConfigDict(
+    dict(
+      policy=SETTINGS[setting],
+      align="canvas",
+      temperature=1.0,
+      top_p=0.9,
+      top_p_rule="within",
+      confidence="shaped",
+      stop="stop_block",
+      context=1024,
+      bos=True,
+      least_entropy=4.0,
+    )
+  )

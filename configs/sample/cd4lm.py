@@ -10,36 +10,21 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "cad",
-      "threshold": 0.95,
-      "least": 1,
-      "most": 32,
-      "order": "confidence",
-      "end_after": 0.3,
-      "max_steps": 32,
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(
+        name="cad",
+        threshold=0.95,
+        least=1,
+        most=32,
+        order="confidence",
+        end_after=0.3,
+        max_steps=32,
+      ),
+      cache=dict(name="none"),
+      block=32,
+      align="prompt",
+      max_new_tokens=256,
+      stop="never",
+    )
   )
-  config.cache = ConfigDict({"name": "none"})
-  config.commit = "fused"
-  config.block = 32
-  config.align = "prompt"
-  config.slots = 0
-  config.max_new_tokens = 256
-  config.max_forwards = 0
-  config.temperature = 0.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "never"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

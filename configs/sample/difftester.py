@@ -12,32 +12,14 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "fixed",
-      "k": 2,
-      "order": "confidence",
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(name="fixed", k=2, order="confidence"),
+      cache=dict(name="none"),
+      block=128,
+      align="prompt",
+      max_new_tokens=128,
+      temperature=1.0,
+      stop="fill",
+    )
   )
-  config.cache = ConfigDict({"name": "none"})
-  config.commit = "fused"
-  config.block = 128
-  config.align = "prompt"
-  config.slots = 0
-  config.max_new_tokens = 128
-  config.max_forwards = 0
-  config.temperature = 1.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "fill"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

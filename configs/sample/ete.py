@@ -10,33 +10,13 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "ete",
-      "threshold": 0.9,
-      "span": 64,
-      "least": 1,
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(name="ete", threshold=0.9, span=64, least=1),
+      cache=dict(name="none"),
+      block=32,
+      align="prompt",
+      max_new_tokens=256,
+      stop="never",
+    )
   )
-  config.cache = ConfigDict({"name": "none"})
-  config.commit = "fused"
-  config.block = 32
-  config.align = "prompt"
-  config.slots = 0
-  config.max_new_tokens = 256
-  config.max_forwards = 0
-  config.temperature = 0.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "never"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

@@ -3,38 +3,19 @@ r"""Fast-dLLM v1 (arXiv 2505.22618, 3.2-3.3): every token that is sure enough, o
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/fast_dllm.py --prompt="..."
 
 The paper's settings: threshold 0.9, blocks of 32, temperature 0. --config.cache.name=prefix keeps
-only what stands before the block; with configs/sample/default.py the policy "factor" goes too.
+only what stands before the block, --config.policy.name=factor is the paper's other rule.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "threshold",
-      "threshold": 0.9,
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(name="threshold", threshold=0.9),
+      cache=dict(name="dual"),
+      block=32,
+      align="prompt",
+      max_new_tokens=256,
+    )
   )
-  config.cache = ConfigDict({"name": "dual"})
-  config.commit = "fused"
-  config.block = 32
-  config.align = "prompt"
-  config.slots = 0
-  config.max_new_tokens = 256
-  config.max_forwards = 0
-  config.temperature = 0.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "stop"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

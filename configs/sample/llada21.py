@@ -10,34 +10,11 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "edit",
-      "threshold": 0.7,
-      "edit": 0.5,
-      "most": 16,
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(name="edit", threshold=0.7, edit=0.5, most=16),
+      cache=dict(name="block"),
+      commit="free",
+      stop="stop_block",
+    )
   )
-  config.cache = ConfigDict({"name": "block"})
-  config.commit = "free"
-  config.block = 0
-  config.align = "auto"
-  config.slots = 0
-  config.max_new_tokens = 0
-  config.max_forwards = 0
-  config.temperature = 0.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.confidence = "plain"
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "stop_block"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

@@ -12,35 +12,18 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = ConfigDict()
-  config.policy = ConfigDict(
-    {
-      "name": "region",
-      "first": 63,
-      "last": 127,
-      "bias": 0.5,
-      "forced": ((63, 151657), (126, 151658)),
-      "inner": {"name": "fixed", "k": 1, "order": "confidence"},
-    }
+  return ConfigDict(
+    dict(
+      policy=dict(
+        name="region",
+        first=63,
+        last=127,
+        bias=0.5,
+        forced=((63, 151657), (126, 151658)),
+        inner=dict(name="fixed", k=1, order="confidence"),
+      ),
+      block=128,
+      max_new_tokens=128,
+      temperature=1.0,
+    )
   )
-  config.cache = ConfigDict({"name": "auto"})
-  config.commit = "fused"
-  config.block = 128
-  config.align = "auto"
-  config.slots = 0
-  config.max_new_tokens = 128
-  config.max_forwards = 0
-  config.temperature = 1.0
-  config.top_k = 0
-  config.top_p = 1.0
-  config.guidance = 0.0
-  config.forbid_ends = False
-  config.doubt_ends = False
-  config.may_predict_mask = False
-  config.scope = "auto"
-  config.stop = "stop"
-  config.seed = 0
-  config.batch = 8
-  config.parallel = "shard_map"
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1})
-  return config

@@ -16,28 +16,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=20_000,
       batch=256,
       microbatches=8,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="diffullama", anneal=10_000),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=1024, mode="pack"),
-      optimizer=dict(
-        name="adamw",
-        lr=3e-4,
-        schedule="cosine",
-        warmup=2000,
-        end_lr=0.0,
-        weight_decay=0.0,
-        clip=1.0,
-      ),
-      eval=dict(every=1000, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=1000, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=1024),
+      optimizer=dict(lr=3e-4, schedule="cosine", warmup=2000),
+      eval=dict(every=1000),
+      checkpoint=dict(every=1000),
     )
   )

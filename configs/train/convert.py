@@ -39,27 +39,19 @@ def get_config(name: str = "ar") -> ConfigDict:
   ar = name == "ar"
   return ConfigDict(
     dict(
-      seed=0,
       steps=400 if ar else 150,
       batch=64,
-      microbatches=1,
-      parallel="shard_map",
       log_every=50,
-      init_from="",
-      mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=96, layers=3, heads=4, kv_heads=4, head_dim=24, mlp=256, qk_norm=True),
       objective=dict(name="ar") if ar else dict(name="efficient_dlm", shift=0, **WAYS[name]),
-      data=dict(sources=(("lists", 1.0, LISTS),), tokenizer="byte", length=40, mode="pack"),
+      data=dict(sources=(("lists", 1.0, LISTS),), tokenizer="byte", length=40),
       optimizer=dict(
-        name="adamw",
         lr=3e-3 if ar else 2e-3,
         schedule="cosine",
         warmup=50 if ar else 10,
         weight_decay=0.01 if ar else 0.0,
-        clip=1.0,
       ),
       eval=dict(every=200 if ar else 0, batches=4),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=0, keep_last=1, keep_best=0),
+      checkpoint=dict(keep_last=1, keep_best=0),
     )
   )

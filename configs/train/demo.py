@@ -27,27 +27,18 @@ LISTS = (
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=1500,
       batch=96,
-      microbatches=1,
-      parallel="shard_map",
       log_every=50,
-      init_from="",
-      mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
       model=dict(width=128, layers=2, heads=4, kv_heads=4, head_dim=32, mlp=384, qk_norm=True),
       objective=dict(name="exact_count", block=24),
       data=dict(
         sources=(("lists", 0.5, LISTS), ("stdlib", 0.5, (("include", ("topics",)),))),
         tokenizer="byte",
         length=24,
-        mode="pack",
       ),
-      optimizer=dict(
-        name="adamw", lr=4e-3, schedule="cosine", warmup=50, weight_decay=0.01, clip=1.0, ema=0.99
-      ),
+      optimizer=dict(lr=4e-3, schedule="cosine", warmup=50, weight_decay=0.01, ema=0.99),
       eval=dict(every=300, batches=4),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=750, keep_last=1, keep_best=1),
+      checkpoint=dict(every=750, keep_last=1),
     )
   )

@@ -15,29 +15,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=5000,
       batch=256,
       microbatches=16,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="dream_sft", weight="cart", cart_p=0.1),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=1024, mode="pad", pad="eos"),
-      optimizer=dict(
-        name="adamw",
-        lr=1e-5,
-        schedule="cosine",
-        warmup=500,
-        end_lr=0.0,
-        b2=0.95,
-        weight_decay=0.01,
-        clip=1.0,
-      ),
-      eval=dict(every=500, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=500, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=1024, mode="pad", pad="eos"),
+      optimizer=dict(lr=1e-5, schedule="cosine", warmup=500, b2=0.95, weight_decay=0.01),
+      eval=dict(every=500),
+      checkpoint=dict(every=500),
     )
   )

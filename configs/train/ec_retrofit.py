@@ -16,7 +16,6 @@ fine-tuned by task: mean of HumanEval, HumanEval+, GSM8K, MedQA): tokens choose 
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 OBJECTIVES = {
   "full": dict(name="llada_sft"),
@@ -28,14 +27,10 @@ def get_config(name: str = "full") -> ConfigDict:
   objective = OBJECTIVES[name]
   return ConfigDict(
     dict(
-      seed=0,
       steps=2000,
       batch=64,
       microbatches=8,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(
         dtype="bfloat16",
         remat=True,
@@ -44,25 +39,15 @@ def get_config(name: str = "full") -> ConfigDict:
           renormalise=name == "blocks",
           pool=objective.get("block", 0),
           schedule="static",
-          per_token_range=placeholder(tuple),
+          per_token_range=None,
           z_loss=0.0,
           balance_loss=0.0,
         ),
       ),
       objective=objective,
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=1024, mode="pad", pad="eos"),
-      optimizer=dict(
-        name="adamw",
-        lr=1e-5,
-        schedule="cosine",
-        warmup=50,
-        end_lr=0.0,
-        weight_decay=0.1,
-        clip=1.0,
-        trainable="all",
-      ),
-      eval=dict(every=200, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=500, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=1024, mode="pad", pad="eos"),
+      optimizer=dict(lr=1e-5, schedule="cosine", warmup=50, weight_decay=0.1),
+      eval=dict(every=200),
+      checkpoint=dict(every=500),
     )
   )

@@ -16,28 +16,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=24_000,
       batch=256,
       microbatches=16,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="efficient_dlm", block=64, half_life=0.1, shift=0),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=4096, mode="pack"),
-      optimizer=dict(
-        name="adamw",
-        lr=1e-5,
-        schedule="cosine",
-        warmup=500,
-        end_lr=3e-6,
-        weight_decay=0.0,
-        clip=1.0,
-      ),
-      eval=dict(every=1000, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=1000, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=4096),
+      optimizer=dict(lr=1e-5, schedule="cosine", warmup=500, end_lr=3e-6),
+      eval=dict(every=1000),
+      checkpoint=dict(every=1000),
     )
   )

@@ -16,27 +16,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=6000,
       batch=256,
       microbatches=16,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="fast_dllm_v2", block=32),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=2048, mode="pad", pad="none"),
-      optimizer=dict(
-        name="adamw",
-        lr=2e-5,
-        schedule="constant",
-        warmup=500,
-        weight_decay=0.0,
-        clip=1.0,
-      ),
-      eval=dict(every=500, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=500, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=2048, mode="pad", pad="none"),
+      optimizer=dict(lr=2e-5, warmup=500),
+      eval=dict(every=500),
+      checkpoint=dict(every=500),
     )
   )

@@ -15,28 +15,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=4300,
       batch=256,
       microbatches=16,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="i_dlm", block=2, clean_weight=0.2),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=4096, mode="pack"),
-      optimizer=dict(
-        name="adamw",
-        lr=1e-5,
-        schedule="cosine",
-        warmup=200,
-        end_lr=0.0,
-        weight_decay=0.0,
-        clip=1.0,
-      ),
-      eval=dict(every=500, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=500, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=4096),
+      optimizer=dict(lr=1e-5, schedule="cosine", warmup=200),
+      eval=dict(every=500),
+      checkpoint=dict(every=500),
     )
   )

@@ -15,35 +15,23 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=438690,
       batch=1280,
-      microbatches=1,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(preset="llada-8b", vocab=126464, dtype="bfloat16", remat=True),
       objective=dict(name="llada", random_length=0.01),
       data=dict(
-        sources=(("tokens:data/pretrain", 1.0),),
-        tokenizer="saved:data/llada",
-        length=4096,
-        mode="pack",
+        sources=(("tokens:data/pretrain", 1.0),), tokenizer="saved:data/llada", length=4096
       ),
       optimizer=dict(
-        name="adamw",
         lr=4e-4,
         schedule="stages",
         warmup=2000,
         stages=((226882, 4e-4, 4e-4), (152588, 1e-4, 1e-4), (57220, 1e-4, 1e-5)),
-        b1=0.9,
         b2=0.95,
         weight_decay=0.1,
-        clip=1.0,
       ),
-      eval=dict(every=1000, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=1000, keep_last=2, keep_best=1),
+      eval=dict(every=1000),
+      checkpoint=dict(every=1000),
     )
   )

@@ -16,27 +16,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=20_000,
       batch=128,
       microbatches=16,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=1, fsdp=-1, tensor=1, expert=1),
+      mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
       objective=dict(name="sdar", block=4, shift=0),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="", length=20480, mode="pack"),
-      optimizer=dict(
-        name="adamw",
-        lr=1e-5,
-        schedule="constant",
-        warmup=600,
-        weight_decay=0.0,
-        clip=1.0,
-      ),
-      eval=dict(every=1000, batches=8),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=1000, keep_last=2, keep_best=1),
+      data=dict(sources=(("stdlib", 1.0),), length=20480),
+      optimizer=dict(lr=1e-5, warmup=600),
+      eval=dict(every=1000),
+      checkpoint=dict(every=1000),
     )
   )

@@ -11,22 +11,13 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
       steps=60,
       batch=8,
-      microbatches=1,
-      parallel="shard_map",
-      log_every=10,
-      init_from="",
-      mesh=dict(data=-1, fsdp=1, tensor=1, expert=1),
-      model=dict(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp=64, dtype="float32"),
+      model=dict(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp=64),
       objective=dict(name="mdlm", schedule="log_linear", times="stratified"),
-      data=dict(sources=(("stdlib", 1.0),), tokenizer="byte", length=32, mode="pack"),
-      optimizer=dict(
-        name="adamw", lr=1e-2, schedule="constant", warmup=5, weight_decay=0.0, clip=1.0, ema=0.99
-      ),
+      data=dict(sources=(("stdlib", 1.0),), tokenizer="byte", length=32),
+      optimizer=dict(lr=1e-2, warmup=5, ema=0.99),
       eval=dict(every=30, batches=2),
-      sample=dict(every=0, config="configs/sample/default.py", prompts=("",)),
-      checkpoint=dict(every=30, keep_last=2, keep_best=1),
+      checkpoint=dict(every=30),
     )
   )

@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dlm import checkpoint, masks, weights, workdir
-from dlm.build import models, tables
+from dlm.build import models
+from dlm.build.run import ModelRecord, RunConfig
+from dlm.build.tables import Named, Partial, plain
 from dlm.data import BpeTokenizer, Tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.facts import ModelFacts
 from dlm.models.bind import Model
+from dlm.models.config import ModelConfig
+from dlm.models.moe.config import MoeConfig
+from dlm.objectives import Objective
 from dlm.types import Params
 from dlm.weights import Source
 from dlm.weights.adapt import with_mask_row
@@ -34,7 +39,8 @@ class Pretrained:
   model: Model
   facts: ModelFacts  # a mask id always, for it marks the slots to be written
   tokenizer: Tokenizer
-  config: dict[str, Any]  # that of the run; without one: model, objective, and "huggingface"
+  objective: Named[Objective]  # of its training; of others' weights: what measures them
+  config: dict[str, Any]  # config.json: that of the run, or model, objective and "huggingface"
   which: str | int  # step of a checkpoint folder
   source: Source | None  # of a Hugging Face directory
   needs_mask_row: bool  # the parameters, as they are stored, have none
@@ -87,7 +93,14 @@ class Pretrained:
       )
     facts = dataclasses.replace(self.facts, attention=masks.Full())
     config = self.config | {"objective": _objective(facts)}
-    return dataclasses.replace(self, facts=facts, config=config, needs_mask_row=True)
+    objective = ModelRecord.of(_record(config)).objective
+    return dataclasses.replace(
+      self, facts=facts, objective=objective, config=config, needs_mask_row=True
+    )
+
+  def run(self) -> RunConfig | None:
+    """The config of the training it comes from; None: weights of others."""
+    return RunConfig.of(self.config) if "data" in self.config else None
 
 
 def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretrained:
@@ -103,19 +116,28 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   directory = pathlib.Path(directory)
   if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
     return _of_source(weights.open_source(directory))
-  config = tables.plain(workdir.read_json(directory, "config.json"))
-  tables.table(config, "model").pop("implementation", None)  # that of the machine it came from
+  config = workdir.read_json(directory, "config.json")
+  record = ModelRecord.of(_record(config))
   tokenizer = models.saved_tokenizer(directory)
   return Pretrained(
     directory=directory,
-    model=models.model(config, tokenizer),
+    model=models.model(record.model, tokenizer),
     facts=workdir.read_facts(directory),
     tokenizer=tokenizer,
+    objective=record.objective,
     config=config,
     which=which,
     source=None,
     needs_mask_row=False,
   )
+
+
+def _record(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What config.json says of the model, but for the kernels of the machine that it came from."""
+  record = {name: config[name] for name in ("model", "objective") if name in config}
+  if isinstance(record.get("model"), Mapping):
+    record["model"] = {n: v for n, v in record["model"].items() if n != "implementation"}
+  return record
 
 
 def _of_source(source: Source) -> Pretrained:
@@ -128,18 +150,19 @@ def _of_source(source: Source) -> Pretrained:
     vocab=tokenizer.vocab_size,
   )
   grows = tokenizer.mask_id == source.model.vocab  # an added mask token may be one row too many
-  fields = dataclasses.asdict(source.model) | {"vocab": source.model.vocab + grows}
-  model = models.model({"model": fields}, tokenizer)
+  config = {
+    "model": plain(source.model) | {"vocab": source.model.vocab + grows},
+    "objective": _objective(facts),
+    "huggingface": {"family": source.family, "config": source.config},
+  }
+  record = ModelRecord.of(_record(config))
   return Pretrained(
     directory=source.directory,
-    model=model,
+    model=models.model(record.model, tokenizer),
     facts=facts,
     tokenizer=tokenizer,
-    config={
-      "model": fields,
-      "objective": _objective(facts),
-      "huggingface": {"family": source.family, "config": source.config},
-    },
+    objective=record.objective,
+    config=config,
     which=0,
     source=source,
     needs_mask_row=grows,
@@ -196,7 +219,7 @@ def _objective(facts: ModelFacts) -> dict[str, Any]:
   return {"name": "exact_count", **block, **({"shift": 1} if facts.shift else {})}
 
 
-def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, Any], Pretrained]:
+def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained]:
   """A training config with what it leaves to `source` filled in, and `source` made ready for it.
 
   The model table may name fields of the source's model, and choose those in FREE and how experts
@@ -207,34 +230,38 @@ def continued(config: Mapping[str, Any], source: Pretrained) -> tuple[dict[str, 
   Raises:
     ValueError: the model table describes another model.
   """
-  objective = dict(tables.table(config, "objective"))
-  if objective.get("name") != "ar":
+  objective = run.objective
+  if objective.name != "ar":
     if source.facts.shift:
-      objective.setdefault("shift", 1)
+      objective = dataclasses.replace(objective, fields={"shift": 1, **objective.fields})
     if isinstance(source.facts.attention, masks.Causal):
       source = source.adapted()
-  own = dataclasses.asdict(source.model.config)
-  given = models.sizes(config)
-  tables.known("model", given, [*own, "preset"])
+  own, given = _fields(source.model.config), dict(run.model.fields)
   if own["moe"] is not None and given.get("moe") is not None:
-    given["moe"] = _rerouted(own["moe"], tables.table(given, "moe"))
+    given["moe"] = _rerouted(own["moe"], given["moe"])
   asked = {name: value for name, value in given.items() if name not in FREE}
   found = workdir.differences(_fixed({name: own[name] for name in asked}), _fixed(asked))
   if found:
     lines = "; ".join(f"{name}: {ours!r} -> {asked!r}" for name, (ours, asked) in found.items())
     raise ValueError(f"init_from {source.directory} holds another model than the config: {lines}")
-  return {**config, "model": {**own, **given}, "objective": objective}, source
+  model = Partial(ModelConfig, {**own, **given})
+  return dataclasses.replace(run, model=model, objective=objective), source
 
 
-def _rerouted(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-  """The source's table of experts with what the config says of it."""
-  tables.known("model.moe", given, [*own])
-  if given.get("choice", own["choice"]) != own["choice"]:
-    own = {name: own[name] for name in EXPERTS + BOTH}
-  return {**own, **given}
+def _fields(config: ModelConfig | MoeConfig) -> dict[str, Any]:
+  return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _rerouted(own: MoeConfig, given: Partial[MoeConfig]) -> Partial[MoeConfig]:
+  """The source's experts with what the config says of them."""
+  kept = _fields(own)
+  if given.fields.get("choice", own.choice) != own.choice:
+    kept = {name: kept[name] for name in EXPERTS + BOTH}
+  return Partial(MoeConfig, {**kept, **given.fields})
 
 
 def _fixed(model: dict[str, Any]) -> dict[str, Any]:
   """The fields of a model table that parameters depend on, FREE ones left out before."""
+  model = plain(model)
   moe = model.get("moe")
   return model if moe is None else model | {"moe": {name: moe.get(name) for name in EXPERTS}}

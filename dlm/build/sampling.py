@@ -6,9 +6,10 @@ from typing import Any, get_args
 
 from dlm import masks
 from dlm.build import pools, tables
+from dlm.build.choices import Auto
 from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
-from dlm.parallel import Driver
+from dlm.parallel import Driver, MeshConfig
 from dlm.sampling.caching import PLANS
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import ALIGNMENTS
@@ -19,13 +20,43 @@ from dlm.sampling.sampler import ON_EOS, SCOPES, Drafter, Sampler
 from dlm.seeds import check_seed
 from dlm.types import Clock, MaskRule
 
-TABLES = ("policy", "cache", "mesh")
+THRESHOLD = tables.Named("threshold", POLICIES["threshold"])
+AUTO = tables.Named("auto", Auto)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-  """A sampling config's own fields, those outside its tables; 0 and "auto" as the configs say."""
+class SamplingConfig(tables.Config):
+  """A sampling config, and the defaults of all that it leaves out.
 
+  Args:
+    policy: which masks to decide after each forward: one of `dlm.sampling.policies`.
+    cache: one of `dlm.sampling.caching`; auto: the exact one of model and policy, else none.
+    commit: how a finished block's keys enter the cache: fused, separate or free.
+    block: tokens a block; 0: the checkpoint's block.
+    align: where blocks are counted from: canvas, prompt; auto: canvas for block-causal models.
+    slots: of the canvas; 0: the length of the model's training rows.
+    max_new_tokens: 0: as many as the canvas holds.
+    max_forwards: of a row; 0: as many as it may need.
+    top_k: 0: off.
+    top_p: 1: off.
+    top_p_rule: reach; within: without the token that crosses top_p.
+    confidence: plain; tempered: after temperature; shaped: after temperature, top-k and top-p.
+    guidance: scale of classifier-free guidance; 0: off.
+    forbid_ends: stop ids are never written.
+    doubt_ends: stop ids count for nothing in confidences: they are written last.
+    may_predict_mask: the mask id may win, and its slot stays masked, as in most authors' code.
+    scope: what the policy sees: block, canvas; auto: what it needs.
+    stop: what a stop id does: stop, stop_block, fill, fill_block, never.
+    context: slots that a token sees at most, of a block-causal model; 0: all.
+    bos: rows begin with the token that begins texts.
+    least_entropy: nats of 256 tokens; a text that varies less ends before them; 0: off.
+    implementation: of kernels, as xla or gpu,xla; None: the best here.
+    batch: rows at a time.
+    parallel: shard_map or pmap.
+  """
+
+  policy: tables.Named[Policy] = THRESHOLD
+  cache: tables.Named[CachePlan] = AUTO
   commit: str = "fused"
   block: int = 0
   align: str = "auto"
@@ -50,6 +81,7 @@ class Sampling:
   seed: int = 0
   batch: int = 8
   parallel: str = "shard_map"
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):
     for field in ("block", "slots", "max_new_tokens", "max_forwards", "context"):
@@ -63,30 +95,28 @@ class Sampling:
 
 
 def sampling(
-  config: Mapping[str, Any],
+  config: SamplingConfig | Mapping[str, Any],
   model: Model,
   facts: ModelFacts,
   drafter: tuple[Model, ModelFacts] | None = None,
-) -> tuple[Sampler, Sampling]:
-  """The sampler of a checkpoint, and the settings with every 0 and "auto" filled in.
+) -> tuple[Sampler, SamplingConfig]:
+  """The sampler of a checkpoint, and the config with every 0 and "auto" filled in.
 
   Args:
-    config: a sampling config.
+    config: or the table of one.
     facts: of the checkpoint.
     drafter: model and facts of the checkpoint that drafts, for policy "deer".
 
   Raises:
     ValueError: a field or a name is not one that can be, or the cache does not fit the model.
   """
-  config = tables.plain(config)
-  tables.known("config", config, [f.name for f in dataclasses.fields(Sampling)] + [*TABLES])
-  own = tables.call("config", Sampling, {k: v for k, v in config.items() if k not in TABLES})
+  own = SamplingConfig.of(config)
   causal = isinstance(facts.attention, masks.Causal)
   block = own.block or facts.block or (1 if causal else facts.length)
   slots = own.slots or facts.length
   aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
   ends = facts.eos_ids
-  policy = _policy("policy", tables.table(config, "policy"), ends, block, facts.vocab)
+  policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab)
   block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.
   blocks = -(-slots // block)
@@ -101,7 +131,7 @@ def sampling(
   sees = _sees(facts, own.context)
   moe = model.config.moe
   whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts.shift)
-  plan = _plan(config, sees, own, policy, whole_pools)
+  plan = _plan(own, sees, policy, whole_pools)
   pools.check(moe, facts, plan, policy, whole_pools)
   sampler = Sampler(
     denoise=_served(pools.dropless(model), own.implementation),
@@ -184,47 +214,17 @@ def _drafter(
   return Drafter(_served(model, implementation), _sees(own), own.mask_id, own.shift)
 
 
-def _policy(
-  name: str, table: Mapping[str, Any], ends: tuple[int, ...], block: int, vocab: int
-) -> Policy:
-  """A policy by name; fields left None take its own defaults.
-
-  `end_ids` and `vocab` are the checkpoint's, `block` is the sampler's.
-  """
-  given = {key: value for key, value in table.items() if value is not None}
-  make = tables.named(f"{name}.name", given.pop("name", None), POLICIES)
-  fields = {field.name for field in dataclasses.fields(make)}
-  if "schedule" in given:
-    given["schedule"] = tables.schedule(f"{name}.schedule", given["schedule"])
-  if "inner" in fields and "inner" in given:
-    given["inner"] = _policy(f"{name}.inner", tables.table(given, "inner"), ends, block, vocab)
-  elif not any(given.get("inner", {}).values()):  # the empty table of default.py
-    given.pop("inner", None)
-  if "end_ids" in fields:
-    given.setdefault("end_ids", ends)
-  if "block" in fields:
-    given.setdefault("block", block)
-  if "vocab" in fields:
-    given.setdefault("vocab", vocab)
-  return tables.call(name, make, given, also=("name",))
-
-
-def _plan(
-  config: Mapping[str, Any], sees: MaskRule, own: Sampling, policy: Policy, whole_pools: bool
-) -> CachePlan:
-  """The cache by name; "auto" is the exact one of the model and the policy, or "none"."""
-  given = {key: value for key, value in tables.table(config, "cache").items() if value is not None}
-  name = given.pop("name", "auto")
-  if name == "auto":
-    exact = isinstance(sees, masks.Causal)
-    if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
-      own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"
-      exact = own.align == own_blocks and own.block % sees.block == 0
-    exact = exact and whole_pools
-    if policy.draft_span:
-      name = "rolling"
-    elif policy.works_ahead:
-      name = "ahead" if exact else "none"
-    else:
-      name = "block" if exact and policy.scope == "block" else "none"
-  return tables.call("cache", tables.named("cache.name", name, PLANS), given, also=("name",))
+def _plan(own: SamplingConfig, sees: MaskRule, policy: Policy, whole_pools: bool) -> CachePlan:
+  """The cache; "auto" is the exact one of the model and the policy, or "none"."""
+  if own.cache.kind is not Auto:
+    return own.cache.make()
+  exact = isinstance(sees, masks.Causal)
+  if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
+    own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"
+    exact = own.align == own_blocks and own.block % sees.block == 0
+  exact = exact and whole_pools
+  if policy.draft_span:
+    return PLANS["rolling"]()
+  if policy.works_ahead:
+    return PLANS["ahead" if exact else "none"]()
+  return PLANS["block" if exact and policy.scope == "block" else "none"]()

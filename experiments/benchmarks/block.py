@@ -9,7 +9,6 @@ against itself token by token, and block diffusion against itself a token a forw
 import dataclasses
 import functools
 import pathlib
-import runpy
 import tempfile
 
 import jax
@@ -132,14 +131,14 @@ def _chosen(
 
 def _trained(size: Size, folder: pathlib.Path, kind: str, kinds: dict[str, Method]) -> list[Row]:
   """Trains on list problems and decodes held-out ones, whose answers fill two blocks of 8."""
-  config = runpy.run_path(CONFIG)["get_config"]("ar" if kind == "causal" else "clean")
+  fields = [f"steps={size.steps}", f"optimizer.warmup={min(50, size.steps // 2)}"]
   if kind == "causal":
-    config.objective = {"name": "i_dlm", "block": 4}
-  config.steps, config.optimizer.warmup = size.steps, min(50, size.steps // 2)
-  training = build.everything(config)
+    fields += ["objective.name=i_dlm", "objective.block=4"]
+  config = f"{CONFIG}:{'ar' if kind == 'causal' else 'clean'}"
+  training = build.everything(build.RunConfig.read(config, fields))
   train.train(training, folder / kind)
   params, _ = checkpoint.restore_params(folder / kind, "latest")
-  (_, _, options), *_ = training.config["data"]["sources"]
+  (_, _, options), *_ = training.run.data.sources
   source = open_source("lists", "test", **{k: v for k, v in options if k not in ("mode", "pad")})
   encode, mask_id = training.tokenizer.encode, training.facts.mask_id
   sees = masks.Causal() if kind == "causal" else masks.BlockCausal(8)

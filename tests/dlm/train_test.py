@@ -101,7 +101,8 @@ def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
 def test_state_that_became_nan_in_the_update_at_hand_is_not_saved(tmp_path):
   """Its loss and gradient are finite: only the new parameters tell."""
   run = training(**{"checkpoint.every": 1, "eval.every": 0, "checkpoint.keep_best": 0})
-  object.__setattr__(run, "optimizer", dataclasses.replace(run.optimizer, lr=math.nan, warmup=0))
+  optimizer = dataclasses.replace(run.run.optimizer, lr=math.nan, warmup=0)
+  object.__setattr__(run.run, "optimizer", optimizer)
   with pytest.raises(FloatingPointError, match="params/embed is not finite at step 1; it was not"):
     train.train(run, tmp_path / "run")
   assert list((tmp_path / "run" / checkpoint.STEPS).iterdir()) == []
@@ -113,7 +114,7 @@ def test_run_whose_data_changed_is_refused_with_the_difference(tmp_path):
   data = {"data.sources": ((f"jsonl:{text}", 1.0),)}
   run = training(**data)
   with claimed(
-    tmp_path / "run", run.config, run.facts, run.tokenizer,
+    tmp_path / "run", build.plain(run.run), run.facts, run.tokenizer,
     {"train": run.rows.fingerprint(), "test": run.eval_rows.fingerprint()},
   ):  # fmt: skip
     pass
@@ -153,8 +154,7 @@ def test_checkpoint_folder_is_self_contained(unbroken):
     "vocab": 260,
     "length": 32,
   }
-  config = read_json(workdir, "config.json")
-  assert build.model(config, build.saved_tokenizer(workdir)) == training().model
+  assert build.pretrained(workdir).model == training().model
   params, step = checkpoint.restore_params(workdir, "latest")
   assert step == 6
   same(params, state.ema)

@@ -43,7 +43,7 @@ def test_samples_go_to_the_screen(tmp_path, folder):
     ("--language=cobol", "language='cobol' is not one of python, java, cpp"),
     ("--samples=0", "batch=0 must be at least 1"),
     ("--config.block=8", "block=8 must hold all new tokens"),
-    ("--config.cache.name=dual", "it needs cache 'none'"),
+    ("--config.cache.name=dual", "difftester needs cache 'none'"),
     ("--every=0", "every=0 must be at least 1"),
   ],
 )

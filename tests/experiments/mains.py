@@ -13,9 +13,7 @@ from absl import flags
 ROOT = pathlib.Path(__file__).parents[2]
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-  ["dlm.build", "dlm.command", "dlm.completions", "dlm.live", "ml_collections.config_flags"]
-)
+_processes.set_forkserver_preload(["dlm.build", "dlm.command", "dlm.completions", "dlm.live"])
 
 
 @dataclasses.dataclass(frozen=True)

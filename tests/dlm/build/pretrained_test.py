@@ -47,7 +47,7 @@ def test_facts_tokenizer_and_measure_of_a_block_diffusion_model(sdar):
   mask_id = found.tokenizer.specials()["|<MASK>|"]
   assert (found.facts.mask_id, found.facts.block, found.facts.shift) == (mask_id, 4, 0)
   assert found.facts.vocab == found.tokenizer.vocab_size < found.model.config.vocab
-  estimator = build.estimator(found.config, found.tokenizer)
+  estimator = build.estimator(found.objective, found.tokenizer)
   assert estimator == ExactCount(mask_id, block=4)
   params, step = found.params()
   jax.tree.map(np.testing.assert_array_equal, params, weights.load(found.source))
@@ -86,10 +86,10 @@ def test_autoregressive_model_gets_a_mask_token_after_its_last_id(tmp_path, spar
 
 def test_adapted_facts(qwen):
   found = build.pretrained(qwen)
-  assert build.estimator(found.config, found.tokenizer) == Autoregressive(found.facts.mask_id)
+  assert build.estimator(found.objective, found.tokenizer) == Autoregressive(found.facts.mask_id)
   adapted = found.adapted()
   assert (adapted.facts.attention_name, adapted.facts.shift) == ("full", 1)
-  bound = build.estimator(adapted.config, adapted.tokenizer)
+  bound = build.estimator(adapted.objective, adapted.tokenizer)
   assert bound == Shifted(ExactCount(found.facts.mask_id))
   with pytest.raises(ValueError, match="no autoregressive checkpoint: attention='full'"):
     adapted.adapted()
@@ -252,17 +252,23 @@ def test_a_source_of_experts_keeps_its_routing_but_for_what_is_named(tmp_path):
 
 def test_experts_are_a_table_of_the_model_table():
   moe = {"experts": 4, "per_token": 2, "mlp": 8, "score": "sigmoid"}
-  config = {"model": {"preset": "1m", "moe": moe}}
-  tokenizer = build.tokenizer({})
-  assert build.model(config, tokenizer).config.moe.score == "sigmoid"
+  scratch = CONFIG | {"model": {"preset": "1m", "moe": moe}}
+  assert build.everything(scratch).model.config.moe.score == "sigmoid"
   for wrong, message in (
     ({"expert": 4}, "model.moe.expert is unknown"),
     (3, "moe=3 must be a table"),
+    ({"experts": 4, "mlp": 8}, "MoeConfig: per_token is missing"),
   ):
     with pytest.raises(ValueError, match=message):
-      build.model({"model": {"preset": "1m", "moe": wrong}}, tokenizer)
-  preset = build.model({"model": {"preset": "llada-moe-7b"}}, tokenizer)
-  assert preset.config.moe.experts == 64
+      build.everything(CONFIG | {"model": {"preset": "1m", "moe": wrong}})
+
+
+def test_fields_stand_above_those_of_a_preset_table_by_table():
+  preset = {"preset": "llada-moe-7b", "vocab": 260}
+  whole = build.RunConfig.of(CONFIG | {"model": preset}).model
+  part = build.RunConfig.of(CONFIG | {"model": preset | {"moe": {"z_loss": 0.5}}}).model
+  expected = dataclasses.replace(whole.make().moe, z_loss=0.5)
+  assert part.make() == dataclasses.replace(whole.make(), moe=expected)
 
 
 @pytest.fixture(scope="module")

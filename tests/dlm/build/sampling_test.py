@@ -9,10 +9,9 @@ import pytest
 from dlm import build, masks
 from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
-from dlm.sampling.caching import PLANS, Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
+from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
-  POLICIES,
   Ancestral,
   Cad,
   Distilled,
@@ -28,6 +27,7 @@ from dlm.sampling.policies import (
   Saber,
   Smooth,
   Threshold,
+  Wino,
 )
 from dlm.sampling.sampler import Drafter
 
@@ -227,9 +227,55 @@ def test_bd3lm_samples_as_published():
     sampling(MDLM, "bd3lm")
 
 
-def test_the_default_config_names_every_field_of_every_policy_and_cache():
-  config = runpy.run_path(str(CONFIGS / "default.py"))["get_config"]()
-  for table, makes in (("policy", POLICIES), ("cache", PLANS)):
-    fields = {field.name for make in makes.values() for field in dataclasses.fields(make)}
-    assert set(config[table]) - {"name"} == fields - {"end_ids", "block", "vocab"}  # filled in
-  assert set(config.policy.inner) == set(config.policy) - {"inner"}
+# Fields that the file does not name, of what it names; and what they are then.
+UNNAMED = {
+  "ar": {"policy.checked": 1},
+  "bd3lm": {"policy.k": 0, "policy.steps": 4},
+  "d2f": {"policy.score": "margin"},
+  "d3llm": {"policy.score": "margin", "policy.always": False},
+  "default": {"policy.band": 1e-5},
+  "difftester": {"policy.k": 0, "policy.steps": 4},
+  "dinfer": {"cache.every": 2},
+  "dkv_cache": {"cache.shift_rule": "un"},
+  "efficient_dlm": {"policy.decay": 0.5},
+  "fast_dllm": {"policy.band": 1e-5, "cache.every": 2, "cache.settles": True},
+  "fast_dllm_v2": {"policy.inner.band": 1e-5},
+  "i_dlm": {"policy.correct": True},
+  "llada2": {"policy.order": "left_to_right"},
+  "llada21": {"policy.least": 2},
+  "p_react": {"policy.inner.k": 0, "policy.inner.steps": 4},
+  "prophet": {"policy.inner.exact_steps": True},
+  "sdar": {"policy.order": "left_to_right"},
+}
+KINDS = {
+  **dict.fromkeys(("ar", "i_dlm", "deer"), AR),
+  **dict.fromkeys(("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar"), BD3LM),
+  "fast_dllm_v2": SHIFTED,
+  "d2f": D2F,
+}  # else MDLM
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_every_config_takes_every_field_on_the_command_line(name):
+  unnamed = UNNAMED.get(name, {})
+  texts = [f"{field}={value}" for field, value in unnamed.items()]
+  config = build.SamplingConfig.read(
+    str(CONFIGS / f"{name}.py"), ["implementation=xla", "max_forwards=7", *texts]
+  )
+  facts = ModelFacts.from_json(KINDS.get(name, MDLM))
+  drafter = (MODEL, ModelFacts.from_json(MDLM)) if name == "deer" else None
+  sampler, _ = build.sampling(config, MODEL, facts, drafter)
+  assert sampler.denoise.config.implementation == "xla" and sampler.max_forwards == 7
+  for field, value in unnamed.items():
+    at = sampler
+    for part in field.replace("cache.", "plan.").split("."):
+      at = getattr(at, part)
+    assert at == value, field
+
+
+def test_every_config_takes_another_policy_and_cache_on_the_command_line():
+  for path in sorted(CONFIGS.glob("*.py")):
+    fields = ["policy.name=wino", "policy.back=0.8", "cache.name=none", "context=0"]
+    config = build.SamplingConfig.read(str(path), [*fields, "commit=fused"])
+    sampler, _ = build.sampling(config, MODEL, ModelFacts.from_json(MDLM))
+    assert sampler.policy == Wino(back=0.8) and sampler.plan == NoCache()

@@ -1,11 +1,13 @@
 import copy
-import importlib.util
+import math
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 
 from dlm import build
+from dlm.build import RunConfig
+from dlm.data import ByteTokenizer
 from dlm.diffusion.schedules import Linear, LogLinear
 from dlm.objectives import Autoregressive, Bd3lm, D2f, ExactCount, IDlm, Mdlm, Shifted, Uniform
 from tests.dlm.build import directories
@@ -42,16 +44,15 @@ def test_preset_with_overrides_and_the_tokenizers_vocabulary():
 
 def test_config_dict_and_plain_dict_build_the_same():
   plain, config_dict = build.everything(CONFIG), build.everything(ConfigDict(CONFIG))
-  for field in ("run", "model", "objective", "optimizer", "facts", "config"):
+  for field in ("run", "model", "objective", "facts"):
     assert getattr(plain, field) == getattr(config_dict, field)
 
 
 def test_schedule_by_name_and_with_fields():
-  tokenizer = build.tokenizer(CONFIG)
-  named = build.objective(changed({"objective.schedule": "linear"}), tokenizer)
+  named = build.everything(changed({"objective.schedule": "linear"})).objective
   assert named == Mdlm(mask_id=259, schedule=Linear())
   table = changed({"objective.schedule": {"name": "log_linear", "eps": 0.5}})
-  assert build.objective(table, tokenizer).schedule == LogLinear(eps=0.5)
+  assert build.everything(table).objective.schedule == LogLinear(eps=0.5)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ def test_facts_say_what_a_sampler_must_know(objective, attention, block, shift):
   ],
 )
 def test_estimator_of_the_likelihood(objective, name, expected):
-  config = changed({"objective": objective})
-  assert build.estimator(config, build.tokenizer(config), name) == expected
+  run = RunConfig.of(changed({"objective": objective}))
+  assert build.estimator(run.objective, ByteTokenizer(), name) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,9 +112,9 @@ def test_estimator_of_the_likelihood(objective, name, expected):
   ],
 )
 def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name, message):
-  config = changed({"objective": objective})
+  run = RunConfig.of(changed({"objective": objective}))
   with pytest.raises(ValueError, match=message):
-    build.estimator(config, build.tokenizer(config), name)
+    build.estimator(run.objective, ByteTokenizer(), name)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,13 @@ def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name,
     ({"steps": "many"}, "steps='many' must be of type int"),
     ({"parallel": "xmap"}, "'xmap' is unknown; known: shard_map, pmap"),
     ({"model": 3}, "model=3 must be a table"),
+    ({"mesh": None}, "mesh=None must be a table"),
     ({"model.preset": "7m"}, "model.preset='7m' is unknown; known: .*30m"),
     ({"model.widht": 3}, "model.widht is unknown; known: .*width"),
     ({"model.width": 3.5}, "model.width=3.5 must be of type int"),
     ({"model.vocab": 100}, "mask id 259 lies outside the vocabulary, 100 ids"),
     ({"objective.name": "mlm"}, "objective.name='mlm' is unknown; known: ar, bd3lm"),
-    ({"objective.schedule": "lin"}, "schedule='lin' is unknown; known: .*log_linear"),
+    ({"objective.schedule": "lin"}, "schedule.name='lin' is unknown; known: .*log_linear"),
     ({"objective.blok": 4}, "objective.blok is unknown; known: .*schedule"),
     ({"objective": {"name": "bd3lm"}}, "objective.block is missing"),
     ({"objective": {"name": "bd3lm", "block": 5}}, "block=5 must divide data.length=32"),
@@ -145,6 +147,9 @@ def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name,
     ({"data.mode": "stack"}, "stack"),
     ({"data.tokenizer": "words"}, "words"),
     ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown"),
+    ({"optimizer.lr": math.nan}, "optimizer.lr=nan must be finite"),
+    ({"optimizer.stages": ((2, 0.1, math.inf),)}, "optimizer.stages=.*inf.* must be finite"),
+    ({"optimizer.stages": ((2, 0.1),)}, "stages=.* must be of type tuple.*int, float, float"),
     ({"optimizer.rate": 1.0}, "optimizer.rate is unknown; known: .*lr"),
     ({"optimizer.trainable": "norms"}, "trainable='norms' is unknown; known: all, router"),
     ({"optimizer.trainable": "router"}, "trainable='router' needs model.moe"),
@@ -158,7 +163,7 @@ def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name,
     ({"eval.every": -1}, "eval.every=-1 must not be negative"),
     ({"checkpoint.keep_best": 1}, "keep_best needs eval.every"),
     ({"objective": BLOCKS | {"search": True}}, "objective.search needs eval.every"),
-    ({"checkpoint.every": "x"}, "checkpoint.every='x' must be a number of updates"),
+    ({"checkpoint.every": "x"}, "checkpoint.every='x' must be of type int"),
     ({"checkpoint.keep": 1}, "checkpoint.keep is unknown; known: every, keep_best, keep_last"),
   ],
 )
@@ -171,22 +176,25 @@ FILES = sorted((pathlib.Path(__file__).parents[3] / "configs" / "train").glob("*
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_config_builds(path, tmp_path):
+def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   """With lists of bytes in place of text, and a tiny model in place of weights, of the authors."""
-  spec = importlib.util.spec_from_file_location("config_under_test", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
-  config.data.update(sources=(("lists", 1.0),), mode="pad")
-  if "width" in config.model or "preset" in config.model:
-    config.data.tokenizer = "byte"
-  elif "moe" in config.model:
+  given = RunConfig.read(str(path))
+  fields = ["data.sources=(('lists', 1.0),)", "data.mode=pad", "data.document_mask=false"]
+  fields += ["model.implementation=xla", "sample.prompts=('a',)", "checkpoint.keep_last=5"]
+  fields.append("optimizer.b1=0.5")
+  if "width" in given.model.fields:
+    fields.append("data.tokenizer=byte")
+  elif "moe" in given.model.fields:
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
-    config.init_from = str(directories.write(tmp_path / "hf", "llada_moe", **facts))
+    fields.append(f"init_from={directories.write(tmp_path / 'hf', 'llada_moe', **facts)}")
   else:  # it goes on from published weights
-    config.init_from = str(directories.write(tmp_path / "hf"))
-  training = build.everything(config)
-  assert training.rows[0].tokens_BxL.shape == (config.batch, config.data.length)
+    fields.append(f"init_from={directories.write(tmp_path / 'hf')}")
+  training = build.everything(RunConfig.read(str(path), fields))
+  run = training.run
+  assert training.rows[0].tokens_BxL.shape == (given.batch, given.data.length)
+  assert training.model.config.implementation == "xla" and run.optimizer.b1 == 0.5
+  assert (run.data.document_mask, run.sample.prompts) == (False, ("a",))
+  assert run.checkpoint.keep_last == 5
 
 
 def test_missing_fields_are_named():
