@@ -1,10 +1,12 @@
 """Holes are held out, lie within words, and are measured beside the best constant guess."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dlm.data.sources.example import Documents, Example
 from dlm.evaluation import comparison
-from dlm.evaluation.comparison import Hole
+from dlm.evaluation.comparison import Hole, Setting
 from dlm.generate import Completion
 
 
@@ -48,3 +50,19 @@ def test_fillings_stand_below_the_best_constant_guess():
   assert (baseline.characters, baseline.whole) == (pytest.approx(100 * 4 / 9), 0)
   assert filling.characters == pytest.approx(100 * (3 + 2 + 0) / 9)
   assert (filling.whole, filling.tpf) == (pytest.approx(100 / 3), 9 / 5)
+
+
+def test_a_long_comparison_keeps_few_programs():
+  """Each takes memory maps of the process, and Linux bounds those."""
+  programs = [jax.jit(lambda x, add=add: x + add) for add in range(comparison.LIVE + 2)]
+
+  def generator(program):
+    def run(params, requests, seed):
+      program(jnp.float32(0))
+      return []
+
+    return run
+
+  settings = [Setting("p", str(i), generator(each)) for i, each in enumerate(programs)]
+  comparison.compare(settings, {}, [], seed=0)
+  assert [each._cache_size() for each in programs] == [0] * comparison.LIVE + [1, 1]
