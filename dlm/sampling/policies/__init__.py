@@ -2,6 +2,7 @@
 
 from dlm.sampling.policies.ancestral import Ancestral
 from dlm.sampling.policies.cad import Cad
+from dlm.sampling.policies.certainty_prior import CertaintyPrior
 from dlm.sampling.policies.credit import Credit
 from dlm.sampling.policies.deer import Deer
 from dlm.sampling.policies.dream import Dream
@@ -44,6 +45,7 @@ POLICIES = {
   "entropy_bounded": EntropyBounded,  # EB-Sampler, 2505.24857
   "region": Region,  # P-ReAct, 2602.07035
   "ete": Ete,  # ETE, 2511.21103
+  "certainty_prior": CertaintyPrior,  # d2Cache, decoding, 2509.23094
   "wino": Wino,  # WINO, 2507.18578
   "quota": Quota,  # SDAR, 2510.06303
   "edit": Edit,  # LLaDA2.1, 2602.08676
