@@ -199,7 +199,7 @@ def train(
   step, meta = Step(training), {"data": {}}
   begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
   state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
-  config = build.plain(training.run)
+  config = training.config()
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
   with (
     claimed(workdir, config, training.facts, training.tokenizer, data, as_now=build.recorded),

@@ -5,20 +5,13 @@ What is written appears complete or not at all: it is filled beside its place, t
 
 import dataclasses
 import os
-import pathlib
-import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from dlm import checkpoint, files, weights, workdir
 from dlm.build import tables
-from dlm.build.pretrained import Pretrained
+from dlm.build.pretrained import ORIGIN, Pretrained
 from dlm.weights.families import FAMILIES
-
-# What belongs to a tokenizer and its chats, besides what `Tokenizer.save` writes.
-ALONG = (
-  "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-  "generation_config.json",
-)  # fmt: skip
 
 
 def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: Any) -> None:
@@ -33,7 +26,6 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
   with files.appearing(directory) as folder:
     params, step = made.params(**reading)
     workdir.fill(folder, made.config, made.facts, made.tokenizer)
-    _copy_along(made, folder)
     checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
 
@@ -50,21 +42,22 @@ def write_huggingface(
     ValueError: the directory exists and is not empty, the family is not known or cannot say what
       the model is; whatever reading raises.
   """
-  origin = made.config.get("huggingface", {})
+  origin = made.config.get(ORIGIN, {})
   family = family or origin.get("family", "")
   tables.one_of("family", family, FAMILIES)
   facts = made.facts
   if facts.pad_id is None:
     facts = dataclasses.replace(facts, pad_id=made.tokenizer.pad_id)
-  base = origin.get("config", {}) if family == origin.get("family") else {}
+  base = origin.get("config", {})
+  if family != origin.get("family"):
+    base = _longest(base, origin.get("family"), family)
   with files.appearing(directory) as folder:
     params, _ = made.params(**reading)
     weights.fill(folder, family, made.model.config, params, facts=facts, config=base)
     made.tokenizer.save(folder)
-    _copy_along(made, folder)
 
 
-def _copy_along(made: Pretrained, folder: pathlib.Path) -> None:
-  for name in ALONG:
-    if (made.directory / name).is_file():
-      shutil.copyfile(made.directory / name, folder / name)
+def _longest(config: Mapping[str, Any], family: str | None, other: str) -> dict[str, Any]:
+  """What another family's config.json keeps of one: how long a text may be."""
+  length = None if family is None else config.get(FAMILIES[family].length_field)
+  return {} if length is None else {FAMILIES[other].length_field: length}

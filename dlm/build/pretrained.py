@@ -23,6 +23,8 @@ from dlm.weights import Source
 from dlm.weights.adapt import with_mask_row
 from dlm.weights.families import FAMILIES
 
+ORIGIN = "huggingface"  # of config.json: the family and the config.json of where it all began
+
 # What a run that goes on from a checkpoint may choose for itself: none changes a parameter.
 FREE = ("dtype", "remat", "implementation")
 # Of experts (`model.moe`) it may choose how they are routed, all but what parameters there are.
@@ -100,7 +102,7 @@ class Pretrained:
 
   def run(self) -> RunConfig | None:
     """The config of the training it comes from; None: weights of others."""
-    return RunConfig.of(self.config) if "data" in self.config else None
+    return RunConfig.of(without_origin(self.config)) if "data" in self.config else None
 
 
 def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretrained:
@@ -132,6 +134,11 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   )
 
 
+def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config.json of ours without what it keeps of the Hugging Face directory it began with."""
+  return {name: value for name, value in config.items() if name != ORIGIN}
+
+
 def _record(config: Mapping[str, Any]) -> dict[str, Any]:
   """What config.json says of the model, but for the kernels of the machine that it came from."""
   record = {name: config[name] for name in ("model", "objective") if name in config}
@@ -153,7 +160,7 @@ def _of_source(source: Source) -> Pretrained:
   config = {
     "model": plain(source.model) | {"vocab": source.model.vocab + grows},
     "objective": _objective(facts),
-    "huggingface": {"family": source.family, "config": source.config},
+    ORIGIN: {"family": source.family, "config": source.config},
   }
   record = ModelRecord.of(_record(config))
   return Pretrained(

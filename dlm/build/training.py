@@ -10,7 +10,7 @@ from dlm import data, parallel
 from dlm.build import tables
 from dlm.build.choices import Reading
 from dlm.build.models import model
-from dlm.build.pretrained import Pretrained, continued, pretrained
+from dlm.build.pretrained import ORIGIN, Pretrained, continued, pretrained, without_origin
 from dlm.build.run import RunConfig
 from dlm.data import Rows, Tokenizer
 from dlm.facts import ModelFacts
@@ -32,6 +32,12 @@ class Training:
   rows: Rows
   eval_rows: Rows
   facts: ModelFacts
+
+  def config(self) -> dict[str, Any]:
+    """config.json of its folder: the run, and what its source says of where it began."""
+    origin = {} if self.source is None else self.source.config
+    kept = {ORIGIN: origin[ORIGIN]} if ORIGIN in origin else {}
+    return tables.plain(self.run) | kept
 
 
 def everything(config: RunConfig | Mapping[str, Any]) -> Training:
@@ -65,7 +71,7 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
 def recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:
   """A run's config.json as it would be written now; one that is no run's stays as it is."""
   try:
-    return tables.plain(_completed(RunConfig.of(config)))
+    return tables.plain(_completed(RunConfig.of(without_origin(config))))
   except ValueError:
     return config
 
@@ -85,7 +91,7 @@ def _words(run: RunConfig, source: Pretrained | None) -> Tokenizer:
     raise ValueError(
       f"data.tokenizer={name!r} is not that of init_from {source.directory}: leave it out or empty"
     )
-  return words
+  return source.tokenizer  # with the files that came with it
 
 
 def rows(run: RunConfig, tokenizer: Tokenizer, split: str) -> Rows:

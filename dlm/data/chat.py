@@ -19,10 +19,9 @@ import numpy as np
 
 from dlm.data import lines
 from dlm.data.install import require
-from dlm.data.tokenizer_files import CONFIG, read_json, spelling
+from dlm.data.tokenizer_files import CONFIG, OLD_TEMPLATE, TEMPLATE, read_json, spelling
 from dlm.data.tokenizers import Tokenizer
 
-TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 LONGEST_TEMPLATE = 2**18  # characters; Qwen3's has 4 thousand
 LONGEST_WAIT = 60  # seconds, on a busy machine; sandbox.py bounds the processor's time
 

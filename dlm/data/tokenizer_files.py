@@ -16,7 +16,11 @@ from typing import Any
 from dlm.data.install import require
 
 FILE, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 CONFIG, ADDED, SPECIALS = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+# How a model's tokens and chats are meant, by whoever published it; with folders of such files.
+BESIDE = (CONFIG, ADDED, SPECIALS, TEMPLATE, OLD_TEMPLATE, "generation_config.json")
+BESIDE_IN = ("additional_chat_templates",)
 ROLES = ("pad", "bos", "eos", "mask")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
@@ -82,6 +86,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError(f"{path} holds no JSON object")
   return found
+
+
+def beside(folder: pathlib.Path) -> dict[str, bytes]:
+  """The content of the files that go wherever a tokenizer goes, by name."""
+  paths = [folder / name for name in BESIDE]
+  paths += [path for name in BESIDE_IN for path in sorted((folder / name).glob("*"))]
+  return {
+    path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()
+  }
 
 
 def spelling(value: Any) -> str | None:

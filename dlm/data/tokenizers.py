@@ -7,7 +7,7 @@ the mask. Special ids are only ever put in by code.
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -80,9 +80,12 @@ class ByteTokenizer:
 
 
 class BpeTokenizer:
-  """A `tokenizers.Tokenizer` with its four roles. Made by `train_bpe`, `from_file` or `load`."""
+  """A `tokenizers.Tokenizer` with its four roles. Made by `train_bpe`, `from_file` or `load`.
 
-  def __init__(self, tokenizer, roles: dict[str, int]):
+  `beside`: files that are saved with it, by name: see `dlm.data.tokenizer_files`.
+  """
+
+  def __init__(self, tokenizer, roles: dict[str, int], beside: Mapping[str, bytes] | None = None):
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     for role in ROLES:
       if not 0 <= roles[role] < size:
@@ -92,7 +95,7 @@ class BpeTokenizer:
     tokenizer.encode_special_tokens = True  # a spelled special is text
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    self._tokenizer, self._roles = tokenizer, roles
+    self._tokenizer, self._roles, self.beside = tokenizer, roles, dict(beside or {})
     self.vocab_size = size
     self.pad_id, self.bos_id, self.eos_id, self.mask_id = (roles[role] for role in ROLES)
     described = tokenizer.to_str() + json.dumps(roles, sort_keys=True)
@@ -121,7 +124,8 @@ class BpeTokenizer:
         raise ValueError(f"{path} names no {role} token, nor do the files beside it")
       if found[role] is None:
         found[role] = _add_special(tokenizer, SPELLINGS[role][0])
-    return cls(tokenizer, {role: found["eos"] if x is None else x for role, x in found.items()})
+    roles = {role: found["eos"] if id is None else id for role, id in found.items()}
+    return cls(tokenizer, roles, tokenizer_files.beside(path if path.is_dir() else path.parent))
 
   def encode(self, text: str) -> np.ndarray:
     return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -143,15 +147,21 @@ class BpeTokenizer:
     return {token.content: id for id, token in found if token.special}
 
   def save(self, directory: str | pathlib.Path) -> None:
+    directory = pathlib.Path(directory)
     _write_saved(directory, {"kind": "bpe", "roles": self._roles})
-    self._tokenizer.save(str(pathlib.Path(directory) / "tokenizer.json"))
+    self._tokenizer.save(str(directory / tokenizer_files.FILE))
+    for name, content in self.beside.items():
+      (directory / name).parent.mkdir(exist_ok=True)
+      (directory / name).write_bytes(content)
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self:
     roles = _read_saved(directory, "bpe").get("roles")
     if not isinstance(roles, dict) or not all(type(roles.get(role)) is int for role in ROLES):
       raise ValueError(f"{pathlib.Path(directory) / SAVED_NAME}: roles={roles!r:.80} must be ids")
-    return cls(tokenizer_files.read_file(pathlib.Path(directory) / tokenizer_files.FILE), roles)
+    directory = pathlib.Path(directory)
+    tokenizer = tokenizer_files.read_file(directory / tokenizer_files.FILE)
+    return cls(tokenizer, roles, tokenizer_files.beside(directory))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:

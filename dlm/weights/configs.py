@@ -205,7 +205,8 @@ def config_of(
   fresh = {key: values[0] for key, values in family.only.items()}
   config = {
     "architectures": [family.architecture],
-    **(spelled(base) if base else fresh),
+    **({} if "model_type" in base else fresh),
+    **spelled(base),
     "model_type": family.model_type,
     "torch_dtype": dtype,
     **_said(family.fields, model, model),

@@ -15,13 +15,30 @@ TINY = "--config=configs/train/tiny.py"
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-  return directories.write(tmp_path_factory.mktemp("hf") / "qwen")
+  """With all that authors lay beside their weights."""
+  folder = directories.write(tmp_path_factory.mktemp("hf") / "qwen")
+  config = json.loads((folder / "config.json").read_text())
+  published = {"max_position_embeddings": 48, "max_window_layers": 2, "bos_token_id": 0}
+  (folder / "config.json").write_text(json.dumps(config | published))
+  (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+  (folder / "added_tokens.json").write_text("{}")
+  (folder / "chat_template.jinja").write_text(directories.TEMPLATE)
+  (folder / "generation_config.json").write_text('{"temperature": 0.7}')
+  (folder / "additional_chat_templates").mkdir()
+  (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+  return folder
 
 
 @pytest.fixture(scope="module")
 def dream(tmp_path_factory):
   path = tmp_path_factory.mktemp("hf") / "dream"
   return directories.write(path, "dream", mask="<|mask|>", attention="full")
+
+
+BESIDE = (
+  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+  "generation_config.json", "additional_chat_templates/tool_use.jinja",
+)  # fmt: skip
 
 
 def importing(tmp_path, *arguments):
@@ -48,11 +65,11 @@ def test_in_and_out_again_bit_for_bit(tmp_path, qwen):
   done = importing(tmp_path, f"--source={qwen}", f"--workdir={folder}")
   assert (done.returncode, done.stderr) == (0, "")
   assert "read 0.00 of 0.00 GB" in done.stdout and f"parameters in {folder}" in done.stdout
-  assert same_files(folder, qwen, "tokenizer_config.json")
+  assert same_files(folder, qwen, *BESIDE)
 
   done = importing(tmp_path, f"--source={folder}", f"--export={back}")
   assert (done.returncode, done.stderr) == (0, "")
-  assert same_files(back, qwen, "model.safetensors", "tokenizer_config.json")
+  assert same_files(back, qwen, "model.safetensors", *BESIDE)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
 
   ar = ("--config.policy.name=left_to_right", "--prompt=the cat")
@@ -93,11 +110,23 @@ def test_adapted_checkpoint_is_measured_sampled_and_trained_on(tmp_path, qwen):
   assert (done.returncode, done.stderr) == (0, "")
   assert json.loads((run / "facts.json").read_text())["shift"] == 1
   exported = tmp_path / "exported"
-  assert importing(tmp_path, f"--source={run}", f"--export={exported}").returncode == 2  # which?
-  done = importing(tmp_path, f"--source={run}", f"--export={exported}", "--family=qwen2")
+  done = importing(tmp_path, f"--source={run}", f"--export={exported}")
   assert (done.returncode, done.stderr) == (0, "")
-  assert json.loads((exported / "config.json").read_text())["is_causal"] is False
-  rows = [sampled(tmp_path, each, "--prompt=the cat")[0]["row"] for each in (run, exported)]
+  assert same_files(exported, qwen, *BESIDE)  # what was known of the source went through both
+  config, theirs = (json.loads((each / "config.json").read_text()) for each in (exported, qwen))
+  assert config["is_causal"] is False and config["max_position_embeddings"] == 48
+  changed = {"is_causal", "mask_token_id", "pad_token_id", "eos_token_id", "vocab_size"}
+  assert {key: config[key] for key in theirs.keys() - changed} == {
+    key: theirs[key] for key in theirs.keys() - changed
+  }
+  other = tmp_path / "other"
+  done = importing(tmp_path, f"--source={run}", f"--export={other}", "--family=a2d-qwen2")
+  assert (done.returncode, done.stderr) == (0, "")
+  config = json.loads((other / "config.json").read_text())
+  assert (config["model_type"], config["max_position_embeddings"]) == ("a2d-qwen2", 48)
+  assert config["hidden_act"] == "silu" and same_files(other, qwen, *BESIDE)
+  asked = ("--prompt=the cat", "--config.slots=32")  # the run's own rows are shorter than its model
+  rows = [sampled(tmp_path, each, *asked)[0]["row"] for each in (run, exported)]
   assert rows[0] == rows[1]
 
 

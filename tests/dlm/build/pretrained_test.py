@@ -129,6 +129,10 @@ def test_run_starts_from_the_sources_parameters_in_float32(qwen, tmp_path):
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state))
 
   train.train(training, tmp_path / "run")
+  written = tmp_path / "run" / "config.json"  # by a version that kept nothing for the exporter
+  kept = json.loads(written.read_text())
+  assert kept.pop("huggingface")["family"] == "qwen2"
+  written.write_text(json.dumps(kept))
   again = train.train(build.everything(config | {"steps": 3}), tmp_path / "run")
   assert int(again.step) == 3
   found = build.pretrained(tmp_path / "run")
