@@ -49,10 +49,15 @@ def read_prompts(paths: str | pathlib.Path, infill: bool = False) -> list[Prompt
 
 
 def record(completion: Completion, trace: bool) -> dict:
-  """What a line of the output says; `trace` adds the row's ids and the forward that wrote each."""
+  """What a line of the output says.
+
+  `trace` adds the row's ids, the forward that wrote each, and of each of `tokens` the
+  log-probability at that forward.
+  """
   forwards = sum(completion.forwards.values())
   kept = {
     "id": completion.id,
+    "sample": completion.sample,
     "prompt": completion.prompt,
     "text": completion.text,
     "spans": completion.spans,
@@ -63,8 +68,10 @@ def record(completion: Completion, trace: bool) -> dict:
     "tokens_per_forward": round(completion.tpf, 4),
     "tokens_per_second": round(len(completion.tokens) / completion.seconds, 2),
     "finished": completion.finished,
+    "reason": completion.reason,
   }
-  return kept | ({"row": completion.row, "when": completion.when} if trace else {})
+  traced = {name: getattr(completion, name) for name in ("row", "when", "logprobs")}
+  return kept | (traced if trace else {})
 
 
 def describe(completions: Sequence[Completion]) -> str:
@@ -80,7 +87,8 @@ def digest(requests: Sequence[Request]) -> str:
   """Equal for requests of equal texts, ids and open slots."""
   found = hashlib.sha256()
   for each in requests:
-    for part in (f"{each.id} {each.prompt}".encode(), each.tokens.tobytes(), each.open.tobytes()):
+    name = f"{each.id} {each.sample} {each.prompt}".encode()
+    for part in (name, each.tokens.tobytes(), each.open.tobytes()):
       found.update(len(part).to_bytes(8, "little") + part)
   return found.hexdigest()
 

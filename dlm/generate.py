@@ -4,9 +4,11 @@ The bracket is `dlm.sampling.loop`; this file puts requests on canvases, runs th
 local device, and reads completions off the result.
 """
 
+import bisect
 import collections
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,12 +25,22 @@ from dlm.types import FORWARD_KINDS, Canvas, Params
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """Token ids of one row and where the sampler may write; `id` seeds its noise."""
+  """Token ids of one row and where the sampler may write; `id` and `sample` seed its noise."""
 
   id: int
   prompt: str
   tokens: np.ndarray
   open: np.ndarray
+  sample: int = 0  # 0, 1, ... of the same prompt
+
+  @property
+  def continues(self) -> bool:
+    """A prompt goes on to its end; a text that is filled in also has given tokens later."""
+    return bool(self.open[int(np.argmax(self.open)) :].all())
+
+  def samples(self, n: int) -> "list[Request]":
+    """As `n` requests, each with noise of its own; the first is the request itself."""
+    return [dataclasses.replace(self, sample=sample) for sample in range(n)]
 
   @classmethod
   def from_text(
@@ -78,34 +90,55 @@ class Request:
     return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
 
 
+# A stop id, a stop string, tokens that vary too little; all slots are written, or max_forwards were
+# spent with masks left before the text's end.
+REASONS = ("stop_id", "stop_string", "least_entropy", "length", "max_forwards")
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
   """What became of a request."""
 
   id: int
+  sample: int
   prompt: str
   text: str  # what was written, up to its end; for infilling the whole text
   spans: list[str]  # each open span as text
   tokens: list[int]  # ids written, in order of position, before the text's end
+  logprobs: list[float | None]  # of each, see `Canvas.logp_BxL`; None: its forward gave none
   when: list[int]  # by position of the row: the forward that wrote it, -1 where given
   row: list[int]  # the row's ids as it ended
   forwards: dict[str, int]  # by kind: full, window, commit; with a drafter also draft
   queries: int  # query positions those forwards computed
   remasked: int  # tokens that were written and masked again
   tpf: float  # tokens per forward
-  finished: bool  # False: max_forwards ended it with masks left before the text's end
-  seconds: float  # wall time of its batch, without compilation
+  reason: str  # what ended the text: one of REASONS
+  seconds: float  # wall time of the rows that ran with it, without compilation
+
+  @property
+  def finished(self) -> bool:
+    return self.reason != "max_forwards"
 
 
 class Generator:
   """Runs one sampler over many requests, in batches of one shape: it compiles once a canvas size.
 
-  Requests run with others of their own canvas size, so a request's canvas is the same whatever it
-  is asked together with.
+  A row's tokens never depend on its neighbours but by rounding: matmuls of another shape may sum in
+  another order, which decides where two candidates lie that near, as identical slots do. A request
+  runs with others of its own canvas size, so its canvas is always the same. What is left is the
+  number of rows a device computes together, and, with a cache, the width of the window that they
+  share. `row_tile` fixes both: a row alone, in a batch of any size and order, on one device or on
+  several that split the batch ("data"), is then the same to the bit. Another kind of device or
+  version of XLA may round otherwise.
 
   Args:
     align: "canvas" or "prompt", see `make_canvas`.
-    batch: rows a batch; rounded up to a multiple of the devices that share it.
+    batch: rows of a batch, over all devices; rounded up to whole tiles.
+    row_tile: rows that a device computes together, done ones among them where requests are too few;
+      a batch is several runs of that one program. 0: the device's share of a batch, and neighbours
+      share windows.
+    stops: strings that end a completion where the first of them begins, but no text that is filled
+      in. They are looked for when a row is done, so they save no forward.
     driver: "shard_map" or "pmap"; both run the same per-shard loop.
   """
 
@@ -117,10 +150,16 @@ class Generator:
     *,
     align: str = "canvas",
     batch: int = 8,
+    row_tile: int = 0,
+    stops: Sequence[str] = (),
     driver: str = "shard_map",
   ):
     if batch < 1:
       raise ValueError(f"Generator: batch={batch} must be at least 1")
+    if row_tile < 0:
+      raise ValueError(f"Generator: row_tile={row_tile} must not be negative (0: off)")
+    if "" in stops:
+      raise ValueError("Generator: a stop string must not be empty")
     own = "canvas" if isinstance(sampler.sees, masks.BlockCausal) else "prompt"
     in_blocks = isinstance(sampler.sees, masks.BlockCausal | masks.PromptBlocks)
     if sampler.plan.commits and in_blocks and align != own:
@@ -128,9 +167,13 @@ class Generator:
         f"a cache is exact only in blocks that are the model's own: align={align!r} cuts others; "
         f"use {own!r}, or cache 'none'"
       )
+    if row_tile:
+      sampler = dataclasses.replace(sampler, own_width=True)
     shards = parallel.batch_shards(mesh)
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
-    self.batch = -(-batch // shards) * shards
+    self.stops = tuple(stops)
+    self.rows = (row_tile or -(-batch // shards)) * shards  # of the program that is compiled
+    self.batch = -(-batch // self.rows) * self.rows
 
     def shard(params: Params, canvas: Canvas) -> Canvas:
       return loop.run(sampler, params, canvas)
@@ -150,7 +193,7 @@ class Generator:
     return slots
 
   def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-    """What runs together: the first request that is left, and the next ones of its canvas size."""
+    """What is done together: the first request that is left, and the next of its canvas size."""
     left: dict[int, collections.deque[int]] = {}
     for i, request in enumerate(requests):
       left.setdefault(self.slots(request), collections.deque()).append(i)
@@ -162,19 +205,20 @@ class Generator:
         del left[slots]
 
   def canvas(self, requests: Sequence[Request], seed: int) -> Canvas:
-    """The requests as rows of one canvas, filled up to a whole batch with rows that are done."""
-    rows = [*requests, *[requests[-1]] * (self.batch - len(requests))]
+    """The requests as rows of one canvas, filled up to whole tiles with rows that are done."""
+    rows = [*requests, *[requests[-1]] * (-len(requests) % self.rows)]
     canvas = make_canvas(
       [r.tokens for r in rows],
       [r.open for r in rows],
       [r.id for r in rows],
+      samples=[r.sample for r in rows],
       slots=max(map(self.slots, requests)),
       block=self.sampler.block,
       align=self.align,
       mask_id=self.sampler.mask_id,
       seed=seed,
     )
-    return canvas.replace(done_B=np.arange(self.batch) >= len(requests))
+    return canvas.replace(done_B=np.arange(len(rows)) >= len(requests))
 
   def __call__(
     self,
@@ -192,31 +236,37 @@ class Generator:
     done: list[Completion | None] = [None] * len(requests)
     told = 0
     for batch in self.batches(requests):
-      chunk = [requests[i] for i in batch]
-      canvas = self.canvas(chunk, seed)
-      canvas = jax.device_put(canvas, parallel.batch_sharding(self.mesh))
-      if canvas.tokens_BxL.shape not in self._warm:  # compilation is not sampling time
-        idle = canvas.replace(done_B=jax.numpy.ones_like(canvas.done_B))
-        jax.block_until_ready(self._run(params, idle))
-        self._warm.add(canvas.tokens_BxL.shape)
-      began = time.perf_counter()
-      canvas = jax.block_until_ready(self._run(params, canvas))
-      seconds = time.perf_counter() - began
-      host = jax.device_get(canvas.replace(key_B=None))
-      for row, (i, request) in enumerate(zip(batch, chunk, strict=True)):
-        done[i] = _read(host, row, request, self.sampler, self.tokenizer, seconds)
+      for first in range(0, len(batch), self.rows):
+        tile = batch[first : first + self.rows]
+        completed = self._complete(params, [requests[i] for i in tile], seed)
+        for i, completion in zip(tile, completed, strict=True):
+          done[i] = completion
       ready = list(itertools.takewhile(lambda each: each is not None, done[told:]))
       told += len(ready)
       if on_batch:
         on_batch(ready)
     return done
 
+  def _complete(self, params: Params, requests: list[Request], seed: int) -> list[Completion]:
+    """One run of the program, over `rows` requests of one canvas size or fewer."""
+    canvas = jax.device_put(self.canvas(requests, seed), parallel.batch_sharding(self.mesh))
+    if canvas.tokens_BxL.shape not in self._warm:  # compilation is not sampling time
+      idle = canvas.replace(done_B=jax.numpy.ones_like(canvas.done_B))
+      jax.block_until_ready(self._run(params, idle))
+      self._warm.add(canvas.tokens_BxL.shape)
+    began = time.perf_counter()
+    canvas = jax.block_until_ready(self._run(params, canvas))
+    seconds = time.perf_counter() - began
+    host = jax.device_get(canvas.replace(key_B=None))
+    return [_read(host, row, request, self, seconds) for row, request in enumerate(requests)]
+
   def stream(
     self, params: Params, requests: Sequence[Request], *, seed: int = 0
   ) -> Iterator[Canvas]:
     """The canvas before the first forward and after each one: the same step, driven by the host.
 
-    At most `batch` requests, on one canvas.
+    All requests stand on one canvas, so this is another program, equal to `__call__` but for
+    rounding.
     """
     canvas = self.canvas(requests, seed)
     state = jax.jit(loop.start, static_argnums=0)(self.sampler, canvas)
@@ -228,49 +278,58 @@ class Generator:
 
 
 def _read(
-  canvas: Canvas,
-  row: int,
-  request: Request,
-  sampler: Sampler,
-  tokenizer: Tokenizer,
-  seconds: float,
+  canvas: Canvas, row: int, request: Request, generator: Generator, seconds: float
 ) -> Completion:
   """One row of a finished canvas (host arrays) as text."""
+  sampler, tokenizer = generator.sampler, generator.tokenizer
   n = len(request.tokens)
-  ids, when = canvas.tokens_BxL[row, :n], canvas.when_BxL[row, :n]
+  ids, when, logp = (x[row, :n] for x in (canvas.tokens_BxL, canvas.when_BxL, canvas.logp_BxL))
   written = np.flatnonzero(request.open & (when >= 0) & (ids != sampler.mask_id))
-  end = _end(ids, written, request.open, sampler)
+  end, reason = _end(ids, written, request.open, sampler)
   written = written[written < end]
+  text = tokenizer.decode(ids[written] if request.continues else ids)
+  if at := [text.find(stop) for stop in generator.stops if request.continues and stop in text]:
+    text = text[: min(at)]
+    # Tokens that lie before the stop string; it may begin within the next one.
+    kept = bisect.bisect_right(
+      range(len(written)), len(text), key=lambda k: len(tokenizer.decode(ids[written[: k + 1]]))
+    )
+    end = int(written[kept])
+    written, reason = written[:kept], "stop_string"
+  if (request.open & (ids == sampler.mask_id))[:end].any():
+    reason = "max_forwards"
   edges = np.flatnonzero(np.diff(np.concatenate([[0], request.open.astype(np.int8), [0]])))
-  spans = [tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
-  suffix = bool(request.open[int(np.argmax(request.open)) :].all())
   forwards = dict(zip(FORWARD_KINDS, map(int, canvas.forwards_Bx3[row]), strict=True))
   if sampler.drafter is not None:
     forwards["draft"] = int(canvas.drafts_B[row])
   return Completion(
     id=request.id,
+    sample=request.sample,
     prompt=request.prompt,
-    text=tokenizer.decode(ids[written] if suffix else ids),
-    spans=spans,
+    text=text,
+    spans=[tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)],
     tokens=ids[written].tolist(),
+    logprobs=[each if math.isfinite(each) else None for each in logp[written].tolist()],
     when=when.tolist(),
     row=ids.tolist(),
     forwards=forwards,
     queries=int(canvas.queries_B[row]),
     remasked=int(canvas.remasked_B[row]),
     tpf=len(written) / max(sum(forwards.values()), 1),
-    finished=not bool((request.open & (ids == sampler.mask_id))[:end].any()),
+    reason=reason,
     seconds=seconds,
   )
 
 
-def _end(ids: np.ndarray, written: np.ndarray, free: np.ndarray, sampler: Sampler) -> int:
-  """Where a text ends: before its first stop id, or before tokens that vary too little."""
+def _end(
+  ids: np.ndarray, written: np.ndarray, free: np.ndarray, sampler: Sampler
+) -> tuple[int, str]:
+  """Where a text ends, and why: before its first stop id, or tokens that vary too little."""
   stops = written[np.isin(ids[written], sampler.eos_ids)]
-  end = int(stops[0]) if len(stops) else len(ids)
+  end, reason = (int(stops[0]), "stop_id") if len(stops) else (len(ids), "length")
   if not sampler.least_entropy:
-    return end
+    return end, reason
   masked = np.flatnonzero(free & (ids == sampler.mask_id))
   whole = ids[: min([end, *masked[:1]])]
   lost = variety.lost_from(whole, sampler.block, int(np.argmax(free)), sampler.least_entropy)
-  return end if lost is None else lost
+  return (end, reason) if lost is None else (lost, "least_entropy")

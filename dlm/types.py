@@ -160,6 +160,7 @@ class Canvas:
   tokens_BxL: Array
   open_BxL: Array  # bool: where the sampler may write
   when_BxL: Array  # the row's forward (1, 2, ...) of the last write; -1 before: the trajectory
+  logp_BxL: Array  # log-probability that it gave what it wrote; NaN: not written, or no candidate
   start_B: Array  # first slot of the row's active block
   length_B: Array  # slots from here on are padding: never seen, never written
   key_B: Array

@@ -85,7 +85,13 @@ def settings(trained: build.Pretrained, mesh: jax.sharding.Mesh, names: list[str
       config = {"policy": policy, "cache": {"name": method.cache}, "batch": 32}
       sampler, own = build.sampling(config, trained.model, trained.facts)
       generator = Generator(
-        sampler, trained.tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
+        sampler,
+        trained.tokenizer,
+        mesh,
+        align=own.align,
+        batch=own.batch,
+        row_tile=own.row_tile,
+        driver=own.parallel,
       )
       found.append(Setting(name, f"{method.field} {value}", generator))
   return found

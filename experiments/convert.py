@@ -126,7 +126,12 @@ def generators(training: build.Training, block: int, speeds: Sequence[int]) -> d
     config = {"policy": policy, "block": block, "align": "canvas", "batch": 64}
     sampler, own = build.sampling(config, training.model, training.facts)
     found[k] = Generator(
-      sampler, training.tokenizer, training.mesh, align=own.align, batch=own.batch
+      sampler,
+      training.tokenizer,
+      training.mesh,
+      align=own.align,
+      batch=own.batch,
+      row_tile=own.row_tile,
     )
   return found
 

@@ -69,7 +69,12 @@ class Demo:
     config = {"policy": fields, "temperature": temperature, "batch": 64, "slots": SLOTS}
     sampler, own = build.sampling(config, self.training.model, self.training.facts)
     generator = Generator(
-      sampler, self.training.tokenizer, self.training.mesh, align=own.align, batch=own.batch
+      sampler,
+      self.training.tokenizer,
+      self.training.mesh,
+      align=own.align,
+      batch=own.batch,
+      row_tile=own.row_tile,
     )
     return Setting(policy, setting, generator)
 

@@ -8,8 +8,12 @@ filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line
 "infill": true. The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
 user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
 "content": "..."}, ...]}. --drafter=DIR names the diffusion checkpoint that drafts for an
-autoregressive one (configs/sample/deer.py).
+autoregressive one (configs/sample/deer.py). --stop=STRING ends completions where it begins.
 """
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
 
 import jax
 from absl import flags
@@ -29,32 +33,56 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
 INFILL = flags.DEFINE_bool("infill", False, "[[8]] in a prompt: eight tokens to be found.")
 CHAT = flags.DEFINE_bool("chat", False, "A prompt is a message, not a text to continue.")
 OUT = flags.DEFINE_string("out", None, "A JSONL file of completions; default: the screen.")
-TRACE = flags.DEFINE_bool("trace", False, "Also write which forward wrote each token.")
+TRACE = flags.DEFINE_bool(
+  "trace", False, "Also write which forward wrote each token, and its log-probability there."
+)
+SAMPLES = flags.DEFINE_integer("samples", 1, "Of each prompt.", lower_bound=1)
+STOP = flags.DEFINE_multi_string("stop", [], "Ends a completion; may be given several times.")
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out prompts that do not fit, and say so.")
 LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
 def asked(trained: build.Pretrained, own: build.SamplingConfig) -> list[Request]:
-  """Prompts or conversations as rows to sample."""
+  """Prompts or conversations as rows to sample; with --skip_bad only those that fit."""
   tokenizer, room = trained.tokenizer, {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
   if CHAT.value and INFILL.value:
     raise ValueError("--chat answers and --infill fills in: give one of them")
   if not CHAT.value:
     prompts = [Prompt(text, INFILL.value) for text in PROMPT.value]
     prompts += read_prompts(PROMPTS.value, INFILL.value) if PROMPTS.value else []
-    return [
-      Request.from_text(i, prompt.text, tokenizer, **room, bos=own.bos, infill=prompt.infill)
+    begun = functools.partial(Request.from_text, tokenizer=tokenizer, bos=own.bos, **room)
+    return made(
+      functools.partial(begun, i, prompt.text, infill=prompt.infill)
       for i, prompt in enumerate(prompts or [Prompt("")])
-    ]
+    )
   talks = [chat.from_user(text) for text in PROMPT.value]
   talks += chat.read_conversations(PROMPTS.value) if PROMPTS.value else []
   if not talks:
     raise ValueError("--chat needs something said: --prompt or --prompts")
   ids = chat.open_template(trained.directory).encode(talks, tokenizer)
-  return [
-    Request.from_ids(i, str(talk[-1]["content"]), ids[i], tokenizer.mask_id, **room)
+  return made(
+    functools.partial(
+      Request.from_ids, i, str(talk[-1]["content"]), ids[i], tokenizer.mask_id, **room
+    )
     for i, talk in enumerate(talks)
-  ]
+  )
+
+
+def made(requests: Iterable[Callable[[], Request]]) -> list[Request]:
+  """Each as often as --samples says."""
+  found, skipped = [], []
+  for request in requests:
+    try:
+      found += request().samples(SAMPLES.value)
+    except ValueError as error:
+      if not SKIP_BAD.value:
+        raise
+      skipped.append(f"skipped: {error}")
+  if not found:
+    raise ValueError(f"--skip_bad leaves no prompt; {skipped[0]}")
+  print(*skipped, sep="\n", end="\n" if skipped else "", file=sys.stderr)
+  return found
 
 
 def main() -> None:
@@ -77,13 +105,20 @@ def main() -> None:
     if LIVE.value and OUT.value:
       raise ValueError("--live shows and --out writes: give one of them")
     generator = Generator(
-      sampler, tokenizer, mesh, align=own.align, batch=own.batch, driver=own.parallel
+      sampler,
+      tokenizer,
+      mesh,
+      align=own.align,
+      batch=own.batch,
+      row_tile=own.row_tile,
+      stops=STOP.value,
+      driver=own.parallel,
     )
     params, step = trained.params(parallel.shard_params(model.abstract(), mesh))
     if drafter:
       params = params, drafter.params(parallel.shard_params(drafter.model.abstract(), mesh))[0]
-    settings = build.plain(config)
-    job = [trained.config, step, settings, digest(requests), TRACE.value, checksums(params)]
+    settings = [build.plain(config), digest(requests), TRACE.value, STOP.value]
+    job = [trained.config, step, settings, checksums(params)]
     out = OUT.value if processes == 1 or not OUT.value else f"{OUT.value}.{process}-of-{processes}"
     output = Output(out, job) if out else None
   if LIVE.value:

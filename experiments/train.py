@@ -33,7 +33,12 @@ def samples(training: build.Training) -> train.Writer | None:
   prompts = enumerate(sample.prompts)
   requests = [Request.from_text(i, text, training.tokenizer, **room) for i, text in prompts]
   generator = Generator(
-    sampler, training.tokenizer, training.mesh, align=own.align, batch=len(requests)
+    sampler,
+    training.tokenizer,
+    training.mesh,
+    align=own.align,
+    batch=len(requests),
+    row_tile=own.row_tile,
   )
   return lambda params, step: [c.text for c in generator(params, requests, seed=step)]
 

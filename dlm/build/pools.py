@@ -23,9 +23,16 @@ def in_windows(moe: MoeConfig | None, *, block: int, align: str, shift: int) -> 
 
 
 def check(
-  moe: MoeConfig | None, facts: ModelFacts, plan: CachePlan, policy: Policy, whole: bool
+  moe: MoeConfig | None,
+  facts: ModelFacts,
+  plan: CachePlan,
+  policy: Policy,
+  whole: bool,
+  row_tile: int,
 ) -> None:
   """Raises ValueError where experts would choose among other tokens than in training.
+
+  Or where they would compute them in a shape that depends on other rows, which `row_tile` excludes.
 
   Args:
     whole: what `in_windows` says.
@@ -46,6 +53,11 @@ def check(
       f"cache {plan} leaves tokens out of the pools of model.moe.choice='expert': a cache needs "
       f"model.moe.pool={moe.pool} to be a number of slots that divides the sampler's block, "
       "align='canvas', a model without shift, and windows of whole blocks. Use cache 'none'."
+    )
+  if moe.reads_noise and row_tile > 1:
+    raise ValueError(
+      f"row_tile={row_tile} must be 1, or 0 (off), where experts choose by noise level: their "
+      "buffers are as large as all rows of a tile need"
     )
   if policy.judges:
     raise ValueError(

@@ -129,6 +129,6 @@ def _confidence(sure_BxL: np.ndarray, share: float) -> np.ndarray:
 def _write(sampler: Sampler, state: LoopState, released_BxL: Array) -> LoopState:
   canvas = state.canvas
   slot_BxL = jnp.broadcast_to(jnp.arange(released_BxL.shape[1])[None, :], released_BxL.shape)
-  canvas = write(canvas, released_BxL, slot_BxL, state.policy.token_BxL, canvas.turn_B)
+  canvas = write(canvas, released_BxL, slot_BxL, state.policy.token_BxL, turn_B=canvas.turn_B)
   written_B = ~masked(canvas, sampler.mask_id).any(-1)
   return state.replace(canvas=canvas.replace(done_B=canvas.done_B | written_B))

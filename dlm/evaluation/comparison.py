@@ -122,7 +122,7 @@ def compare(
           score=problem.score(completion),
           n_tokens=len(completion.tokens),
           n_forwards=sum(completion.forwards.values()),
-          seconds=completion.seconds / setting.generator.batch,
+          seconds=completion.seconds / setting.generator.rows,
         )
       )
   return outcomes, completions

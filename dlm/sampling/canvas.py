@@ -16,6 +16,7 @@ def make_canvas(
   open_: list[np.ndarray],
   row_ids: list[int],
   *,
+  samples: list[int] | None = None,
   slots: int,
   block: int,
   align: str,
@@ -25,8 +26,9 @@ def make_canvas(
   """One row per request; `tokens[i]` holds its ids, `open_[i]` where they are to be written.
 
   align="canvas": blocks are cut from slot 0, as block-causal models are trained; "prompt": the
-  first block starts at the first open slot (LLaDA). Row i's noise depends on (seed, row_ids[i])
-  alone. Raises ValueError where a row does not fit or has nothing to write, or for a bad seed.
+  first block starts at the first open slot (LLaDA). Row i's noise depends on the seed, row_ids[i]
+  and samples[i] (None: 0, the first of its id) alone. Raises ValueError where a row does not fit or
+  has nothing to write, or for a bad seed.
   """
   if align not in ALIGNMENTS:
     raise ValueError(f"align={align!r} is not one of {', '.join(ALIGNMENTS)}")
@@ -43,14 +45,17 @@ def make_canvas(
     open_BxL[row, : len(ids)] = free
     first = int(np.argmax(free))
     start_B[row] = first // block * block if align == "canvas" else first
-  key = jax.random.key(check_seed(seed))
+  # A seed fills the low word of a key: samples differ in the high one, 0 in the key of the seed.
+  word_Bx2 = [[sample, check_seed(seed)] for sample in samples or [0] * batch]
+  key_B = jax.random.wrap_key_data(jnp.asarray(word_Bx2, jnp.uint32), impl="threefry2x32")
   return Canvas(
     tokens_BxL=jnp.asarray(tokens_BxL),
     open_BxL=jnp.asarray(open_BxL),
     when_BxL=jnp.full((batch, slots), -1, jnp.int32),
+    logp_BxL=jnp.full((batch, slots), jnp.nan),
     start_B=jnp.asarray(start_B),
     length_B=jnp.asarray([len(ids) for ids in tokens], jnp.int32),
-    key_B=jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(row_ids, jnp.uint32)),
+    key_B=jax.vmap(jax.random.fold_in)(key_B, jnp.asarray(row_ids, jnp.uint32)),
     done_B=jnp.zeros(batch, bool),
     forwards_Bx3=jnp.zeros((batch, len(FORWARD_KINDS)), jnp.int32),
     drafts_B=jnp.zeros(batch, jnp.int32),
@@ -88,12 +93,19 @@ def in_block(sampler: Sampler, canvas: Canvas) -> Array:
 
 
 def write(
-  canvas: Canvas, where_BxA: Array, slot_BxA: Array, token_BxA: Array, turn_B: Array | None
+  canvas: Canvas,
+  where_BxA: Array,
+  slot_BxA: Array,
+  token_BxA: Array,
+  *,
+  turn_B: Array | None = None,
+  logp_BxA: Array | None = None,
 ) -> Canvas:
   """Puts tokens into slots; closed ones and those past the canvas's end stay as they are.
 
   Args:
     turn_B: the row's forward that wrote them; None: nothing is decided yet (drafts, random ids).
+    logp_BxA: the log-probability that it gave them; None: it gave none.
   """
   batch, slots = canvas.tokens_BxL.shape
   row_Bx1 = jnp.arange(batch)[:, None]
@@ -107,4 +119,8 @@ def write(
   if turn_B is None:
     return canvas
   turn_BxA = jnp.broadcast_to(turn_B[:, None], slot_BxA.shape)
-  return canvas.replace(when_BxL=put(canvas.when_BxL, turn_BxA))
+  if logp_BxA is None:
+    logp_BxA = jnp.full(slot_BxA.shape, jnp.nan)
+  return canvas.replace(
+    when_BxL=put(canvas.when_BxL, turn_BxA), logp_BxL=put(canvas.logp_BxL, logp_BxA)
+  )

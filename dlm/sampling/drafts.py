@@ -32,7 +32,7 @@ def propose(
   masks_BxA = jnp.full_like(slot_BxA, drafter.mask_id)
   out = drafter.denoise(
     params,
-    write(canvas, rows_B[:, None], slot_BxA, masks_BxA, turn_B=None).tokens_BxL,
+    write(canvas, rows_B[:, None], slot_BxA, masks_BxA).tokens_BxL,
     slot_BxW=slot_BxL,
     mask=masks.within(drafter.sees(slot_BxL, slots, canvas.answer_B), end_B),
     ask_BxA=jnp.minimum(slot_BxA, slots - 1) - drafter.shift,
@@ -42,7 +42,7 @@ def propose(
   stats = score(
     out.head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA,
   )  # fmt: skip
-  canvas = write(canvas, rows_B[:, None], slot_BxA, stats.token, turn_B=None)
+  canvas = write(canvas, rows_B[:, None], slot_BxA, stats.token)
   return canvas.replace(
     drafts_B=canvas.drafts_B + rows_B,
     queries_B=canvas.queries_B + jnp.where(rows_B, end_B, 0),

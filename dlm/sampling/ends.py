@@ -33,6 +33,7 @@ def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canv
   return canvas.replace(
     tokens_BxL=jnp.where(fill_BxL, eos_Bx1, canvas.tokens_BxL),
     when_BxL=jnp.where(fill_BxL, canvas.turn_B[:, None], canvas.when_BxL),
+    logp_BxL=jnp.where(fill_BxL, jnp.nan, canvas.logp_BxL),
   )
 
 

@@ -12,6 +12,7 @@ from dlm.sampling import guidance, shadow
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
+from dlm.sampling.state import where_rows
 from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
 
 
@@ -43,7 +44,6 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   canvas, at, full = ask.canvas, ask.at, ask.full
   slots = canvas.tokens_BxL.shape[1]
   everywhere_BxL = jnp.ones_like(at.inside_BxL)
-  over = functools.partial(_over, sampler, params, ask)
 
   def whole(cache: KVCache | None) -> tuple[TokenStats, KVCache | None]:
     emptied = cache
@@ -51,7 +51,7 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
       stale_BxS = jnp.broadcast_to(ask.act_B[:, None], canvas.open_BxL.shape)
       stale_BxS = guidance.twice(stale_BxS) if sampler.guidance else stale_BxS
       emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_BxS)
-    return over(emptied, everywhere_BxL, slots)
+    return _over(sampler, params, ask, emptied, everywhere_BxL, slots)
 
   if not sampler.plan.cached:
     shadows = sampler.block if sampler.policy.judges else 0
@@ -62,36 +62,40 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   if sampler.anchored:
     window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
   size_B = window_BxL.sum(-1)
-  need = jnp.where(ask.act_B, size_B, 0).max()
   ladder = _ladder(sampler, slots)
-
-  rung = jnp.minimum(jnp.searchsorted(jnp.array(ladder), need), len(ladder) - 1)
-  runs = [(full, whole)]
+  rung_B = jnp.minimum(jnp.searchsorted(jnp.array(ladder), size_B), len(ladder) - 1)
+  if not sampler.own_width:  # all share the widest
+    rung_B = jnp.full_like(rung_B, jnp.where(ask.act_B, rung_B, 0).max())
+  runs = [(ask.act_B & full, whole)]
   for i, width in enumerate(ladder):
-    runs.append((~full & (rung == i), lambda cache, width=width: over(cache, window_BxL, width)))
-  stats, cache = _the_one(runs, cache)
+    rows_B = ask.act_B & ~full & (rung_B == i)
+    those = functools.partial(_over, sampler, params, ask.replace(act_B=rows_B))
+    runs.append((rows_B, functools.partial(those, window_BxL=window_BxL, width=width)))
+  stats, cache = _in_turn(runs, cache)
   computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
   queries_B = jnp.where(full, canvas.length_B, size_B)
   return Scored(stats, _scored(sampler, canvas, computed_BxL), cache, queries_B)
 
 
-def _the_one(
+def _in_turn(
   runs: list[tuple[Array, Callable[[KVCache], tuple[TokenStats, KVCache]]]], cache: KVCache
 ) -> tuple[TokenStats, KVCache]:
-  """`run(cache)` of the one pair whose first is True.
+  """`run(cache)` of every pair (rows, run) that has rows, and of each the statistics of its rows.
 
   By loops of one turn or none: XLA updates what a loop carries in place, where branches of a
   conditional would copy the cache at every forward (it stands several times in memory then).
   """
   shapes, _ = jax.eval_shape(runs[0][1], cache)
   stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  for due, run in runs:
+  for rows_B, run in runs:
 
-    def turn(carry, run=run):
-      _, _, cache = carry
-      return (jnp.zeros((), bool), *run(cache))
+    def turn(carry, rows_B=rows_B, run=run):
+      _, stats, cache = carry
+      own, cache = run(cache)
+      return jnp.zeros((), bool), where_rows(rows_B, own, stats), cache
 
-    _, stats, cache = jax.lax.while_loop(lambda carry: carry[0], turn, (due, stats, cache))
+    carry = (rows_B.any(), stats, cache)
+    _, stats, cache = jax.lax.while_loop(lambda carry: carry[0], turn, carry)
   return stats, cache
 
 

@@ -191,7 +191,11 @@ def _write(canvas: Canvas, view: View, decision: Decision, decides_B: Array) -> 
   """Puts the decided tokens on the canvas, and counts what was masked again."""
   write_BxA = decision.write_BxA & view.open_BxA & decides_B[:, None]
   undone_BxA = write_BxA & (decision.token_BxA == view.mask_id) & (view.tokens_BxA != view.mask_id)
-  canvas = write(canvas, write_BxA, view.slot_BxA, decision.token_BxA, canvas.turn_B)
+  is_candidate_BxA = decision.token_BxA == view.stats.token  # else nobody knows how probable it is
+  logp_BxA = jnp.where(is_candidate_BxA, view.stats.logit - view.stats.lse, jnp.nan)
+  canvas = write(
+    canvas, write_BxA, view.slot_BxA, decision.token_BxA, turn_B=canvas.turn_B, logp_BxA=logp_BxA
+  )
   return canvas.replace(remasked_B=canvas.remasked_B + undone_BxA.sum(-1))
 
 

@@ -18,4 +18,4 @@ def begin(sampler: Sampler, canvas: Canvas, rows_B: Array) -> Canvas:
   )
   id_BxA = sampler.policy.noise(key_B, slot_BxA.shape[1], sampler.mask_id)
   where_BxA = in_block(sampler, canvas) & rows_B[:, None]
-  return write(canvas, where_BxA, slot_BxA, id_BxA, turn_B=None)
+  return write(canvas, where_BxA, slot_BxA, id_BxA)

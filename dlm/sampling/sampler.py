@@ -51,6 +51,8 @@ class Sampler:
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
     least_entropy: completions end where their tokens vary less, in nats; 0: they may. See
       `dlm.sampling.variety`, which reads them on the host when a row is done.
+    own_width: with a cache, a forward over windows is run once for each width that rows need, and
+      not once at the widest: a row's bits then owe nothing to its neighbours.
   """
 
   denoise: Denoiser
@@ -76,6 +78,7 @@ class Sampler:
   may_predict_mask: bool = False
   guidance: float = 0.0
   least_entropy: float = 0.0
+  own_width: bool = False
   drafter: Drafter | None = None
 
   def __post_init__(self):

@@ -1,6 +1,7 @@
 """Sampling: the block cache, with fused and separate commits, against no cache, at equal tokens.
 
-The parameters are random: speed does not depend on what is written, and equal tokens are asserted.
+And what it costs that a row's bits owe nothing to its neighbours: `row_tile`. The parameters are
+random: speed does not depend on what is written, and equal tokens are asserted.
 """
 
 import dataclasses
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm import masks
+from dlm import masks, parallel
+from dlm.data import ByteTokenizer
+from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind, from_preset
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
@@ -27,6 +30,7 @@ class Size:
   block: int
   steps: int  # forwards a block
   rounds: int
+  rows: tuple[int, ...]  # asked for at once, over tiles of so many
 
 
 TINY = Size(
@@ -35,6 +39,7 @@ TINY = Size(
   block=8,
   steps=2,
   rounds=2,
+  rows=(1, 3),
 )
 CPU = Size(
   from_preset("1m", vocab=260, layers=2),
@@ -42,6 +47,7 @@ CPU = Size(
   block=32,
   steps=2,
   rounds=3,
+  rows=(1, 8, 32),
 )
 ACCELERATOR = Size(
   from_preset("100m", vocab=32_000),
@@ -49,6 +55,7 @@ ACCELERATOR = Size(
   block=32,
   steps=8,
   rounds=10,
+  rows=(1, 8, 32),
 )
 VARIANTS = {  # name -> cache plan, commit
   "no cache": ("none", "fused"),
@@ -62,7 +69,11 @@ def run(size: str) -> list[Table]:
   # Cached and uncached forwards have other shapes: only full precision keeps their tokens equal.
   with jax.default_matmul_precision("highest"):
     rows = [row for shape in chosen.shapes for row in _against_no_cache(chosen, *shape)]
-  return [Table("sampling", "seconds without a cache / seconds, at equal tokens", rows)]
+  tiles = [row for plan in ("none", "block") for row in _against_one_batch(chosen, plan)]
+  return [
+    Table("sampling", "seconds without a cache / seconds, at equal tokens", rows),
+    Table("row tiles", "seconds in tiles of N rows / seconds as one batch of all rows", tiles),
+  ]
 
 
 def _against_no_cache(size: Size, batch: int, length: int) -> list[Row]:
@@ -89,6 +100,35 @@ def _against_no_cache(size: Size, batch: int, length: int) -> list[Row]:
     }
     for name in calls
   ]
+
+
+def _against_one_batch(size: Size, plan: str) -> list[Row]:
+  """Rows whose prompts end all over their blocks, so that they meet in different phases."""
+  model, length = bind(size.model), size.shapes[0][1]
+  params = jax.jit(model.init)(jax.random.key(0))
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  tokens = np.random.default_rng(0).integers(0, size.model.vocab - 1, length, np.int32)
+  make = functools.partial(
+    Generator, _sampler(size, plan, "fused"), ByteTokenizer(), mesh, align="canvas"
+  )
+  found = []
+  for count in size.rows:
+    starts = [length // 2 + 5 * i % size.block for i in range(count)]
+    asked = [Request(i, "", tokens, np.arange(length) >= start) for i, start in enumerate(starts)]
+    generators = {0: make(batch=count), **{tile: make(row_tile=tile) for tile in size.rows}}
+    for each in generators.values():
+      each(params, asked[:1])  # compiles
+    calls = {tile: functools.partial(each, params, asked) for tile, each in generators.items()}
+    seconds, _ = interleaved(calls, size.rounds)
+    found += [
+      {
+        "time": ratio(seconds[tile], seconds[0]),
+        "case": f"cache {plan}, {count} rows, row_tile={tile}",
+        "rows/s": rate(count, seconds[tile]),
+      }
+      for tile in calls
+    ]
+  return found
 
 
 def _forwards(canvas: Canvas) -> dict[str, int]:

@@ -18,17 +18,19 @@ from tests.dlm.sampling.table import Lookup, random_table
 
 DONE = Completion(
   id=3,
+  sample=1,
   prompt="ab",
   text="cd",
   spans=["cd"],
   tokens=[99, 100],
+  logprobs=[-0.5, None],
   when=[-1, -1, 1, 2],
   row=[97, 98, 99, 100],
   forwards={"full": 1, "window": 2, "commit": 0},
   queries=12,
   remasked=1,
   tpf=2 / 3,
-  finished=True,
+  reason="stop_id",
   seconds=0.5,
 )
 
@@ -91,6 +93,7 @@ def test_file_without_prompts_is_refused(tmp_path):
 def test_record_says_what_it_cost():
   assert record(DONE, trace=False) == {
     "id": 3,
+    "sample": 1,
     "prompt": "ab",
     "text": "cd",
     "spans": ["cd"],
@@ -101,9 +104,11 @@ def test_record_says_what_it_cost():
     "tokens_per_forward": 0.6667,
     "tokens_per_second": 4.0,
     "finished": True,
+    "reason": "stop_id",
   }
   traced = record(DONE, trace=True)
   assert (traced["row"], traced["when"]) == ([97, 98, 99, 100], [-1, -1, 1, 2])
+  assert traced["logprobs"] == [-0.5, None]
   assert describe([DONE]) == "cd\n[2 tokens, 3 forwards, 0.67 tokens a forward, 4 tokens/s]"
 
 

@@ -16,7 +16,7 @@ from dlm.models import ModelConfig, bind
 from dlm.sampling import variety
 from dlm.sampling.caching import Ahead, ExactBlock, NoCache
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
-from dlm.sampling.policies import Fixed, LeftToRight, Pipelined, Threshold
+from dlm.sampling.policies import Fixed, LeftToRight, Pipelined, Region, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.sampling.table import Lookup
@@ -31,7 +31,7 @@ def request(text, id=0, slots=16, new=0, infill=False):
 
 
 def generator(denoise, policy, *, sees=masks.Full(), plan=NoCache(), **fields):  # noqa: B008
-  own = ("align", "batch", "driver")
+  own = ("align", "batch", "row_tile", "stops", "driver")
   options = {name: fields.pop(name) for name in own if name in fields}
   fields = {"block": 4, "max_forwards": 32, "mask_id": MASK, "eos_ids": (EOS,)} | fields
   sampler = Sampler(denoise, policy, plan, sees, **fields)
@@ -180,8 +180,14 @@ def test_stop_token_behind_masks_does_not_finish_a_row():
 TEXTS = ["0", "hello", "a[[3]]b[[2]]", "0123456789ab", "xy", "[[2]]z", "q"]
 
 
-def plain(completions):
+def exact(completions):
+  """All but times: log-probabilities are equal only where they are to the bit."""
   return [dataclasses.replace(c, seconds=0.0) for c in completions]
+
+
+def plain(completions):
+  """What rounding does not touch where decisions have a margin."""
+  return [dataclasses.replace(c, logprobs=[]) for c in exact(completions)]
 
 
 @pytest.fixture(scope="module")
@@ -222,18 +228,90 @@ def test_results_do_not_depend_on_batches_or_order(params, requests, by_three):
 
 
 def test_an_empty_prompt_among_long_ones_is_as_it_is_alone(params):
-  """All its slots tie, so rounding decides: its canvas must be its own, whoever is asked too."""
+  """All its slots tie, so rounding decides: its shapes must be its own, whoever is asked too."""
   run = generator(MODEL, Fixed(k=1), batch=2, sees=masks.BlockCausal(4), plan=ExactBlock())
   rows = [request("", new=4), request("0123456789", 1, new=5), request("", 2, new=4)]
-  together = plain(run(params, rows))
+  together = exact(run(params, rows))
   assert [len(done.row) for done in together] == [4, 15, 4]
   for row, done in zip(rows, together, strict=True):
-    assert plain(run(params, [row])) == [done]
+    assert exact(run(params, [row])) == [done]
 
 
-def test_equal_prompts_with_different_ids_are_different_draws(params, by_three):
-  first, second = by_three(params, [request("a", 0), request("a", 1)])
-  assert first.tokens != second.tokens
+@pytest.mark.parametrize("tile", [1, 2])
+def test_a_row_tile_makes_rows_equal_to_the_bit_in_batches_of_any_size_and_order(
+  params, requests, tile
+):
+  by_tile = functools.partial(generator, MODEL, Threshold(0.3), row_tile=tile, **SAMPLED)
+  run = by_tile(batch=5)
+  assert (run.rows, run.batch, by_tile(batch=1).batch) == (tile, -(-5 // tile) * tile, tile)
+  done = exact(run(params, requests, seed=5))
+  assert all(c.logprobs and None not in c.logprobs for c in done)
+  assert exact(run(params, requests[::-1], seed=5))[::-1] == done
+  for i, request in enumerate(requests):
+    assert exact(run(params, [request], seed=5)) == [done[i]]
+
+
+def test_equal_prompts_with_different_ids_or_samples_are_different_draws(params, by_three):
+  rows = [*request("a", 0).samples(3), request("a", 1)]
+  done = by_three(params, rows)
+  assert [(c.id, c.sample) for c in done] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+  assert len({tuple(c.tokens) for c in done}) == 4
+  assert exact(by_three(params, [request("a", 0)])) == exact(done[:1]), "the first is the prompt's"
+
+
+def test_logprobs_are_those_of_the_candidate_at_the_forward_that_wrote_it():
+  params = says("0123456$89abcdef")
+  (done,) = generator(Lookup(), LeftToRight(2))(params, [request("ab")])
+  # One logit is 5, 258 are -5, and the mask's is forbidden.
+  assert done.logprobs == pytest.approx([-np.log1p(258 * np.exp(-10.0))] * 5, rel=1e-4)
+
+
+def test_a_token_that_the_forward_did_not_choose_has_no_logprob():
+  policy = Region(LeftToRight(1), first=1, last=1, forced=((1, ord("!")),))
+  (done,) = generator(Lookup(), policy)(says("0123456789abcdef"), [request("abcd", new=4)])
+  assert done.text == "4!67" and [each is None for each in done.logprobs] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+  ("stops", "text", "reason"),
+  [
+    (["67"], "2345", "stop_string"),
+    (["9", "56", "8"], "234", "stop_string"),
+    (["23"], "", "stop_string"),
+    (["ab"], "23456789", "stop_id"),  # the prompt may hold one, and what follows a stop id
+    ([], "23456789", "stop_id"),
+  ],
+)
+def test_a_stop_string_cuts_the_text_where_it_begins(stops, text, reason):
+  run = generator(Lookup(), LeftToRight(2), stops=stops)
+  (done,) = run(says("0123456789$abcde"), [request("ab")])
+  assert (done.text, done.reason, done.finished) == (text, reason, True)
+  assert bytes(done.tokens).decode() == text and len(done.logprobs) == len(text)
+  assert done.tpf == len(text) / done.forwards["full"]
+
+
+def test_a_stop_string_behind_masks_does_not_finish_a_row():
+  run = generator(Lookup(), LeftToRight(1), max_forwards=3, stops=["89"])
+  (done,) = run(says("0123456789$abcde"), [request("x" * 6)])
+  assert (done.text, done.reason) == ("678", "max_forwards")
+
+
+def test_characters_of_several_bytes_are_cut_whole():
+  text = "aéb€stop0123"
+  run = generator(Lookup(), LeftToRight(3), stops=["stop"], align="prompt")
+  (done,) = run(says(text, len(text.encode())), [request("a", slots=len(text.encode()))])
+  assert done.text == "éb€" and bytes(done.tokens).decode() == "éb€"
+
+
+def test_texts_that_are_filled_in_have_no_stop_strings():
+  run = generator(Lookup(), LeftToRight(2), stops=["b"])
+  (done,) = run(says("0123456789abcdef"), [request("a[[2]]b", infill=True)])
+  assert (done.text, done.reason) == ("a12b", "length")
+
+
+def test_an_empty_stop_string_is_refused():
+  with pytest.raises(ValueError, match="a stop string must not be empty"):
+    generator(Lookup(), LeftToRight(2), stops=["a", ""])
 
 
 def test_canvas_is_filled_up_with_rows_that_are_done(requests, by_three):

@@ -84,6 +84,39 @@ def test_file_of_prompts_becomes_a_file_of_completions(tmp_path, folder):
     assert b["forwards"]["full"] == b["forwards"]["all"] == a["forwards"]["all"]
 
 
+def test_samples_stop_strings_and_prompts_that_do_not_fit(tmp_path, folder):
+  prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  prompts.write_text(f'"a"\n"{"x" * 40}"\n"b"\n')
+  common = (
+    f"--prompts={prompts}",
+    f"--out={out}",
+    "--trace",
+    "--config.temperature=1",
+    "--config.forbid_ends",
+  )
+  refused = sample(tmp_path, folder, *common, "--samples=3")
+  assert refused.returncode == 2 and "prompt 1: 40 tokens" in refused.stderr
+  done = sample(tmp_path, folder, *common, "--samples=3", "--skip_bad")
+  assert done.returncode == 0 and "6/6 prompts" in done.stdout
+  assert done.stderr.startswith("skipped: prompt 1: 40 tokens") and done.stderr.count("\n") == 1
+  whole = lines(out)
+  names = [(each["id"], each["sample"]) for each in whole]
+  assert names == [(i, sample) for i in (0, 2) for sample in range(3)]
+  assert len({each["text"] for each in whole}) == 6
+  for each in whole:
+    assert each["reason"] == "length" and each["finished"]
+    assert len(each["logprobs"]) == len(each["tokens"]) and all(p <= 0 for p in each["logprobs"])
+
+  stop = next(char for char in whole[0]["text"] if char.isascii() and char.isalnum())
+  out.unlink()
+  done = sample(tmp_path, folder, *common, "--samples=3", "--skip_bad", f"--stop={stop}")
+  assert done.returncode == 0
+  for each, uncut in zip(lines(out), whole, strict=True):
+    assert each["text"] == uncut["text"].partition(stop)[0]
+    assert (each["reason"] == "stop_string") == (stop in uncut["text"])
+    assert each["forwards"] == uncut["forwards"]
+
+
 def test_file_that_another_job_began_is_left_alone(tmp_path, folder):
   out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
   part.write_text('{"job": "another"}\n')
@@ -147,6 +180,8 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
       ["--infill", "--prompt=ok", "--prompt=x[[0]]"],
       "[[0]] at character 1 must ask for at least one token",
     ),
+    (["--skip_bad", "--prompt=" + "x" * 32], "--skip_bad leaves no prompt"),
+    (["--stop="], "a stop string must not be empty"),
     (["--infill", "--chat"], "--chat answers and --infill fills in: give one of them"),
     (["--config.seed=4294967296"], "seed=4294967296 must be a whole number from 0 to 2^32 - 1"),
     (["--prompts={tmp}/none.jsonl"], "none.jsonl"),
@@ -190,7 +225,8 @@ def test_damaged_checkpoint_is_told_in_one_line(tmp_path, folder, damage):
       path.write_bytes(data.tobytes() if damage == "flipped" else data.tobytes()[: len(data) // 2])
   done = sample(tmp_path, broken, f"--out={out}")
   assert done.returncode == 2 and done.stderr.count("\n") == 1
-  assert ("cannot be r" in done.stderr) and str(broken) in done.stderr
+  told = "not JSON" if damage in ("config", "facts") else "cannot be r"
+  assert told in done.stderr and str(broken) in done.stderr
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken"]
 
 

@@ -34,7 +34,14 @@ def params():
 
 
 def complete(generator, params):
-  return [dataclasses.replace(c, seconds=0.0) for c in generator(params, REQUESTS, seed=SEED)]
+  """What rounding does not touch: these rows' decisions have a margin (tests/margins.py)."""
+  return [dataclasses.replace(c, logprobs=[]) for c in exact(generator, params, REQUESTS)]
+
+
+def exact(generator, params, requests):
+  """All but times: log-probabilities are equal only where they are to the bit."""
+  done = generator(params, requests, seed=SEED)
+  return [dataclasses.replace(c, seconds=0.0) for c in done]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,26 @@ def test_eight_devices_write_what_one_does(params, alone, sizes, driver):
   generator = Generator(SAMPLER, BYTES, mesh, batch=5, driver=driver)
   assert generator.batch == 8, "rounded up to a whole number of rows a device"
   assert complete(generator, sharded) == alone  # nine rows: the second batch is filled up
+
+
+@pytest.mark.parametrize(("tile", "driver"), [(1, "shard_map"), (2, "shard_map"), (2, "pmap")])
+def test_with_a_row_tile_rows_are_equal_to_the_bit_on_any_devices_and_in_any_batch(
+  params, tile, driver
+):
+  """All shapes are equal: the rows a device computes, canvases, windows."""
+  meshes = (parallel.make_mesh(n, devices=jax.devices()[:n]) for n in (1, 8))
+  one, eight = (
+    Generator(SAMPLER, BYTES, mesh, batch=11, row_tile=tile, driver=driver) for mesh in meshes
+  )
+  requests = [dataclasses.replace(REQUESTS[i % 9], id=i) for i in range(11)]
+  many = exact(eight, params, requests)
+  assert all(c.logprobs and None not in c.logprobs for c in many)
+  assert exact(one, params, requests) == many
+  for request, done in zip(requests, many, strict=True):
+    assert exact(one, params, [request]) == [done]
+  for generator in (one, eight):
+    assert exact(generator, params, requests[2:5]) == many[2:5]
+  assert exact(eight, params, requests[:1]) == many[:1]
 
 
 def test_stream_beside_sharded_parameters_writes_the_same(params, alone):

@@ -37,8 +37,8 @@ def test_what_the_training_text_holds_is_no_test():
 def completion(span: str, forwards: int) -> Completion:
   return Completion(
     id=0, prompt="", text="", spans=[span], tokens=[0] * len(span), when=[], row=[],
-    forwards={"full": forwards}, queries=0, remasked=0, tpf=len(span) / forwards, finished=True,
-    seconds=1.0,
+    forwards={"full": forwards}, queries=0, remasked=0, tpf=len(span) / forwards, reason="length",
+    sample=0, logprobs=[], seconds=1.0,
   )  # fmt: skip
 
 

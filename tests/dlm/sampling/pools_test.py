@@ -41,7 +41,10 @@ def params_of(model):
 run = jax.jit(loop.run, static_argnums=0)
 
 
-def sampled(model, rows, *, cache="none", sees=masks.BlockCausal(BLOCK), commit="fused"):  # noqa: B008
+BLOCK_CAUSAL = masks.BlockCausal(BLOCK)
+
+
+def sampled(model, rows, *, cache="none", sees=BLOCK_CAUSAL, commit="fused", done=False):
   clock = BlockMaskRatio(BLOCK) if model.config.moe.pool else MaskRatio(prompt=True)
   sampler = Sampler(
     denoise=model, policy=Threshold(0.4), plan=PLANS[cache](), sees=sees, block=BLOCK,
@@ -52,7 +55,8 @@ def sampled(model, rows, *, cache="none", sees=masks.BlockCausal(BLOCK), commit=
     tokens, [each == MASK for each in tokens], rows, slots=SLOTS, block=BLOCK, align="canvas",
     mask_id=MASK, seed=1,
   )  # fmt: skip
-  return run(sampler, params_of(model), canvas)
+  done_B = np.broadcast_to(done, len(rows))
+  return run(sampler, params_of(model), canvas.replace(done_B=done_B))
 
 
 def same_text(a, b):
@@ -73,10 +77,22 @@ def test_cached_blocks_equal_recomputed_ones(choosing, commit):
 
 @pytest.mark.parametrize("pool", [0, 4])
 def test_a_row_alone_is_the_row_in_a_batch(pool):
+  """Of equal shapes: tokens of row 2 are equal in its pools, and rounding decides whom to take."""
   choosing = model(pool)
-  sees = masks.BlockCausal(BLOCK) if pool else masks.Full()
+  sees = BLOCK_CAUSAL if pool else masks.Full()
   together = sampled(choosing, [0, 1, 2, 3], sees=sees)
   for row in range(4):
-    alone = sampled(choosing, [row], sees=sees)
+    alone = sampled(choosing, [row] * 4, sees=sees, done=[False, True, True, True])
     np.testing.assert_array_equal(alone.tokens_BxL[0], together.tokens_BxL[row])
     np.testing.assert_array_equal(alone.when_BxL[0], together.when_BxL[row])
+
+
+@pytest.mark.parametrize("pool", [0, 4])
+def test_a_row_alone_in_another_shape_is_the_row_in_a_batch_where_no_tokens_are_equal(pool):
+  """Its decisions have a margin: see tests/margins.py."""
+  choosing = model(pool)
+  sees = BLOCK_CAUSAL if pool else masks.Full()
+  alone = sampled(choosing, [1], sees=sees)
+  together = sampled(choosing, [0, 1, 2, 3], sees=sees)
+  np.testing.assert_array_equal(alone.tokens_BxL[0], together.tokens_BxL[1])
+  np.testing.assert_array_equal(alone.when_BxL[0], together.when_BxL[1])
