@@ -66,8 +66,9 @@ Names. The shape is a suffix, `x_BxLxD`, its letters fixed once:
   NFE      number of function evaluations: forwards      TPF   tokens per forward
 
 Static parts are frozen dataclasses (equal ones share one compile), arrays travel in flax structs,
-`key_B` holds one key per row, so a row alone equals the row in any batch. Losses are sums, divided
-once. Errors are ValueErrors that name the field, its value and the rule.
+`key_B` holds one key per row, so a row alone equals the row in any batch: to the bit where shapes
+are equal (`Generator.row_tile`), else unless two candidates lie within rounding. Losses are sums,
+divided once. Errors are ValueErrors that name the field, its value and the rule.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,9 @@
 """THE sampling loop: plan -> denoise -> score -> decide -> commit, until every row is done.
 
 Each row is a small state machine with its own block pointer, so rows in different blocks and phases
-share one compiled step, and a row sampled alone equals the row in a batch:
+share one compiled step, and a row sampled alone equals the row in a batch: to the bit where the
+number of rows, the canvas and the widths of windows are equal, else unless two candidates lie
+within rounding:
 
   pending  clean text before the active block is not cached: the prompt, or the block just finished.
            commit="separate": the next forward caches it and decides nothing, but for the first
