@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dlm.build.sampling import Sampling
-from dlm.build.training import Run
+from dlm.build.run import RunConfig
+from dlm.build.sampling import SamplingConfig
 from dlm.data import ByteTokenizer, open_rows, open_source
 from dlm.sampling.canvas import make_canvas
 from dlm.seeds import check_seed
@@ -22,10 +22,17 @@ def rows(seed):
   return open_rows(sources, ByteTokenizer(), length=32, batch=1, seed=seed)
 
 
+def training(seed):
+  tables = {"objective": {"name": "mdlm"}, "optimizer": {"lr": 1e-3}, "data": {"length": 8}}
+  tables["data"]["sources"] = (("lists", 1.0),)
+  tables["checkpoint"] = {"keep_best": 0}
+  return RunConfig.of(tables | {"seed": seed, "steps": 1, "batch": 1})
+
+
 DOORS = {
   "canvas": canvas,
-  "sampling": lambda seed: Sampling(seed=seed),
-  "training": lambda seed: Run(seed=seed, steps=1, batch=1),
+  "sampling": lambda seed: SamplingConfig(seed=seed),
+  "training": training,
   "source": lambda seed: open_source("lists", seed=seed),
   "rows": rows,
 }
