@@ -44,7 +44,6 @@ CHECKED = {
   "bd3lm": bd3lm.METHODS,
 }
 UNCHECKED = {
-  "llada": {"cdlm_fixed": "LLaDA's own schedule with one exception, not built"},
   "d3llm": {
     "d3llm_dream_multi_block_kv": "their cache holds keys twice once two blocks wait together"
   },

@@ -4,12 +4,16 @@ Commits are separate, as theirs: the forwards are then the same, in the same ord
 commit, whose keys nobody reads and which the loop leaves out. `nfe` is checked with it added.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks
+from dlm.sampling import loop
 from dlm.sampling.caching import ExactBlock, NoCache, SubBlock
 from dlm.sampling.policies import Edit, EntropyBounded, Parts, Quota, Threshold
+from dlm.sampling.policy import Wrapper
 from dlm.sampling.sampler import Sampler
 from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
 
@@ -28,30 +32,65 @@ def sample(case: Case, policy, plan, block: int, slots: int, mask_id: int, **fie
 
 
 class Draws:
-  """Exponential noise [block, V], one for each deciding forward of a row; a commit draws none.
+  """Exponential noise [slots, V], one for each deciding forward of a row; a commit draws none.
 
-  Without recorded draws the noise is zero: the argmax of a tempered distribution.
+  Recorded in the order of the authors' engine, in which rows may be in different phases. Without
+  recorded draws the noise is zero: the argmax of a tempered distribution.
   """
 
   def __init__(self, case: Case, sampler: Sampler):
-    self.sampler, self.waiting = sampler, None
-    if "draws" in case.line:
+    self.sampler = sampler
+    self.waiting = [[] for _ in case.line["prompt_ids"]] if "draws" in case.line else None
+    if self.waiting is not None:
       arrays = np.load(case.folder / "noise.npz")
-      self.waiting = [arrays[key] for _, key in case.line["draws"]]
+      recorded = [arrays[key] for _, key in case.line["draws"]]
+      for draw, rows in zip(recorded, drawn_rows(case, len(recorded), sampler), strict=True):
+        for b, mine in zip(rows, draw.reshape(len(rows), -1, draw.shape[-1]), strict=True):
+          if b is not None:
+            self.waiting[b].append(mine)
 
   def __call__(self, i: int, state) -> dict:
-    canvas = state.canvas
-    assert len(canvas.tokens_BxL) == 1, "rows would share the draws"
-    vocab, block = self.sampler.denoise.config.vocab, self.sampler.block
-    start, slots = int(canvas.start_B[0]), canvas.tokens_BxL.shape[1]
-    noise = np.zeros((1, slots + block, vocab))
-    commits = self.sampler.plan.commits and int(state.cached_B[0]) < start
-    if self.waiting is not None and not commits:
-      draw = self.waiting.pop(0)  # of the block, or of the part with the first mask
-      masked = np.asarray(canvas.tokens_BxL[0]) == self.sampler.mask_id
-      at = start + (int(masked.argmax()) - start) // len(draw) * len(draw)
-      noise[0, at : at + len(draw)] = -np.log(draw)
+    canvas, block = state.canvas, self.sampler.block
+    (batch, slots), vocab = canvas.tokens_BxL.shape, self.sampler.denoise.config.vocab
+    noise = np.zeros((batch, slots + block, vocab))
+    rows = deciding_rows(self.sampler, state) if self.waiting is not None else []
+    for b in rows:
+      draw, start = self.waiting[b].pop(0), int(canvas.start_B[b])
+      at = start
+      if len(draw) < block:  # of the part with the first mask
+        masked = np.asarray(canvas.tokens_BxL[b]) == self.sampler.mask_id
+        masked[:start] = False
+        at += (int(masked.argmax()) - start) // len(draw) * len(draw)
+      noise[b, at : at + len(draw)] = -np.log(draw)
     return {"gumbel_BxLxV": jnp.asarray(noise[:, :slots], jnp.float32)}
+
+
+def deciding_rows(sampler: Sampler, state) -> list[int]:
+  """Rows that take part in the next forward, and for which it is no commit."""
+  live_B = ~np.asarray(state.canvas.done_B)
+  refresh_B = np.asarray(sampler.plan.refresh_B(loop._progress(sampler, state))) & live_B
+  act_B = refresh_B if refresh_B.any() else live_B
+  waits_B = np.asarray(state.cached_B < state.canvas.start_B) & sampler.plan.commits
+  return np.flatnonzero(act_B & ~waits_B).tolist()
+
+
+def drawn_rows(case: Case, draws: int, sampler: Sampler) -> list[list[int | None]]:
+  """The rows that each recorded draw is for; None: of a row that had nothing left to decide."""
+  if len(case.line["prompt_ids"]) == 1:
+    return [[0]] * draws
+  found = []
+  for step in case.expected["steps"]:
+    if "run" in step:  # an engine whose rows are each in their own phase: a draw a row
+      found += [[row["row"]] for row in step["rows"] if row["status"] == "denoise"]
+    elif step["kind"] not in ("prefill", "commit"):  # rows side by side: a draw for all
+      part = slice(None)
+      if sampler.policy.part:
+        first = len(step["grid_before"][0]) - sampler.block
+        first += step["sub_block"] * sampler.policy.part
+        part = slice(first, first + sampler.policy.part)
+      grids = zip(step["rows"], step["grid_before"], strict=True)
+      found.append([b if sampler.mask_id in grid[part] else None for b, grid in grids])
+  return found
 
 
 def decided(trace: Trace, b: int) -> list[np.ndarray]:
@@ -83,71 +122,72 @@ def check_blocks(case: Case, trace: Trace) -> None:
   np.testing.assert_array_equal(trace.row(trace.canvases[-1], 0), want["tokens"][0])
 
 
-def sdar(case: Case, policy, **fields) -> Trace:
+def sdar_sampling(case: Case) -> dict:
+  """How a candidate is drawn. Without recorded noise it is the argmax of the same distribution."""
+  assert case.arg("sampling") in ("argmax_patch", "top_k_1", "recorded_noise")
+  temperature = case.arg("temperature", 1.0)
+  return dict(temperature=temperature, top_p=case.arg("top_p", 1.0), top_k=case.arg("top_k", 0))
+
+
+def sdar(case: Case, policy, confidence: str) -> None:
   block = case.arg("block_length", 4)
   prompt = len(case.line["prompt_ids"][0])
   slots = -(-(prompt + case.arg("gen_length", 128)) // block) * block
-  how = case.arg("sampling")
-  top_k = case.arg("top_k", 0)
-  if how == "recorded_noise":
-    fields |= dict(temperature=case.arg("temperature"), top_p=case.arg("top_p"), top_k=top_k)
-  else:
-    assert case.arg("top_p") == 1
-  return sample(
+  trace = sample(
     case,
     policy,
     ExactBlock(),
     block,
     slots,
     case.arg("mask_token_id"),
-    eos_ids=tuple(case.arg("stop_ids")),
+    eos_ids=tuple(case.arg("stop_ids", [])),
     on_eos="stop_block",
-    **fields,
+    confidence=confidence,
+    **sdar_sampling(case),
   )
+  check_blocks(case, trace)
 
 
-def sdar_generate(case: Case) -> None:
-  block, steps = case.arg("block_length", 4), case.arg("denoising_steps", 4)
-  rule, threshold = case.arg("remasking_strategy"), case.arg("confidence_threshold", 0.85)
-  policy = {
+def sdar_policy(case: Case, threshold: float, **more):
+  block = case.arg("block_length", 4)
+  steps = min(case.arg("denoising_steps", 4), block)
+  known = {
     "sequential": Quota(block, steps, order="left_to_right"),
     "low_confidence_static": Quota(block, steps),
     "low_confidence_dynamic": Quota(block, steps, threshold),
-  }[rule]
-  fields = {"confidence": "shaped"}
-  if case.arg("sampling") == "top_k_1":
-    fields["top_k"] = case.arg("top_k")
-  else:
-    assert case.arg("sampling") == "recorded_noise" or case.arg("temperature") == 1
-  case.arg("temperature")
-  check_blocks(case, sdar(case, policy, **fields))
+  }
+  return (known | more)[case.arg("remasking_strategy")]
+
+
+def sdar_generate(case: Case) -> None:
+  policy = sdar_policy(case, case.arg("confidence_threshold", 0.85))
+  sdar(case, policy, "shaped")
 
 
 def sdar_opencompass(case: Case) -> None:
   """Their evaluation: the confidence of a candidate is the tempered one, whatever is cut."""
-  block, steps = case.arg("block_length", 4), case.arg("denoising_steps", 4)
-  policy = Quota(block, steps, case.arg("threshold"))
-  fields = {"confidence": "tempered"}
-  if case.arg("sampling") == "top_k_1":  # the argmax: with noise of zero
-    assert case.arg("top_k") == 1
-    fields["temperature"] = case.arg("temperature")
-  check_blocks(case, sdar(case, policy, **fields))
+  block = case.arg("block_length", 4)
+  steps = min(case.arg("denoising_steps", 4), block)
+  sdar(case, Quota(block, steps, case.arg("threshold")), "tempered")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves(Wrapper):
+  """JetEngine leaves a block after so many forwards, whatever is still masked."""
+
+  steps: int
+
+  def decide(self, view, state, key_B):
+    decision, state = self.inner.decide(view, state, key_B)
+    return decision.replace(leave_B=view.step_B + 1 >= self.steps), state
 
 
 def sdar_jetengine(case: Case) -> None:
   """Rows side by side, each in its own phase."""
   block, steps = case.arg("block_length", 4), case.arg("denoising_steps", 4)
-  threshold, budget = case.arg("dynamic_threshold"), case.arg("eb_threshold")
   case.arg("eos_token_id")
-  policy = {
-    "sequential": Quota(block, steps, order="left_to_right"),
-    "low_confidence_static": Quota(block, steps),
-    "low_confidence_dynamic": Quota(block, steps, threshold),
-    "entropy_bounded": EntropyBounded(budget, rule="total"),
-  }[case.arg("remasking_strategy")]
-  assert steps == block or not isinstance(policy, EntropyBounded), "they leave a block after steps"
-  noise = case.arg("sampling") == "recorded_noise"
-  assert case.arg("temperature") == case.arg("top_p") == 1 and case.arg("top_k") == 0
+  bounded = EntropyBounded(case.arg("eb_threshold"), rule="total")
+  policy = sdar_policy(case, case.arg("dynamic_threshold"), entropy_bounded=Leaves(bounded, steps))
   prompts = [len(row) for row in case.line["prompt_ids"]]
   most = case.arg("max_tokens")
   generated = max(-(-(prompt + most) // block) * block - prompt for prompt in prompts)
@@ -158,9 +198,10 @@ def sdar_jetengine(case: Case) -> None:
     block,
     prompts[0] + generated,
     case.arg("mask_token_id"),
-    eos_ids=tuple(case.arg("stop_ids")),
+    eos_ids=tuple(case.arg("stop_ids", [])),
     on_eos="stop_block",
-    temperature=1.0 if noise else 0.0,
+    confidence="shaped",
+    **sdar_sampling(case),
   )
   want = case.expected
   for b, tokens in enumerate(want["tokens"]):
@@ -180,15 +221,16 @@ def sdar_jetengine(case: Case) -> None:
       assert commits == parts["prefill"] + parts["commit"] - 1 and window + full == parts["denoise"]
 
 
-def llada2(case: Case, policy, plan, **fields) -> Trace:
+def llada2(case: Case, policy, plan, ends: bool = True, **fields) -> Trace:
+  """Top-k and top-p are of no effect in their code at temperature 0."""
   block = case.arg("block_length")
   prompt = len(case.line["prompt_ids"][0])
   slots = -(-(prompt + case.arg("gen_length")) // block) * block
-  if temperature := case.arg("temperature"):
-    fields |= dict(temperature=temperature, confidence="shaped")
-  return sample(
-    case, policy, plan, block, slots, case.arg("mask_id"), eos_ids=(case.arg("eos_id"),), **fields
-  )
+  cuts = dict(top_p=case.arg("top_p", 1.0), top_k=case.arg("top_k", 0))
+  if temperature := case.arg("temperature", 0.0):
+    fields |= dict(temperature=temperature, confidence="shaped") | cuts
+  eos_ids = (case.arg("eos_id"),) * ends
+  return sample(case, policy, plan, block, slots, case.arg("mask_id"), eos_ids=eos_ids, **fields)
 
 
 def check_llada2(case: Case, trace: Trace) -> None:
@@ -199,10 +241,10 @@ def check_llada2(case: Case, trace: Trace) -> None:
 
 
 def llada20_generate(case: Case) -> None:
-  steps = min(case.arg("steps"), case.arg("gen_length") // case.arg("minimal_topk", 1))
-  assert case.arg("top_p", 1.0) == 1 and case.arg("top_k", 0) == 0
+  block = case.arg("block_length")
+  steps = min(case.arg("steps"), case.arg("gen_length") // case.arg("minimal_topk", 1), block)
   on_eos = "stop" if case.arg("eos_early_stop") else "stop_block"
-  policy = Quota(case.arg("block_length"), steps, case.arg("threshold"))
+  policy = Quota(block, steps, case.arg("threshold"))
   check_llada2(case, llada2(case, policy, NoCache(), on_eos=on_eos))
 
 
@@ -210,20 +252,12 @@ def llada21_generate(case: Case) -> None:
   """Without eos_early_stop they decode to the end, whatever is written."""
   for unused in ("steps", "minimal_topk"):  # of no effect in their code
     case.arg(unused)
-  assert case.arg("top_p", 1.0) == 1 and case.arg("top_k", 0) == 0
   policy = Edit(
     case.arg("threshold"), case.arg("editing_threshold"), case.arg("max_post_steps"),
     case.arg("num_to_transfer"),
   )  # fmt: skip
-  eos_id = case.arg("eos_id")
-  block = case.arg("block_length")
-  slots = -(-(len(case.line["prompt_ids"][0]) + case.arg("gen_length")) // block) * block
-  assert case.arg("temperature") == 0
-  trace = sample(
-    case, policy, NoCache(), block, slots, case.arg("mask_id"),
-    eos_ids=(eos_id,) if case.arg("eos_early_stop") else (), on_eos="stop_block",
-  )  # fmt: skip
-  check_llada2(case, trace)
+  ends = case.arg("eos_early_stop", False)
+  check_llada2(case, llada2(case, policy, NoCache(), ends=ends, on_eos="stop_block"))
 
 
 def dinfer(case: Case, plan) -> None:
@@ -233,6 +267,7 @@ def dinfer(case: Case, plan) -> None:
   # Their runner that recomputes ends with a stop id in any case.
   ends = case.arg("early_stop") or isinstance(plan, NoCache)
   policy = Threshold(case.arg("threshold"), band=1e-5)
+  assert case.arg("temperature", 0.0) == 0, "of their decoders no draws are recorded here"
   trace = llada2(case, policy, plan, on_eos="fill_block" if ends else "stop_block")
   want, rows = case.expected, range(len(case.line["prompt_ids"]))
   for b in rows:

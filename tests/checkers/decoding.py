@@ -47,6 +47,12 @@ class Case:
     value = self.line["args"].get(name, default)
     return default if value is None else value
 
+  def table(self, name: str, *known: str) -> dict:
+    """An argument that is a table, whose keys must be known: {} where it is not given."""
+    found = self.arg(name, {})
+    assert set(found) <= set(known), f"{self.name}: {name} has unknown {set(found) - set(known)}"
+    return found
+
   def check_all_used(self) -> None:
     ignored = set(self.line["args"]) - self.used
     assert not ignored, f"{self.name} has arguments that its checker does not read: {ignored}"
@@ -64,16 +70,36 @@ def model_of(folder: pathlib.Path):
   return bind(source.model), weights.load(source)
 
 
-def canvas_of(case: Case, generated: int, mask_id: int, block: int, start: str = "prompt"):
+def text_of(case: Case) -> list[np.ndarray]:
+  """The columns of each recorded prompt that hold text, not padding."""
+  keep = case.line.get("attention_mask") or case.arg("attention_mask")
+  if keep is None:
+    return [np.arange(len(row)) for row in case.line["prompt_ids"]]
+  return [np.flatnonzero(row) for row in keep]
+
+
+def columns_of(case: Case, generated: int) -> list[np.ndarray]:
+  """Where each slot of our rows stands in the recorded ones, which may be padded on either side."""
+  rows = zip(text_of(case), case.line["prompt_ids"], strict=True)
+  return [np.concatenate([text, len(row) + np.arange(generated)]) for text, row in rows]
+
+
+def canvas_of(
+  case: Case,
+  generated: int,
+  mask_id: int,
+  block: int,
+  start: str = "prompt",
+  padded: bool = False,
+):
   """The case's prompts without padding, then `generated` masks; masks in a prompt are open too.
 
   Rows start at the end of their prompt, as the authors' blocks do ("canvas": at the block of slots
-  that holds it).
+  that holds it). `padded`: padding stays, as closed slots.
   """
-  keep = case.line.get("attention_mask") or case.arg("attention_mask")
   prompts = [np.array(row) for row in case.line["prompt_ids"]]
-  if keep is not None:
-    prompts = [row[np.array(k) > 0] for row, k in zip(prompts, keep, strict=True)]
+  if not padded:
+    prompts = [row[text] for row, text in zip(prompts, text_of(case), strict=True)]
   rows = [np.concatenate([row, np.full(generated, mask_id)]) for row in prompts]
   canvas = make_canvas(
     rows,

@@ -6,7 +6,7 @@ from dlm import masks
 from dlm.sampling.caching import Dual, NoCache, Prefix
 from dlm.sampling.policies import Dream, DreamThreshold
 from dlm.sampling.sampler import Sampler
-from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
+from tests.checkers.decoding import Case, Trace, canvas_of, columns_of, model_of, play
 
 
 def sample(case: Case, policy, block: int = 0, plan=None) -> Trace:
@@ -49,7 +49,10 @@ class Draws:
     arrays = np.load(case.folder / "noise.npz")
     self.waiting = [arrays[key] for _, key in case.line["draws"]]
     self.case, self.sampler, self.prompts = case, sampler, prompts
-    self.pads = [len(row) - len(p) for row, p in zip(case.line["prompt_ids"], prompts, strict=True)]
+    self.generated = case.arg("max_new_tokens")
+    self.slot_BxC = np.full((len(prompts), len(case.expected["tokens"][0])), -1)  # -1: padding
+    for slots, columns in zip(self.slot_BxC, columns_of(case, self.generated), strict=True):
+      slots[columns] = np.arange(len(columns))
 
   def __call__(self, i: int, state) -> dict:
     policy, canvas = self.sampler.policy, state.canvas
@@ -69,8 +72,11 @@ class Draws:
       drawn = kind != "full" and self._changed(i)
       noise = -np.log(self.waiting.pop(0)) if drawn else np.zeros((shape[0], 0))
       cached = kind.startswith("cached")
-      first = [start if cached else -pad for start, pad in zip(starts, self.pads, strict=True)]
-      slots = [(b, first[b] + k) for b in range(shape[0]) for k in range(noise.shape[1])]
+      slots = [
+        (b, start + k if cached else self.slot_BxC[b, k])
+        for b, start in enumerate(starts)
+        for k in range(noise.shape[1])
+      ]
       found["gumbel_BxL"] = scatter(noise.ravel(), slots, shape)
     return found
 
@@ -78,7 +84,7 @@ class Draws:
     """The slots that the authors' code draws candidates for, row after row."""
     tokens, lengths = np.asarray(canvas.tokens_BxL), np.asarray(canvas.length_B)
     if kind == "full":  # a forward that fills a cache draws for every slot
-      return [(b, k) for b, n in enumerate(lengths) for k in range(-self.pads[b], n)]
+      return [(b, k) for b, slots in enumerate(self.slot_BxC) for k in slots]
     slots = [(b, k) for b, k in np.argwhere(tokens == self.sampler.mask_id) if k < lengths[b]]
     if kind == "forward":
       return slots
@@ -92,12 +98,12 @@ class Draws:
     grids = [step["grid"] for step in self.case.expected["steps"][: i + 1]]
     masked = [int((np.array(grid) == self.sampler.mask_id).sum()) for grid in grids]
     prompts = int((np.array(self.case.line["prompt_ids"]) == self.sampler.mask_id).sum())
-    masked.insert(0, prompts + len(self.prompts) * self.case.arg("max_new_tokens"))
+    masked.insert(0, prompts + len(self.prompts) * self.generated)
     return masked[i + 1] < masked[i]
 
 
 def scatter(values: np.ndarray, slots: list[tuple[int, int]], shape: tuple[int, ...]) -> np.ndarray:
-  """values[n] at slots[n], (row, slot); those before slot 0 are padding of the recording."""
+  """values[n] at slots[n], (row, slot); slot -1 is padding of the recording."""
   assert len(values) == len(slots), (len(values), len(slots))
   out = np.zeros(shape, np.float32)
   for value, (b, k) in zip(values, slots, strict=True):
@@ -110,17 +116,20 @@ def check(case: Case, trace: Trace) -> None:
   want, mask_id = case.expected, case.arg("mask_token_id")
   assert len(trace.canvases) == len(want["steps"]) == want["nfe"]
   assert trace.forwards().max() == want["nfe"]
-  pads = [len(row) - len(p) for row, p in zip(case.line["prompt_ids"], trace.prompts, strict=True)]
+  columns = columns_of(case, case.arg("max_new_tokens"))
   for i, (canvas, step) in enumerate(zip(trace.canvases, want["steps"], strict=True)):
     for b, row in enumerate(step["grid"]):
       np.testing.assert_array_equal(
-        trace.row(canvas, b), row[pads[b] :], err_msg=f"{case.name}: forward {i}, row {b}"
+        trace.row(canvas, b),
+        np.array(row)[columns[b]],
+        err_msg=f"{case.name}: forward {i}, row {b}",
       )
-  rows = [trace.row(trace.canvases[-1], b) for b in range(len(pads))]
-  for row, tokens, pad in zip(rows, want["tokens"], pads, strict=True):
-    np.testing.assert_array_equal(row, tokens[pad:])
+  rows = [trace.row(trace.canvases[-1], b) for b in range(len(columns))]
+  for row, tokens, of_row in zip(rows, want["tokens"], columns, strict=True):
+    np.testing.assert_array_equal(row, np.array(tokens)[of_row])
   assert sum(int((row == mask_id).sum()) for row in rows) == want["masks_left"]
-  for b, pad in enumerate(pads):
+  for b, of_row in enumerate(columns):
+    pad = len(want["tokens"][b]) - len(of_row)
     assert trace.queries(b) == [
       step["q_len"] - (0 if step["kind"].startswith("cached") else pad) for step in want["steps"]
     ]

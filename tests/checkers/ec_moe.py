@@ -14,12 +14,13 @@ from dlm.models.moe import capacity, expert_choice, gate_scales, router_losses
 from dlm.models.moe.layer import Moe
 from dlm.models.moe.token_choice import capacity as token_capacity
 from dlm.models.moe.token_choice import drop_rank, keep, token_choice
-from tests.checkers.objectives import Case
+from tests.checkers.objectives import Case, largest
 
 BF16_ULP = 2**-7  # relative, at most
 
 
 def close(got, want, rtol=1e-5, atol=1e-5):
+  atol *= largest(want)
   np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rtol, atol=atol)
 
 

@@ -12,6 +12,7 @@ from dlm.sampling.caching import Dual, NoCache, Prefix, Vicinity
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policies import Credit, Fixed, Hierarchy, Smooth, Threshold
 from dlm.sampling.policy import Policy, Wrapper
+from dlm.sampling.sampler import Sampler
 from tests.checkers import llada
 from tests.checkers.decoding import Case, canvas_of, play
 
@@ -65,8 +66,20 @@ class HostLoop(Wrapper):
     return decision.replace(stay_B=(left_B > 0) | masked_BxA.any()), state
 
 
+# Their arguments and our fields.
+CREDIT = {"credit_alpha": "alpha", "decay_beta": "decay", "boost_gamma": "gamma"}
+SMOOTH = {"cont_weight_init": "start", "cont_weight_growth": "growth", "cont_weight": "limit"}
+LOOK = {"prefix_look": "before", "after_look": "after", "warmup_steps": "warmup"}
+
+
+def decoder_of(case: Case) -> dict:
+  """`remasking` and `use_float64` are of no effect here: no decoder of theirs reads the former."""
+  known = ("type", "temperature", "threshold", "low_threshold", "remasking", "use_float64")
+  return case.table("decoder", *known, *CREDIT)
+
+
 def policy_of(case: Case) -> Policy:
-  decoder, smooth = case.arg("decoder"), case.arg("smooth", {})
+  decoder, smooth = decoder_of(case), case.table("smooth", "threshold_decay", *SMOOTH)
   smoothed = case.arg("runner").startswith("itersmooth")
   threshold, decay = decoder.get("threshold"), 0.0
   if smoothed:
@@ -78,22 +91,19 @@ def policy_of(case: Case) -> Policy:
   else:
     policy = Threshold(threshold, band=1e-5, decay=decay)
   if decoder["type"] == "credit":
-    names = {"credit_alpha": "alpha", "decay_beta": "decay", "boost_gamma": "gamma"}
-    policy = Credit(policy, **{names[key]: decoder[key] for key in names if key in decoder})
+    policy = Credit(policy, **{CREDIT[key]: decoder[key] for key in CREDIT if key in decoder})
   if smoothed:
-    names = {"cont_weight_init": "start", "cont_weight_growth": "growth", "cont_weight": "limit"}
-    policy = Smooth(policy, **{names[key]: smooth[key] for key in names if key in smooth})
+    policy = Smooth(policy, **{SMOOTH[key]: smooth[key] for key in SMOOTH if key in smooth})
   return policy
 
 
 def plan_of(case: Case) -> CachePlan:
-  cache, look = case.arg("cache"), case.arg("vicinity", {})
-  if cache is None:
+  cache, look = case.table("cache", "type", "update_freq"), case.table("vicinity", *LOOK)
+  if not cache:
     return NoCache()
   every = cache.get("update_freq") or 0
   if case.arg("runner").endswith("vicinity"):
-    names = {"prefix_look": "before", "after_look": "after", "warmup_steps": "warmup"}
-    return Vicinity(every=every, **{names[key]: look.get(key, 0) for key in names})
+    return Vicinity(every=every, **{LOOK[key]: look.get(key, 0) for key in LOOK})
   count = "forwards" if case.arg("runner") == "itersmooth" else "windows"
   return {"prefix": Prefix, "dual": Dual}[cache["type"]](settles=True, every=every, count=count)
 
@@ -108,15 +118,36 @@ def dinfer(case: Case) -> None:
     block,
     plan,
     scope=None,
+    temperature=decoder_of(case).get("temperature") or 0.0,
     eos_ids=(llada.facts_of(case)["eos_id"],),
     on_eos="fill_block" if early else "stop_block",
   )
   start = "canvas" if case.arg("start_block_align", False) else "prompt"
   canvas, prompts = canvas_of(case, generated, sampler.mask_id, block, start)
-  trace = play(sampler, params, canvas, prompts)
-  llada.check(case, trace)
+  trace = play(sampler, params, canvas, prompts, block_draws_of(case, sampler))
+  llada.check(case, trace, llada.slots_of(case, generated))
   whole = np.asarray(trace.states[-1].canvas.forwards_Bx3[:, 0])
   assert whole.max() == case.expected["cache_updates"] or not plan.cached
+
+
+def block_draws_of(case: Case, sampler: Sampler):
+  """As llada.draws_of: their decoders see the active block alone, whatever was computed."""
+  noise = case.line.get("noise")
+  if not noise:
+    return None
+  arrays = np.load(case.folder / "noise.npz")
+
+  def chances(i: int, state):
+    batch, slots = state.canvas.tokens_BxL.shape
+    out = np.zeros((batch, slots + sampler.block, sampler.denoise.config.vocab))
+    for draw in noise["draws"]:
+      if draw["forwards_done"] == i + 1 and draw.get("used", True):
+        u = ((arrays[draw["key"]].astype(np.float64) + 0.5) / 65536).reshape(draw["shape"])
+        for b, start in enumerate(np.asarray(state.canvas.start_B)):
+          out[b, start : start + u.shape[1]] = -np.log(-np.log(u[b]))
+    return {"gumbel_BxLxV": jnp.asarray(out[:, :slots], jnp.float32)}
+
+  return chances
 
 
 def dinfer_hierarchy_v2(case: Case) -> None:
@@ -126,7 +157,9 @@ def dinfer_hierarchy_v2(case: Case) -> None:
   policy = Fixed(steps=steps, exact_steps=True)
   if threshold := case.arg("threshold", 0):
     policy = Hierarchy(threshold, case.arg("low_threshold"))
-  llada.run(case, *llada.sampler_of(case, policy, block), generated)
+  assert llada.order_of(case) == "confidence", "their code refuses any other"
+  temperature = case.arg("temperature", 0.0)
+  llada.run(case, *llada.sampler_of(case, policy, block, temperature=temperature), generated)
 
 
 METHODS = {"dinfer": dinfer, "dinfer_hierarchy_v2": dinfer_hierarchy_v2}

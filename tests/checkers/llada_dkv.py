@@ -37,14 +37,15 @@ def _steps(case: Case) -> int:
 
 
 def _run(case: Case, policy, plan, coins_after: bool) -> None:
-  temperature = case.arg("temperature", 0.0)
+  assert not case.arg("cfg_scale", 0.0), "their code refuses guidance"
+  temperature, generated = case.arg("temperature", 0.0), case.arg("gen_length", 128)
   sampler, params = llada.sampler_of(
     case, policy, case.arg("block_length", 128), plan or NoCache(), temperature=temperature
   )
-  canvas, prompts = canvas_of(case, case.arg("gen_length", 128), sampler.mask_id, sampler.block)
+  canvas, prompts = canvas_of(case, generated, sampler.mask_id, sampler.block)
   draws = _draws_of(case, sampler, coins_after)
   trace = play(sampler, params, canvas, prompts, draws)
-  llada.check(case, trace)
+  llada.check(case, trace, llada.slots_of(case, generated))
   for b in range(len(prompts)):
     assert trace.queries(b) == case.expected["query_tokens"]
 

@@ -12,7 +12,8 @@ from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
 def sample(case: Case, policy, plan, sees, **fields) -> Trace:
   model, params = model_of(case.folder)
   block, mask_id = case.arg("block_size"), case.arg("mask_id")
-  canvas, prompts = canvas_of(case, case.arg("max_new_tokens"), mask_id, block)
+  generated = case.arg("max_new_tokens") // block * block
+  canvas, prompts = canvas_of(case, generated, mask_id, block)
   sampler = Sampler(
     model, policy, plan, sees, block=block, max_forwards=400, mask_id=mask_id,
     shift=case.arg("shift"), may_predict_mask=True, **fields,
@@ -40,7 +41,10 @@ def d2f_generate_block_single(case: Case) -> None:
     begin=case.arg("block_add_threshold"), eager=case.arg("decoded_token_threshold"),
     score=scores[case.arg("sampling_strategy")], end_ids=(case.arg("eos_id"),),
   )  # fmt: skip
-  trace = sample(case, policy, Ahead(), masks.PromptBlocks(policy.block))
+  assert not case.arg("temperature", 0.0), "of its candidates no draws are recorded here"
+  cuts = dict(top_p=case.arg("top_p", 1.0), top_k=case.arg("top_k", 0), confidence="shaped")
+  assert cuts["top_p"] == 1 or cuts["top_k"] == 0, "theirs take the mass before they cut by rank"
+  trace = sample(case, policy, Ahead(), masks.PromptBlocks(policy.block), **cuts)
   check(case, trace)
   assert trace.queries(0) == [step["q_len"] for step in case.expected["steps"]]
 
@@ -63,8 +67,7 @@ def d3llm_llada_multi_block(case: Case) -> None:
 
 
 def d3llm_llada_multi_block_kv(case: Case) -> None:
-  every = case.arg("refresh_interval")
-  plan = Matured(case.arg("cache_delay_iter"), 0 if every == 10000 else every)
+  plan = Matured(case.arg("cache_delay_iter"), case.arg("refresh_interval"))
   trace = distilled(case, always=True, plan=plan)
   assert trace.queries(0) == [step["q_len"] for step in case.expected["steps"]]
 

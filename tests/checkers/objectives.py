@@ -110,7 +110,14 @@ def replay(objective, draws, batch, logits, t0=None, step=0):
   return noisy, *jax.value_and_grad(mean)(logits), losses
 
 
+def largest(want) -> float:
+  """Of an array's finite numbers, at least 1: what float32 loses goes by it."""
+  want = np.abs(np.asarray(want, np.float64))
+  return max(1.0, want[np.isfinite(want)].max(initial=0.0))
+
+
 def close(got, want, rtol=1e-5, atol=2e-6):
+  atol *= largest(want)
   np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rtol, atol=atol)
 
 
