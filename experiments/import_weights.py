@@ -66,7 +66,9 @@ def main() -> None:
     if WORKDIR.value is not None:
       build.write_checkpoint(WORKDIR.value, made, **reading)
     else:
-      build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading)
+      note = build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading)
+      if note:
+        print(note)
   count = float(made.model.config.n_params())
   print(f"{si(count)} parameters in {WORKDIR.value or EXPORT.value}")
 

@@ -31,12 +31,15 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
 
 def write_huggingface(
   directory: str | os.PathLike, made: Pretrained, family: str = "", **reading: Any
-) -> None:
+) -> str:
   """The layout of one of `weights.FAMILIES`; transformers reads those that it knows.
 
   Args:
     family: empty: that of the directory the checkpoint was imported from.
     reading: arguments of `Pretrained.params`.
+
+  Returns:
+    What transformers would read otherwise, in a sentence; empty: nothing.
 
   Raises:
     ValueError: the directory exists and is not empty, the family is not known or cannot say what
@@ -54,7 +57,13 @@ def write_huggingface(
   with files.appearing(directory) as folder:
     params, _ = made.params(**reading)
     weights.fill(folder, family, made.model.config, params, facts=facts, config=base)
-    made.tokenizer.save(folder)
+    made.tokenizer.publish(folder)
+  if FAMILIES[family].qwen2_tokenizer and not made.tokenizer.cuts_as_qwen2:
+    return (
+      f"AutoTokenizer of transformers 5 cuts text as Qwen2 where model_type is {family}; this "
+      "tokenizer does not: read it by PreTrainedTokenizerFast.from_pretrained"
+    )
+  return ""
 
 
 def _longest(config: Mapping[str, Any], family: str | None, other: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ An added token keeps the id that its file gives it, or the folder is refused.
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlm.data.install import require
@@ -88,6 +88,51 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
+def of_bytes(specials: Sequence[str]) -> Any:
+  """A `tokenizers.Tokenizer` whose ids are bytes, with special tokens from 256 on."""
+  library = require("tokenizers")
+  # Byte-level BPE spells a byte as a character that can be seen: those that can as themselves.
+  seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  signs = {byte: chr(byte) for byte in seen}
+  signs |= {byte: chr(256 + i) for i, byte in enumerate(sorted({*range(256)} - {*seen}))}
+  model = library.models.BPE({signs[byte]: byte for byte in range(256)}, [])
+  made = library.Tokenizer(model)
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  made.decoder = library.decoders.ByteLevel()
+  made.add_special_tokens([*specials])
+  return made
+
+
+def config_of(tokenizer: Any, roles: Mapping[str, int]) -> dict[str, Any]:
+  """tokenizer_config.json by which transformers reads tokenizer.json as it is.
+
+  Without it AutoTokenizer takes the class of config.json's model_type, which cuts text in its own
+  way and adds an end of text of its own.
+  """
+  added = tokenizer.get_added_tokens_decoder()
+  named = {f"{role}_token": added[id].content for role, id in roles.items() if id in added}
+  others = [token.content for token in added.values() if token.special]
+  return {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    **named,
+    "additional_special_tokens": [each for each in others if each not in named.values()],
+    "added_tokens_decoder": {
+      str(id): {"content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
+      for id, token in added.items()
+    },
+    "clean_up_tokenization_spaces": False,
+  }
+
+
+def cuts_as_qwen2(tokenizer: Any) -> bool:
+  """Whether text is normalised and cut as Qwen2's own class does it."""
+  library = require("tokenizers")
+  theirs = library.Tokenizer(library.models.BPE())
+  theirs.normalizer, theirs.pre_tokenizer = _qwen2_cuts()
+  ours, theirs = (json.loads(each.to_str()) for each in (tokenizer, theirs))
+  return all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer"))
+
+
 def beside(folder: pathlib.Path) -> dict[str, bytes]:
   """The content of the files that go wherever a tokenizer goes, by name."""
   paths = [folder / name for name in BESIDE]
@@ -117,17 +162,21 @@ def _byte_level(folder: pathlib.Path, named: Any) -> Any:
   except Exception as error:
     raise ValueError(f"{folder}: {VOCABULARY} and {MERGES} cannot be read: {error}") from error
   made = library.Tokenizer(model)
-  cuts = library.pre_tokenizers
-  if kind == QWEN2:
-    made.normalizer = library.normalizers.NFC()
-    split = cuts.Split(library.Regex(QWEN2_SPLIT), behavior="isolated")
-    made.pre_tokenizer = cuts.Sequence(
-      [split, cuts.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-  else:
-    made.pre_tokenizer = cuts.ByteLevel(add_prefix_space=False)
   made.decoder = library.decoders.ByteLevel()
+  if kind == QWEN2:
+    made.normalizer, made.pre_tokenizer = _qwen2_cuts()
+  else:
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
   return made
+
+
+def _qwen2_cuts() -> tuple[Any, Any]:
+  """Normaliser and pre-tokenizer."""
+  library = require("tokenizers")
+  cuts = library.pre_tokenizers
+  split = cuts.Split(library.Regex(QWEN2_SPLIT), behavior="isolated")
+  bytes_ = cuts.ByteLevel(add_prefix_space=False, use_regex=False)
+  return library.normalizers.NFC(), cuts.Sequence([split, bytes_])
 
 
 def _tokens(path: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -43,6 +43,15 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int], show_mask: bool = False) -> str: ...
   def specials(self) -> dict[str, int]: ...
   def save(self, directory: str | pathlib.Path) -> None: ...
+  def publish(self, directory: str | pathlib.Path) -> None:
+    """Saves it, and what transformers needs to read the same ids."""
+    ...
+
+  @property
+  def cuts_as_qwen2(self) -> bool:
+    """Whether the class Qwen2Tokenizer of transformers reads the same ids."""
+    ...
+
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self: ...
 
@@ -72,6 +81,16 @@ class ByteTokenizer:
 
   def save(self, directory: str | pathlib.Path) -> None:
     _write_saved(directory, {"kind": "byte"})
+
+  def publish(self, directory: str | pathlib.Path) -> None:
+    specials = {role: SPELLINGS[role][0] for role in ROLES}
+    made = tokenizer_files.of_bytes([*specials.values()])
+    BpeTokenizer(made, {role: made.token_to_id(s) for role, s in specials.items()}).publish(
+      directory
+    )
+    self.save(directory)  # what it is to us
+
+  cuts_as_qwen2 = False
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self:
@@ -153,6 +172,17 @@ class BpeTokenizer:
     for name, content in self.beside.items():
       (directory / name).parent.mkdir(exist_ok=True)
       (directory / name).write_bytes(content)
+
+  def publish(self, directory: str | pathlib.Path) -> None:
+    self.save(directory)
+    if tokenizer_files.CONFIG not in self.beside:
+      config = tokenizer_files.config_of(self._tokenizer, self._roles)
+      text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+      (pathlib.Path(directory) / tokenizer_files.CONFIG).write_text(text, encoding="utf-8")
+
+  @property
+  def cuts_as_qwen2(self) -> bool:
+    return tokenizer_files.cuts_as_qwen2(self._tokenizer)
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Self:

@@ -72,6 +72,8 @@ class Family:
   length_field: str = "max_position_embeddings"
   mask_last: bool = False  # the mask token is one past the tokenizer's ids: the table's last row
   published: Published | None = None
+  # transformers 5 reads its tokenizer as Qwen2's, whatever class tokenizer_config.json declares.
+  qwen2_tokenizer: bool = False
   unread: tuple[str, ...] = UNREAD  # ends of tensors that are stored by some, and that we ignore
   # Tensors that the authors' class looks for, though config.json says what is in them.
   constants: Callable[[ModelConfig, Mapping[str, Any]], Mapping[str, np.ndarray]] | None = None
@@ -410,6 +412,7 @@ FAMILIES: dict[str, Family] = {
     irrelevant=_QWEN2_IRRELEVANT,
     attention=_IS_CAUSAL,
     shift=1,
+    qwen2_tokenizer=True,
   ),
   "qwen3": Family(
     model_type="qwen3",

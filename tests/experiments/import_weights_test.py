@@ -69,6 +69,7 @@ def test_in_and_out_again_bit_for_bit(tmp_path, qwen):
 
   done = importing(tmp_path, f"--source={folder}", f"--export={back}")
   assert (done.returncode, done.stderr) == (0, "")
+  assert "AutoTokenizer of transformers 5 cuts text as Qwen2" in done.stdout
   assert same_files(back, qwen, "model.safetensors", *BESIDE)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
 
