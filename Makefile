@@ -59,7 +59,7 @@ $(AOT)/cuda: $(READY)
 	@rm -rf $@ && mv $@.part $@
 
 demo: $(READY)
-	$(BIN)/python -m experiments.demo --workdir=runs/demo
+	$(BIN)/python -m experiments.studies.demo --workdir=runs/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
-  experiments/     mains: flags and one call          configs/    tables: paper, command, numbers
+  experiments/     mains: flags and one call; studies configs/    what a paper sets: tables
   tests/           mirrors the tree
 
 A published method is one small file (a policy, a cache, an objective, a schedule), one line in the
@@ -46,7 +46,7 @@ Imports point one way; tests/layering_test.py holds the table:
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
-  weights -> models;  train, generate -> all above
+  weights -> models;  train, generate -> all above, and build
   evaluation -> generate and all above but models
   difftester -> types, sampling
   build -> all but train, generate, evaluation;  experiments -> anything

@@ -5,7 +5,6 @@ given, and the system raises OSError for what the caller's machine lacks. A Valu
 is a fault of ours and keeps its traceback.
 """
 
-import contextlib
 import os
 import pathlib
 import sys
@@ -15,7 +14,6 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-MISTAKES = (ValueError, OSError, ModuleNotFoundError)
 OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
 # What the command line says of the config; `dlm.build.tables.Config.read` takes it.
 FIELDS = flags.DEFINE_multi_string(
@@ -37,7 +35,7 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
       if rest[1:]:
         raise ValueError(f"{rest[1]!r} belongs to no flag")
       return rest
-    except (flags.Error, *MISTAKES) as error:
+    except (flags.Error, ValueError) as error:
       refuse(error)
 
   def called(_: list[str]) -> None:
@@ -68,15 +66,6 @@ def _with_fields(arguments: list[str]) -> Iterator[str]:
       yield f"--{FIELDS.name}={field}={value if equals else 'true'}"
     else:
       yield each
-
-
-@contextlib.contextmanager
-def mistakes(kinds: tuple[type[Exception], ...] = MISTAKES) -> Iterator[None]:
-  """Errors of these kinds, raised inside, are the caller's and not ours."""
-  try:
-    yield
-  except kinds as error:
-    refuse(error)
 
 
 def refuse(error: object) -> NoReturn:

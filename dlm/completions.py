@@ -1,16 +1,19 @@
 """Prompts in, completions out, as JSON lines; an interrupted run goes on where it stopped."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dlm import files
-from dlm.data import lines
+from dlm.build import Pretrained, SamplingConfig
+from dlm.data import chat, lines
 from dlm.generate import Completion, Generator, Request
 from dlm.types import Params
 
@@ -46,6 +49,69 @@ def read_prompts(paths: str | pathlib.Path, infill: bool = False) -> list[Prompt
   if not prompts:
     raise ValueError(f"{paths} holds no prompt")
   return prompts
+
+
+def asked(
+  trained: Pretrained,
+  settings: SamplingConfig,
+  texts: Sequence[str],
+  paths: str | None,
+  *,
+  infill: bool = False,
+  talk: bool = False,
+  samples: int = 1,
+  skip_bad: bool = False,
+) -> list[Request]:
+  """Rows to sample: texts, then those of files; nothing of either is one empty text.
+
+  Args:
+    paths: of `read_prompts`, or of conversations.
+    infill: `[[8]]` in a text stands for eight tokens to be found.
+    talk: a text is what a user says, put through the checkpoint's chat template.
+    samples: of each.
+    skip_bad: what does not fit is left out, and said on the screen.
+  """
+  tokenizer, room = trained.tokenizer, settings.room
+  if not talk:
+    prompts = [Prompt(text, infill) for text in texts]
+    prompts += read_prompts(paths, infill) if paths else []
+    begun = functools.partial(Request.from_text, tokenizer=tokenizer, bos=settings.bos, **room)
+    made = [
+      functools.partial(begun, i, prompt.text, infill=prompt.infill)
+      for i, prompt in enumerate(prompts or [Prompt("")])
+    ]
+    return _repeated(made, samples, skip_bad)
+  if infill:
+    raise ValueError("--chat answers and --infill fills in: give one of them")
+  talks = [chat.from_user(text) for text in texts]
+  talks += chat.read_conversations(paths) if paths else []
+  if not talks:
+    raise ValueError("--chat needs something said: --prompt or --prompts")
+  ids = chat.open_template(trained.directory).encode(talks, tokenizer)
+  made = [
+    functools.partial(
+      Request.from_ids, i, str(each[-1]["content"]), ids[i], tokenizer.mask_id, **room
+    )
+    for i, each in enumerate(talks)
+  ]
+  return _repeated(made, samples, skip_bad)
+
+
+def _repeated(
+  requests: Iterable[Callable[[], Request]], samples: int, skip_bad: bool
+) -> list[Request]:
+  found, skipped = [], []
+  for request in requests:
+    try:
+      found += request().samples(samples)
+    except ValueError as error:
+      if not skip_bad:
+        raise
+      skipped.append(f"skipped: {error}")
+  if not found:
+    raise ValueError(f"--skip_bad leaves no prompt; {skipped[0]}")
+  print(*skipped, sep="\n", end="\n" if skipped else "", file=sys.stderr)
+  return found
 
 
 def record(completion: Completion, trace: bool) -> dict:

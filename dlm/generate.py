@@ -10,12 +10,14 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from dlm import masks, parallel
+from dlm import build, masks, parallel
+from dlm.build import Pretrained, SamplingConfig, Training
 from dlm.data import Tokenizer, encode_infill
 from dlm.sampling import loop, variety
 from dlm.sampling.canvas import make_canvas
@@ -275,6 +277,52 @@ class Generator:
     while not bool(state.canvas.done_B.all()):
       state = step(self.sampler, params, state)
       yield state.canvas
+
+
+def generator(
+  config: SamplingConfig | Mapping[str, Any],
+  trained: Pretrained | Training,
+  *,
+  drafter: Pretrained | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  stops: Sequence[str] = (),
+) -> tuple[Generator, SamplingConfig]:
+  """What samples a checkpoint, or a run that trains; and the config with nothing left open.
+
+  Args:
+    mesh: None: the config's, over the devices of this process.
+    stops: see `Generator`.
+  """
+  drafts = None if drafter is None else (drafter.model, drafter.facts)
+  sampler, own = build.sampling(config, trained.model, trained.facts, drafts)
+  mesh = own.mesh.make(jax.local_devices()) if mesh is None else mesh
+  made = Generator(
+    sampler,
+    trained.tokenizer,
+    mesh,
+    align=own.align,
+    batch=own.batch,
+    row_tile=own.row_tile,
+    stops=stops,
+    driver=own.parallel,
+  )
+  return made, own
+
+
+def samples(training: Training) -> Callable[[Params, int], list[str]] | None:
+  """What writes the texts that a training config asks for along the way, if it asks for any."""
+  sample = training.run.sample
+  if not sample.every:
+    return None
+  if jax.process_count() > 1:
+    raise ValueError("sample.every needs a single process: sample from the checkpoints instead")
+  config = dataclasses.replace(SamplingConfig.read(sample.config), batch=len(sample.prompts))
+  write, own = generator(config, training, mesh=training.mesh)
+  requests = [
+    Request.from_text(i, text, training.tokenizer, **own.room, bos=own.bos)
+    for i, text in enumerate(sample.prompts)
+  ]
+  return lambda params, step: [c.text for c in write(params, requests, seed=step)]
 
 
 def _read(

@@ -6,15 +6,16 @@ python experiments/difftester.py --checkpoint=DIR --config=configs/sample/diffte
 Tests are expected between fences, "```python" and "```"; the prompt may open the first.
 """
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 from absl import flags
 
-from dlm import build, command, parallel
+from dlm import build, command, generate
 from dlm.difftester import languages, release, sampling
-from dlm.generate import Generator, Request
+from dlm.generate import Request
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
@@ -28,33 +29,30 @@ EVERY = flags.DEFINE_integer("every", 2, "Forwards between two comparisons.")
 
 
 def main() -> None:
-  with command.mistakes():
-    parse = languages.parser_of(LANGUAGE.value)
-    which = int(STEP.value) if STEP.value.isdigit() else STEP.value
-    trained = build.pretrained(CHECKPOINT.value, which)
-    tokenizer = trained.tokenizer
-    config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-    sampler, own = build.sampling(config, trained.model, trained.facts)
-    room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
-    requests = [Request.from_text(i, PROMPT.value, tokenizer, **room) for i in range(SAMPLES.value)]
-    mesh = own.mesh.make(jax.local_devices()[:1])
-    params, _ = trained.params(parallel.shard_params(trained.model.abstract(), mesh))
-    generator = Generator(sampler, tokenizer, mesh, align=own.align, batch=len(requests))
-    agreed = functools.partial(
-      release.agreed,
-      spell=functools.cache(lambda token: tokenizer.decode([token])),
-      parse=parse,
-      language=LANGUAGE.value,
-    )
-    canvas = sampling.sample(
-      sampler,
-      params,
-      generator.canvas(requests, own.seed),
-      agreed,
-      threshold=THRESHOLD.value,
-      share=SHARE.value,
-      every=EVERY.value,
-    )
+  parse = languages.parser_of(LANGUAGE.value)
+  config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+  config = dataclasses.replace(config, batch=SAMPLES.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value)
+  tokenizer, mesh = trained.tokenizer, config.mesh.make(jax.local_devices()[:1])
+  generator, own = generate.generator(config, trained, mesh=mesh)
+  requests = [
+    Request.from_text(i, PROMPT.value, tokenizer, **own.room) for i in range(SAMPLES.value)
+  ]
+  agreed = functools.partial(
+    release.agreed,
+    spell=functools.cache(lambda token: tokenizer.decode([token])),
+    parse=parse,
+    language=LANGUAGE.value,
+  )
+  canvas = sampling.sample(
+    generator.sampler,
+    trained.on(mesh)[0],
+    generator.canvas(requests, own.seed),
+    agreed,
+    threshold=THRESHOLD.value,
+    share=SHARE.value,
+    every=EVERY.value,
+  )
   forwards = int(np.asarray(canvas.forwards_Bx3).sum(-1).max())
   for request, row in zip(requests, np.asarray(canvas.tokens_BxL), strict=True):
     print(tokenizer.decode(row[: len(request.tokens)][request.open]))

@@ -40,8 +40,7 @@ def text_of(trained: build.Pretrained) -> build.RunConfig:
 
 def measure() -> likelihood.Likelihood:
   key = jax.random.key(check_seed(SEED.value, "--seed"))
-  which = int(STEP.value) if STEP.value.isdigit() else STEP.value
-  trained = build.pretrained(CHECKPOINT.value, which)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value)
   tokenizer, model = trained.tokenizer, trained.model
   rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
   print("".join(f"{line}\n" for line in rows.left_out()), end="")
@@ -53,8 +52,7 @@ def measure() -> likelihood.Likelihood:
 
 
 def main() -> None:
-  with command.mistakes():
-    found = measure()
+  found = measure()
   error = found.standard_error
   print(f"{found.sequences} sequences, {found.tokens} tokens, {found.draws} draws each")
   print(f"nats/token  {found.nats_per_token:.4f} +- {error:.4f}")

@@ -54,21 +54,17 @@ def progress() -> Callable[[int, int], None]:
 
 
 def main() -> None:
-  with command.mistakes():
-    if (WORKDIR.value is None) == (EXPORT.value is None):
-      raise ValueError("give one of --workdir and --export")
-    which = int(STEP.value) if STEP.value.isdigit() else STEP.value
-    made = build.pretrained(SOURCE.value, which)
-    made = made.adapted() if ADAPT.value else made
-    where = mesh()
-    shardings = None if where is None else parallel.shard_params(made.model.abstract(), where)
-    reading = {"shardings": shardings, "dtype": DTYPE.value, "progress": progress()}
-    if WORKDIR.value is not None:
-      build.write_checkpoint(WORKDIR.value, made, **reading)
-    else:
-      note = build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading)
-      if note:
-        print(note)
+  if (WORKDIR.value is None) == (EXPORT.value is None):
+    raise ValueError("give one of --workdir and --export")
+  made = build.pretrained(SOURCE.value, STEP.value)
+  made = made.adapted() if ADAPT.value else made
+  where = mesh()
+  shardings = None if where is None else parallel.shard_params(made.model.abstract(), where)
+  reading = {"shardings": shardings, "dtype": DTYPE.value, "progress": progress()}
+  if WORKDIR.value is not None:
+    build.write_checkpoint(WORKDIR.value, made, **reading)
+  elif note := build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading):
+    print(note)
   count = float(made.model.config.n_params())
   print(f"{si(count)} parameters in {WORKDIR.value or EXPORT.value}")
 

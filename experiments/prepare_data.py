@@ -37,7 +37,7 @@ def parsed(option: str) -> tuple[str, object]:
     return name, value
 
 
-def prepare() -> None:
+def main() -> None:
   if (OUT.value is None) == (TFDS_DIR.value is None):
     raise ValueError("give one of --out and --tfds_dir")
   if TFDS_DIR.value is not None:
@@ -57,11 +57,6 @@ def prepare() -> None:
   )
   for split, counts in meta["splits"].items():
     print(f"{OUT.value} {split}: {counts['documents']} documents, {counts['tokens']} tokens")
-
-
-def main() -> None:
-  with command.mistakes():
-    prepare()
 
 
 if __name__ == "__main__":

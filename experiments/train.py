@@ -10,48 +10,19 @@ import sys
 import jax
 from absl import flags
 
-from dlm import build, command, train
-from dlm.checkpoint import CheckpointError
-from dlm.generate import Generator, Request
-from dlm.weights import WeightsError
+from dlm import build, command, generate, train
 
 CONFIG = flags.DEFINE_string("config", None, "The run: FILE.py or FILE.py:ARGUMENT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples go here.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
-def samples(training: build.Training) -> train.Writer | None:
-  """What writes the samples that the config asks for along the way."""
-  sample = training.run.sample
-  if not sample.every:
-    return None
-  if jax.process_count() > 1:
-    raise ValueError("sample.every needs a single process: sample from the checkpoints instead")
-  config = build.SamplingConfig.read(sample.config)
-  sampler, own = build.sampling(config, training.model, training.facts)
-  room = {"slots": own.slots, "max_new_tokens": own.max_new_tokens}
-  prompts = enumerate(sample.prompts)
-  requests = [Request.from_text(i, text, training.tokenizer, **room) for i, text in prompts]
-  generator = Generator(
-    sampler,
-    training.tokenizer,
-    training.mesh,
-    align=own.align,
-    batch=len(requests),
-    row_tile=own.row_tile,
-  )
-  return lambda params, step: [c.text for c in generator(params, requests, seed=step)]
-
-
 def main() -> None:
   if DISTRIBUTED.value:
     jax.distributed.initialize()
-  with command.mistakes():
-    training = build.everything(build.RunConfig.read(CONFIG.value, command.FIELDS.value))
-    writes = samples(training)
+  training = build.everything(build.RunConfig.read(CONFIG.value, command.FIELDS.value))
   try:
-    with command.mistakes((CheckpointError, WeightsError)):
-      train.train(training, WORKDIR.value, writes)
+    train.train(training, WORKDIR.value, generate.samples(training))
   except FloatingPointError as error:
     print(f"train: {error}", file=sys.stderr)
     sys.exit(1)

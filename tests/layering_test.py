@@ -81,11 +81,11 @@ LAYERS = {
   ),
   "dlm.metrics": Layer(("dlm.types", "dlm.files"), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
-  "dlm.completions": Layer(("dlm.files", "dlm.data", "dlm.generate", "dlm.types")),
+  "dlm.completions": Layer(("dlm.files", "dlm.build", "dlm.data", "dlm.generate", "dlm.types")),
   "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
-  "dlm.generate": Layer(PARTS, ("jax", "numpy")),
+  "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.train": Layer((*PARTS, "dlm.build", "dlm.preemption"), ("jax", "flax", "optax", "numpy")),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)

@@ -1,6 +1,6 @@
 """A small autoregressive model, and four ways to make it a diffusion model (arXiv 2512.14067).
 
-    python -m experiments.convert --workdir=runs/convert
+    python -m experiments.studies.convert --workdir=runs/convert
 
 trains them all. One alone: python experiments/train.py --config=configs/train/convert.py:NAME
 --workdir=DIR, a conversion with --config.init_from=DIR_OF_AR. NAME:

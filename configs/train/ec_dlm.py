@@ -15,7 +15,7 @@ ARM, all with equal FLOPs, on average over the noise levels:
 
 The authors' decay of the learning rate is exponential, here linear; their times are drawn one by
 one. Expected (theirs, small, validation perplexity): linear_reverse 36.5, static 37.1, linear 37.5.
-Not run here; cpu: see experiments/experts.py.
+Not run here; cpu: see experiments/studies/experts.py.
 """
 
 from ml_collections import ConfigDict

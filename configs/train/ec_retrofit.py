@@ -12,7 +12,7 @@ The choice changes at once, and what it costs is tuned away. Weights that sum to
 so, others not: renormalise as the source has it, False for LLaDA-MoE, True for LLaDA2. No balance
 loss: every expert has its share. Which tensors the authors train is not known. Expected (theirs,
 fine-tuned by task: mean of HumanEval, HumanEval+, GSM8K, MedQA): tokens choose 52.6, experts 53.6,
-2 to 14 a token 54.9. Not run here; small models: experiments/experts.py.
+2 to 14 a token 54.9. Not run here; small models: experiments/studies/experts.py.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dlm import checkpoint, masks, weights, workdir
+import jax
+
+from dlm import checkpoint, masks, parallel, weights, workdir
 from dlm.build import models
 from dlm.build.run import ModelRecord, RunConfig
 from dlm.build.tables import Named, Partial, plain
@@ -84,6 +86,10 @@ class Pretrained:
       params = with_mask_row(params, self.facts.mask_id)
     return params, step
 
+  def on(self, mesh: jax.sharding.Mesh) -> tuple[Params, int]:
+    """`params`, split over a mesh."""
+    return self.params(parallel.shard_params(self.model.abstract(), mesh))
+
   def adapted(self) -> "Pretrained":
     """An autoregressive checkpoint as the start of a diffusion model: `weights.adapt`.
 
@@ -110,12 +116,13 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
 
   Args:
     directory: a folder that training or `import_weights` made, or a Hugging Face directory.
-    which: of the steps of a checkpoint folder, see `checkpoint.restore_params`.
+    which: of the steps of a checkpoint folder: best, latest, or a number, also as text.
 
   Raises:
     CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer.
   """
   directory = pathlib.Path(directory)
+  which = int(which) if isinstance(which, str) and which.isdigit() else which
   if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
     return _of_source(weights.open_source(directory))
   config = workdir.read_json(directory, "config.json")

@@ -99,6 +99,11 @@ class SamplingConfig(tables.Config):
     tables.one_of("stop", self.stop, ("never", *ON_EOS))
     tables.one_of("parallel", self.parallel, get_args(Driver))
 
+  @property
+  def room(self) -> dict[str, int]:
+    """What a row has, as `dlm.generate.Request` takes it."""
+    return {"slots": self.slots, "max_new_tokens": self.max_new_tokens}
+
 
 def sampling(
   config: SamplingConfig | Mapping[str, Any],

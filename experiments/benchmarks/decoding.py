@@ -1,7 +1,7 @@
 """Decoding methods on one random model, and the plain LLaDA loop against PyTorch.
 
 The parameters are random, so accuracy means nothing here: forwards, tokens per forward and tokens
-per second do. `experiments/compare.py` measures accuracy, on a trained model.
+per second do. `experiments/studies/compare.py` measures accuracy, on a trained model.
 """
 
 import dataclasses

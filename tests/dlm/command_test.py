@@ -2,7 +2,6 @@
 
 import pytest
 
-from dlm import command
 from tests.experiments import mains
 
 MAIN = """
@@ -78,11 +77,3 @@ def test_error_of_ours_keeps_its_traceback(count, error, told):
   done = count("--count=3", f"--error={error}")
   assert done.returncode == 1
   assert "Traceback" in done.stderr and told in done.stderr
-
-
-def test_kinds_are_refused_where_they_are_named(capsys):
-  with pytest.raises(SystemExit, match="2"), command.mistakes((FloatingPointError,)):
-    raise FloatingPointError("no")
-  assert capsys.readouterr().err.endswith("no\n")
-  with pytest.raises(ValueError, match="ours"), command.mistakes((OSError,)):
-    raise ValueError("ours")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SHORT = (
-  "import experiments.demo as demo; demo.SPEEDS = (1,);"
+  "import experiments.studies.demo as demo; demo.SPEEDS = (1,);"
   "demo.GREEDY = tuple(g for g in demo.GREEDY if g[:2] in demo.SHOWN); demo.command.run(demo.main)"
 )
 

@@ -20,7 +20,7 @@ from dlm import build, checkpoint, command, live, metrics, train
 from dlm.data import Source, open_source
 from dlm.evaluation import comparison, parallelism, report
 from dlm.evaluation.comparison import Hole, Problem, Setting
-from dlm.generate import Completion, Generator
+from dlm.generate import Completion, generator
 from dlm.types import Params
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where everything goes.")
@@ -67,16 +67,8 @@ class Demo:
 
   def setting(self, policy: str, setting: str, fields: Fields, temperature: float) -> Setting:
     config = {"policy": fields, "temperature": temperature, "batch": 64, "slots": SLOTS}
-    sampler, own = build.sampling(config, self.training.model, self.training.facts)
-    generator = Generator(
-      sampler,
-      self.training.tokenizer,
-      self.training.mesh,
-      align=own.align,
-      batch=own.batch,
-      row_tile=own.row_tile,
-    )
-    return Setting(policy, setting, generator)
+    made, _ = generator(config, self.training, mesh=self.training.mesh)
+    return Setting(policy, setting, made)
 
   def lists(self, task: str) -> Source:
     return open_source("lists", "test", tasks=(task,), **self.list_options)
@@ -98,12 +90,10 @@ class Demo:
 
 def trained(folder: pathlib.Path) -> tuple[Demo, float]:
   """Trains, or goes on, or finds it done; also the seconds that took."""
-  with command.mistakes():
-    config = build.RunConfig.read(CONFIG.value, command.FIELDS.value)
-    training = build.everything(dataclasses.replace(config, steps=STEPS.value or config.steps))
+  config = build.RunConfig.read(CONFIG.value, command.FIELDS.value)
+  training = build.everything(dataclasses.replace(config, steps=STEPS.value or config.steps))
   began = time.perf_counter()
-  with command.mistakes((checkpoint.CheckpointError,)):
-    train.train(training, folder)
+  train.train(training, folder)
   return Demo(training, folder), time.perf_counter() - began
 
 
@@ -111,10 +101,9 @@ def watch(demo: Demo, problems: list[Problem]) -> None:
   """Denoises one problem a task before the reader's eyes."""
   setting = demo.setting("threshold", "0.9", {"name": "threshold", "threshold": 0.9}, 0.0)
   requests = [problem.request for problem in problems]
-  generator = setting.generator
-  canvases = generator.stream(demo.params, requests)
+  canvases = setting.generator.stream(demo.params, requests)
   live.show(
-    canvases, len(requests), demo.training.tokenizer, generator.sampler.mask_id, seconds=0.4
+    canvases, len(requests), demo.training.tokenizer, setting.generator.sampler.mask_id, seconds=0.4
   )
 
 

@@ -1,6 +1,6 @@
 """Experts that choose tokens against tokens that choose experts: EC-DLM's claims on small models.
 
-    python -m experiments.experts --workdir=runs/experts
+    python -m experiments.studies.experts --workdir=runs/experts
 
 Trains every arm of configs/train/ec_dlm.py named in ARMS at equal FLOPs, a seed's rows and noise
 levels the same for all; then a model whose tokens choose without renormalised weights, as
@@ -28,10 +28,9 @@ from absl import flags
 from dlm import build, checkpoint, command, files, metrics, train
 from dlm.models.bind import Model
 from dlm.types import Batch, Params
-from dlm.weights import WeightsError
-from experiments import experts_tables as tables
 from experiments.benchmarks import results
-from experiments.experts_tables import ARMS, SOURCE, WAYS, ArmRun, Tuned
+from experiments.studies import experts_tables as tables
+from experiments.studies.experts_tables import ARMS, SOURCE, WAYS, ArmRun, Tuned
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/experts", "Where everything goes.")
 CONFIG = flags.DEFINE_string("config", "configs/train/ec_dlm.py", "Its get_config knows SIZE-ARM.")
@@ -85,10 +84,8 @@ def tuning_config(way: str, seed: int, source: pathlib.Path) -> build.RunConfig:
 def trained(name: str, folder: pathlib.Path, config: build.RunConfig) -> build.Training:
   """Trains, or goes on, or finds it done; ends the program where it is told to stop."""
   print(f"\n{name}: {folder}", flush=True)
-  with command.mistakes():
-    training = build.everything(config)
-  with command.mistakes((checkpoint.CheckpointError, WeightsError)):
-    state = train.train(training, folder)
+  training = build.everything(config)
+  state = train.train(training, folder)
   if int(state.step) < training.run.steps:
     sys.exit(0)
   return training
@@ -171,7 +168,7 @@ def main() -> None:
   ways = [way for way in WAYS if way in only]
   tuned = retrofit(workdir, ways, SEEDS.value) if ways else []
   head = {
-    "command": shlex.join(["python", "-m", "experiments.experts", *sys.argv[1:]]),
+    "command": shlex.join(["python", "-m", "experiments.studies.experts", *sys.argv[1:]]),
     **results.facts(),
     "seconds_of_this_call": time.perf_counter() - began,
     "cpu_seconds_of_this_call": time.process_time(),

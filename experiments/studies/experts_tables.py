@@ -1,4 +1,4 @@
-"""What `experiments.experts` says of its runs: learning by noise level, spreads, claims."""
+"""What `experiments.studies.experts` says of its runs: learning by noise level, spreads, claims."""
 
 import dataclasses
 import statistics

@@ -4,7 +4,7 @@ import pytest
 
 from tests.experiments import mains
 
-MAIN = mains.load("experiments/compare.py")
+MAIN = mains.load("experiments/studies/compare.py")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 def compare(tmp_path, folder, *arguments):
   return mains.run(
     tmp_path,
-    "experiments/compare.py",
+    "experiments/studies/compare.py",
     f"--checkpoint={folder}",
     f"--workdir={tmp_path / 'out'}",
     "--problems=1",

@@ -1,6 +1,6 @@
 """An autoregressive model becomes a diffusion model in four ways: which keeps most of what it knew?
 
-    python -m experiments.convert --workdir=runs/convert
+    python -m experiments.studies.convert --workdir=runs/convert
 
 Trains a small model on list problems, then goes on from it in each of WAYS, with equal tokens and
 several seeds, and asks all of them the same held-out problems. The question, and the answer beside
@@ -29,9 +29,8 @@ from dlm.data import open_source
 from dlm.evaluation import comparison, parallelism, report
 from dlm.evaluation.comparison import Problem, Setting
 from dlm.evaluation.parallelism import CurvePoint, Outcome
-from dlm.generate import Generator
+from dlm.generate import Generator, generator
 from dlm.types import Params
-from dlm.weights import WeightsError
 from experiments.benchmarks import results
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/convert", "Where everything goes.")
@@ -88,10 +87,8 @@ def config_of(way: str, **fields: Any) -> build.RunConfig:
 def trained(way: str, folder: pathlib.Path, **fields: Any) -> build.Training:
   """Trains, or goes on, or finds it done; ends the program where it is told to stop."""
   print(f"\n{NAMES[way]}: {folder}", flush=True)
-  with command.mistakes():
-    training = build.everything(config_of(way, **fields))
-  with command.mistakes((checkpoint.CheckpointError, WeightsError)):
-    state = train.train(training, folder)
+  training = build.everything(config_of(way, **fields))
+  state = train.train(training, folder)
   if int(state.step) < training.run.steps:
     sys.exit(0)
   return training
@@ -124,15 +121,7 @@ def generators(training: build.Training, block: int, speeds: Sequence[int]) -> d
   for k in speeds:
     policy = {"name": "fixed", "k": k}
     config = {"policy": policy, "block": block, "align": "canvas", "batch": 64}
-    sampler, own = build.sampling(config, training.model, training.facts)
-    found[k] = Generator(
-      sampler,
-      training.tokenizer,
-      training.mesh,
-      align=own.align,
-      batch=own.batch,
-      row_tile=own.row_tile,
-    )
+    found[k], _ = generator(config, training, mesh=training.mesh)
   return found
 
 
@@ -289,7 +278,7 @@ def main() -> None:
   workdir = pathlib.Path(WORKDIR.value)
   found = convert(workdir, SEEDS.value)
   head = {
-    "command": shlex.join(["python", "-m", "experiments.convert", *sys.argv[1:]]),
+    "command": shlex.join(["python", "-m", "experiments.studies.convert", *sys.argv[1:]]),
     **results.facts(),
     "seconds_of_this_call": time.perf_counter() - began,
     "cpu_seconds_of_this_call": time.process_time(),

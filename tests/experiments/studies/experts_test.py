@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments import experts_tables
-from experiments.experts_tables import ArmRun, Tuned
+from experiments.studies import experts_tables
+from experiments.studies.experts_tables import ArmRun, Tuned
 from tests.experiments import mains
 
 TINY = (
@@ -88,7 +88,7 @@ def main(folder):
   config.write_text(SHRUNK)
   sizes = ("--seeds=1", "--steps=6", "--tune=2", "--batches=1", "--only=token", "--only=static")
   return mains.run(
-    folder, "experiments/experts.py", *sizes, "--only=kept", f"--config={config}",
+    folder, "experiments/studies/experts.py", *sizes, "--only=kept", f"--config={config}",
     f"--workdir={folder / 'run'}",
   )  # fmt: skip
 

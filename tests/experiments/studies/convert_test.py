@@ -9,7 +9,7 @@ import pytest
 from dlm.evaluation.parallelism import Outcome
 from tests.experiments import mains
 
-convert = mains.load("experiments/convert.py")
+convert = mains.load("experiments/studies/convert.py")
 
 TINY = """
 import runpy
@@ -28,7 +28,7 @@ def main(folder, *arguments):
   config = folder / "tiny.py"
   config.write_text(TINY)
   sizes = ("--seeds=2", "--problems=1", f"--config={config}", f"--workdir={folder / 'run'}")
-  return mains.run(folder, "experiments/convert.py", *sizes, *arguments)
+  return mains.run(folder, "experiments/studies/convert.py", *sizes, *arguments)
 
 
 @pytest.fixture(scope="module")

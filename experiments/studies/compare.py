@@ -1,6 +1,6 @@
 """Every decoding method on one model: accuracy against tokens per forward, one curve a method.
 
-python experiments/compare.py --checkpoint=runs/demo/model --workdir=runs/compare
+python -m experiments.studies.compare --checkpoint=runs/demo/model --workdir=runs/compare
 
 The checkpoint must have been trained on list problems (configs/train/demo.py, lists_bd3lm.py, ...):
 held-out problems of its own tasks are what is asked. Prints a table, writes report.html.
@@ -14,11 +14,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlm import build, command, parallel
+from dlm import build, command
 from dlm.data import open_source
 from dlm.evaluation import comparison, parallelism, report
 from dlm.evaluation.comparison import Problem, Setting
-from dlm.generate import Generator
+from dlm.generate import generator
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A checkpoint trained on list problems.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Where the page goes.")
@@ -73,7 +73,7 @@ def with_field(policy: dict[str, Any], field: str, value: Any) -> dict[str, Any]
   return policy | {head: with_field(policy[head], rest, value) if rest else value}
 
 
-def settings(trained: build.Pretrained, mesh: jax.sharding.Mesh, names: list[str]) -> list[Setting]:
+def settings(trained: build.Pretrained, names: list[str]) -> list[Setting]:
   unknown = [name for name in names if name not in CURVES]
   if unknown:
     raise ValueError(f"--methods={unknown[0]!r} is unknown; known: {', '.join(CURVES)}")
@@ -83,17 +83,8 @@ def settings(trained: build.Pretrained, mesh: jax.sharding.Mesh, names: list[str
     for value in method.values:
       policy = with_field(method.policy, method.field, value)
       config = {"policy": policy, "cache": {"name": method.cache}, "batch": 32}
-      sampler, own = build.sampling(config, trained.model, trained.facts)
-      generator = Generator(
-        sampler,
-        trained.tokenizer,
-        mesh,
-        align=own.align,
-        batch=own.batch,
-        row_tile=own.row_tile,
-        driver=own.parallel,
-      )
-      found.append(Setting(name, f"{method.field} {value}", generator))
+      made, _ = generator(config, trained)
+      found.append(Setting(name, f"{method.field} {value}", made))
   return found
 
 
@@ -117,11 +108,9 @@ def problems(trained: build.Pretrained, n: int) -> list[Problem]:
 
 def main() -> None:
   began = time.perf_counter()
-  with command.mistakes():
-    trained = build.pretrained(CHECKPOINT.value)
-    mesh = parallel.make_mesh()
-    asked = problems(trained, PROBLEMS.value)
-    compared = settings(trained, mesh, METHODS.value)
+  trained = build.pretrained(CHECKPOINT.value)
+  asked = problems(trained, PROBLEMS.value)
+  compared = settings(trained, METHODS.value)
   workdir = pathlib.Path(WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
   params, step = trained.params()

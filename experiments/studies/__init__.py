@@ -1,0 +1,1 @@
+"""Experiments that train or compare several models or methods and tell what came out."""
