@@ -133,6 +133,7 @@ def test_rows_of_parquet_are_lines_of_json(tmp_path):
     ("pipe", "train.jsonl is no regular file"),
     ("folder", "train.jsonl is no regular file"),
   ],
+  ids=["cut_gzip", "not_utf8", "nested", "absent", "pipe", "folder"],
 )
 def test_damaged_files_are_named(tmp_path, content, message):
   path = tmp_path / "train.jsonl"
