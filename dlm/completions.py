@@ -59,6 +59,7 @@ def asked(
   *,
   infill: bool = False,
   talk: bool = False,
+  told: str = "{}",
   samples: int = 1,
   skip_bad: bool = False,
 ) -> list[Request]:
@@ -68,6 +69,7 @@ def asked(
     paths: of `read_prompts`, or of conversations.
     infill: `[[8]]` in a text stands for eight tokens to be found.
     talk: a text is what a user says, put through the checkpoint's chat template.
+    told: variables of the template, as JSON; those of a line come before them.
     samples: of each.
     skip_bad: what does not fit is left out, and said on the screen.
   """
@@ -83,14 +85,17 @@ def asked(
     return _repeated(made, samples, skip_bad)
   if infill:
     raise ValueError("--chat answers and --infill fills in: give one of them")
-  talks = [chat.from_user(text) for text in texts]
+  talks = [chat.Conversation(chat.from_user(text)) for text in texts]
   talks += chat.read_conversations(paths) if paths else []
   if not talks:
     raise ValueError("--chat needs something said: --prompt or --prompts")
+  arguments = files.parse_json(told, "--chat_args")
+  chat.check_arguments(arguments, "--chat_args")
+  talks = [dataclasses.replace(each, arguments={**arguments, **each.arguments}) for each in talks]
   ids = chat.open_template(trained.directory).encode(talks, tokenizer)
   made = [
     functools.partial(
-      Request.from_ids, i, str(each[-1]["content"]), ids[i], tokenizer.mask_id, **room
+      Request.from_ids, i, str(each.messages[-1]["content"]), ids[i], tokenizer.mask_id, **room
     )
     for i, each in enumerate(talks)
   ]

@@ -211,7 +211,7 @@ def train(
       state = step.init()
     first, extra = int(state.step), jax.tree.map(jnp.float32, meta["data"].get("extra", {}))
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
-      for line in training.rows.left_out():
+      for line in training.rows.notes():
         metrics.say(line)
       return _Loop(training, step, checkpoints, metrics, stop, samples, extra).run(state, first)
 

@@ -43,7 +43,7 @@ def measure() -> likelihood.Likelihood:
   trained = build.pretrained(CHECKPOINT.value, STEP.value)
   tokenizer, model = trained.tokenizer, trained.model
   rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
-  print("".join(f"{line}\n" for line in rows.left_out()), end="")
+  print("".join(f"{line}\n" for line in rows.notes()), end="")
   estimator = build.estimator(trained.objective, tokenizer, ESTIMATOR.value)
   params, step = trained.params()
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")

@@ -55,6 +55,7 @@ def main() -> None:
   meta = write_tokens(
     OUT.value, SOURCE.value, tokenizer, seed=SEED.value, progress=on_stderr, **options
   )
+  print("".join(f"{note}\n" for note in meta["notes"]), end="")
   for split, counts in meta["splits"].items():
     print(f"{OUT.value} {split}: {counts['documents']} documents, {counts['tokens']} tokens")
 

@@ -7,8 +7,9 @@ With --infill `[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8
 filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line, and may say
 "infill": true. The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
 user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
-"content": "..."}, ...]}. --drafter=DIR names the diffusion checkpoint that drafts for an
-autoregressive one (configs/sample/deer.py). --stop=STRING ends completions where it begins.
+"content": "..."}, ...], "tools": [...]}, and --chat_args='{"enable_thinking": false}' tells the
+template more. --drafter=DIR names the diffusion checkpoint that drafts for an autoregressive one
+(configs/sample/deer.py). --stop=STRING ends completions where it begins.
 """
 
 import jax
@@ -27,6 +28,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
 INFILL = flags.DEFINE_bool("infill", False, "[[8]] in a prompt: eight tokens to be found.")
 CHAT = flags.DEFINE_bool("chat", False, "A prompt is a message, not a text to continue.")
+CHAT_ARGS = flags.DEFINE_string("chat_args", "{}", "Variables of the chat template, as JSON.")
 OUT = flags.DEFINE_string("out", None, "A JSONL file of completions; default: the screen.")
 TRACE = flags.DEFINE_bool(
   "trace", False, "Also write which forward wrote each token, and its log-probability there."
@@ -54,6 +56,7 @@ def main() -> None:
     PROMPTS.value,
     infill=INFILL.value,
     talk=CHAT.value,
+    told=CHAT_ARGS.value,
     samples=SAMPLES.value,
     skip_bad=SKIP_BAD.value,
   )

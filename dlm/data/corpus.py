@@ -1,31 +1,40 @@
 """Documents as ids: in memory, memory-mapped, or made on demand.
 
-A document is prompt + completion + EOS. `open_corpus` gives whichever form the source asks for.
+A document is prompt + completion + EOS, or a conversation as the tokenizer's chat template writes
+it. `open_corpus` gives whichever form the source asks for.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dlm import files
+from dlm.data.chat import Conversation, template_of
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
+from dlm.data.specials import Spelled
 from dlm.data.tokenizers import Tokenizer
 
-META = "meta.json"
+META, LEARNED = "meta.json", "learned.npy"
 ENCODE_AT_ONCE = 512
+
+
+class Document(NamedTuple):
+  ids_T: np.ndarray  # EOS included
+  prompt: int  # how many of them come before the first that is learned
+  learned_T: np.ndarray | None = None  # bool; None: all after the prompt
 
 
 class Corpus(Protocol):
   name: str
+  notes: tuple[str, ...]  # what whoever trains on it should know, a line each
 
   def __len__(self) -> int: ...
-  def documents(self, index: Iterable[int]) -> list[tuple[np.ndarray, int]]:
-    """Ids, EOS included, and how many of them are the prompt, of each document asked for."""
-    ...
+  def documents(self, index: Iterable[int]) -> list[Document]: ...
 
   def fingerprint(self) -> dict[str, str]:
     """As a source's."""
@@ -41,13 +50,20 @@ class TokenCorpus:
   start_N: np.ndarray  # int64, N + 1 entries
   prompt_N: np.ndarray  # int32, N entries
   fingerprint: Callable[[], dict[str, str]]
+  learned_T: np.ndarray | None = None  # bool; None: all after the prompts
+  notes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.prompt_N)
 
-  def documents(self, index: Iterable[int]) -> list[tuple[np.ndarray, int]]:
-    start_N, prompt_N = self.start_N, self.prompt_N
-    return [(self.tokens_T[start_N[i] : start_N[i + 1]], int(prompt_N[i])) for i in index]
+  def documents(self, index: Iterable[int]) -> list[Document]:
+    learned_T = self.learned_T
+    found = []
+    for i in index:
+      part = slice(self.start_N[i], self.start_N[i + 1])
+      learned = None if learned_T is None else learned_T[part]
+      found.append(Document(self.tokens_T[part], int(self.prompt_N[i]), learned))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +71,8 @@ class GeneratedCorpus:
   """Encodes an item when it is asked for: for sources that store nothing."""
 
   source: Source
-  tokenizer: Tokenizer
+  encoder: "Encoder"
+  notes = ()
 
   @property
   def name(self) -> str:
@@ -64,48 +81,112 @@ class GeneratedCorpus:
   def __len__(self) -> int:
     return len(self.source)
 
-  def documents(self, index: Iterable[int]) -> list[tuple[np.ndarray, int]]:
-    return _encode([self.source[i] for i in index], self.tokenizer)
+  def documents(self, index: Iterable[int]) -> list[Document]:
+    return self.encoder([self.source[i] for i in index])
 
   def fingerprint(self) -> dict[str, str]:
     return self.source.fingerprint()
 
 
-def encoded(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-  """Ids and prompt size of each document, in order."""
+class Encoder:
+  """Examples to documents, and what is to be said about them.
+
+  Args:
+    parse_specials: a special token that plain text spells is that token; else it is letters.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, parse_specials: bool = False):
+    self._tokenizer, self._parse_specials = tokenizer, parse_specials
+    self._spelled = Spelled(tokenizer)
+    self._counts: Counter[str] = Counter()
+    self._turns = self._unlearned = 0
+
+  def __call__(self, examples: Sequence[Example]) -> list[Document]:
+    """Refuses text that encodes to the mask: it would be taken for noise."""
+    plain = self._plain([example for example in examples if example.talk is None])
+    talks = self._talks([example.talk for example in examples if example.talk is not None])
+    found = [next(plain if example.talk is None else talks) for example in examples]
+    mask_id = self._tokenizer.mask_id
+    for example, document in zip(examples, found, strict=True):
+      if (document.ids_T == mask_id).any():
+        raise ValueError(
+          f"{mask_id=} occurs in a text, choose another mask token;"
+          f" the text begins {(example.prompt + example.completion)[:60]!r}"
+        )
+    return found
+
+  def notes(self, name: str) -> tuple[str, ...]:
+    """Of the examples so far."""
+    found = []
+    if self._counts and not self._parse_specials:
+      most = ", ".join(f"{spelling} {n}" for spelling, n in self._counts.most_common(4))
+      found.append(
+        f"WARNING: {name}: plain text spells special tokens {self._counts.total()} times ({most}),"
+        " which are learned as letters; the source's option parse_specials=True reads the tokens"
+      )
+    if self._unlearned:
+      found.append(
+        f"{name}: {self._unlearned} of {self._turns} turns of the assistant are not learned: the"
+        " chat template writes them otherwise once more is said; end a conversation at each"
+      )
+    return tuple(found)
+
+  def _plain(self, examples: list[Example]) -> Iterator[Document]:
+    texts = [[example.prompt for example in examples], [each.completion for each in examples]]
+    for text in [*texts[0], *texts[1]]:
+      self._counts += self._spelled.count(text)
+    if self._parse_specials:
+      prompts, completions = ([self._spelled.encode(text) for text in each] for each in texts)
+    else:
+      prompts, completions = map(self._tokenizer.encode_batch, texts)
+    eos = np.asarray([self._tokenizer.eos_id], np.int32)
+    for prompt, completion in zip(prompts, completions, strict=True):
+      yield Document(np.concatenate([prompt, completion, eos]), prompt.size)
+
+  def _talks(self, talks: list[Conversation]) -> Iterator[Document]:
+    if not talks:
+      return
+    for lesson in template_of(self._tokenizer).lessons(talks, self._tokenizer):
+      self._turns += lesson.turns
+      self._unlearned += lesson.unlearned
+      ids_T, learned_T = lesson.ids_T, lesson.learned_T
+      if ids_T[-1] != self._tokenizer.eos_id:
+        ids_T = np.append(ids_T, np.int32(self._tokenizer.eos_id))
+        learned_T = np.append(learned_T, True)
+      yield Document(ids_T, int(learned_T.argmax()), learned_T)
+
+
+def encoded(source: Source, encoder: Encoder) -> Iterator[Document]:
+  """Each document, in order."""
   for first in range(0, len(source), ENCODE_AT_ONCE):
     last = min(first + ENCODE_AT_ONCE, len(source))
-    yield from _encode([source[i] for i in range(first, last)], tokenizer)
+    yield from encoder([source[i] for i in range(first, last)])
 
 
-def _encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, int]]:
-  """Refuses text that encodes to the mask: it would be taken for noise."""
-  prompts = tokenizer.encode_batch([example.prompt for example in examples])
-  completions = tokenizer.encode_batch([example.completion for example in examples])
-  eos = np.asarray([tokenizer.eos_id], np.int32)
-  out = []
-  for example, prompt, completion in zip(examples, prompts, completions, strict=True):
-    ids = np.concatenate([prompt, completion, eos])
-    if (ids == tokenizer.mask_id).any():
-      raise ValueError(
-        f"mask_id={tokenizer.mask_id} occurs in a text, choose another mask token;"
-        f" the text begins {(example.prompt + example.completion)[:60]!r}"
-      )
-    out.append((ids, prompt.size))
-  return out
-
-
-def tokenize(source: Source, tokenizer: Tokenizer) -> TokenCorpus:
-  """Encodes a whole source into memory."""
-  documents = list(encoded(source, tokenizer))
-  sizes = [0] + [ids.size for ids, _ in documents]
+def tokenize(source: Source, tokenizer: Tokenizer, parse_specials: bool = False) -> TokenCorpus:
+  """Encodes a whole source into memory; `parse_specials`: see `Encoder`."""
+  encoder = Encoder(tokenizer, parse_specials)
+  documents = list(encoded(source, encoder))
+  sizes = [0] + [document.ids_T.size for document in documents]
+  learned_T = None
+  if any(document.learned_T is not None for document in documents):
+    learned_T = np.concatenate([learned(document) for document in documents])
   return TokenCorpus(
     name=source.name,
-    tokens_T=np.concatenate([ids for ids, _ in documents]),
+    tokens_T=np.concatenate([document.ids_T for document in documents]),
     start_N=np.cumsum(sizes, dtype=np.int64),
-    prompt_N=np.asarray([prompt for _, prompt in documents], np.int32),
+    prompt_N=np.asarray([document.prompt for document in documents], np.int32),
     fingerprint=source.fingerprint,
+    learned_T=learned_T,
+    notes=encoder.notes(source.name),
   )
+
+
+def learned(document: Document) -> np.ndarray:
+  """Bool, by token."""
+  if document.learned_T is not None:
+    return document.learned_T
+  return np.arange(document.ids_T.size) >= document.prompt
 
 
 def open_tokens(directory: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
@@ -126,18 +207,25 @@ def open_tokens(directory: str, split: str, tokenizer: Tokenizer) -> TokenCorpus
     raise ValueError(f"tokens: {root} has no {split=}; has {sorted(meta['splits'])}")
   paths = [root / split / f"{name}.npy" for name in ("tokens", "start", "prompt")]
   tokens_T, start_N, prompt_N = map(_mapped, paths)
+  learned_T = None
+  if (root / split / LEARNED).exists():
+    paths.append(root / split / LEARNED)
+    learned_T = _mapped(paths[-1], kinds="b")
   if (
     len(start_N) != len(prompt_N) + 1
     or start_N[0] != 0
     or start_N[-1] != len(tokens_T)
     or (np.diff(start_N) < prompt_N).any()
+    or (learned_T is not None and len(learned_T) != len(tokens_T))
   ):
-    raise ValueError(f"tokens: {root / split}: start.npy and prompt.npy do not cut up tokens.npy")
+    names = " and ".join(path.name for path in paths[1:])
+    raise ValueError(f"tokens: {root / split}: {names} do not cut up tokens.npy")
 
   def fingerprint() -> dict[str, str]:
     return {str(path): files.fingerprint(path) for path in paths}
 
-  return TokenCorpus(f"tokens:{meta['source']}", tokens_T, start_N, prompt_N, fingerprint)
+  name, notes = f"tokens:{meta['source']}", tuple(meta.get("notes", ()))
+  return TokenCorpus(name, tokens_T, start_N, prompt_N, fingerprint, learned_T, notes)
 
 
 def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
@@ -148,23 +236,35 @@ def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def _mapped(path: pathlib.Path) -> np.ndarray:
+def _mapped(path: pathlib.Path, kinds: str = "iu") -> np.ndarray:
   try:
     found = np.load(files.regular(path), mmap_mode="r")
   except (ValueError, EOFError) as error:
     raise ValueError(f"tokens: {path} cannot be read: {error}") from error
-  if found.ndim != 1 or found.dtype.kind not in "iu":
-    raise ValueError(f"tokens: {path} holds {found.dtype}{found.shape}, not a row of whole numbers")
+  if found.ndim != 1 or found.dtype.kind not in kinds:
+    wanted = "whole numbers" if kinds == "iu" else "true and false"
+    raise ValueError(f"tokens: {path} holds {found.dtype}{found.shape}, not a row of {wanted}")
   return found
 
 
 def open_corpus(
-  spec: str, tokenizer: Tokenizer, *, split: str = "train", seed: int = 0, **options
+  spec: str,
+  tokenizer: Tokenizer,
+  *,
+  split: str = "train",
+  seed: int = 0,
+  parse_specials: bool = False,
+  **options,
 ) -> TokenCorpus | GeneratedCorpus:
-  """A source spec of `open_source`, or `tokens:DIR`."""
+  """A source spec of `open_source`, or `tokens:DIR`; `parse_specials`: see `Encoder`."""
+  if type(parse_specials) is not bool:
+    raise ValueError(f"{spec}: {parse_specials=} must be true or false")
   if spec.partition(":")[0] == "tokens":
-    if options:
-      raise ValueError(f"tokens: takes no options, has {sorted(options)}")
+    if options or parse_specials:
+      given = sorted([*options, *(["parse_specials"] if parse_specials else [])])
+      raise ValueError(f"tokens: takes no options, has {given}")
     return open_tokens(spec.partition(":")[2], split, tokenizer)
   source = open_source(spec, split, seed=seed, **options)
-  return GeneratedCorpus(source, tokenizer) if source.generated else tokenize(source, tokenizer)
+  if source.generated:
+    return GeneratedCorpus(source, Encoder(tokenizer, parse_specials))
+  return tokenize(source, tokenizer, parse_specials)

@@ -64,7 +64,10 @@ class Packed:
       segment_BxL = (document_BxL - document_BxL[:, :1] + 1).astype(np.int32)
     else:
       segment_BxL = np.ones(at_BxL.shape, np.int32)
-    return RowBatch(tokens_BxL, at_BxL >= prompt_end_BxL, segment_BxL, _positions(segment_BxL))
+    noisable_BxL = at_BxL >= prompt_end_BxL
+    if corpus.learned_T is not None:
+      noisable_BxL = noisable_BxL & corpus.learned_T[at_BxL]
+    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))
 
 
 class Padded:
@@ -117,15 +120,18 @@ class Padded:
     if self._kept_N is not None:
       index_E = self._kept_N[index_E]
     tokens_ExC = np.full((index_E.size, slot), self._fill, np.int32)
+    learned_ExC = np.ones((index_E.size, slot), bool)
     prompt_E, size_E = np.zeros_like(index_E), np.zeros_like(index_E)
-    for e, (ids, prompt) in enumerate(self._corpus.documents(index_E.tolist())):
+    for e, (ids, prompt, learned) in enumerate(self._corpus.documents(index_E.tolist())):
       prompt_E[e], size_E[e] = prompt, min(ids.size, slot)
       tokens_ExC[e, : size_E[e]] = ids[:slot]
+      if learned is not None:
+        learned_ExC[e, : size_E[e]] = learned[:slot]
     column_C = np.arange(slot)
     used_ExC = (column_C < size_E[:, None]) | self._eos_padded
     number_E = np.tile(np.arange(1, per_row + 1), row_B.size)
     segment_ExC = np.where(used_ExC, number_E[:, None], 0)
-    noisable_ExC = used_ExC & (column_C >= prompt_E[:, None])
+    noisable_ExC = used_ExC & learned_ExC & (column_C >= prompt_E[:, None])
     segment_BxL = self._in_rows(segment_ExC.astype(np.int32), 0)
     return RowBatch(
       self._in_rows(tokens_ExC, self._pad_id),
@@ -165,7 +171,7 @@ class Padded:
     if too_long == "drop":
       raise ValueError(f"{name}: too_long='drop' needs stored documents; its items must fit")
     probed = self._corpus.documents(range(min(PROBED, len(self._corpus))))
-    if (size := max(ids.size for ids, _ in probed)) > self._slot:
+    if (size := max(document.ids_T.size for document in probed)) > self._slot:
       raise ValueError(
         f"{name}: an item has {size} tokens, more than {self._slot} columns (length // per_row)"
       )

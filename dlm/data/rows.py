@@ -99,9 +99,10 @@ class Rows:
     self.epoch_rows = tuple(layout.epoch_rows for layout in self._layouts)
     self.report = tuple(layout.report for layout in self._layouts)
 
-  def left_out(self) -> list[str]:
-    """A line for each source with examples that do not fit; loud where they are many."""
-    return [line for layout in self._layouts if (line := _left_out(layout.report))]
+  def notes(self) -> list[str]:
+    """What to know of the sources, a line each; of examples that do not fit, how many there are."""
+    left_out = [line for layout in self._layouts if (line := _left_out(layout.report))]
+    return [*left_out, *(note for corpus in self._corpora for note in corpus.notes)]
 
   def fingerprint(self) -> dict[str, str]:
     """Each part of each source -> a word that changes when the part does."""

@@ -1,6 +1,6 @@
 """Renders a chat template that nobody vouches for, in a process of its own: run as a script.
 
-stdin and stdout are JSON: {"template", "names", "conversations"} becomes {"texts"} or {"error"}.
+stdin and stdout are JSON: {"template", "names", "variables"} becomes {"texts"} or {"error"}.
 Jinja's sandbox keeps templates from Python's objects; the limits on memory and time, which hold for
 the whole process, keep them from what loops, format widths and repeated strings could take.
 """
@@ -70,10 +70,7 @@ def main() -> None:
   try:
     template = environment().from_string(job["template"])
     result = {
-      "texts": [
-        render(template, messages=messages, add_generation_prompt=True, **job["names"])
-        for messages in job["conversations"]
-      ]
+      "texts": [render(template, **{**job["names"], **variables}) for variables in job["variables"]]
     }
   except MemoryError:
     result = {"error": f"it needs more than {MEMORY} bytes of memory"}

@@ -77,14 +77,17 @@ def read_file(path: pathlib.Path) -> Any:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """An object; an empty one where there is no file."""
-  if not path.is_file():
-    return {}
+  return parse_json(path.read_bytes(), path) if path.is_file() else {}
+
+
+def parse_json(content: bytes, where: Any) -> dict[str, Any]:
+  """An object; ValueError, which begins with `where`, if it is none."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(content)
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
+    raise ValueError(f"{where} cannot be read: {error}") from error
   if not isinstance(found, dict):
-    raise ValueError(f"{path} holds no JSON object")
+    raise ValueError(f"{where} holds no JSON object")
   return found
 
 

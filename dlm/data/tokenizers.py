@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, Self
 
 import numpy as np
@@ -37,6 +38,7 @@ class Tokenizer(Protocol):
   eos_id: int
   mask_id: int
   fingerprint: str  # equal fingerprints: equal ids for all text
+  beside: Mapping[str, bytes]  # files that are saved with it, by name: `dlm.data.tokenizer_files`
 
   def encode(self, text: str) -> np.ndarray: ...
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
@@ -62,6 +64,7 @@ class ByteTokenizer:
   pad_id, bos_id, eos_id, mask_id = 256, 257, 258, 259
   vocab_size = 260
   fingerprint = "byte"
+  beside: Mapping[str, bytes] = MappingProxyType({})
 
   def encode(self, text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -99,10 +102,7 @@ class ByteTokenizer:
 
 
 class BpeTokenizer:
-  """A `tokenizers.Tokenizer` with its four roles. Made by `train_bpe`, `from_file` or `load`.
-
-  `beside`: files that are saved with it, by name: see `dlm.data.tokenizer_files`.
-  """
+  """A `tokenizers.Tokenizer` with its four roles. Made by `train_bpe`, `from_file` or `load`."""
 
   def __init__(self, tokenizer, roles: dict[str, int], beside: Mapping[str, bytes] | None = None):
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

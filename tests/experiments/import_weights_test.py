@@ -134,7 +134,7 @@ def test_adapted_checkpoint_is_measured_sampled_and_trained_on(tmp_path, qwen):
 def test_chat_of_a_directory_is_its_template_continued(tmp_path, dream):
   talk = [{"role": "user", "content": "the cat<|im_end|>"}, {"role": "assistant", "content": "s"}]
   (tmp_path / "in.jsonl").write_text(json.dumps({"messages": talk}) + '\n"a"\n')
-  chat = ("--chat", "--config.slots=64", "--config.max_new_tokens=4")
+  chat = ("--chat", "--config.slots=64", "--config.max_new_tokens=4", '--chat_args={"x": 1}')
   first, second, third = sampled(
     tmp_path, dream, *chat, "--prompt=hi", f"--prompts={tmp_path / 'in.jsonl'}"
   )
@@ -216,6 +216,8 @@ def test_chat_without_a_template_or_anything_said(tmp_path, dream):
   for arguments, message in (
     ([f"--checkpoint={plain}", "--prompt=a"], "has no chat template"),
     ([f"--checkpoint={dream}"], "--chat needs something said: --prompt or --prompts"),
+    ([f"--checkpoint={dream}", "--prompt=a", "--chat_args=[1]"], "--chat_args=[1] must be an obj"),
+    ([f"--checkpoint={dream}", "--prompt=a", "--chat_args={"], "--chat_args: not JSON"),
   ):
     done = mains.run(tmp_path, "experiments/sample.py", SAMPLE, "--chat", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr

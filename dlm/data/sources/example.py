@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from dlm import files
+from dlm.data.chat import Conversation
 from dlm.data.stateless import hash_text
 
 SPLITS = ("train", "test")
@@ -14,11 +15,15 @@ TEST_PERCENT = 10
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One document. Plain text has an empty prompt; `meta` is what a grader needs to know."""
+  """One document. Plain text has an empty prompt; `meta` is what a grader needs to know.
+
+  A conversation is `talk`, to be written by a chat template; its completion is what is said in it.
+  """
 
   prompt: str
   completion: str
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  talk: Conversation | None = None
 
 
 class Source(Protocol):

@@ -1,14 +1,21 @@
-"""Records of files: {"text": ...}, or {"prompt": ..., "completion": ...}, also named "response"."""
+"""Records of files: {"text": ...}, or {"prompt": ..., "completion": ...}, also named "response".
+
+Or a conversation, {"messages": [{"role": ..., "content": ...}, ...]}, with "tools" and
+"chat_template_kwargs" if its template takes any: see `dlm.data.chat`.
+"""
 
 import pathlib
 from collections.abc import Callable, Iterator
 
 from dlm.data import lines
+from dlm.data.chat import Conversation
 from dlm.data.install import require
 from dlm.data.lines import Line
 from dlm.data.sources.example import Documents, Example, check_split, split_of
 
-FIELDS = ("text", "prompt", "completion", "response")
+FIELDS = (
+  "text", "prompt", "completion", "response", "messages", "tools", "chat_template_kwargs",
+)  # fmt: skip
 AT_ONCE = 1024  # rows of a Parquet file
 
 
@@ -59,6 +66,10 @@ def _example(line: Line) -> Example:
   if not isinstance(line.value, dict):
     raise ValueError(f"{line.where}: must be an object, not {type(line.value).__name__}")
   record = {field: value for field, value in line.value.items() if value is not None}
+  if "messages" in record:
+    talk = Conversation.of(record, line.where)
+    said = "\n".join(str(message["content"]) for message in talk.messages)
+    return Example("", said, talk=talk)
   completion = record.get("completion", record.get("response"))
   if "text" in record and "prompt" not in record:
     prompt, completion = "", record["text"]
@@ -66,7 +77,7 @@ def _example(line: Line) -> Example:
     prompt = record.get("prompt")
   if not isinstance(prompt, str) or not isinstance(completion, str):
     raise ValueError(
-      f'{line.where}: needs "text", or "prompt" with "completion" or "response", as strings;'
-      f" has {sorted(record)}"
+      f'{line.where}: needs "text", or "prompt" with "completion" or "response", as strings,'
+      f' or "messages"; has {sorted(record)}'
     )
   return Example(prompt, completion)

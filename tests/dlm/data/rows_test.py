@@ -230,14 +230,14 @@ def test_data_needs_no_accelerator_library():
 def test_examples_that_do_not_fit_are_told_loudly_where_they_are_many():
   long = [("", "x" * 40)] * 3 + [("p" * 20, "answer")]
   rows = made(documents=[*long, *[("", "fits")] * 36], mode="pad")
-  assert rows.left_out() == [
+  assert rows.notes() == [
     "WARNING: 10% of mine: of 40 examples 1 are left out and 3 are cut, which do not fit 16 tokens"
   ]
   rows = made(documents=[("", "x" * 40), *[("", "fits")] * 99], mode="pad", too_long="drop")
-  assert rows.left_out() == [
+  assert rows.notes() == [
     "mine: of 100 examples 1 are left out and 0 are cut, which do not fit 16 tokens"
   ]
-  assert made(documents=[("", "fits")], mode="pad").left_out() == made().left_out() == []
+  assert made(documents=[("", "fits")], mode="pad").notes() == made().notes() == []
 
 
 @pytest.mark.parametrize(
