@@ -145,7 +145,7 @@ def test_no_optimizer_moves_the_bias(name):
   router = state.params["layers"]["moe"]["router"]
   router["bias"] += jnp.arange(12.0).reshape(3, 4)
   before, kernel = np.array(router["bias"]), np.array(router["kernel"])
-  own = trained(step.training.optimizer, state.params)
+  own = trained(step.training.run.optimizer, state.params)
   assert own["layers"]["moe"]["router"]["bias"] is None
   state, *_ = step.update(state, batch_of(step))
   np.testing.assert_array_equal(bias_of(state.params), before)
