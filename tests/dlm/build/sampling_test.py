@@ -127,6 +127,7 @@ def test_experts_that_choose_are_cached_where_windows_hold_whole_pools(facts, po
     (BD3LM | {"block": 8}, choosing(pool=16), {}, "pool=16 must divide the model's block=8"),
     (AR, choosing(**STATIC), {}, "not for attention 'causal'"),
     (BD3LM | {"attention": "prompt_blocks"}, choosing(), {}, "reads noise levels"),
+    (MDLM, choosing(), {"row_tile": 2}, "row_tile=2 must be 1, or 0"),
   ],
 )
 def test_experts_that_choose_are_refused_what_would_change_their_pools(
@@ -134,6 +135,14 @@ def test_experts_that_choose_are_refused_what_would_change_their_pools(
 ):
   with pytest.raises(ValueError, match=message):
     sampling(facts, model=model, **fields)
+
+
+def test_rows_are_computed_one_by_one_on_a_cpu_unless_the_config_says_otherwise():
+  assert sampling(MDLM)[1].row_tile == 1
+  assert [sampling(MDLM, row_tile=n)[1].row_tile for n in (0, 4)] == [0, 4]
+  assert sampling(MDLM, model=choosing(**STATIC), row_tile=4)[1].row_tile == 4
+  with pytest.raises(ValueError, match="row_tile=-1 must not be negative"):
+    sampling(MDLM, row_tile=-1)
 
 
 def test_a_sampler_drops_no_token():
