@@ -13,6 +13,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -54,13 +55,20 @@ class Checkpoints:
     self._path = self._directory / STEPS
     if jax.process_index() == 0 and self._path.is_dir():
       self._clear_strays()
-    self._manager = ocp.CheckpointManager(self._path, options=_options(retention))
+    with _written(self._path):
+      self._manager = ocp.CheckpointManager(self._path, options=_options(retention))
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self._manager.close()
+  def __exit__(self, kind: type | None, *_) -> None:
+    try:
+      with _written(self._path):
+        self._manager.close()
+    finally:
+      if kind is not None and jax.process_index() == 0:
+        for half in self._path.glob("*.orbax-checkpoint-tmp*"):  # of a save that failed
+          shutil.rmtree(half)
 
   def latest(self) -> int | None:
     return self._manager.latest_step()
@@ -331,7 +339,8 @@ def _written(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    raise CheckpointError(f"checkpoint in {path} cannot be written: {_said(error)}") from error
+    told = CheckpointError(f"checkpoint in {path} cannot be written: {_said(error)}")
+    raise files.of_system(error, path) or told from error
 
 
 def _said(error: Exception) -> str:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -39,7 +40,8 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
       refuse(error)
 
   def called(_: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
+    logging.set_verbosity(logging.FATAL)  # orbax tells its life, and what it raises besides
+    sys.excepthook = _told
     try:
       main()
     except Exception as error:
@@ -48,6 +50,12 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
       refuse(error)
 
   app.run(called, flags_parser=parse)
+
+
+def _told(kind: type, error: BaseException, trace: types.TracebackType | None) -> None:
+  """Tracebacks of threads, but not those of tensorstore's, which outlive a write that failed."""
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
 
 
 def _is_mistake(error: Exception) -> bool:

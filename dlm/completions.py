@@ -196,7 +196,8 @@ class Output:
     return self
 
   def __exit__(self, *_) -> None:
-    self._file.close()
+    with files.naming(self._part):
+      self._file.close()
 
   def _resume(self) -> int:
     """How many records the part already holds; a line that a kill cut short is cut off."""

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 import sys
@@ -231,6 +232,12 @@ def naming(path: pathlib.Path, beside: pathlib.Path | None = None) -> Iterator[N
     if error.errno is None or not (error.filename is None or inside):
       raise
     raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def of_system(error: Exception, path: Path) -> OSError | None:
+  """The error of the system that a library of another language tells of, naming `path`."""
+  found = re.search(r"os[ _]error(?:_code=')?\W*(\d+)", str(error))
+  return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

@@ -57,15 +57,14 @@ class Metrics:
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._record({"step": step, **finite})
     if self._events is not None:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, step)
+      self._events.scalars(step, values)
 
   def texts(self, step: int, name: str, texts: list[str]) -> None:
     if not self._active:
       return
     self._record({"step": step, name: texts})
     if self._events is not None:
-      self._events.add_text(name, "\n\n".join(f"```\n{text}\n```" for text in texts), step)
+      self._events.text(step, name, "\n\n".join(f"```\n{text}\n```" for text in texts))
 
   def show(self, step: int, values: dict[str, float]) -> None:
     """Puts the step and its numbers on the screen: the bar, or one line."""
@@ -162,14 +161,43 @@ def _truncate(path: pathlib.Path, step: int) -> int:
   return damaged
 
 
-def _event_writer(directory: str | os.PathLike, step: int):
+class _Events:
+  """TensorBoard's file, written by no thread: an error of the disk is told where it happens."""
+
+  def __init__(self, directory: str | os.PathLike, step: int):
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._summary, self._proto = summary, event_pb2
+    self._path = pathlib.Path(directory) / "events"
+    self._file = event_file_writer.EventsWriter(str(self._path))
+    if step:  # hides events of an earlier run past the step, as its JSON lines are dropped
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(step + 1, session_log=start)
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._write(step, summary=self._summary.scalar(name, value))
+
+  def text(self, step: int, name: str, text: str) -> None:
+    self._write(step, summary=self._summary.text(name, text))
+
+  def close(self) -> None:
+    with files.naming(self._path):
+      self._file.close()
+
+  def _write(self, step: int, **what) -> None:
+    with files.naming(self._path):
+      self._file.write_event(self._proto.Event(step=step, wall_time=time.time(), **what))
+      self._file.flush()
+
+
+def _event_writer(directory: str | os.PathLike, step: int) -> _Events | None:
   try:
-    from tensorboardX import SummaryWriter
+    return _Events(directory, step)
   except ImportError:
     print("no TensorBoard event files: `pip install tensorboardX` writes them", file=sys.stderr)
     return None
-  # Events of an earlier run past the restored step are hidden, as those JSON lines are dropped.
-  return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
 
 def si(value: float) -> str:

@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from dlm import files
 from dlm.data import tokenizer_files
 from dlm.data.install import require
 from dlm.data.tokenizer_files import ROLES
@@ -168,17 +169,17 @@ class BpeTokenizer:
   def save(self, directory: str | pathlib.Path) -> None:
     directory = pathlib.Path(directory)
     _write_saved(directory, {"kind": "bpe", "roles": self._roles})
-    self._tokenizer.save(str(directory / tokenizer_files.FILE))
+    files.write(directory / tokenizer_files.FILE, self._tokenizer.to_str(pretty=True))
     for name, content in self.beside.items():
       (directory / name).parent.mkdir(exist_ok=True)
-      (directory / name).write_bytes(content)
+      files.write(directory / name, content)
 
   def publish(self, directory: str | pathlib.Path) -> None:
     self.save(directory)
     if tokenizer_files.CONFIG not in self.beside:
       config = tokenizer_files.config_of(self._tokenizer, self._roles)
       text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-      (pathlib.Path(directory) / tokenizer_files.CONFIG).write_text(text, encoding="utf-8")
+      files.write(pathlib.Path(directory) / tokenizer_files.CONFIG, text)
 
   @property
   def cuts_as_qwen2(self) -> bool:
@@ -275,7 +276,7 @@ def _add_special(tokenizer, spelling: str) -> int:
 def _write_saved(directory: str | pathlib.Path, facts: dict) -> None:
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / SAVED_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+  files.write_json(directory / SAVED_NAME, facts, indent=1)
 
 
 def _read_saved(directory: str | pathlib.Path, kind: str | None) -> dict:

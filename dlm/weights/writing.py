@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dlm import files
@@ -131,7 +132,10 @@ def _write_tensors(
     if number == count:  # few and small
       made |= constants
       where |= dict.fromkeys(constants, file)
-    save_file(made, directory / file, metadata={"format": "pt"})
+    try:
+      save_file(made, directory / file, metadata={"format": "pt"})
+    except SafetensorError as error:
+      raise files.of_system(error, directory / file) or error from error
   if count > 1:
     index = {"metadata": {"total_size": total}, "weight_map": where}
     files.write_json(directory / INDEX, index)

@@ -12,8 +12,10 @@ from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["dlm.build", "dlm.command", "dlm.completions", "dlm.live"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+  ["dlm.build", "dlm.command", "dlm.completions", "dlm.live", "dlm.train", "tests.dlm.doomed"]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ def run(folder: pathlib.Path, main: str | pathlib.Path, *arguments: object) -> D
   """`python main arguments...` from the root of the tree; `folder` holds what it prints."""
   out, err = folder / "stdout", folder / "stderr"
   argv = [str(main), *map(str, arguments)]
-  process = _processes.Process(target=_main, args=(argv, out, err))
+  process = PROCESSES.Process(target=_main, args=(argv, out, err))
   process.start()
   process.join(300)
   assert process.exitcode is not None, "the main hangs"
