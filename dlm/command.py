@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+LONGEST = 4000  # characters of a line
 OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
 # What the command line says of the config; `dlm.build.tables.Config.read` takes it.
 FIELDS = flags.DEFINE_multi_string(
@@ -80,5 +81,8 @@ def refuse(error: object) -> NoReturn:
   """Says what the caller got wrong, in one line, and exits with 2."""
   if isinstance(error, OSError) and error.strerror and error.filename is not None:
     error = f"{os.fsdecode(error.filename)}: {error.strerror}"
-  print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
+  line = " ".join(str(error).split())
+  if len(line) > LONGEST:  # it quotes what it was given
+    line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+  print(f"{pathlib.Path(sys.argv[0]).stem}: {line}", file=sys.stderr)
   sys.exit(2)

@@ -12,6 +12,8 @@ from dlm.optimizer import OptimizerConfig
 from dlm.parallel import Driver, MeshConfig
 from dlm.seeds import check_seed
 
+MOST = 2**31 - 1  # of updates and rows: they are counted in int32
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -113,6 +115,8 @@ class RunConfig(Config):
     for field in ("steps", "batch", "microbatches", "log_every"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+      if getattr(self, field) > MOST:
+        raise ValueError(f"{field}={getattr(self, field)} must be at most 2^31 - 1")
     check_seed(self.seed)
     one_of("parallel", self.parallel, get_args(Driver))
     if self.checkpoint.keep_best and not self.eval.every:

@@ -130,12 +130,14 @@ def _of_file(file: str) -> Any:
   except OSError:
     raise
   except SyntaxError as error:
-    raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    at = f"{path}: " if error.lineno is None else f"{error.filename}, line {error.lineno}: "
+    raise ValueError(at + error.msg) from error
   except Exception as error:  # of the caller's code
     if argument and isinstance(error, KeyError | TypeError):
       raise ValueError(f"get_config of {path} does not know {argument!r}") from error
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    raise ValueError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
+    at = f", line {lines[-1]}" if lines else ""  # none of it ran, where it is no text
+    raise ValueError(f"{path}{at}: {type(error).__name__}: {error}") from error
   raise ValueError(f"{path} has no get_config")
 
 
@@ -283,7 +285,7 @@ def _literal(text: Any, arms: tuple[Any, ...]) -> Any:
     return text
   try:
     return plain(ast.literal_eval(text))
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last: nested too deep
     return text
 
 

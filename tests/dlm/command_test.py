@@ -70,6 +70,13 @@ def test_mistake_is_one_line(count, arguments, line):
   assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 
+def test_mistake_of_a_hundred_thousand_characters_is_a_line_that_can_be_read(count):
+  done = count("--count=3", "(" * 60_000 + ")" * 60_000)
+  assert done.returncode == 2
+  assert done.stderr.startswith("count: '(((") and done.stderr.endswith(")))' belongs to no flag\n")
+  assert len(done.stderr) < 5000 and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
   ("error", "told"), [("ours", "KeyError: 'ours'"), ("library", "JSONDecodeError: Expecting")]
 )

@@ -110,6 +110,7 @@ def test_a_mistake_names_the_field_the_value_and_the_rule(file, fields, message)
   ("text", "argument", "message"),
   [
     ("", "", "paper.py has no get_config"),
+    ("a = '\0'", "", "paper.py: source code string cannot contain null bytes"),
     ("a = 1\ndef get_config()\n", "", "paper.py, line 2: expected ':'"),
     ("def get_config():\n  return unknown\n", "", "line 2: NameError: name 'unknown' is not defi"),
     (FILE, ":winn", "paper.py does not know 'winn'"),

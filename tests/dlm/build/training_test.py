@@ -122,6 +122,8 @@ def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name,
   [
     ({"stepz": 3}, r"config.stepz is unknown; known: .*steps"),
     ({"steps": 0}, "steps=0 must be at least 1"),
+    ({"steps": 10**20}, r"steps=1\d* must be at most 2\^31 - 1"),
+    ({"batch": 2**31}, r"batch=2147483648 must be at most 2\^31 - 1"),
     ({"steps": "many"}, "steps='many' must be of type int"),
     ({"parallel": "xmap"}, "'xmap' is unknown; known: shard_map, pmap"),
     ({"model": 3}, "model=3 must be a table"),
