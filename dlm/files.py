@@ -26,8 +26,8 @@ LOCK = ".lock"  # in a folder that one process writes
 
 WHOLE, PIECES, PIECE = 2**26, 256, 2**16  # bytes of a file that a fingerprint is taken of
 
-# What file systems answer that lack an operation.
-UNKNOWN = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+# What file systems answer that lack an operation; EBADF: NFS, asked to lock a folder.
+UNKNOWN = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,12 +83,8 @@ def appearing(directory: Path) -> Iterator[pathlib.Path]:
           _sync(path)
         beside.rename(directory)
       except BaseException:
-        _clear(beside)
-        (beside / LOCK).unlink()
-        with contextlib.suppress(OSError):  # another process has begun with it
-          beside.rmdir()
+        shutil.rmtree(beside)
         raise
-      (directory / LOCK).unlink()
     _sync(directory.parent)
 
 
@@ -128,16 +124,19 @@ def locked_file(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _made(folder: pathlib.Path, named: pathlib.Path) -> Iterator[None]:
-  """Makes a folder, unless it is there, and locks it."""
+  """Makes a folder, unless it is there, and locks it: itself, so that no file tells of it later."""
   while True:
     folder.mkdir(exist_ok=True)
     try:
-      file = _open(folder / LOCK, named)
+      descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:  # another process has just renamed or removed it
       continue
-    with file:
-      yield
-    return
+    try:
+      if _owns(descriptor, folder, named):
+        yield
+        return
+    finally:
+      os.close(descriptor)
 
 
 def _open(path: pathlib.Path, named: pathlib.Path) -> BinaryIO:
@@ -147,9 +146,7 @@ def _open(path: pathlib.Path, named: pathlib.Path) -> BinaryIO:
       regular(path)
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
-      _lock(file, named)
-      # Its last owner may have renamed or removed it since it was opened.
-      if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      if _owns(file.fileno(), path, named):
         return file
     except BaseException:
       file.close()
@@ -157,15 +154,17 @@ def _open(path: pathlib.Path, named: pathlib.Path) -> BinaryIO:
     file.close()
 
 
-def _lock(file: BinaryIO, named: pathlib.Path) -> None:
+def _owns(descriptor: int, path: pathlib.Path, named: pathlib.Path) -> bool:
+  """Locks what is open. False: it has left its path. ValueError: another process has it."""
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     raise ValueError(f"{named} is being written by another process") from error
   except OSError as error:
     if error.errno not in UNKNOWN:
       raise
     _say_unlocked(named.parent)
+  return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 @functools.cache
@@ -245,11 +244,11 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 
 
 def _clear(folder: pathlib.Path) -> None:
-  """Removes all that is in a folder, save its lock."""
+  """Removes all that is in a folder."""
   for path in folder.iterdir():
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
-    elif path.name != LOCK:
+    else:
       path.unlink()
 
 
