@@ -61,5 +61,5 @@ def run(
     except NotImplementedError as error:
       reasons.append(f"{name}: {error}")
   raise NotImplementedError(
-    f"{op}: no implementation serves this call on {backend()!r}. " + "; ".join(reasons)
+    f"{op}: {implementation=} serves no such call on {backend()!r}. " + "; ".join(reasons)
   )

@@ -142,6 +142,12 @@ def estimator(
   if kind is ExactCount and not trained.exact_count:
     raise ValueError(f"estimator={name!r} does not go with objective.name={chosen.name!r}")
   block = {} if trained.block is None else {"block": trained.block}
+  for field in dataclasses.fields(kind):
+    unsaid = field.default is field.default_factory is dataclasses.MISSING
+    if unsaid and field.name not in ("mask_id", "vocab", *block):
+      raise ValueError(
+        f"estimator={name!r} needs a {field.name}, which objective.name={chosen.name!r} has none of"
+      )
   made = tables.Named(name, kind, block).make(mask_id=tokenizer.mask_id, vocab=tokenizer.vocab_size)
   if made.shift > trained.shift:
     raise ValueError(f"estimator={name!r} asks for next tokens, which the model does not predict")

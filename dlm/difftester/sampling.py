@@ -95,8 +95,8 @@ def _check(sampler: Sampler, canvas: Canvas, **positive: float) -> None:
   if positive["every"] < 1:
     raise ValueError(f"difftester: every={positive['every']} must be at least 1")
   for name in ("threshold", "share"):
-    if positive[name] < 0:
-      raise ValueError(f"difftester: {name}={positive[name]} must not be negative")
+    if not 0 <= positive[name] < np.inf:
+      raise ValueError(f"difftester: {name}={positive[name]} must be finite and not negative")
   slots = np.asarray(canvas.open_BxL)
   last_B = slots.shape[1] - np.argmax(slots[:, ::-1], axis=1)
   if (last_B > np.asarray(canvas.start_B) + sampler.block).any():

@@ -103,6 +103,7 @@ def test_estimator_of_the_likelihood(objective, name, expected):
   ("objective", "name", "message"),
   [
     ({"name": "d2f", "block": 8}, "exact_count", "does not go with objective.name='d2f'"),
+    ({"name": "mdlm"}, "bd3lm", "estimator='bd3lm' needs a block, which objective.name='mdlm' has"),
     (
       {"name": "mdlm"},
       "ar",

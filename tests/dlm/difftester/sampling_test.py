@@ -1,6 +1,7 @@
 """The outer loop on a model whose tests all look alike: what is released, and what it saves."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,8 @@ def test_what_stands_behind_a_stop_id_is_filled():
     ({}, {"every": 0}, "every=0"),
     ({}, {"threshold": -1.0}, "threshold=-1.0"),
     ({}, {"share": -1.0}, "share=-1.0"),
+    ({}, {"threshold": math.nan}, "threshold=nan must be finite"),
+    ({}, {"share": math.inf}, "share=inf must be finite"),
   ],
 )
 def test_bad_settings_are_refused_by_name(fields, options, message):
