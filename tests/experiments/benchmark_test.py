@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 HEAD = {"suite", "size", "command", "date", "device", "versions", "load", "tables"}
 RATIOS = {
   "training": ["share of peak", "speed-up"],
-  "sampling": ["speed-up"],
+  "sampling": ["speed-up", "time"],
   "compile": ["times the shallowest"],
   "memory": ["naive / ours", "B per row x vocabulary", "naive / ours"],
   "decoding": ["speed-up", "speed-up"],

@@ -113,7 +113,7 @@ def test_what_the_kernels_do_not_serve():
     block_attention(q, [own], causal(1))
   window = jnp.zeros((1, 4, 1), jnp.int32)
   mask = Mask(window, window, dense_BxWxS=jnp.ones((1, 4, 4), bool))
-  with pytest.raises(NotImplementedError, match="dense mask"):
+  with pytest.raises(NotImplementedError, match="masks made of ranges, not a dense one"):
     prepare(mask, [Keys(window[..., 0])], heads=1, kv_heads=1, implementation="tpu")
 
 
