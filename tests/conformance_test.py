@@ -33,6 +33,7 @@ FOLDER = pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", DEFAULT))  # as conf
 CHECKED = {
   "qwen2": models.METHODS,
   "qwen3": models.METHODS,
+  "llama": models.METHODS,
   "llada": llada.METHODS,
   "dream": dream.METHODS,
   "sdar": block.METHODS,

@@ -54,7 +54,7 @@ class Attention(nn.Module):
       parts.append(Part(*stored, layer))
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")
-    out = Einsum("...NH,NHD->...D", shape, names, gain=self.out_gain, name="out")
+    out = Einsum("...NH,NHD->...D", shape, names, gain=self.out_gain, bias=cfg.out_bias, name="out")
     y_BxWxD = out(block_attention(q_BxWxNxH, parts, shared.sight))
     if shared.target_BxW is not None:
       # XLA writes in place only what has been read by then, and on CPU it goes by dependencies: so

@@ -28,6 +28,8 @@ class ModelConfig:
   norm_eps: float = 1e-6
   qk_norm: bool = False  # RMSNorm of every query and key head, before the rotation (Qwen3)
   qkv_bias: bool = False  # Qwen2
+  out_bias: bool = False  # of attention's output; LLaMA's attention_bias means both
+  mlp_bias: bool = False  # of gate, up and down
   tied: bool = True  # one matrix embeds and unembeds
   time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
@@ -54,10 +56,13 @@ class ModelConfig:
       raise ValueError(
         f"ModelConfig: moe.dense_layers={self.moe.dense_layers} must be below layers={self.layers}"
       )
-    if self.dit < 0 or (self.dit and (self.moe is not None or self.time_conditioned)):
+    if self.dit < 0 or (
+      self.dit and (self.moe is not None or self.time_conditioned or self.mlp_bias)
+    ):
       raise ValueError(
-        f"ModelConfig: dit={self.dit} must be 0 (off) or a width, and then moe is None and "
-        f"time_conditioned False; moe={self.moe}, time_conditioned={self.time_conditioned}"
+        f"ModelConfig: dit={self.dit} must be 0 (off) or a width, and then moe is None, and "
+        f"time_conditioned and mlp_bias False; moe={self.moe}, "
+        f"time_conditioned={self.time_conditioned}, mlp_bias={self.mlp_bias}"
       )
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
@@ -99,12 +104,15 @@ class ModelConfig:
       layer += 2 * self.head_dim
     if self.qkv_bias:
       layer += (self.heads + 2 * self.kv_heads) * self.head_dim
+    if self.out_bias:
+      layer += self.width
     lookup = 0 if self.tied else self.vocab * self.width
     experts, router_bias = 0, 0
     if self.moe is not None:
       experts = self.moe.experts
       router_bias = self.stacks()[1] * experts if self.moe.bias else 0
-    others = self.layers * layer + self.width + lookup + router_bias
+    mlp_bias = self.stacks()[0] * (2 * self.mlp + self.width) if self.mlp_bias else 0
+    others = self.layers * layer + self.width + lookup + router_bias + mlp_bias
     return self._matmul_params(experts) + others + self._dit_params()
 
   def _dit_params(self) -> int:

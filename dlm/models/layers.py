@@ -74,17 +74,19 @@ class SwiGLU(nn.Module):
   width: int
   mlp: int
   out_gain: float
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x_BxWxD: Array) -> Array:
     def project(name: str) -> Array:
-      linear = Einsum("...D,DF->...F", (self.width, self.mlp), ("embed", "mlp"), name=name)
-      return linear(x_BxWxD)
+      shape, names = (self.width, self.mlp), ("embed", "mlp")
+      return Einsum("...D,DF->...F", shape, names, bias=self.bias, name=name)(x_BxWxD)
 
     hidden_BxWxF = jax.nn.silu(project("gate")) * project("up")
     down = Einsum(
-      "...F,FD->...D", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, name="down"
-    )
+      "...F,FD->...D", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, bias=self.bias,
+      name="down",
+    )  # fmt: skip
     return down(hidden_BxWxF)
 
 

@@ -7,8 +7,8 @@ from dlm.models.config import ModelConfig
 from dlm.models.moe.config import MoeConfig
 
 # From 30m on the name counts a tied vocabulary of 32k; smaller models serve small vocabularies, and
-# their names leave the embedding out. The last five are the checkpoints' own shapes; their
-# vocabularies have 126464, 152064, 151936, 157184 and 157184 rows.
+# their names leave the embedding out. The last six are the checkpoints' own shapes; their
+# vocabularies have 49152, 126464, 152064, 151936, 157184 and 157184 rows.
 PRESETS: dict[str, dict[str, Any]] = {
   "1m": dict(width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=512),
   "3m": dict(width=192, layers=6, heads=6, kv_heads=6, head_dim=32, mlp=576),
@@ -19,6 +19,10 @@ PRESETS: dict[str, dict[str, Any]] = {
   "1b": dict(width=2048, layers=20, heads=32, kv_heads=8, head_dim=64, mlp=6144),
   "3b": dict(width=3072, layers=28, heads=24, kv_heads=8, head_dim=128, mlp=8192),
   "8b": dict(width=4096, layers=36, heads=32, kv_heads=8, head_dim=128, mlp=14336),
+  # arXiv 2502.02737
+  "smollm2-135m": dict(
+    width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, rope_base=1e5, norm_eps=1e-5,
+  ),
   # arXiv 2502.09992
   "llada-8b": dict(
     width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp=12288,

@@ -2,9 +2,10 @@
 
 Parameters, stacked over layers on axis 0 under "layers":
   embed [V, D], unembed [V, D] unless tied, final_norm/scale [D], time/{inner,outer}/kernel [C, C]
-  layers/attention/{query,key,value}/kernel [D, N|K, H], /bias [N|K, H], out/kernel [N, H, D]
+  layers/attention/{query,key,value}/kernel [D, N|K, H], /bias [N|K, H]
+  layers/attention/out/kernel [N, H, D], /bias [D]
   layers/attention/{query,key}_norm/scale [H], layers/{attention,mlp}_norm/scale [D]
-  layers/mlp/{gate,up}/kernel [D, F], layers/mlp/down/kernel [F, D]
+  layers/mlp/{gate,up}/kernel [D, F], /bias [F], layers/mlp/down/kernel [F, D], /bias [D]
   layers/modulation/kernel [C, 6, D]
 With `ModelConfig.moe` instead of layers/mlp:
   layers/moe/router/kernel [D, E], /bias [E], layers/moe/{gate,up}/kernel [E, D, F], down/kernel
@@ -73,7 +74,7 @@ class Block(nn.Module):
     if self.routed:
       y, facts = Moe(cfg, out_gain, name="moe")(y, shared.live_BxW, shared.level_BxW)
     else:
-      y = SwiGLU(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
+      y = SwiGLU(cfg.width, cfg.mlp, out_gain, cfg.mlp_bias, name="mlp")(y)
     return (residual(x_BxWxD, y, mlp_change), stored), facts
 
 

@@ -102,7 +102,12 @@ def _read(name: str, config: Mapping[str, Any], stops: list[int]) -> tuple[Model
         f"{key}={config[key]!r:.80}: the checkpoint is quantised, and no kind of quantisation can "
         "be read; take the one in float32, bfloat16 or float16"
       )
-  family, config = FAMILIES[name], ConfigJson(config)
+  family = FAMILIES[name]
+  if missing := [key for key in family.named if key not in config]:
+    raise ValueError(
+      f"{missing[0]} is missing and must be null: without it the authors' class takes another"
+    )
+  config = ConfigJson(config)
   config.only(LIBRARY_ONLY)
   config.only(family.only)
   model = _model(family, config)

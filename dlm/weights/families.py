@@ -64,6 +64,7 @@ class Family:
   # is written where no config.json of the authors is at hand.
   only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   irrelevant: tuple[str, ...] = ()  # keys that say nothing about what the model computes
+  named: tuple[str, ...] = ()  # keys whose absence means another model than null does
   claims: Callable[[Mapping[str, Any]], bool] | None = None  # a config.json; None: by model_type
   attention: str | Derived = "full"  # see `dlm.facts.ATTENTION`
   shift: int | Derived = 0  # 1: logits at i predict token i + 1
@@ -146,6 +147,20 @@ _QWEN2_IRRELEVANT = (*_QWEN_IRRELEVANT, "attention_bias")
 _EXPERTS = {"experts": "num_experts", "per_token": "num_experts_per_tok"}
 _QWEN2 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qkv_bias": True}
 _QWEN3 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qk_norm": True}
+
+_LLAMA_FIELDS: Mapping[str, Said] = {
+  **_QWEN_FIELDS,
+  "qkv_bias": Derived(
+    lambda config: config.value("attention_bias", bool, False),
+    lambda model: {"attention_bias": model.qkv_bias},
+  ),
+  "out_bias": Derived(lambda config: config.value("attention_bias", bool, False)),
+  "mlp_bias": "mlp_bias",
+}
+_LLAMA = {"rope_base": 1e4, "norm_eps": 1e-6, "tied": False}
+_LLAMA_ONLY = {"hidden_act": ("silu",), "rope_interleaved": (False,)}
+# How its products were cut in training; what SmolLM's authors note for other programs.
+_LLAMA_IRRELEVANT = ("is_llama_config", "pretraining_tp", "transformers.js_config")
 
 # Open-dCoder is a Qwen2 that sees everything.
 _IS_CAUSAL = Derived(
@@ -422,6 +437,28 @@ FAMILIES: dict[str, Family] = {
     defaults=_QWEN3,
     only=_QWEN3_ONLY,
     irrelevant=_QWEN_IRRELEVANT,
+    attention=_IS_CAUSAL,
+    shift=1,
+  ),
+  "llama": Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    table=names.LLAMA,
+    fields=_LLAMA_FIELDS,
+    defaults={**_LLAMA, "mlp_bias": False},
+    only=_LLAMA_ONLY,
+    irrelevant=_LLAMA_IRRELEVANT,
+    attention=_IS_CAUSAL,
+    shift=1,
+  ),
+  "mistral": Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    table=names.QWEN,
+    fields=_QWEN_FIELDS,
+    defaults=_LLAMA,
+    only={"hidden_act": ("silu",), "attention_bias": (False,), "sliding_window": (None,)},
+    named=("sliding_window",),
     attention=_IS_CAUSAL,
     shift=1,
   ),

@@ -34,7 +34,7 @@ _NORMS = {
   "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "D->D"),
 }
 
-# Qwen2 has the biases, Qwen3 the norms of queries and keys.
+# LLaMA has none of the biases unless asked; Qwen2 has the first three, Qwen3 norms in their place.
 QWEN: NameTable = {
   **_ENDS,
   **_NORMS,
@@ -48,6 +48,13 @@ QWEN: NameTable = {
   "layers/attention/value/bias": (_LAYER + "self_attn.v_proj.bias", "KH->KH"),
   "layers/attention/query_norm/scale": (_LAYER + "self_attn.q_norm.weight", "H->H"),
   "layers/attention/key_norm/scale": (_LAYER + "self_attn.k_norm.weight", "H->H"),
+}
+LLAMA: NameTable = {
+  **QWEN,
+  "layers/attention/out/bias": (_LAYER + "self_attn.o_proj.bias", "D->D"),
+  "layers/mlp/gate/bias": (_LAYER + "mlp.gate_proj.bias", "F->F"),
+  "layers/mlp/up/bias": (_LAYER + "mlp.up_proj.bias", "F->F"),
+  "layers/mlp/down/bias": (_LAYER + "mlp.down_proj.bias", "D->D"),
 }
 
 _BLOCK = "model.transformer.blocks.{i}."

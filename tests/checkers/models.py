@@ -27,6 +27,7 @@ from tests.checkers.decoding import Case
 TOLERANCE = {
   "qwen2": 3e-4,
   "qwen3": 3e-4,
+  "llama": 3e-4,
   "llada": 2e-4,
   "dream": 2e-3,
   "sdar": 1e-3,
@@ -37,6 +38,8 @@ TOLERANCE = {
 }
 # Tolerances are of arrays whose largest number is about this, and grow with a larger one.
 LARGE = 20.0
+# Of the same model read from GGUF files, in a file of logits: tests/dlm/weights/gguf_test.py.
+OF_GGUF = re.compile(r"logits_(f32|q8_0|q4_1)|(q8_0|q4_1|plain|permuted)/.*")
 # In the authors' code position * frequency is rounded to float32.
 FAR = 3e-2
 
@@ -168,6 +171,12 @@ def far(file: Recorded) -> None:
   file.close(logits, "far_logits", atol=FAR)
 
 
+def from_100(file: Recorded) -> None:
+  tokens = file.get("input_ids")[:1]
+  positions = 100 + np.arange(tokens.shape[1])[None]
+  file.close(run(file, tokens, positions=positions)[0], "logits_positions_from_100")
+
+
 def long(file: Recorded) -> None:
   file.close(run(file, file.get("long_input_ids"))[0], "long_logits")
 
@@ -213,6 +222,7 @@ VARIANTS = {
   "pad_logits": padded_in_place,
   "logits_with_key_padding": keys_hidden,
   "far_logits": far,
+  "logits_positions_from_100": from_100,
   "long_logits": long,
   "hidden_states_row0": last_hidden,
   "cached_last8_logits_row0": cached,
@@ -233,7 +243,7 @@ def check_logits(path: pathlib.Path) -> None:
     for pattern, check in BY_BLOCK.items():
       if block := re.fullmatch(pattern, name):
         check(file, int(block[1]))
-  ignored = set(file.arrays) - file.used
+  ignored = {name for name in file.arrays if not OF_GGUF.fullmatch(name)} - file.used
   assert not ignored, f"{path} holds arrays that no check reads: {ignored}"
 
 
@@ -241,13 +251,15 @@ def check_logits(path: pathlib.Path) -> None:
 # Decoding
 
 
-def greedy(case: Case, prompts: list[list[int]], new: int, eos: tuple[int, ...]):
+def greedy(
+  case: Case, prompts: list[list[int]], new: int, eos: tuple[int, ...], model: str = "model"
+):
   """Autoregressive greedy decoding with the exact cache, by the sampling loop: the final canvas.
 
   These models have no mask: -1, the id of no token, stands where nothing is written yet, and no
   later slot is seen.
   """
-  source, model, params = loaded(case.folder / case.arg("model", "model"))
+  source, model, params = loaded(case.folder / case.arg("model", model))
   assert case.arg("temperature", 0.0) == 0
   longest = max(map(len, prompts)) + new
   slots = -(-longest // 64) * 64
@@ -304,7 +316,19 @@ def ar_greedy_batched_left_pad(case: Case) -> None:
   assert canvas.forwards_Bx3.sum(-1).max() == case.expected["nfe"]
 
 
-METHODS = {"ar_greedy": ar_greedy, "ar_greedy_batched_left_pad": ar_greedy_batched_left_pad}
+def llama_greedy(case: Case) -> None:
+  new = case.arg("max_new_tokens")
+  canvas = greedy(case, case.line["prompt_ids"], new, (), case.arg("weights"))
+  for row, want in enumerate(case.expected["tokens"]):
+    np.testing.assert_array_equal(canvas.tokens_BxL[row, : len(want)], want)
+  assert case.expected["smallest_gap"] > 10 * TOLERANCE["llama"]
+
+
+METHODS = {
+  "ar_greedy": ar_greedy,
+  "ar_greedy_batched_left_pad": ar_greedy_batched_left_pad,
+  "llama_greedy": llama_greedy,
+}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def same(theirs, ours, lines):
   return sum(a == b.tolist() for a, b in zip(got, ours.encode_batch(lines), strict=True))
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "sdar"])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "mistral", "sdar"])
 def test_an_exported_tokenizer_of_our_own(own, lines, model_type, tmp_path):
   """By a model_type that transformers knows and by one that it does not: no id more or other."""
   own.publish(tmp_path)

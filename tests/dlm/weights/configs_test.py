@@ -114,6 +114,37 @@ def test_variants_of_qwen(tmp_path):
   assert (found.facts.mask_id, found.facts.shift, found.model.qk_norm) == (151669, 0, True)
 
 
+def test_smollm2_135m_as_published(tmp_path):
+  source = opened(tmp_path, CONFIGS["llama"])
+  assert source.model == preset("smollm2-135m", 49152, dtype="bfloat16")
+  assert source.model.n_params() == 134_515_008
+  facts = source.facts
+  assert (facts.mask_id, facts.shift, facts.attention_name) == (None, 1, "causal")
+
+
+def test_variants_of_llama(tmp_path):
+  config = CONFIGS["llama"]
+  wide = opened(tmp_path, config | {"head_dim": 128, "num_key_value_heads": None}).model
+  assert (wide.head_dim, wide.heads, wide.kv_heads) == (128, 9, 9)  # heads of 128, not 576 / 9
+  assert opened(tmp_path, config | {"head_dim": None}).model.head_dim == 64
+  biased = opened(tmp_path, config | {"attention_bias": True, "mlp_bias": True}).model
+  assert biased.qkv_bias and biased.out_bias and biased.mlp_bias
+  oldest = {key: x for key, x in config.items() if key != "rope_theta"}
+  assert opened(tmp_path, oldest).model.rope_base == 1e4
+  with pytest.raises(weights.WeightsError, match="rope_interleaved=True is not supported"):
+    opened(tmp_path, config | {"rope_interleaved": True})
+
+
+def test_mistral_must_say_that_it_has_no_window(tmp_path):
+  config = CONFIGS["mistral"]
+  assert not opened(tmp_path, config).model.qkv_bias
+  with pytest.raises(weights.WeightsError, match="sliding_window=4096 is not supported; only None"):
+    opened(tmp_path, config | {"sliding_window": 4096})
+  config = {key: x for key, x in config.items() if key != "sliding_window"}
+  with pytest.raises(weights.WeightsError, match="sliding_window is missing and must be null"):
+    opened(tmp_path, config)
+
+
 def test_the_published_ids_belong_to_the_published_vocabulary(tmp_path):
   named = {"mask_token_id": None, "pad_token_id": None, "eos_token_id": 3}
   facts = opened(tmp_path, LLADA | {"embedding_size": 200} | named).facts
@@ -190,7 +221,7 @@ def test_llada2_gives_the_same_logits_in_both_spellings(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model_type": "llama"}, "unknown model_type 'llama'; known: lladamoe, llada, "),
+    ({"model_type": "gpt2"}, "unknown model_type 'gpt2'; known: lladamoe, llada, "),
     ({"model_type": None}, "unknown model_type None"),
     ({"hidden_size": None}, "hidden_size is missing"),
     ({"hidden_size": "64"}, r"hidden_size='64' must be a whole number in 0\.\.2147483647"),
@@ -262,7 +293,7 @@ def test_is_huggingface(tmp_path):
   assert not weights.is_huggingface(tmp_path)
   (tmp_path / "config.json").write_text('{"objective": {}}')
   assert not weights.is_huggingface(tmp_path)
-  (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+  (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
   assert weights.is_huggingface(tmp_path)
 
 

@@ -74,6 +74,23 @@ CONFIGS = {
   ),
   "qwen2": QWEN | dict(model_type="qwen2", use_mrope=False),
   "qwen3": QWEN3 | dict(model_type="qwen3"),
+  # SmolLM2-135M, and Mistral-7B-v0.3
+  "llama": BOOK | dict(
+    model_type="llama", attention_bias=False, attention_dropout=0.0, bos_token_id=1,
+    eos_token_id=2, hidden_act="silu", hidden_size=576, initializer_range=0.041666666666666664,
+    intermediate_size=1536, is_llama_config=True, max_position_embeddings=8192, mlp_bias=False,
+    num_attention_heads=9, num_hidden_layers=30, num_key_value_heads=3, pad_token_id=2,
+    pretraining_tp=1, rms_norm_eps=1e-5, rope_interleaved=False, rope_scaling=None,
+    rope_theta=100000, tie_word_embeddings=True, use_cache=True, vocab_size=49152,
+    **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
+  ),
+  "mistral": BOOK | dict(
+    model_type="mistral", attention_dropout=0.0, bos_token_id=1, eos_token_id=2,
+    hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+    max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=32,
+    num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1e6, sliding_window=None,
+    tie_word_embeddings=False, use_cache=True, vocab_size=32768,
+  ),
   "sdar": SDAR | dict(model_type="sdar"),
   "sdar_moe": SDAR | dict(
     model_type="sdar_moe", decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=768,

@@ -176,7 +176,7 @@ def test_how_experts_were_trained_is_left_unsaid(tmp_path):
 @pytest.mark.parametrize(
   ("family", "model", "facts", "message"),
   [
-    ("llama", {}, {}, "unknown family 'llama'; known: llada_moe, llada, "),
+    ("gpt2", {}, {}, "unknown family 'gpt2'; known: llada_moe, llada, "),
     ("qwen3", {"time_conditioned": True}, {}, "cannot say time_conditioned=True"),
     ("qwen3", {"qkv_bias": True}, {}, "cannot say qkv_bias=True"),
     ("sdar", {}, {"shift": 1}, "cannot say shift=1: it would mean 0"),

@@ -28,6 +28,8 @@ MODELS = {
   "dream_reasoner": ModelConfig(**QWEN3),
   "qwen2": ModelConfig(**QWEN2 | dict(tied=True)),
   "qwen3": ModelConfig(**QWEN3),
+  "llama": ModelConfig(**SIZES, qkv_bias=True, out_bias=True, mlp_bias=True),
+  "mistral": ModelConfig(**SIZES),
   "sdar": ModelConfig(**QWEN3),
   "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "fast_dllm_v2": ModelConfig(**QWEN2),
@@ -40,6 +42,8 @@ MODELS = {
 ATTENTION = {
   "qwen2": ("causal", 1, None),
   "qwen3": ("causal", 1, None),
+  "llama": ("causal", 1, None),
+  "mistral": ("causal", 1, None),
   "dream": ("full", 1, None),
   "dream_reasoner": ("block_causal", 0, 16),
   "llada2_moe": ("block_causal", 0, 16),
@@ -52,7 +56,7 @@ ATTENTION = {
 
 def facts_of(family: str) -> ModelFacts:
   attention, shift, block = ATTENTION.get(family, ("full", 0, None))
-  mask_id = None if family in ("qwen2", "qwen3") else 39
+  mask_id = None if attention == "causal" else 39
   return ModelFacts.from_json(dict(
     mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
     vocab=40, length=64,
