@@ -23,7 +23,8 @@ class IDlm(BlockTraining):
   Args:
     block: masks that follow one another; decoding then strides by one more.
     clean_weight: weight of the clean stream (the authors: 0.2 for blocks of 1 and 2). None: such
-      that it weighs as much as the other, by the losses of the rows at hand (theirs for 3).
+      that it weighs as much as the other, by the losses of the rows at hand (theirs for 3). 0: it
+      is not asked at all, as of gated adapters, which cannot change it.
   """
 
   clean_weight: float | None = 0.2
@@ -53,6 +54,8 @@ class IDlm(BlockTraining):
       block_start(batch, self.block), self.block, causal_noise=True, causal_clean=True
     )
     noisy = streams.shifted_in_stream(streams.noisy_and_clean(noisy, mask), batch)
+    if self.clean_weight == 0:
+      return noisy.replace(count_B=noisy.weight_BxL.sum(-1))
     weight_BxL, ask_BxL, length = noisy.weight_BxL, noisy.ask_BxL, batch.tokens_BxL.shape[1]
     clean_weight = 1.0 if self.clean_weight is None else self.clean_weight
     return noisy.replace(
@@ -63,7 +66,7 @@ class IDlm(BlockTraining):
     )
 
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
-    """[B, 2L] each: of the noisy stream, then of the clean one."""
+    """[B, 2L] each: of the noisy stream, then of the clean one; where that is not asked, [B, L]."""
     loss_BxL, ce_BxL, aux = super().losses(denoise, params, noisy)
     if self.clean_weight is not None:
       return loss_BxL, ce_BxL, aux

