@@ -92,7 +92,9 @@ def asked(
   arguments = files.parse_json(told, "--chat_args")
   chat.check_arguments(arguments, "--chat_args")
   talks = [dataclasses.replace(each, arguments={**arguments, **each.arguments}) for each in talks]
-  ids = chat.open_template(trained.directory).encode(talks, tokenizer)
+  folder = trained.directory
+  template = chat.open_template(folder) if folder.is_dir() else chat.template_of(tokenizer)
+  ids = template.encode(talks, tokenizer)
   made = [
     functools.partial(
       Request.from_ids, i, str(each.messages[-1]["content"]), ids[i], tokenizer.mask_id, **room

@@ -71,7 +71,9 @@ LAYERS = {
   "dlm.data": Layer(("dlm.seeds", "dlm.files"), ("numpy",)),
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer(
-    (*WORDS, "dlm.files", "dlm.checksums", "dlm.models"), ("jax", "flax", "numpy", "safetensors")
+    (*WORDS, "dlm.files", "dlm.checksums", "dlm.models"),
+    ("jax", "flax", "numpy", "safetensors"),
+    ("gguf",),
   ),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
   "dlm.checksums": Layer(("dlm.types",), ("jax",)),

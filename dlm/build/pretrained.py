@@ -13,7 +13,7 @@ from dlm import checkpoint, masks, parallel, weights, workdir
 from dlm.build import models
 from dlm.build.run import ModelRecord, RunConfig
 from dlm.build.tables import Named, Partial, plain
-from dlm.data import BpeTokenizer, Tokenizer
+from dlm.data import BpeTokenizer, Tokenizer, gguf_tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.facts import ModelFacts
 from dlm.models.bind import Model
@@ -39,14 +39,14 @@ BOTH = ("per_token", "score", "renormalise", "scale", "match_shared", "z_loss", 
 class Pretrained:
   """A checkpoint that is described, and not read yet."""
 
-  directory: pathlib.Path
+  directory: pathlib.Path  # or a GGUF file
   model: Model
   facts: ModelFacts  # a mask id always, for it marks the slots to be written
   tokenizer: Tokenizer
   objective: Named[Objective]  # of its training; of others' weights: what measures them
   config: dict[str, Any]  # config.json: that of the run, or model, objective and "huggingface"
   which: str | int  # step of a checkpoint folder
-  source: Source | None  # of a Hugging Face directory
+  source: Source | None  # of a Hugging Face directory or a GGUF file
   needs_mask_row: bool  # the parameters, as they are stored, have none
 
   def __post_init__(self):
@@ -115,15 +115,18 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   """Reads what describes a checkpoint, and none of its parameters.
 
   Args:
-    directory: a folder that training or `import_weights` made, or a Hugging Face directory.
+    directory: a folder that training or `import_weights` made, a Hugging Face directory, a GGUF
+      file, or package:NAME, which is the GGUF file of an installed package.
     which: of the steps of a checkpoint folder: best, latest, or a number, also as text.
 
   Raises:
     CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer.
   """
-  directory = pathlib.Path(directory)
+  directory = weights.located(directory)
   which = int(which) if isinstance(which, str) and which.isdigit() else which
-  if not (directory / "facts.json").exists() and weights.is_huggingface(directory):
+  if weights.is_gguf(directory) or (
+    not (directory / "facts.json").exists() and weights.is_huggingface(directory)
+  ):
     return _of_source(weights.open_source(directory))
   config = workdir.read_json(directory, "config.json")
   record = ModelRecord.of(_record(config))
@@ -189,7 +192,10 @@ def _tokenizer(source: Source) -> Tokenizer:
   A mask token is added for autoregressive models, and where the authors do so (BD3-LM, over GPT-2).
   """
   facts = source.facts
-  if (source.directory / SAVED_NAME).is_file():
+  if source.file is not None:
+    extend = isinstance(facts.attention, masks.Causal)
+    tokenizer = gguf_tokenizer.of_keys(source.file.keys, source.directory, extend=extend)
+  elif (source.directory / SAVED_NAME).is_file():
     tokenizer = models.saved_tokenizer(source.directory)
   else:
     named = {

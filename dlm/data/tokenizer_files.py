@@ -131,7 +131,7 @@ def cuts_as_qwen2(tokenizer: Any) -> bool:
   """Whether text is normalised and cut as Qwen2's own class does it."""
   library = require("tokenizers")
   theirs = library.Tokenizer(library.models.BPE())
-  theirs.normalizer, theirs.pre_tokenizer = _qwen2_cuts()
+  theirs.normalizer, theirs.pre_tokenizer = qwen2_cuts()
   ours, theirs = (json.loads(each.to_str()) for each in (tokenizer, theirs))
   return all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer"))
 
@@ -167,19 +167,23 @@ def _byte_level(folder: pathlib.Path, named: Any) -> Any:
   made = library.Tokenizer(model)
   made.decoder = library.decoders.ByteLevel()
   if kind == QWEN2:
-    made.normalizer, made.pre_tokenizer = _qwen2_cuts()
+    made.normalizer, made.pre_tokenizer = qwen2_cuts()
   else:
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
   return made
 
 
-def _qwen2_cuts() -> tuple[Any, Any]:
+def qwen2_cuts() -> tuple[Any, Any]:
   """Normaliser and pre-tokenizer."""
+  return require("tokenizers").normalizers.NFC(), cuts_at(QWEN2_SPLIT)
+
+
+def cuts_at(expression: str) -> Any:
+  """The pre-tokenizer that cuts text into what the expression matches, and that into bytes."""
   library = require("tokenizers")
   cuts = library.pre_tokenizers
-  split = cuts.Split(library.Regex(QWEN2_SPLIT), behavior="isolated")
-  bytes_ = cuts.ByteLevel(add_prefix_space=False, use_regex=False)
-  return library.normalizers.NFC(), cuts.Sequence([split, bytes_])
+  split = cuts.Split(library.Regex(expression), behavior="isolated")
+  return cuts.Sequence([split, cuts.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _tokens(path: pathlib.Path, config: Mapping[str, Any]) -> dict[str, str]:

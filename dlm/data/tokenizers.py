@@ -134,18 +134,8 @@ class BpeTokenizer:
     if unknown := set(roles) - set(ROLES):
       raise ValueError(f"unknown roles {sorted(unknown)}; known: {', '.join(ROLES)}")
     tokenizer, named = tokenizer_files.read(path)
-    named |= roles
-    for role, given in named.items():
-      if not extend and isinstance(given, str) and tokenizer.token_to_id(given) is None:
-        raise ValueError(f"{path}: the {role} token {given!r:.80} has no id in any file")
-    found = {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES}
-    for role in ("eos", "mask"):
-      if found[role] is None and not extend:
-        raise ValueError(f"{path} names no {role} token, nor do the files beside it")
-      if found[role] is None:
-        found[role] = _add_special(tokenizer, SPELLINGS[role][0])
-    roles = {role: found["eos"] if id is None else id for role, id in found.items()}
-    return cls(tokenizer, roles, tokenizer_files.beside(path if path.is_dir() else path.parent))
+    beside = tokenizer_files.beside(path if path.is_dir() else path.parent)
+    return cls(tokenizer, roles_of(tokenizer, named | roles, path, extend=extend), beside)
 
   def encode(self, text: str) -> np.ndarray:
     return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -256,6 +246,22 @@ def _checked_ids(ids: Sequence[int], size: int) -> np.ndarray:
   if outside.size:
     raise ValueError(f"id {outside[0]} is outside the vocabulary of {size} ids")
   return ids
+
+
+def roles_of(
+  tokenizer, named: Mapping[str, str | int], where: object, *, extend: bool
+) -> dict[str, int]:
+  """The id of every role: see `BpeTokenizer.from_file`. `where` begins messages."""
+  for role, given in named.items():
+    if not extend and isinstance(given, str) and tokenizer.token_to_id(given) is None:
+      raise ValueError(f"{where}: the {role} token {given!r:.80} has no id in any file")
+  found = {role: _role_id(tokenizer, role, named.get(role)) for role in ROLES}
+  for role in ("eos", "mask"):
+    if found[role] is None and not extend:
+      raise ValueError(f"{where} names no {role} token, nor do the files beside it")
+    if found[role] is None:
+      found[role] = _add_special(tokenizer, SPELLINGS[role][0])
+  return {role: found["eos"] if id is None else id for role, id in found.items()}
 
 
 def _role_id(tokenizer, role: str, named: str | int | None) -> int | None:

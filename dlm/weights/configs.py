@@ -1,4 +1,7 @@
-"""config.json of a Hugging Face directory <-> our `ModelConfig` and the facts that samplers ask."""
+"""config.json of a Hugging Face directory <-> our `ModelConfig` and the facts that samplers ask.
+
+The keys of a GGUF file are read as the config.json that would say the same: `dlm.weights.gguf`.
+"""
 
 import dataclasses
 import pathlib
@@ -8,6 +11,7 @@ from typing import Any
 from dlm.facts import ATTENTION, ModelFacts
 from dlm.models.config import ModelConfig
 from dlm.models.moe.config import MoeConfig
+from dlm.weights import gguf
 from dlm.weights.families import FAMILIES, Derived, Family, Said, family_of
 from dlm.weights.fields import LIBRARY_ONLY, ConfigJson, spelled
 from dlm.weights.files import WeightsError, read_json
@@ -26,13 +30,14 @@ TRAINED_WITH = ("capacity_factor", "bias_rate", "z_loss", "balance_loss")  # of 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A Hugging Face directory whose config.json is read, and no tensor yet."""
+  """A Hugging Face directory whose config.json is read, or a GGUF file; and no tensor yet."""
 
-  directory: pathlib.Path
+  directory: pathlib.Path  # or the file
   family: str  # a key of FAMILIES
   model: ModelConfig
   facts: ModelFacts  # its mask id is None where only the tokenizer can say it
   config: dict[str, Any]  # config.json itself
+  file: gguf.File | None = None  # None: a directory
 
 
 def is_huggingface(directory: str | pathlib.Path) -> bool:
@@ -43,29 +48,34 @@ def is_huggingface(directory: str | pathlib.Path) -> bool:
 
 
 def open_source(directory: str | pathlib.Path) -> Source:
-  """Reads config.json, and generation_config.json for the stop ids.
+  """Reads config.json, and generation_config.json for the stop ids; or the header of a GGUF file.
 
   `facts.mask_id` is None where neither says it and the vocabulary is not the published one:
   autoregressive models have none, other families' stands in their tokenizer.
 
   Raises:
     WeightsError: no config.json, a model_type that is not known, a key that is missing, that is not
-      understood or that cannot be; the model is quantised, or an adapter of another.
+      understood or that cannot be; the model is an adapter of another, or quantised otherwise than
+      in a GGUF file; such a file is damaged.
   """
-  directory = pathlib.Path(directory)
-  path = directory / CONFIG
-  _refuse_adapter(directory / ADAPTER)
-  if not path.is_file():
-    raise WeightsError(f"{directory} is no Hugging Face directory: it holds no {CONFIG}")
-  config = read_json(path)
+  path, file, stops = pathlib.Path(directory), None, []
+  if gguf.is_gguf(path):
+    file = gguf.open_file(path)
+    config, said = file.config, path
+  else:
+    said = path / CONFIG
+    _refuse_adapter(path / ADAPTER)
+    if not said.is_file():
+      raise WeightsError(f"{path} is no Hugging Face directory: it holds no {CONFIG}")
+    config, stops = read_json(said), _stops(path / GENERATION)
   try:
     name = family_of(config)
-    model, facts = _read(name, config, _stops(directory / GENERATION))
+    model, facts = _read(name, config, stops)
   except WeightsError:
     raise
   except ValueError as error:
-    raise WeightsError(f"{path}: {error}") from error
-  return Source(directory, name, model, facts, config)
+    raise WeightsError(f"{said}: {error}") from error
+  return Source(path, name, model, facts, config, file)
 
 
 def _refuse_adapter(path: pathlib.Path) -> None:

@@ -60,7 +60,7 @@ def nbytes(stored: Stored) -> int:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file of at most LONGEST_JSON bytes, without duplicate keys."""
   try:
-    size = _regular(path).stat().st_size
+    size = regular_file(path).stat().st_size
     if size > LONGEST_JSON:
       raise WeightsError(f"{path}: {size} bytes, more than the {LONGEST_JSON} we read")
     return _parse(path.read_bytes(), path)
@@ -68,7 +68,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _regular(path: pathlib.Path) -> pathlib.Path:
+def regular_file(path: pathlib.Path) -> pathlib.Path:
+  """The path; WeightsError where no regular file is there."""
   try:
     return regular(path)
   except ValueError as error:
@@ -103,7 +104,7 @@ def read_header(path: pathlib.Path) -> dict[str, Stored]:
       says, or the entries do not tile the data exactly.
   """
   try:
-    with _regular(path).open("rb") as file:
+    with regular_file(path).open("rb") as file:
       size = os.fstat(file.fileno()).st_size
       if size < 8:
         raise WeightsError(f"{path} is truncated: {size} bytes hold no header")

@@ -1,4 +1,4 @@
-"""Tensors of a directory -> sharded parameters, piece by piece.
+"""Tensors of a directory or a GGUF file -> sharded parameters, piece by piece.
 
 A parameter is assembled on its devices, each from the pieces of files that its shard needs: the
 host holds a few pieces of CHUNK bytes at a time, however large a tensor or a stack of layers is.
@@ -18,7 +18,7 @@ from dlm.checksums import not_finite
 from dlm.models.bind import bind
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
-from dlm.weights import files, names
+from dlm.weights import files, gguf, names
 from dlm.weights.configs import Source
 from dlm.weights.families import FAMILIES, Family
 from dlm.weights.files import Stored, WeightsError, listed
@@ -46,12 +46,13 @@ def load(
   dtype: str | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Params:
-  """The parameters of a directory.
+  """The parameters of a directory or a GGUF file.
 
   Args:
     shardings: tree of shardings like the parameters; None: all on the first local device.
-    dtype: "float32" or "bfloat16"; None: as stored. Router biases are always float32.
-    progress: is told bytes read and all bytes, of the files, after each parameter.
+    dtype: "float32" or "bfloat16"; None: as stored, where quantised as float32. Router biases
+      are always float32.
+    progress: is told bytes read and all bytes, of the numbers, after each parameter.
 
   Raises:
     WeightsError: a file is missing or damaged, a number is not finite, or the tensors are not those
@@ -62,7 +63,8 @@ def load(
   family = FAMILIES[source.family]
   tree = nn.unbox(bind(source.model).abstract())
   shapes = {path: leaf.shape for path, leaf in names.paths(tree).items()}
-  stored = files.tensors(source.directory)
+  file = source.file
+  stored = files.tensors(source.directory) if file is None else file.tensors
   parts = _parts(family, source.model, shapes, stored, source)
   if shardings is None:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -70,7 +72,7 @@ def load(
   where = names.paths(shardings)
 
   total, done, leaves = sum(map(files.nbytes, stored.values())), 0, {}
-  with files.Reader() as reader:
+  with files.Reader() if file is None else gguf.Reader(file.path) as reader:
     for path in shapes:
       kinds = {FLOATS[stored[part.name].dtype] for part in parts[path]}
       kept = dtype or functools.reduce(jnp.promote_types, kinds)
@@ -163,7 +165,7 @@ def _assemble(
 
 
 def _shard(
-  reader: files.Reader,
+  reader: files.Reader | gguf.Reader,
   stored: Mapping[str, Stored],
   parts: list[names.TensorPart],
   dtype: jnp.dtype,
