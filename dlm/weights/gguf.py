@@ -127,7 +127,8 @@ def located(checkpoint: str | os.PathLike) -> pathlib.Path:
   found = sorted(str(file.locate()) for file in files if file.suffix == SUFFIX)
   if len(found) != 1:
     raise WeightsError(
-      f"{checkpoint} must bring one {SUFFIX} file, not {len(found)}: {', '.join(found[:8])}"
+      f"{checkpoint}: {len(found)} {SUFFIX} files in the package, and it must be one"
+      f"{': ' if found else ''}{', '.join(found[:8])}"
     )
   return pathlib.Path(found[0])
 
