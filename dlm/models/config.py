@@ -3,6 +3,7 @@
 import dataclasses
 
 from dlm.models.moe.config import MoeConfig
+from dlm.models.rope import RopeScaling
 from kernels_pallas import dispatch
 
 TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524)
@@ -24,6 +25,7 @@ class ModelConfig:
   mlp: int
   moe: MoeConfig | None = None
   rope_base: float = 10000.0
+  rope_scaling: RopeScaling | None = None  # for texts longer than were trained on
   rotary_dim: int = 0  # leading channels of a head that are rotated; 0: all
   norm_eps: float = 1e-6
   qk_norm: bool = False  # RMSNorm of every query and key head, before the rotation (Qwen3)
@@ -51,6 +53,10 @@ class ModelConfig:
     if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
       raise ValueError(
         f"ModelConfig: rotary_dim={self.rotary_dim} must be even and in 0..head_dim={self.head_dim}"
+      )
+    if self.rope_scaling is not None and self.rope_base <= 1:
+      raise ValueError(
+        f"ModelConfig: rope_base={self.rope_base} must exceed 1 where rope_scaling is set"
       )
     if self.moe is not None and self.moe.dense_layers >= self.layers:
       raise ValueError(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dlm.models.rope import RopeScaling, frequencies
 from dlm.types import Array
 
 Initializer = jax.nn.initializers.Initializer
@@ -90,11 +91,13 @@ class SwiGLU(nn.Module):
     return down(hidden_BxWxF)
 
 
-def rotary(slot_BxW: Array, dim: int, base: float) -> tuple[Array, Array]:
+def rotary(
+  slot_BxW: Array, dim: int, base: float, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
   """Cosines and sines [B, W, dim/2] in float32: bfloat16 cannot tell slots above 256 apart."""
-  power = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
-  angle = slot_BxW.astype(jnp.float32)[..., None] * (base**-power)[None, None, :]
-  return jnp.cos(angle), jnp.sin(angle)
+  angle = slot_BxW.astype(jnp.float32)[..., None] * frequencies(dim, base, scaling)[None, None, :]
+  amplitude = 1.0 if scaling is None else scaling.amplitude
+  return jnp.cos(angle) * amplitude, jnp.sin(angle) * amplitude
 
 
 def rotate(x_BxWxNxH: Array, cos_sin: tuple[Array, Array]) -> Array:

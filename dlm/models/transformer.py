@@ -148,7 +148,7 @@ class Transformer(nn.Module):
     if write_BxW is not None:
       target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
     return Shared(
-      rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base),
+      rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
       sight=self._sight(key_BxW, mask, cache),
       target_BxW=target_BxW,
       time_BxWxC=time_BxWxC,

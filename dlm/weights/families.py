@@ -16,7 +16,7 @@ import numpy as np
 
 from dlm.masks import Causal
 from dlm.models.config import ModelConfig
-from dlm.weights import names
+from dlm.weights import names, scaling
 from dlm.weights.fields import ConfigJson
 
 UNREAD = (".rotary_emb.inv_freq",)  # follows from config.json
@@ -135,6 +135,7 @@ _SIZES: Mapping[str, Said] = {
   "kv_heads": ("num_key_value_heads", "num_attention_heads"),
   "head_dim": _HEAD_DIM,
   "rope_base": "rope_theta",
+  "rope_scaling": Derived(scaling.read, scaling.said),
   "norm_eps": "rms_norm_eps",
   "tied": "tie_word_embeddings",
 }

@@ -13,6 +13,8 @@ LARGEST = 2**31 - 1  # of a size: what an int32 index reaches
 RENAMED = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
 ROPE = ("rope_theta", "partial_rotary_factor")  # which transformers 5 keeps in rope_parameters
 
+NULL_SPEAKS = ("factor", "truncate")  # keys of a scaling whose null is not their absence
+
 # What transformers lets every config say, with the only values that mean a model of ours.
 LIBRARY_ONLY: Mapping[str, tuple[Any, ...]] = {
   "add_cross_attention": (False,),
@@ -94,33 +96,48 @@ class ConfigJson(Mapping[str, Any]):
 def spelled(config: Mapping[str, Any]) -> dict[str, Any]:
   """A copy in which everything stands where transformers 4 has it.
 
+  How rotations are scaled, if they are, is then `rope_scaling` with its kind as `rope_type`.
+
   Raises:
-    ValueError: the two spellings disagree, positions are rotated otherwise than by rope_theta
-      alone, or layers are of another type than full attention.
+    ValueError: the two spellings disagree, or layers are of another type than full attention.
   """
   config = dict(config)
   moved = {new: config.pop(new) for new in RENAMED if new in config}
   given = [(f"{new}={value!r:.80}", RENAMED[new], value) for new, value in moved.items()]
   for name in ("rope_scaling", "rope_parameters"):
     rope = config.pop(name, None) or {}
-    known = {"rope_type", "type", *ROPE}
-    if not isinstance(rope, dict) or rope.keys() - known or _kind(rope) != "default":
-      raise ValueError(f"{name}={rope!r:.80} is not supported; only unscaled rotary positions")
+    if not isinstance(rope, dict):
+      raise ValueError(f"{name}={rope!r:.80} must be a table")
     given += [(f"{key}={rope[key]!r:.80} of {name}", key, rope[key]) for key in ROPE if key in rope]
+    if rope:
+      given.append((f"{name}={rope!r:.200}", "rope_scaling", _scaling(name, rope)))
   for said, name, value in given:
     if value is None:
       continue
     if config.get(name) not in (None, value):
       raise ValueError(f"{said} disagrees with {name}={config[name]!r:.80}")
     config[name] = value
+  if config.get("rope_scaling") == {"rope_type": "default"}:
+    del config["rope_scaling"]
   layers = config.pop("layer_types", None)
   if layers is not None and not _all_full(layers):
     raise ValueError(f"layer_types={layers!r:.80} is not supported; only 'full_attention'")
   return config
 
 
-def _kind(rope: Mapping[str, Any]) -> Any:
-  return rope.get("rope_type", rope.get("type", "default"))
+def _scaling(name: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+  """What a table of rotations says besides ROPE; older files call the kind `type`."""
+  kinds = [
+    typed(f"{name}: {key}", rope[key], str) for key in ("rope_type", "type") if key in rope
+  ] or ["default"]
+  if kinds[0] != kinds[-1]:
+    raise ValueError(f"{name}: rope_type={kinds[0]!r:.80} disagrees with type={kinds[1]!r:.80}")
+  others = {
+    key: x
+    for key, x in rope.items()
+    if key not in ("rope_type", "type", *ROPE) and (x is not None or key in NULL_SPEAKS)
+  }
+  return {"rope_type": kinds[0], **others}
 
 
 def _all_full(layers: Any) -> bool:

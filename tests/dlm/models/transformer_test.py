@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dlm import masks
-from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.models import ModelConfig, MoeConfig, RopeScaling, bind
 from dlm.models.layers import rotary, rotate
+from dlm.models.rope import frequencies
 from tests.dlm.models.small import (
   SMALL,
   canvas_logits,
@@ -84,6 +85,7 @@ def test_initial_scales():
 
 def reference_logits(config, params, tokens_L, seen_LxL):
   """The same network in numpy, float64, one row, one loop per layer and head."""
+  scaling = config.rope_scaling or RopeScaling("linear", 1.0)
   p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
   def norm(x, scale):
@@ -91,8 +93,9 @@ def reference_logits(config, params, tokens_L, seen_LxL):
 
   def turn(x_LxH):
     half = config.head_dim // 2
-    angle = np.arange(len(x_LxH))[:, None] * config.rope_base ** (-np.arange(half) / half)
-    z = (x_LxH[:, :half] + 1j * x_LxH[:, half:]) * np.exp(1j * angle)
+    frequency = frequencies(config.head_dim, config.rope_base, scaling).astype(np.float64)
+    angle = np.arange(len(x_LxH))[:, None] * frequency
+    z = (x_LxH[:, :half] + 1j * x_LxH[:, half:]) * np.exp(1j * angle) * scaling.amplitude
     return np.concatenate([z.real, z.imag], -1)
 
   x = p["embed"][tokens_L]
@@ -108,15 +111,20 @@ def reference_logits(config, params, tokens_L, seen_LxL):
       q, k = norm(q, att["query_norm"]["scale"]), norm(k, att["key_norm"]["scale"])
       weight = np.exp(turn(q) @ turn(k).T / math.sqrt(config.head_dim)) * seen_LxL
       x = x + weight / weight.sum(-1, keepdims=True) @ v @ att["out"]["kernel"][n]
+    x = x + att["out"].get("bias", 0)
     h = norm(x, layer["mlp_norm"]["scale"])
-    gate, up = h @ mlp["gate"]["kernel"], h @ mlp["up"]["kernel"]
-    x = x + gate / (1 + np.exp(-gate)) * up @ mlp["down"]["kernel"]
+    gate, up = (h @ mlp[name]["kernel"] + mlp[name].get("bias", 0) for name in ("gate", "up"))
+    x = x + gate / (1 + np.exp(-gate)) * up @ mlp["down"]["kernel"] + mlp["down"].get("bias", 0)
   return norm(x, p["final_norm"]["scale"]) @ p["unembed"].T
 
 
-def test_equals_a_plain_numpy_network():
+@pytest.mark.parametrize(
+  "fields",
+  [{}, {"out_bias": True, "mlp_bias": True, "rope_scaling": RopeScaling("yarn", 4.0, 16)}],
+)
+def test_equals_a_plain_numpy_network(fields):
   """RMSNorm, qk-norm, biases, half-split RoPE, grouped queries, SwiGLU: all at once."""
-  model = variant(qk_norm=True, qkv_bias=True, tied=False)
+  model = variant(qk_norm=True, qkv_bias=True, tied=False, **fields)
   params = jitter(init(model))
   tokens = random_tokens(1, 9)
   logits = canvas_logits(model, params, tokens, masks.BlockCausal(3))

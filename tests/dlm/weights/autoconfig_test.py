@@ -1,11 +1,14 @@
 """What transformers makes of the config.json that we write."""
 
+import dataclasses
 import json
 import pathlib
 
 import pytest
 
 from dlm import weights
+from dlm.models import RopeScaling
+from dlm.weights.configs import config_of
 from tests.dlm.weights import small
 from tests.dlm.weights.published import CONFIGS
 
@@ -29,6 +32,24 @@ def test_it_reads_an_export(family, tmp_path):
     assert theirs.attention_bias and theirs.mlp_bias
   if family == "mistral":
     assert theirs.sliding_window is None
+
+
+@pytest.mark.parametrize(
+  "scaling",
+  [
+    RopeScaling("linear", 2.0),
+    RopeScaling("llama3", 8.0, 8192),
+    RopeScaling("yarn", 4.0, 32768, mscale=0.7, mscale_all_dim=1.0),
+  ],
+)
+def test_it_reads_how_rotations_are_scaled(scaling, tmp_path):
+  model = dataclasses.replace(small.MODELS["llama"], rope_scaling=scaling)
+  config = config_of("llama", model, small.facts_of("llama"), CONFIGS["llama"], "float32")
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+  assert theirs.pop("rope_theta") == model.rope_base
+  assert RopeScaling(**theirs) == scaling
+  assert {*theirs} == {*config["rope_scaling"]}
 
 
 def test_a_recorded_llama_leaves_as_it_came(tmp_path):

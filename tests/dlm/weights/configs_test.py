@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlm import masks, weights
-from dlm.models import PRESETS, ModelConfig, bind, from_preset
+from dlm.models import PRESETS, ModelConfig, RopeScaling, bind, from_preset
 from dlm.weights.configs import config_of
 from dlm.weights.families import FAMILIES
 from dlm.weights.fields import IRRELEVANT
@@ -238,12 +238,11 @@ def test_llada2_gives_the_same_logits_in_both_spellings(tmp_path):
     ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 must be true or false"),
     ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype='float8_e4m3fn' must be one of float32, bfl"),
     ({"dtype": "float16", "torch_dtype": "bfloat16"}, "dtype='float16' disagrees with torch_dtype"),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "only unscaled rotary positions"),
-    ({"rope_scaling": "yarn"}, "only unscaled rotary positions"),
-    ({"rope_parameters": [1]}, "only unscaled rotary positions"),
+    ({"rope_scaling": "yarn"}, "rope_scaling='yarn' must be a table"),
+    ({"rope_parameters": [1]}, r"rope_parameters=\[1\] must be a table"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
      "rope_theta=500000.0 of rope_parameters disagrees with rope_theta=1000000.0"),
-    ({"rope_parameters": {"rope_theta": 1e6, "factor": 2}}, "only unscaled rotary positions"),
+    ({"rope_parameters": {"rope_theta": 1e6, "factor": 2}}, "factor of default is not understood"),
     ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
      "partial_rotary_factor=0.5 is not understood"),
     ({"use_sliding_window": True}, "use_sliding_window=True is not supported; only False"),
@@ -264,6 +263,98 @@ def test_fields_that_cannot_be(change, message, tmp_path):
   with pytest.raises(weights.WeightsError, match=message) as error:
     opened(tmp_path, QWEN | {"model_type": "qwen2"} | change)
   assert str(tmp_path / "config.json") in str(error.value)
+
+
+LLAMA3 = dict(
+  rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+  original_max_position_embeddings=8192,
+)  # fmt: skip
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768)
+SCALED = [
+  dict(rope_type="linear", factor=2.0), LLAMA3, YARN,
+  YARN | dict(beta_fast=16.0, mscale=0.7, mscale_all_dim=1.0, truncate=False),
+  YARN | dict(attention_factor=1.25),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "dream", "llada2_moe"])
+@pytest.mark.parametrize("table", SCALED)
+def test_scaled_rotations_in_every_spelling(family, table, tmp_path):
+  """Of transformers 4, of before it named the kind rope_type, and of transformers 5."""
+  want, config = RopeScaling(**table), CONFIGS[family]
+  old = {"type" if key == "rope_type" else key: value for key, value in table.items()}
+  theirs = config | {"rope_scaling": None, "rope_parameters": table | {"rope_theta": 7e5}}
+  del theirs["rope_theta"]
+  sources = [
+    opened(tmp_path, spelling)
+    for spelling in (config | {"rope_scaling": table}, config | {"rope_scaling": old}, theirs)
+  ]
+  assert [source.model.rope_scaling for source in sources] == [want] * 3
+  assert sources[2].model.rope_base == 7e5
+  written = config_of(family, sources[0].model, sources[0].facts, sources[0].config, "float32")
+  assert written["rope_scaling"].items() >= table.items()
+  again = opened(tmp_path, written)
+  assert dataclasses.replace(again.model, dtype="bfloat16") == sources[0].model
+
+
+def test_what_transformers_fills_in(tmp_path):
+  def scaling(**fields):
+    rope = {key: x for key, x in YARN.items() if key != "original_max_position_embeddings"}
+    config = QWEN | {"model_type": "qwen2", "rope_scaling": rope} | fields
+    return opened(tmp_path, config).model.rope_scaling
+
+  assert scaling() == RopeScaling("yarn", 4.0, 131072)  # of max_position_embeddings
+  beside = {"original_max_position_embeddings": 4096}  # as Phi has it
+  assert scaling(**beside) == RopeScaling("yarn", 4.0, 4096)
+  assert scaling(rope_scaling=YARN | {"factor": None}) == RopeScaling("yarn", 4.0, 32768)
+  assert scaling(rope_scaling={"rope_type": "default"}) is None
+  with pytest.raises(weights.WeightsError, match="original_max_position_embeddings=4096 beside"):
+    scaling(rope_scaling=YARN, **beside)
+  with pytest.raises(weights.WeightsError, match="original_max_position_embeddings=4096 is not un"):
+    scaling(rope_scaling=None, **beside)
+
+
+@pytest.mark.parametrize(
+  ("table", "message"),
+  [
+    ({"rope_type": "dynamic", "factor": 2.0}, "rope_type='dynamic' is not supported; only default"),
+    ({"rope_type": "longrope"}, "rope_type='longrope' is not supported"),
+    ({"rope_type": "proportional"}, "rope_type='proportional' is not supported"),
+    ({"rope_type": ["yarn"]}, r"rope_scaling: rope_type=\['yarn'\] must be a text"),
+    ({"rope_type": "yarn", "type": "linear"}, "rope_type='yarn' disagrees with type='linear'"),
+    ({"type": "linear"}, "factor is missing"),
+    ({"type": "linear", "factor": None}, "factor=None must be a positive number"),
+    ({"type": "linear", "factor": 0.5}, "factor=0.5 must be at least 1"),
+    (LLAMA3 | {"low_freq_factor": None}, "low_freq_factor is missing"),
+    (LLAMA3 | {"high_freq_factor": 1}, "low_freq_factor=1.0 must be positive and below"),
+    (YARN | {"finetuned": True}, "finetuned of yarn is not understood"),
+    (YARN | {"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta of yarn is not understood"),
+    (YARN | {"truncate": None}, "truncate=None must be true or false"),
+    (YARN | {"original_max_position_embeddings": 4096.5}, "4096.5 must be a whole number"),
+  ],
+)
+def test_scalings_that_cannot_be(table, message, tmp_path):
+  with pytest.raises(weights.WeightsError, match=message) as error:
+    opened(tmp_path, CONFIGS["llama"] | {"rope_scaling": table})
+  assert str(error.value).count("\n") == 0
+
+
+def test_two_scalings_must_agree(tmp_path):
+  config = CONFIGS["llama"] | {"rope_scaling": YARN}
+  both = opened(tmp_path, config | {"rope_parameters": YARN | {"rope_theta": 100000}})
+  assert both.model.rope_scaling == RopeScaling(**YARN)
+  for other in (LLAMA3, {"rope_type": "default"}):
+    with pytest.raises(weights.WeightsError, match=r"rope_parameters=.* disagrees with rope_scal"):
+      opened(tmp_path, config | {"rope_parameters": other})
+
+
+@pytest.mark.parametrize("family", ["llada", "bd3lm"])
+def test_classes_that_scale_nothing_refuse_it(family, tmp_path):
+  with pytest.raises(weights.WeightsError, match=r"rope_scaling=.* is not understood"):
+    opened(tmp_path, CONFIGS[family] | {"rope_scaling": YARN})
+  model = dataclasses.replace(small.MODELS[family], rope_scaling=RopeScaling(**YARN))
+  with pytest.raises(ValueError, match="cannot say rope_scaling="):
+    config_of(family, model, small.facts_of(family), {}, "float32")
 
 
 @pytest.mark.parametrize(
