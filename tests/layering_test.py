@@ -65,6 +65,7 @@ LAYERS = {
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
   "dlm.models.moe.gate_scales": Layer((), ("numpy",)),  # draws of its legacy generator
+  "dlm.models.rope": Layer((), ("numpy",)),  # in float64, whatever JAX is allowed
   "dlm.objectives": Layer((*WORDS, "dlm.diffusion", "kernels_pallas"), ("jax", "flax")),
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
