@@ -24,6 +24,7 @@ from tests.checkers import (
   models,
   multi_block,
   objectives,
+  peer_objectives,
 )
 
 DEFAULT = pathlib.Path(__file__).parent / "conformance"
@@ -61,7 +62,7 @@ LOGITS = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
 EC_MOE = objectives.read(FOLDER / "ec_moe")
-TRAINING = {**objectives.METHODS, **block_objectives.METHODS}
+TRAINING = {**objectives.METHODS, **block_objectives.METHODS, **peer_objectives.METHODS}
 
 
 def family_of(case: decoding.Case) -> str:

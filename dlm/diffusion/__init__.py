@@ -1,1 +1,1 @@
-"""The forward process: noise schedules, times and absorbing corruption."""
+"""The forward process: noise schedules, times, and corruption by masks or random ids."""

@@ -305,6 +305,7 @@ class LladaLinear(_FromMasked):
 LOG_LINEAR = LogLinear()
 LINEAR = Linear()
 LLADA_LINEAR = LladaLinear()
+MD4_LINEAR = Md4Linear()
 
 SCHEDULES: dict[str, type[MaskSchedule]] = {
   "linear": Linear,

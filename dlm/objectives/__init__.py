@@ -9,15 +9,19 @@ from dlm.objectives.bd3lm import Bd3lm
 from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
+from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
 from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
 from dlm.objectives.fast_dllm_v2 import FastDllmV2
+from dlm.objectives.hackable import Hackable
 from dlm.objectives.i_dlm import IDlm
 from dlm.objectives.llada import Llada, LladaSft
 from dlm.objectives.llada2 import Llada2Sft
+from dlm.objectives.md4 import Md4
 from dlm.objectives.mdlm import Mdlm
+from dlm.objectives.nemotron import Nemotron
 from dlm.objectives.objective import Objective
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
@@ -26,6 +30,7 @@ from dlm.objectives.uniform import Uniform
 OBJECTIVES: dict[str, type[Objective]] = {
   "ar": Autoregressive,  # next-token prediction
   "mdlm": Mdlm,  # MDLM, 2406.07524
+  "md4": Md4,  # MD4, 2406.04329
   "d3pm": D3pm,  # D3PM, 2107.03006
   "sedd": Sedd,  # SEDD, 2310.16834
   "exact_count": ExactCount,  # LLaDA's likelihood, 2502.09992 Eq. 6
@@ -41,6 +46,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "i_dlm": IDlm,  # I-DLM, 2604.11035
   "d2f": D2f,  # D2F, 2508.09192
   "ec_dlm": EcDlm,  # EC-DLM, 2604.01622
+  "dllm": Dllm,  # dllm's trainers, github.com/ZHZisZZ/dllm
+  "hackable": Hackable,  # hackable_diffusion's losses, github.com/google/hackable_diffusion
+  "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
   "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
@@ -52,16 +60,20 @@ __all__ = [
   "D2f",
   "D3pm",
   "DiffuLlama",
+  "Dllm",
   "DreamSft",
   "EcDlm",
   "EfficientDlm",
   "ExactCount",
   "FastDllmV2",
+  "Hackable",
   "IDlm",
   "Llada",
   "Llada2Sft",
   "LladaSft",
+  "Md4",
   "Mdlm",
+  "Nemotron",
   "Objective",
   "Sdar",
   "Sedd",

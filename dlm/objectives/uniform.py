@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dlm.diffusion import uniform
 from dlm.diffusion.schedules import LLADA_LINEAR, MaskSchedule
 from dlm.objectives import streams
 from dlm.objectives.block import BlockTraining, at, block_start, document_start
@@ -39,9 +40,7 @@ class Uniform(BlockTraining):
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """As other block training, and "random" [B, L]: what each token becomes."""
     key_noise, key_ids = jax.random.split(key)
-    n = self.vocab - (self.mask_id < self.vocab)
-    id_BxL = jax.random.randint(key_ids, batch.tokens_BxL.shape, 0, n)
-    random_BxL = id_BxL + (id_BxL >= self.mask_id)
+    random_BxL = uniform.random_ids(key_ids, batch.tokens_BxL.shape, self.vocab, self.mask_id)
     return super().draw(key_noise, batch) | {"random": random_BxL}
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:

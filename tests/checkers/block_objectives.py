@@ -12,7 +12,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dlm import masks
 from dlm.diffusion.schedules import LladaLinear
@@ -21,8 +20,10 @@ from dlm.objectives import (
   DreamSft,
   EfficientDlm,
   FastDllmV2,
+  IDlm,
   Llada,
   Llada2Sft,
+  Nemotron,
   Sdar,
   Uniform,
   cross_entropy,
@@ -234,11 +235,12 @@ def uniform_random_corrupt(case: Case):
 
 
 def automodel_loss(case: Case):
-  kind = case.arg("kind")
-  if kind != "block_diffusion_flat":
-    pytest.skip(f"automodel_loss of kind {kind}: not supported yet (a later issue)")
-  for of_other_kinds in ("alpha", "num_ar_tokens", "clean_loss_weight", "auto_balance"):
-    case.arg(of_other_kinds)
+  AUTOMODEL[case.arg("kind")](case)
+
+
+def automodel_flat(case: Case):
+  """Of DiffusionGemma."""
+  case.used.update(("alpha", "num_ar_tokens", "clean_loss_weight", "auto_balance"))  # of others
   ids, logits = case.inputs["target_ids"], case.inputs["logits"]
   draws = {
     "u_time": np.zeros(ids.shape, np.float32),
@@ -253,6 +255,75 @@ def automodel_loss(case: Case):
   close(losses.sum() / mean_of, case.expected["total_loss"])
   close(loss * count / mean_of, case.expected["dllm_loss"])
   close(grad * count / mean_of, case.outputs["grad_logits"])
+
+
+def noise_of(case: Case) -> dict:
+  """Draws that give the recorded level of each row and the recorded mask."""
+  level_BxL = case.inputs["p_mask"]
+  return {
+    "u_time": (level_BxL - 0.001) / 0.999,
+    "u_mask": np.where(case.inputs["noise_mask"], np.float32(0), np.float32(1)),
+  }
+
+
+def automodel_mdlm(case: Case):
+  """LLaDA's loss; null: of the tokens at hand, a sum."""
+  case.used.update(("alpha", "num_ar_tokens", "clean_loss_weight", "auto_balance"))
+  ids, draws = case.inputs["target_ids"], noise_of(case)
+  draws |= in_order(draws["u_time"][:, 0]) | {"u_cut": np.float32(1), "length": ids.shape[1]}
+  objective = Llada(ids.max() + 1, random_length=0.0)
+  batch = batch_of(ids, noisable=case.inputs["loss_mask"] > 0)
+  noisy, loss, grad, _ = replay(objective, draws, batch, case.inputs["logits"])
+  same(noisy.weight_BxL > 0, case.inputs["noise_mask"] & (case.inputs["loss_mask"] > 0))
+  scale = case.inputs["loss_mask"].sum() / (case.arg("num_diffusion_tokens") or 1)
+  close(loss * scale, case.expected["total_loss"])
+  close(loss * scale, case.expected["dllm_loss"])
+  close(grad * scale, case.outputs["grad_logits"])
+
+
+def automodel_hybrid(case: Case):
+  """Recorded with counts of its own for each part, and other tokens asked for the next ones."""
+  case.used.update(("clean_loss_weight", "auto_balance"))
+  ids, masked = case.inputs["target_ids"], case.inputs["noise_mask"]
+  logits = np.concatenate([case.inputs["logits"], case.inputs["causal_logits"]], axis=1)
+  for part, weights in ((0, {"next_weight": 0.0}), (1, {"diffusion_weight": 0.0})):
+    weights = {"diffusion_weight": case.arg("alpha")} | weights
+    objective = Nemotron(ids.max() + 1, block=4, **weights)
+    scored = case.inputs[("loss_mask", "loss_mask_ar")[part]] > 0
+    batch = batch_of(ids, noisable=scored)
+    _, loss, grad, _ = replay(objective, noise_of(case), batch, logits)
+    # Of the whole batch ours divides by what is masked and by what is next: by what they count.
+    count = ((masked & scored).sum(), scored[:, 1:].sum())[part]
+    scale = count / case.arg(("num_diffusion_tokens", "num_ar_tokens")[part])
+    want = case.expected["dllm_loss"]
+    close(loss * scale, (want, case.expected["total_loss"] - want)[part])
+    grad_parts = np.split(np.asarray(grad) * scale, 2, axis=1)
+    close(grad_parts[part], case.outputs[("grad_logits", "grad_causal_logits")[part]])
+    assert not grad_parts[1 - part].any()
+
+
+def automodel_idlm(case: Case):
+  """I-DLM's loss: all of an answer is masked, whatever the recorded noise says."""
+  case.used.update(("alpha", "num_ar_tokens"))
+  fixed = case.arg("clean_loss_weight")
+  weight = None if case.arg("auto_balance") else fixed
+  ids, text = case.inputs["target_ids"], case.inputs["valid_mask"]
+  objective = IDlm(ids.max() + 1, block=1, clean_weight=weight)
+  batch = batch_of(ids, text, (case.inputs["loss_mask"] > 0) & text)
+  noisy, loss, grad, losses = replay(objective, {}, batch, case.inputs["logits"])
+  count = float(noisy.count_B.sum())
+  scale = count / (case.arg("num_diffusion_tokens") or count)
+  close(loss * scale, case.expected["total_loss"])
+  close(losses[:, : ids.shape[1]].sum() / count * scale, case.expected["dllm_loss"])
+  close(grad * scale, case.outputs["grad_logits"])
+
+
+AUTOMODEL = {
+  "block_diffusion_flat": automodel_flat,
+  "mdlm": automodel_mdlm,
+  "hybrid": automodel_hybrid,
+  "idlm": automodel_idlm,
+}
 
 
 def sbd_attention_mask(case: Case):

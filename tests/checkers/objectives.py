@@ -436,12 +436,7 @@ METHODS = {
   "ecdlm_pretrain": ecdlm_pretrain,
 }
 UNSUPPORTED = (
-  "dllm_loss",
   "duo_loss",
   "duo_posterior",
   "genmd4_loss",
-  "hackable_corrupt",
-  "hackable_loss",
-  "md4_loss",
-  "md4_schedule",
 )

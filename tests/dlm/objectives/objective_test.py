@@ -64,11 +64,15 @@ def measured(objective, step=STEPS):
 
 
 def check_asks(objective):
-  """Only who knows the token that the declared shift is about pays nothing."""
+  """Only who knows the token that the declared shift is about pays nothing.
+
+  Of clean text, where it is asked too, the next token.
+  """
   asked, *ce, loss, _ = map(np.asarray, measured(objective))
   assert asked.any() and np.isfinite(loss)
-  assert (ce[objective.shift] < 1e-3).all()
-  assert (ce[1 - objective.shift][asked] > 10).all()
+  for part, shift in ((np.s_[:, :LENGTH], objective.shift), (np.s_[:, LENGTH:], 1)):
+    assert (ce[shift][part] < 1e-3).all()
+    assert (ce[1 - shift][part][asked[part]] > 10).all()
 
 
 @named

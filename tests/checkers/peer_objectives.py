@@ -1,0 +1,163 @@
+"""Training losses of peer projects: MD4, dllm, hackable_diffusion.
+
+Their logits have no mask id, or one of their own; `with_mask` gives it a column of its own.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm.diffusion import schedules
+from dlm.objectives import Dllm, Hackable, Md4, Shifted
+from tests.checkers.block_objectives import IGNORED, at_starts, packed
+from tests.checkers.objectives import Case, batch_of, close, in_order, replay, same
+
+LN2 = np.log(2)
+MD4_NOISE = {
+  "linear": schedules.Md4Linear(),
+  "cosine": schedules.Md4Cosine(),
+  "poly2": schedules.Md4Poly(power=2.0),
+}
+
+
+def with_mask(logits):
+  """A column for the mask id behind all others, likely unless it is forbidden."""
+  return np.concatenate([logits, np.full_like(logits[..., :1], 3.0)], axis=-1)
+
+
+def without_mask(grad):
+  """The gradient of the authors' columns; that of a forbidden id is 0."""
+  assert not np.asarray(grad[..., -1]).any()
+  return grad[..., :-1]
+
+
+def md4_times(case: Case, rows: int) -> dict:
+  u = case.inputs["u_t"]
+  return in_order(np.broadcast_to(u, rows).astype(np.float32))
+
+
+def md4_loss(case: Case):
+  x, vocab = case.inputs["x"], case.arg("vocab")
+  case.used.add("timesteps")
+  objective = Md4(
+    vocab,
+    vocab=vocab + 1,
+    schedule=MD4_NOISE[case.arg("schedule")],
+    times="shared_offset" if case.arg("antithetic") else "iid",
+    timesteps=0 if case.arg("cont_time") else case.args["timesteps"],
+  )
+  draws = md4_times(case, len(x)) | {"u_mask": 1 - case.inputs["u_mask"]}  # they draw who is kept
+  logits = with_mask(case.inputs["logits"])
+  noisy, loss, grad, _ = replay(objective, draws, batch_of(x), logits)
+  same(noisy.inputs_BxW, case.outputs["zt"])
+  t = jnp.asarray(case.outputs["t_given_to_model"])
+  close(noisy.time_BxW[:, 0], objective.schedule.masked(t))  # ours are told p
+  guess = noisy.extra["guess_BxL"].mean() / LN2
+  # Their float32 1 - alpha(0) has lost digits of its 1e-4.
+  close(guess, case.expected["loss_recon"], rtol=1e-3)
+  rtol = 1e-5 if case.args["cont_time"] else 1e-4  # their difference of log-SNR loses digits
+  close(loss / LN2 - guess, case.expected["loss_diff"], rtol=rtol)
+  close(loss / LN2, case.expected["loss"], rtol=rtol)
+  assert case.expected["loss_prior"] == 0
+  close(without_mask(grad) / LN2, case.outputs["grad_logits"], rtol=rtol)
+
+
+def md4_schedule(case: Case):
+  schedule, t = MD4_NOISE[case.arg("schedule")], jnp.asarray(case.inputs["t"])
+  p = np.asarray(schedule.masked(t), np.float64)
+  close(schedule.alpha(t), case.outputs["alpha"])
+  close(schedule.dalpha(t), case.outputs["dalpha"])
+  # The authors subtract from 1: a step of float32 is 1e-7 / p of their p.
+  slack = 1e-5 + 2e-7 / np.minimum(p, 1 - p)
+  log_snr = np.log1p(-p) - np.log(p)
+  assert (np.abs(log_snr - case.outputs["log_snr"]) < slack).all()
+  off = np.abs(np.asarray(schedule.weight(t)) - case.outputs["weight"])
+  assert (off < slack * np.abs(case.outputs["weight"]) + 1e-6).all()
+
+
+DLLM_NOISE = {"linear": schedules.Linear(), "cosine": schedules.Md4Cosine(eps=0.0)}
+DLLM_WEIGHT = {"scheduler": "schedule", "uniform": "none"}
+DLLM_NORM = {"token": "token", "sequence": "sequence", "batch": "row"}
+
+
+def dllm_loss(case: Case):
+  ids, labels, block = case.inputs["input_ids"], case.inputs["labels"], case.arg("block_size")
+  bos, shifts = case.arg("bos_id"), case.arg("right_shift")
+  if shifts and not (labels[:, 0] == IGNORED).all():
+    ids = np.pad(ids, ((0, 0), (1, 0)), constant_values=bos)
+    labels = np.pad(labels, ((0, 0), (1, 0)), constant_values=IGNORED)
+  objective = Dllm(
+    case.arg("mask_id"),
+    block,
+    schedule=DLLM_NOISE[case.arg("schedule")],
+    weight=DLLM_WEIGHT[case.arg("weight")],
+    norm=DLLM_NORM[case.arg("norm")],
+    min_time=case.arg("time_epsilon"),
+  )
+  objective = Shifted(objective) if shifts else objective
+  first = np.arange(ids.shape[1]) == 0
+  draws = {
+    "u_time": at_starts(np.broadcast_to(first, ids.shape), case.inputs["u_t"]),
+    "u_mask": case.inputs["u_mask"],
+  }
+  noisy, loss, grad, _ = replay(objective, draws, packed(ids, labels), case.inputs["logits"])
+  same(noisy.inputs_BxW, case.outputs["model_input"])
+  if "position_ids" in case.outputs:
+    same(noisy.slot_BxW, case.outputs["position_ids"])
+  close(loss, case.expected["loss"])
+  close(grad, case.outputs["grad_logits"])
+
+
+HACKABLE_NOISE = {"linear": schedules.Linear(), "cosine": schedules.MdlmCosine(eps=0.0)}
+HACKABLE_KIND = {"masking": "mask", "uniform": "uniform"}
+
+
+def hackable_of(case: Case, **options) -> Hackable:
+  vocab = case.arg("vocab")
+  return Hackable(
+    vocab,
+    vocab=vocab + 1,
+    noise=HACKABLE_KIND[case.arg("kind")],
+    schedule=HACKABLE_NOISE[case.arg("schedule")],
+    safety=0.0,
+    **options,
+  )
+
+
+def hackable_corrupt(case: Case):
+  x0 = case.inputs["x0"][..., 0]
+  text = x0 >= 0  # theirs noises unused tokens too, and unmakes it
+  objective = hackable_of(case)
+  draws = in_order(case.inputs["time"]) | {
+    "u_mask": 1 - case.inputs["u_keep"][..., 0],  # they draw who is kept
+    "random": case.inputs["noise"][..., 0],
+  }
+  noisy = jax.jit(objective.corrupt_with)(draws, batch_of(x0, text), 0)
+  same(noisy.inputs_BxW, case.outputs["xt"][..., 0])
+  same(noisy.weight_BxL == 0, case.outputs["kept"][..., 0], text)
+  close(1 - noisy.time_BxW[:, 0], case.outputs["alpha"])
+
+
+def hackable_loss(case: Case):
+  """A row's loss is a mean over all of its tokens, those that are left out too."""
+  x0, kept = case.inputs["x0"][..., 0], case.inputs["kept"][..., 0]
+  objective = hackable_of(
+    case, weighted=case.arg("loss") == "md4", noised_only=case.arg("use_mask")
+  )
+  draws = in_order(case.inputs["time"]) | {
+    "u_mask": np.where(kept, np.float32(1), np.float32(0)),
+    "random": np.zeros_like(x0),
+  }
+  logits = with_mask(case.inputs["logits"])
+  _, _, grad, losses = replay(objective, draws, batch_of(x0), logits)
+  close(losses.mean(-1), case.outputs["loss_per_example"])
+  close(without_mask(grad) * len(x0), case.outputs["grad_logits_of_sum"])
+
+
+METHODS = {
+  "dllm_loss": dllm_loss,
+  "hackable_corrupt": hackable_corrupt,
+  "hackable_loss": hackable_loss,
+  "md4_loss": md4_loss,
+  "md4_schedule": md4_schedule,
+}
