@@ -25,7 +25,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    model
   dlm/files        what appears on disk is whole      completions prompts in, JSON lines out
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
-  dlm/generate     THE sampling path
+  dlm/generate     THE sampling path              answers         a model's own, to train on
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen

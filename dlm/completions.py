@@ -1,5 +1,6 @@
 """Prompts in, completions out, as JSON lines; an interrupted run goes on where it stopped."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -92,12 +93,29 @@ def asked(
   arguments = files.parse_json(told, "--chat_args")
   chat.check_arguments(arguments, "--chat_args")
   talks = [dataclasses.replace(each, arguments={**arguments, **each.arguments}) for each in talks]
+  return conversed(trained, settings, talks, samples=samples, skip_bad=skip_bad)
+
+
+def template_of(trained: Pretrained) -> chat.ChatTemplate:
+  """What the checkpoint was told conversations with; a file has it within its tokenizer."""
   folder = trained.directory
-  template = chat.open_template(folder) if folder.is_dir() else chat.template_of(tokenizer)
-  ids = template.encode(talks, tokenizer)
+  return chat.open_template(folder) if folder.is_dir() else chat.template_of(trained.tokenizer)
+
+
+def conversed(
+  trained: Pretrained,
+  settings: SamplingConfig,
+  talks: Sequence[chat.Conversation],
+  *,
+  samples: int = 1,
+  skip_bad: bool = False,
+) -> list[Request]:
+  """Conversations to answer, in their order; `samples` and `skip_bad` as in `asked`."""
+  mask_id, room = trained.tokenizer.mask_id, settings.room
+  ids = template_of(trained).encode(talks, trained.tokenizer)
   made = [
     functools.partial(
-      Request.from_ids, i, str(each.messages[-1]["content"]), ids[i], tokenizer.mask_id, **room
+      Request.from_ids, i, str(each.messages[-1]["content"]), ids[i], mask_id, **room
     )
     for i, each in enumerate(talks)
   ]
@@ -237,9 +255,15 @@ class Output:
     requests: Sequence[Request],
     *,
     seed: int,
-    trace: bool,
+    records: Callable[[list[Completion]], list[dict]],
+    leave_out: Callable[[dict], str] | None = None,
   ) -> None:
-    """Completes what is still missing, a line on the screen after each batch, and renames."""
+    """Completes what is still missing, a line on the screen after each batch, and renames.
+
+    Args:
+      records: what the lines say of completions.
+      leave_out: why a line shall not be in the file; "" if it shall. None: all shall.
+    """
     began, tokens, done = time.perf_counter(), 0, self.done
     if done:
       print(f"resumed after {done} of {len(requests)} prompts", flush=True)
@@ -248,14 +272,24 @@ class Output:
 
     def add(completions: list[Completion]) -> None:
       nonlocal tokens, done
-      self._append("".join(json.dumps(record(c, trace)) + "\n" for c in completions).encode())
+      self._append("".join(json.dumps(each) + "\n" for each in records(completions)).encode())
       done += len(completions)
       tokens += sum(len(c.tokens) for c in completions)
       seconds = time.perf_counter() - began
       print(f"{done}/{len(requests)} prompts, {tokens / seconds:.4g} tokens/s", flush=True)
 
     generator(params, requests[self.done :], seed=seed, on_batch=add)
+    self._file.seek(len(self._job))
+    left_out: collections.Counter[str] = collections.Counter()
     with files.replacing(self.path) as final:
-      self._file.seek(len(self._job))
-      shutil.copyfileobj(self._file, final)
+      if leave_out is None:
+        shutil.copyfileobj(self._file, final)
+      else:
+        for line in self._file:
+          if reason := leave_out(json.loads(line)):
+            left_out[reason] += 1
+          else:
+            final.write(line)
     self._part.unlink()
+    for reason, n in left_out.most_common():
+      print(f"left out {n} of {len(requests)}: {reason}")

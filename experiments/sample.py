@@ -17,7 +17,7 @@ from absl import flags
 
 from dlm import build, command, live
 from dlm.checksums import checksums
-from dlm.completions import Output, asked, describe, digest
+from dlm.completions import Output, asked, describe, digest, record
 from dlm.generate import generator
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
@@ -71,7 +71,13 @@ def main() -> None:
     job = [trained.config, step, settings, checksums(params)]
     out = OUT.value if processes == 1 else f"{OUT.value}.{process}-of-{processes}"
     with Output(out, job) as output:
-      output.fill(sample, params, requests, seed=own.seed, trace=TRACE.value)
+      output.fill(
+        sample,
+        params,
+        requests,
+        seed=own.seed,
+        records=lambda done: [record(each, TRACE.value) for each in done],
+      )
   elif LIVE.value:
     for batch in sample.batches(requests):
       canvases = sample.stream(params, [requests[i] for i in batch], seed=own.seed)

@@ -85,6 +85,7 @@ LAYERS = {
   "dlm.metrics": Layer(("dlm.types", "dlm.files"), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
   "dlm.completions": Layer(("dlm.files", "dlm.build", "dlm.data", "dlm.generate", "dlm.types")),
+  "dlm.answers": Layer(("dlm.data", "dlm.generate"), ("numpy",)),
   "dlm.command": Layer((), ("absl",)),
   "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),

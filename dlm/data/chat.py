@@ -73,6 +73,11 @@ class Conversation:
     ]
     return cls(said, tools or None, arguments, where)
 
+  def record(self) -> dict[str, Any]:
+    """A line that `of` reads."""
+    told = {"tools": self.tools, "chat_template_kwargs": dict(self.arguments)}
+    return {"messages": list(self.messages)} | {name: x for name, x in told.items() if x}
+
 
 def check_arguments(arguments: Any, name: str) -> None:
   """ValueError where they cannot be variables that the caller of a template chooses."""
@@ -117,6 +122,37 @@ class ChatTemplate:
     Raises:
       ValueError: as `encode`; or names the conversation in which no turn can be learned.
     """
+    found = self._lessons(conversations, tokenizer)
+    for talk, lesson in zip(conversations, found, strict=True):
+      if lesson is None:
+        raise ValueError(
+          f"{talk.where}: the chat template writes no assistant's turn where sampling looks for it"
+        )
+    return found
+
+  def reads_back(
+    self, conversations: Sequence[Conversation], rows: Sequence[np.ndarray], tokenizer: Tokenizer
+  ) -> list[bool]:
+    """Does training on each conversation read these ids, up to the end of its last turn?
+
+    `rows` are what was sampled: the ids of `encode` and those of the answer, without its end. A
+    text may have other ids than those it was written with, and a template may change what is said.
+    """
+    found = self._lessons(conversations, tokenizer)
+    ends = {*tokenizer.specials().values()}
+    return [
+      lesson is not None
+      and bool(lesson.learned_T[-1])
+      and np.array_equal(lesson.ids_T[: row_T.size], row_T)
+      and lesson.ids_T.size <= row_T.size + 1
+      and ends.issuperset(lesson.ids_T[row_T.size :].tolist())
+      for lesson, row_T in zip(found, rows, strict=True)
+    ]
+
+  def _lessons(
+    self, conversations: Sequence[Conversation], tokenizer: Tokenizer
+  ) -> list[Lesson | None]:
+    """As `lessons`; None where no turn can be learned."""
     quoted = _Quoted(tokenizer)
     jobs: list[dict[str, Any]] = []
     wanted = []  # of each conversation: where its whole text is; its turns, where before and after
@@ -133,8 +169,8 @@ class ChatTemplate:
       wanted.append((len(jobs), places))
       jobs.append(quoted.variables(talk, asks=False))
     texts = self._render(jobs)
-    lessons = []
-    for talk, (whole, places) in zip(conversations, wanted, strict=True):
+    lessons: list[Lesson | None] = []
+    for whole, places in wanted:
       text = texts[whole]
       spans = [(texts[before], texts[after]) for before, after in places]
       spans = [
@@ -142,11 +178,7 @@ class ChatTemplate:
         for before, after in spans
         if text.startswith(after) and after.startswith(before)
       ]
-      if not spans:
-        raise ValueError(
-          f"{talk.where}: the chat template writes no assistant's turn where sampling looks for it"
-        )
-      lessons.append(quoted.lesson(text, spans, len(places)))
+      lessons.append(quoted.lesson(text, spans, len(places)) if spans else None)
     return lessons
 
   def _render(self, jobs: list[dict[str, Any]]) -> list[str]:

@@ -133,7 +133,11 @@ def sampling():
   return Generator(sampler, TOKENIZER, mesh, batch=2), random_table(0, 8, 260), requests
 
 
-def fill(path, sampling, job=JOB, fall_after=None):
+def traced(completions):
+  return [record(each, trace=True) for each in completions]
+
+
+def fill(path, sampling, job=JOB, fall_after=None, **options):
   """Fills `path`, or is interrupted after so many of its three batches."""
   generator, params, requests = sampling
 
@@ -144,7 +148,7 @@ def fill(path, sampling, job=JOB, fall_after=None):
       raise KeyboardInterrupt
 
   with Output(path, job) as output:
-    output.fill(run, params, requests, seed=1, trace=True)
+    output.fill(run, params, requests, seed=1, records=traced, **options)
 
 
 def lines(path):
@@ -274,13 +278,25 @@ def test_place_that_cannot_be_written_is_refused_at_once(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_traces_are_kept_only_where_asked(sampling, tmp_path):
+def test_lines_that_are_left_out_are_told_and_counted_by_a_resumed_run(
+  unbroken, sampling, tmp_path, capsys
+):
+  """The part holds them too: what is done is never asked again."""
+  path = tmp_path / "out.jsonl"
+  odd = {"leave_out": lambda line: "odd" if line["id"] % 2 else ""}
+  with pytest.raises(KeyboardInterrupt):
+    fill(path, sampling, fall_after=2, **odd)
+  fill(path, sampling, **odd)
+  assert lines(path) == unbroken[::2]
+  said = capsys.readouterr().out
+  assert "resumed after 4 of 5 prompts" in said and said.endswith("left out 2 of 5: odd\n")
+
+
+def test_lines_are_what_records_says(sampling, tmp_path):
   generator, params, requests = sampling
   path = tmp_path / "out.jsonl"
   with Output(path, JOB) as output:
-    output.fill(generator, params, requests[:1], seed=1, trace=False)
-  (line,) = lines(path)
-  assert (
-    "when" not in line
-    and line["tokens"] == dataclasses.asdict(generator(params, requests[:1], seed=1)[0])["tokens"]
-  )
+    output.fill(
+      generator, params, requests[:1], seed=1, records=lambda done: [{"n": c.id} for c in done]
+    )
+  assert path.read_text() == '{"n": 0}\n'

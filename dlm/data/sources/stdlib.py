@@ -19,7 +19,7 @@ from dlm.data.sources.example import Documents, Example, check_split, split_of
 KINDS = ("topics", "docstrings", "source")
 # Jokes, vendored tools and the topics themselves.
 _LEFT_OUT = ("antigravity", "this", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data")
-_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @functools.lru_cache
@@ -48,24 +48,35 @@ def read_stdlib(split: str, *, include: tuple[str, ...] = ("topics", "docstrings
 def _every_document(include: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
   """(group, name, text): topics first, then module by module."""
   if "topics" in include:
-    from pydoc_data.topics import topics
-
-    for name in sorted(topics):
-      yield f"topic {name}", f"topic {name}", topics[name].strip() + "\n"
+    for name, text in topics():
+      yield f"topic {name}", f"topic {name}", text + "\n"
   if include == ("topics",):
     return
-  for module, text in _modules():
+  for module, text in modules():
     tree = ast.parse(text)
     if "docstrings" in include:
-      yield f"module {module}", f"docstrings {module}", _docstrings(module, tree)
+      yield group_of(module), f"docstrings {module}", _docstrings(module, tree)
     if "source" in include:
       for node in tree.body:
-        if isinstance(node, _DEFINITIONS):
+        if isinstance(node, DEFINITIONS):
           code = ast.get_source_segment(text, node)
-          yield f"module {module}", f"source {module}.{node.name}", code + "\n"
+          yield group_of(module), f"source {module}.{node.name}", code + "\n"
 
 
-def _modules() -> Iterator[tuple[str, str]]:
+def topics() -> Iterator[tuple[str, str]]:
+  """Name and text of each topic."""
+  from pydoc_data.topics import topics
+
+  for name in sorted(topics):
+    yield name, topics[name].strip()
+
+
+def group_of(module: str) -> str:
+  """What decides its split."""
+  return f"module {module}"
+
+
+def modules() -> Iterator[tuple[str, str]]:
   """Name and source of each public module that is written in Python."""
   root = pathlib.Path(sysconfig.get_path("stdlib"))
   for name in sorted(sys.stdlib_module_names):
@@ -81,6 +92,6 @@ def _docstrings(name: str, node: ast.AST) -> str:
   own = ast.get_docstring(node)
   parts = [f"{name}\n\n{own}\n"] if own else []
   for child in node.body:
-    if isinstance(child, _DEFINITIONS):
+    if isinstance(child, DEFINITIONS):
       parts.append(_docstrings(f"{name}.{child.name}", child))
   return "\n".join(part for part in parts if part)

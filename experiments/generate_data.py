@@ -1,0 +1,75 @@
+r"""A checkpoint's own answers to prompts, as conversations to train on: self-distillation.
+
+python experiments/generate_data.py --checkpoint=DIR --config=configs/sample/ar.py \
+  --config.max_new_tokens=256 --source=everyday --source=stdlib --size=2000 --out=OUT.jsonl
+
+Prompts are `everyday` questions, those on the standard library (`stdlib`), or a file's
+(`jsonl:PATH` with {"prompt": "..."} or {"messages": [...]} a line). Each is put through the
+checkpoint's chat template. No prompt of --split=test is one of --split=train, whatever the seed.
+OUT.jsonl holds {"messages": [the prompt, the answer], ...} a line, which training reads as the
+source `jsonl:OUT.jsonl`; the same command takes up an interrupted one. --keep=whole, the default,
+leaves out answers that did not end by themselves, and those whose text has other ids than were
+sampled. --prompts_only writes prompts without answers, for --chat --prompts of sample.py.
+"""
+
+import json
+
+from absl import flags
+
+from dlm import build, command, files
+from dlm.answers import Answers, flaw
+from dlm.checksums import checksums
+from dlm.completions import Output, conversed, digest, template_of
+from dlm.data import prompts
+from dlm.data.sources import SPLITS
+from dlm.generate import generator
+
+CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
+"Of training, or a Hugging Face directory."POINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
+SOURCE = flags.DEFINE_multi_string(
+  "source", ["everyday", "stdlib"], f"May be given several times: {', '.join(prompts.NAMES)}."
+)
+SPLIT = flags.DEFINE_enum("split", "train", [*SPLITS, prompts.ALL], "Which prompts.")
+SIZE = flags.DEFINE_integer("size", 1000, "Prompts of each source that is no file.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the prompts; that of the answers is --config.seed.")
+SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each prompt.", lower_bound=1)
+KEEP = flags.DEFINE_enum("keep", "whole", ["whole", "all"], "Which answers.")
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out prompts that do not fit, and say so.")
+PROMPTS_ONLY = flags.DEFINE_bool("prompts_only", False, "Write the prompts, without a checkpoint.")
+OUT = flags.DEFINE_string("out", None, "A JSONL file.")
+
+
+def main() -> None:
+  asked = prompts.collect(SOURCE.value, SPLIT.value, size=SIZE.value, seed=SEED.value)
+  if PROMPTS_ONLY.value:
+    files.write(OUT.value, "".join(json.dumps(prompt.record()) + "\n" for prompt in asked))
+    print(f"{OUT.value}: {len(asked)} prompts")
+    return
+  for flag in (CONFIG, "Of training, or a Hugging Face directory."POINT):
+    if flag.value is None:
+      raise ValueError(f"--{flag.name} is missing")
+  config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+  trained = build.pretrained("Of training, or a Hugging Face directory."POINT.value, STEP.value)
+  sample, own = generator(config, trained)
+  talks = [prompt.talk for prompt in asked]
+  requests = conversed(
+    trained, own, talks, samples=SAMPLES.value, skip_bad=SKIP_BAD.value
+  )
+  params, step = trained.on(sample.mesh)
+  answers = Answers.to(requests, asked, template_of(trained), trained.tokenizer)
+  sources = [prompt.source for prompt in asked]
+  job = [trained.config, step, build.plain(config), digest(requests), sources, checksums(params)]
+  with Output(OUT.value, job) as output:
+    output.fill(
+      sample,
+      params,
+      requests,
+      seed=own.seed,
+      records=answers.lines,
+      leave_out=flaw if KEEP.value == "whole" else None,
+    )
+
+
+if __name__ == "__main__":
+  command.run(main, required=(OUT,))

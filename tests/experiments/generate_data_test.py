@@ -1,0 +1,122 @@
+"""A model's own answers become training data: from a checkpoint to rows whose ids were sampled."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dlm import build, data
+from dlm.data.sources.example import split_of
+from tests.dlm.build import directories
+from tests.experiments import mains
+
+CONFIG = "--config=configs/sample/ar.py"
+ROOM = (
+  "--config.slots=64", "--config.max_new_tokens=16", "--config.temperature=1", "--config.batch=32",
+  "--config.row_tile=0", "--samples=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return directories.write(tmp_path_factory.mktemp("models") / "llm")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+  path = tmp_path_factory.mktemp("asked") / "in.jsonl"
+  path.write_text('"the cat"\n"sat on"\n{"prompt": "the mat"}\n"a"\n')
+  return path
+
+
+def generate(tmp_path, *arguments):
+  return mains.run(tmp_path, "experiments/generate_data.py", *arguments)
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_learned_as_they_were_sampled(tmp_path, folder, asked):
+  """They are those of sample.py; training's rows hold the ids that were sampled, where told so."""
+  out, sampled = tmp_path / "train.jsonl", tmp_path / "sampled.jsonl"
+  common = (CONFIG, f"--checkpoint={folder}", *ROOM)
+  arguments = (*common, f"--source=jsonl:{asked}", "--split=all")
+  done = generate(tmp_path, f"--out={out}", "--keep=all", *arguments)
+  assert done.returncode == 0 and done.stderr == "" and "32/32 prompts" in done.stdout
+  found = lines(out)
+  assert [[each["id"], each["sample"]] for each in found] == [[i // 8, i % 8] for i in range(32)]
+  assert {each["prompt_source"] for each in found} == {f"jsonl:{asked}"}
+
+  chat = ("--chat", "--trace", f"--prompts={asked}", f"--out={sampled}")
+  assert mains.run(tmp_path, "experiments/sample.py", *common, *chat).returncode == 0
+  raw = lines(sampled)
+  for line, each in zip(found, raw, strict=True):
+    said = [(message["role"], message["content"]) for message in line["messages"]]
+    assert said == [("user", each["prompt"]), ("assistant", each["text"])]
+    assert (line["tokens"], line["reason"]) == (len(each["tokens"]), each["reason"])
+
+  tokenizer = build.pretrained(folder).tokenizer
+  (tmp_path / "test.jsonl").write_text(out.read_text())
+  rows = data.open_rows(
+    ((f"jsonl:{tmp_path}/{{split}}.jsonl", 1.0),), tokenizer, length=64, batch=32, seed=0,
+    shuffle=False, mode="pad",
+  )[0]  # fmt: skip
+  for tokens_L, noisable_L, line, each in zip(
+    rows.tokens_BxL, rows.noisable_BxL, found, raw, strict=True
+  ):
+    first = len(each["row"]) - 16  # where the answer begins
+    ids = [*each["row"][:first], *each["tokens"], tokenizer.eos_id]
+    assert line["reads_back"] == np.array_equal(tokens_L[: len(ids)], ids)
+    assert noisable_L.tolist() == [i >= first for i in range(64)]
+
+  whole = [each for each in found if each["reason"] == "stop_id" and each["reads_back"]]
+  assert 0 < len(whole) < len(found)
+  done = generate(tmp_path, f"--out={out}", *arguments)
+  assert done.returncode == 0 and lines(out) == whole
+  assert "did not end by itself (length)" in done.stdout
+
+
+def test_prompts_without_answers_need_no_checkpoint(tmp_path):
+  """Held-out ones, which sample.py --chat reads."""
+  out = tmp_path / "asked.jsonl"
+  done = generate(tmp_path, f"--out={out}", "--prompts_only", "--split=test", "--size=5")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f"{out}: 10 prompts\n"
+  found = lines(out)
+  assert [each["prompt_source"] for each in found] == ["everyday"] * 5 + ["stdlib"] * 5
+  (only,) = found[0]["messages"]
+  assert only["role"] == "user" and split_of(only["content"]) == "test"
+
+
+def test_another_jobs_file_is_refused(tmp_path, folder, asked):
+  out = tmp_path / "out.jsonl"
+  part = tmp_path / "out.jsonl.part"
+  part.write_text('{"job": "of somebody else"}\n')
+  done = generate(
+    tmp_path, CONFIG, f"--checkpoint={folder}", f"--out={out}", f"--source=jsonl:{asked}", *ROOM
+  )
+  assert done.returncode == 2 and "belongs to another job" in done.stderr
+  assert part.read_text() == '{"job": "of somebody else"}\n'
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--source=nothing"], "unknown source of prompts 'nothing'; known: everyday, stdlib, jsonl"),
+    (["--source=jsonl:{tmp}/none.jsonl"], "there is no file {tmp}/none.jsonl"),
+    (
+      ["--source=jsonl:{tmp}/said.jsonl"],
+      "said.jsonl, line 1: the last message is the assistant's",
+    ),
+    (["--size=1", "--seed=-1"], "seed=-1"),
+    (["--source=everyday", "--size=1"], "--config is missing"),
+  ],
+)
+def test_mistake_is_one_line(tmp_path, arguments, message):
+  said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  (tmp_path / "said.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+  arguments = [each.format(tmp=tmp_path) for each in arguments]
+  done = generate(tmp_path, f"--out={tmp_path}/out.jsonl", *arguments)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert message.format(tmp=tmp_path) in done.stderr and done.stderr.count("\n") == 1
