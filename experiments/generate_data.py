@@ -25,7 +25,7 @@ from dlm.data.sources import SPLITS
 from dlm.generate import generator
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
-"Of training, or a Hugging Face directory."POINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SOURCE = flags.DEFINE_multi_string(
   "source", ["everyday", "stdlib"], f"May be given several times: {', '.join(prompts.NAMES)}."
@@ -46,16 +46,14 @@ def main() -> None:
     files.write(OUT.value, "".join(json.dumps(prompt.record()) + "\n" for prompt in asked))
     print(f"{OUT.value}: {len(asked)} prompts")
     return
-  for flag in (CONFIG, "Of training, or a Hugging Face directory."POINT):
+  for flag in (CONFIG, CHECKPOINT):
     if flag.value is None:
       raise ValueError(f"--{flag.name} is missing")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-  trained = build.pretrained("Of training, or a Hugging Face directory."POINT.value, STEP.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value)
   sample, own = generator(config, trained)
   talks = [prompt.talk for prompt in asked]
-  requests = conversed(
-    trained, own, talks, samples=SAMPLES.value, skip_bad=SKIP_BAD.value
-  )
+  requests = conversed(trained, own, talks, samples=SAMPLES.value, skip_bad=SKIP_BAD.value)
   params, step = trained.on(sample.mesh)
   answers = Answers.to(requests, asked, template_of(trained), trained.tokenizer)
   sources = [prompt.source for prompt in asked]

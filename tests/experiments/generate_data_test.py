@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from dlm import build, data
@@ -37,24 +36,18 @@ def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_answers_are_learned_as_they_were_sampled(tmp_path, folder, asked):
-  """They are those of sample.py; training's rows hold the ids that were sampled, where told so."""
-  out, sampled = tmp_path / "train.jsonl", tmp_path / "sampled.jsonl"
-  common = (CONFIG, f"--checkpoint={folder}", *ROOM)
-  arguments = (*common, f"--source=jsonl:{asked}", "--split=all")
-  done = generate(tmp_path, f"--out={out}", "--keep=all", *arguments)
+def test_answers_become_rows_of_training(tmp_path, folder, asked):
+  """tests/dlm/answers_test.py shows that the rows hold the ids that were sampled."""
+  out = tmp_path / "train.jsonl"
+  arguments = (
+    f"--out={out}", CONFIG, f"--checkpoint={folder}", *ROOM, f"--source=jsonl:{asked}",
+    "--split=all",
+  )  # fmt: skip
+  done = generate(tmp_path, "--keep=all", *arguments)
   assert done.returncode == 0 and done.stderr == "" and "32/32 prompts" in done.stdout
   found = lines(out)
   assert [[each["id"], each["sample"]] for each in found] == [[i // 8, i % 8] for i in range(32)]
   assert {each["prompt_source"] for each in found} == {f"jsonl:{asked}"}
-
-  chat = ("--chat", "--trace", f"--prompts={asked}", f"--out={sampled}")
-  assert mains.run(tmp_path, "experiments/sample.py", *common, *chat).returncode == 0
-  raw = lines(sampled)
-  for line, each in zip(found, raw, strict=True):
-    said = [(message["role"], message["content"]) for message in line["messages"]]
-    assert said == [("user", each["prompt"]), ("assistant", each["text"])]
-    assert (line["tokens"], line["reason"]) == (len(each["tokens"]), each["reason"])
 
   tokenizer = build.pretrained(folder).tokenizer
   (tmp_path / "test.jsonl").write_text(out.read_text())
@@ -62,18 +55,15 @@ def test_answers_are_learned_as_they_were_sampled(tmp_path, folder, asked):
     ((f"jsonl:{tmp_path}/{{split}}.jsonl", 1.0),), tokenizer, length=64, batch=32, seed=0,
     shuffle=False, mode="pad",
   )[0]  # fmt: skip
-  for tokens_L, noisable_L, line, each in zip(
-    rows.tokens_BxL, rows.noisable_BxL, found, raw, strict=True
-  ):
-    first = len(each["row"]) - 16  # where the answer begins
-    ids = [*each["row"][:first], *each["tokens"], tokenizer.eos_id]
-    assert line["reads_back"] == np.array_equal(tokens_L[: len(ids)], ids)
-    assert noisable_L.tolist() == [i >= first for i in range(64)]
+  for tokens_L, noisable_L, line in zip(rows.tokens_BxL, rows.noisable_BxL, found, strict=True):
+    user, assistant = line["messages"]
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    assert tokenizer.decode(tokens_L[noisable_L]) == assistant["content"]
+    assert user["content"] in tokenizer.decode(tokens_L[~noisable_L])
 
   whole = [each for each in found if each["reason"] == "stop_id" and each["reads_back"]]
-  assert 0 < len(whole) < len(found)
-  done = generate(tmp_path, f"--out={out}", *arguments)
-  assert done.returncode == 0 and lines(out) == whole
+  done = generate(tmp_path, *arguments)
+  assert done.returncode == 0 and lines(out) == whole and 0 < len(whole) < len(found)
   assert "did not end by itself (length)" in done.stdout
 
 
