@@ -105,12 +105,15 @@ def spelled(config: Mapping[str, Any]) -> dict[str, Any]:
   moved = {new: config.pop(new) for new in RENAMED if new in config}
   given = [(f"{new}={value!r:.80}", RENAMED[new], value) for new, value in moved.items()]
   for name in ("rope_scaling", "rope_parameters"):
-    rope = config.pop(name, None) or {}
+    rope = config.get(name) or {}
     if not isinstance(rope, dict):
       raise ValueError(f"{name}={rope!r:.80} must be a table")
     given += [(f"{key}={rope[key]!r:.80} of {name}", key, rope[key]) for key in ROPE if key in rope]
     if rope:
       given.append((f"{name}={rope!r:.200}", "rope_scaling", _scaling(name, rope)))
+  config.pop("rope_parameters", None)
+  if "rope_scaling" in config:
+    config["rope_scaling"] = None  # which keeps its place in the file
   for said, name, value in given:
     if value is None:
       continue
@@ -118,7 +121,7 @@ def spelled(config: Mapping[str, Any]) -> dict[str, Any]:
       raise ValueError(f"{said} disagrees with {name}={config[name]!r:.80}")
     config[name] = value
   if config.get("rope_scaling") == {"rope_type": "default"}:
-    del config["rope_scaling"]
+    config["rope_scaling"] = None
   layers = config.pop("layer_types", None)
   if layers is not None and not _all_full(layers):
     raise ValueError(f"layer_types={layers!r:.80} is not supported; only 'full_attention'")
