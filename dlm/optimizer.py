@@ -12,6 +12,7 @@ from dlm.types import Array, Params
 NEVER_DECAYED = ("scale", "bias")  # names of norm gains and biases, also when layers are stacked
 EMBEDDING = "embed"  # the matrix that embeds, and unembeds if the model is tied
 ROUTER = "router"
+ADAPTER = ("lora_a", "lora_b")  # see `dlm.models.lora`
 TRAINABLE = ("all", "router")
 
 
@@ -27,7 +28,7 @@ class OptimizerConfig:
     clip: largest global norm of the gradient; None: no clipping.
     ema: decay of the average of parameters; None: no average is kept.
     ema_warmup: use min(ema, (1 + n) / (10 + n)) at the n-th update, as MDLM (arXiv 2406.07524).
-    trainable: "all", or the experts' "router" alone.
+    trainable: "all" (of a model with adapters: those), or the experts' "router" alone.
   """
 
   lr: float
@@ -96,14 +97,17 @@ def trained(config: OptimizerConfig, params: Params) -> Params:
   """The parameters that the optimizer changes, None in place of the others.
 
   Others have no gradient, no moments and no part in the norm that is clipped. A router's bias is
-  one in any case: it follows the load of its experts, see `dlm.models.moe.training`.
+  one in any case: it follows the load of its experts, see `dlm.models.moe.training`. Where there
+  are adapters (`dlm.models.lora`), all else is one.
   """
+  paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  adapted = any(names[-1] in ADAPTER for names in paths)
 
   def own(path, leaf):
     names = _names(path)
     if names[-2:] == [ROUTER, "bias"] or (config.trainable == "router" and ROUTER not in names):
       return None
-    return leaf
+    return None if adapted and names[-1] not in ADAPTER else leaf
 
   return jax.tree_util.tree_map_with_path(own, params)
 

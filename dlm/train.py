@@ -24,6 +24,7 @@ from dlm import build, checkpoint, parallel
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.metrics import Metrics, Tally
+from dlm.models import lora
 from dlm.models.moe.training import balanced, described, load, penalised
 from dlm.objectives import bd3lm
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
@@ -126,7 +127,8 @@ class Step:
     shardings, source = self.shardings(), self.training.source
     if source is None:
       return jax.jit(self._random, out_shardings=shardings)()
-    params, _ = source.params(shardings.params, "float32")
+    own = source.model.config.lora is not None
+    params, _ = source.params(shardings.params if own else lora.frozen(shardings.params), "float32")
     return jax.jit(self._start, out_shardings=shardings, donate_argnums=0)(params)
 
   def abstract(self) -> TrainState:
@@ -137,11 +139,27 @@ class Step:
 
     return jax.tree.map(place, jax.eval_shape(self._random), self.shardings())
 
+  def kept(self, state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state: of the parameters, if there are adapters, they alone."""
+    if self.training.model.config.lora is None:
+      return state
+    return state.replace(params=lora.adapters(state.params))
+
+  def whole(self, kept: TrainState, base: Params | None) -> TrainState:
+    """The state of which `kept` is left; `base`: parameters that `kept` has none of."""
+    return kept if base is None else kept.replace(params=lora.joined(base, kept.params))
+
+  def base(self, state: TrainState) -> Params | None:
+    """The parameters that no update changes, of a run that trains adapters."""
+    return None if self.training.model.config.lora is None else lora.frozen(state.params)
+
   def _random(self) -> TrainState:
     return self._start(self.training.model.init(self.key("init")))
 
   def _start(self, params: Params) -> TrainState:
-    config = self.training.run.optimizer
+    config, model = self.training.run.optimizer, self.training.model
+    if model.config.lora is not None and not lora.adapters(params):  # the source has none
+      params = lora.joined(params, lora.adapters(model.init(self.key("init"))))
     ema = None if config.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params)
     moments = self.optimizer.init(trained(config, params))
     return TrainState(jnp.zeros((), jnp.int32), params, moments, ema)
@@ -158,14 +176,19 @@ class Step:
     return TrainState(whole, params, moments, None if shapes.ema is None else params)
 
   def flops(self) -> float:
-    """Matmul FLOPs of one update: a backward costs two forwards, [noisy; clean] has 2L inputs."""
+    """Matmul FLOPs of one update; [noisy; clean] has 2L inputs.
+
+    A backward costs two forwards; one where kernels are frozen, which have no gradient.
+    """
     rows, length = self.training.run.batch, self.training.run.data.length
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     corrupt = functools.partial(self.corrupt, "train")
     noisy = jax.eval_shape(corrupt, Batch(ids, flags, ids, ids), jnp.int32(0))
     window = noisy.inputs_BxW.shape[1]
-    return 3.0 * noisy.inputs_BxW.size * self.training.model.config.flops_per_token(window)
+    config = self.training.model.config
+    forwards = 3.0 if config.lora is None else 2.0
+    return forwards * noisy.inputs_BxW.size * config.flops_per_token(window)
 
   def summed(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
     """Sums `fn` over microbatches, then over the shards of the batch."""
@@ -198,15 +221,21 @@ def train(
   """
   step, meta = Step(training), {"data": {}}
   begun = (pathlib.Path(workdir) / checkpoint.STEPS).is_dir()
-  state = None if begun else step.init()  # first: a source that cannot be read leaves no folder
+  state, base = None, None
+  if not begun or training.model.config.lora is not None:
+    state = step.init()  # first: a source that cannot be read leaves no folder
+    base = step.base(state)
   config = training.config()
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
+  if base is not None:
+    data["base"] = {"parameters": training.source.digest(base)}
   with (
     claimed(workdir, config, training.facts, training.tokenizer, data, as_now=build.recorded),
     Checkpoints(workdir, training.run.checkpoint) as checkpoints,
   ):
     if checkpoints.latest() is not None:
-      state, meta = checkpoints.restore(step.abstract())
+      kept, meta = checkpoints.restore(step.kept(step.abstract()))
+      state = step.whole(kept, base)
     elif state is None:  # ended before its first checkpoint
       state = step.init()
     first, extra = int(state.step), jax.tree.map(jnp.float32, meta["data"].get("extra", {}))
@@ -298,7 +327,7 @@ class _Loop:
     if "save" in due:
       extra = jax.tree.map(float, self.extra)
       position = {"step": done, "seed": self.training.run.seed, "extra": extra}
-      self.checkpoints.save(done, state, position, loss)
+      self.checkpoints.save(done, self.step.kept(state), position, loss)
 
   def evaluate(self, state: TrainState, done: int) -> float:
     """Loss per token over the fixed test batches; sums in float64 on the host."""

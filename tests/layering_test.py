@@ -87,7 +87,7 @@ LAYERS = {
   "dlm.completions": Layer(("dlm.files", "dlm.build", "dlm.data", "dlm.generate", "dlm.types")),
   "dlm.answers": Layer(("dlm.data", "dlm.generate"), ("numpy",)),
   "dlm.command": Layer((), ("absl",)),
-  "dlm.build": Layer((*PARTS, "dlm.weights"), ("jax",)),
+  "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.train": Layer((*PARTS, "dlm.build", "dlm.preemption"), ("jax", "flax", "optax", "numpy")),

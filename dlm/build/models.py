@@ -1,5 +1,6 @@
 """The model and the tokenizer that a config or a checkpoint folder names."""
 
+import dataclasses
 import os
 
 from dlm import data
@@ -15,8 +16,18 @@ def saved_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
 
 def model(fields: Partial[ModelConfig], tokenizer: Tokenizer) -> Model:
-  """The model; `vocab` may be larger than the tokenizer's, never smaller."""
+  """The model; `vocab` may be larger than the tokenizer's, never smaller.
+
+  Gated adapters act at the tokenizer's mask token.
+  """
   config = fields.make(vocab=tokenizer.vocab_size)
+  if config.lora is not None and config.lora.gated:
+    if config.lora.mask_id not in (None, tokenizer.mask_id):
+      raise ValueError(
+        f"model.lora.mask_id={config.lora.mask_id} is not the tokenizer's, {tokenizer.mask_id}"
+      )
+    lora = dataclasses.replace(config.lora, mask_id=tokenizer.mask_id)
+    config = dataclasses.replace(config, lora=lora)
   if tokenizer.mask_id >= config.vocab:
     raise ValueError(f"mask id {tokenizer.mask_id} lies outside the vocabulary, {config.vocab} ids")
   if tokenizer.vocab_size > config.vocab:

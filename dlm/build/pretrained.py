@@ -2,6 +2,8 @@
 directory becomes one `Pretrained`, so that no command asks which of the two it was given."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,16 +15,19 @@ from dlm import checkpoint, masks, parallel, weights, workdir
 from dlm.build import models
 from dlm.build.run import ModelRecord, RunConfig
 from dlm.build.tables import Named, Partial, plain
+from dlm.checksums import checksums
 from dlm.data import BpeTokenizer, Tokenizer, gguf_tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.facts import ModelFacts
+from dlm.models import lora
 from dlm.models.bind import Model
 from dlm.models.config import ModelConfig
+from dlm.models.lora import LoraConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.objectives import Objective
 from dlm.types import Params
 from dlm.weights import Source
-from dlm.weights.adapt import with_mask_row
+from dlm.weights.adapt import TABLES, with_mask_row
 from dlm.weights.families import FAMILIES
 
 ORIGIN = "huggingface"  # of config.json: the family and the config.json of where it all began
@@ -48,6 +53,7 @@ class Pretrained:
   which: str | int  # step of a checkpoint folder
   source: Source | None  # of a Hugging Face directory or a GGUF file
   needs_mask_row: bool  # the parameters, as they are stored, have none
+  base: "Pretrained | None" = None  # of a run that trained adapters, and saved no other parameters
 
   def __post_init__(self):
     facts, rows = self.facts, self.model.config.vocab
@@ -71,7 +77,9 @@ class Pretrained:
       dtype: None: as stored.
       progress: see `weights.load`.
     """
-    if self.source is None:
+    if self.base is not None:
+      params, step = self._on_base(shardings, dtype, progress)
+    elif self.source is None:
       params, step = checkpoint.restore_params(
         self.directory,
         self.which,
@@ -85,6 +93,38 @@ class Pretrained:
     if self.needs_mask_row:
       params = with_mask_row(params, self.facts.mask_id)
     return params, step
+
+  def _on_base(
+    self, shardings: Any, dtype: str | None, progress: Callable | None
+  ) -> tuple[Params, int]:
+    """The adapters of a run on the parameters that it began with, which are float32 there."""
+    above = None if shardings is None else lora.adapters(shardings)
+    below = shardings
+    if shardings is not None and self.base.model.config.lora is None:
+      below = lora.frozen(shardings)
+    own, step = checkpoint.restore_params(
+      self.directory, self.which, model=lora.adapters(self.model.abstract()), shardings=above
+    )
+    under, _ = self.base.params(below, "float32", progress)
+    under = lora.frozen(under)
+    said = workdir.read_json(self.directory, workdir.DATA).get("base")
+    if said != {"parameters": self.base.digest(under)}:
+      raise ValueError(
+        f"{self.directory} holds adapters of other parameters than {self.base.directory} has now"
+      )
+    params = lora.joined(under, own)
+    return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params), step
+
+  def digest(self, params: Params) -> str:
+    """What tells these parameters, of `params`, from others; adapters are not looked at.
+
+    Nor is a mask row that `params` made: its last bits are those of the device.
+    """
+    params = lora.frozen(params)
+    if self.needs_mask_row:
+      rows = slice(self.facts.mask_id)
+      params |= {name: params[name][rows] for name in TABLES if name in params}
+    return hashlib.sha256(json.dumps(checksums(params)).encode()).hexdigest()[:16]
 
   def on(self, mesh: jax.sharding.Mesh) -> tuple[Params, int]:
     """`params`, split over a mesh."""
@@ -131,9 +171,13 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
   config = workdir.read_json(directory, "config.json")
   record = ModelRecord.of(_record(config))
   tokenizer = models.saved_tokenizer(directory)
+  model, base = models.model(record.model, tokenizer), None
+  if model.config.lora is not None:
+    run = RunConfig.of(without_origin(config))
+    _, base = continued(run, pretrained(run.init_from))
   return Pretrained(
     directory=directory,
-    model=models.model(record.model, tokenizer),
+    model=model,
     facts=workdir.read_facts(directory),
     tokenizer=tokenizer,
     objective=record.objective,
@@ -141,6 +185,7 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
     which=which,
     source=None,
     needs_mask_row=False,
+    base=base,
   )
 
 
@@ -245,7 +290,7 @@ def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained
   The model table may name fields of the source's model, and choose those in FREE and how experts
   are routed: what `model.moe` does not name stays, or, if experts choose where tokens chose,
   stays where both read it. Logits stay shifted where the source's are, unless objective.shift says
-  otherwise.
+  otherwise. Adapters (`model.lora`) are the config's where the source has none, else the source's.
 
   Raises:
     ValueError: the model table describes another model.
@@ -257,9 +302,14 @@ def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained
     if isinstance(source.facts.attention, masks.Causal):
       source = source.adapted()
   own, given = _fields(source.model.config), dict(run.model.fields)
+  adds = own["lora"] is None and given.get("lora") is not None
+  if own["lora"] is not None and given.get("lora") is not None:
+    kept = {**_fields(own["lora"]), **given["lora"].fields, "mask_id": own["lora"].mask_id}
+    given["lora"] = Partial(LoraConfig, kept)
   if own["moe"] is not None and given.get("moe") is not None:
     given["moe"] = _rerouted(own["moe"], given["moe"])
-  asked = {name: value for name, value in given.items() if name not in FREE}
+  free = (*FREE, "lora") if adds else FREE
+  asked = {name: value for name, value in given.items() if name not in free}
   found = workdir.differences(_fixed({name: own[name] for name in asked}), _fixed(asked))
   if found:
     lines = "; ".join(f"{name}: {ours!r} -> {asked!r}" for name, (ours, asked) in found.items())
@@ -268,7 +318,7 @@ def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained
   return dataclasses.replace(run, model=model, objective=objective), source
 
 
-def _fields(config: ModelConfig | MoeConfig) -> dict[str, Any]:
+def _fields(config: ModelConfig | MoeConfig | LoraConfig) -> dict[str, Any]:
   return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 

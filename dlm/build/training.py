@@ -194,6 +194,30 @@ def _agree(training: Training) -> None:
     )
   if training.objective.candidates and not run.eval.every:
     raise ValueError("objective.search needs eval.every: it is evaluation that searches")
+  if training.model.config.lora is not None:
+    _agree_on_adapters(training)
   if run.optimizer.trainable == "router" and training.model.config.moe is None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
   learning_rate(run.optimizer, run.steps)
+
+
+def _agree_on_adapters(training: Training) -> None:
+  """Of a run that trains `model.lora` alone, and saves no other parameters."""
+  run, moe = training.run, training.model.config.moe
+  if training.source is None:
+    raise ValueError("model.lora needs init_from: adapters learn beside a trained model")
+  if run.optimizer.trainable != "all":
+    raise ValueError(
+      f"optimizer.trainable={run.optimizer.trainable!r} does not go with model.lora: its adapters "
+      "alone are trained"
+    )
+  if run.optimizer.ema is not None:
+    raise ValueError(
+      f"optimizer.ema={run.optimizer.ema} does not go with model.lora: no average is kept of "
+      "adapters; leave it None"
+    )
+  if moe is not None and moe.bias_rate:
+    raise ValueError(
+      f"model.moe.bias_rate={moe.bias_rate} does not go with model.lora, which leaves routers as "
+      "they are; set it to 0"
+    )

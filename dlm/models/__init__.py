@@ -2,10 +2,12 @@
 
 from dlm.models.bind import Model, bind
 from dlm.models.config import ModelConfig
+from dlm.models.lora import LoraConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.models.presets import PRESETS, from_preset
 from dlm.models.rope import RopeScaling
 
 __all__ = [
-  "PRESETS", "Model", "ModelConfig", "MoeConfig", "RopeScaling", "bind", "from_preset",
+  "PRESETS", "LoraConfig", "Model", "ModelConfig", "MoeConfig", "RopeScaling", "bind",
+  "from_preset",
 ]  # fmt: skip

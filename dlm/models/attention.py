@@ -8,6 +8,7 @@ from dlm.models import cache
 from dlm.models.cache import Stored
 from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum, RMSNorm, rotate
+from dlm.models.lora import on
 from dlm.types import Array
 from kernels_pallas.block_attention import Part, Sight, block_attention
 
@@ -22,6 +23,7 @@ class Shared:
   time_BxWxC: Array | None  # embedded noise level; [1, 1, C] where it is the same everywhere
   level_BxW: Array | None  # noise level itself; None where no layer reads it
   live_BxW: Array  # bool: real tokens, not padding
+  gate_BxW: Array | None  # bool: where gated adapters act; None: there are none
 
 
 class Attention(nn.Module):
@@ -38,7 +40,9 @@ class Attention(nn.Module):
     def project(name: str, heads: int, axis: str) -> Array:
       shape = (cfg.width, heads, cfg.head_dim)
       names = ("embed", axis, "head_dim")
-      return Einsum("...D,DNH->...NH", shape, names, bias=cfg.qkv_bias, name=name)(x_BxWxD)
+      lora = on(cfg.lora, name)
+      linear = Einsum("...D,DNH->...NH", shape, names, bias=cfg.qkv_bias, lora=lora, name=name)
+      return linear(x_BxWxD, shared.gate_BxW)
 
     q_BxWxNxH = project("query", cfg.heads, "heads")
     k_BxWxKxH = project("key", cfg.kv_heads, "kv_heads")
@@ -54,8 +58,11 @@ class Attention(nn.Module):
       parts.append(Part(*stored, layer))
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")
-    out = Einsum("...NH,NHD->...D", shape, names, gain=self.out_gain, bias=cfg.out_bias, name="out")
-    y_BxWxD = out(block_attention(q_BxWxNxH, parts, shared.sight))
+    out = Einsum(
+      "...NH,NHD->...D", shape, names, gain=self.out_gain, bias=cfg.out_bias,
+      lora=on(cfg.lora, "out"), name="out",
+    )  # fmt: skip
+    y_BxWxD = out(block_attention(q_BxWxNxH, parts, shared.sight), shared.gate_BxW)
     if shared.target_BxW is not None:
       # XLA writes in place only what has been read by then, and on CPU it goes by dependencies: so
       # the slots depend on the output, by a comparison that is never true.

@@ -42,6 +42,9 @@ class Model:
         "this model reads noise levels and needs time_BxW; got None "
         f"(time_conditioned={self.config.time_conditioned}, moe={self.config.moe})"
       )
+    lora = self.config.lora
+    if lora is not None and lora.gated and lora.mask_id is None:
+      raise ValueError("model.lora.gated=True needs model.lora.mask_id: where the adapters act")
     if write_BxW is not None and cache is None:
       raise ValueError("write_BxW asks to store keys, but cache is None")
     return Transformer(self.config).apply(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dlm.models.lora import ALL, ATTENTION, MLP, LoraConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.models.rope import RopeScaling
 from kernels_pallas import dispatch
@@ -38,6 +39,7 @@ class ModelConfig:
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
   implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
+  lora: LoraConfig | None = None  # adapters: training then changes them and nothing else
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):
@@ -70,11 +72,24 @@ class ModelConfig:
         f"time_conditioned and mlp_bias False; moe={self.moe}, "
         f"time_conditioned={self.time_conditioned}, mlp_bias={self.mlp_bias}"
       )
+    self._check_lora()
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
     dispatch.check(self.implementation)
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig: dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+
+  def _check_lora(self) -> None:
+    if self.lora is None:
+      return
+    mlp = [name for name in self.lora.names if name in MLP]
+    if self.moe is not None and mlp:
+      raise ValueError(
+        f"model.lora.targets={self.lora.targets!r}: experts have no adapters; with model.moe name "
+        f"some of {', '.join(ATTENTION)}"
+      )
+    if self.dit and "gate" in mlp and self.lora.targets != ALL:
+      raise ValueError(f"model.lora.targets={self.lora.targets!r}: the MLP of a DiT has no gate")
 
   @property
   def reads_noise(self) -> bool:
@@ -96,7 +111,17 @@ class ModelConfig:
     if self.time_conditioned:
       modulation = TIME_WIDTH * 6 * self.width
       time = 2 * TIME_WIDTH * TIME_WIDTH
-    return self.layers * (attention + modulation) + feed_forward + time + self.vocab * self.width
+    layers = self.layers * (attention + modulation + self._lora_params())
+    return layers + feed_forward + time + self.vocab * self.width
+
+  def _lora_params(self) -> int:
+    """Of a layer."""
+    if self.lora is None:
+      return 0
+    queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    out = {"query": queries, "key": keys, "value": keys, "out": queries}
+    out |= dict.fromkeys(MLP[1:] if self.dit else MLP, self.mlp)
+    return sum(self.lora.rank * (self.width + out[n]) for n in self.lora.names if n in out)
 
   def stacks(self) -> tuple[int, int]:
     """Layers with a plain MLP, which come first, and layers with experts."""

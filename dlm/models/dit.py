@@ -13,6 +13,7 @@ from dlm.models.attention import Attention, Shared
 from dlm.models.cache import Stored
 from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum
+from dlm.models.lora import LoraConfig, on
 from dlm.types import Array
 
 
@@ -37,15 +38,19 @@ class GeluMlp(nn.Module):
   width: int
   mlp: int
   out_gain: float
+  lora: LoraConfig | None
 
   @nn.compact
-  def __call__(self, x_BxWxD: Array) -> Array:
-    up = Einsum("...D,DF->...F", (self.width, self.mlp), ("embed", "mlp"), bias=True, name="up")
+  def __call__(self, x_BxWxD: Array, gate_BxW: Array | None) -> Array:
+    up = Einsum(
+      "...D,DF->...F", (self.width, self.mlp), ("embed", "mlp"), bias=True,
+      lora=on(self.lora, "up"), name="up",
+    )  # fmt: skip
     down = Einsum(
       "...F,FD->...D", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, bias=True,
-      name="down",
+      lora=on(self.lora, "down"), name="down",
     )  # fmt: skip
-    return down(jax.nn.gelu(up(x_BxWxD), approximate=True))
+    return down(jax.nn.gelu(up(x_BxWxD, gate_BxW), approximate=True), gate_BxW)
 
 
 class Modulation(nn.Module):
@@ -86,7 +91,8 @@ class DitBlock(nn.Module):
     y, stored = Attention(cfg, out_gain, name="attention")(y, stored, layer, shared)
     x_BxWxD += gate * y
     y = modulated(LayerNorm(cfg.norm_eps, name="mlp_norm")(x_BxWxD), mlp_shift, mlp_scale)
-    x_BxWxD += mlp_gate * GeluMlp(cfg.width, cfg.mlp, out_gain, name="mlp")(y)
+    mlp = GeluMlp(cfg.width, cfg.mlp, out_gain, cfg.lora, name="mlp")
+    x_BxWxD += mlp_gate * mlp(y, shared.gate_BxW)
     return (x_BxWxD, stored), {}
 
 

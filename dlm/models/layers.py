@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dlm.models.lora import A, B, LoraConfig, on
 from dlm.models.rope import RopeScaling, frequencies
 from dlm.types import Array
 
@@ -18,6 +19,7 @@ class Einsum(nn.Module):
   """`einsum(eqn, x, kernel)` where `...` stands for the rows, plus a bias over the output axes.
 
   The initial kernel is normal with variance `gain**2 / fan_in`; gain 0 starts from zeros.
+  With `lora` an adapter is added: to all rows, or if it is gated where `gate` is True.
   """
 
   eqn: str  # "...D,DNH->...NH"
@@ -25,9 +27,10 @@ class Einsum(nn.Module):
   names: tuple[str | None, ...]  # logical axes of the kernel
   gain: float = 1.0
   bias: bool = False
+  lora: LoraConfig | None = None
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, gate: Array | None = None) -> Array:
     inputs, output = self.eqn.split("->")
     x_letters, kernel_letters = inputs.replace("...", "").split(",")
     fan_in = 1
@@ -41,7 +44,8 @@ class Einsum(nn.Module):
     # Rows folded to one axis: XLA's CPU backend physically transposes the operands of a weight
     # gradient that contracts two axes, at more than the cost of the product itself.
     features = x.ndim - len(x_letters)
-    y = jnp.einsum(self.eqn, x.reshape(-1, *x.shape[features:]), kernel.astype(x.dtype))
+    rows = x.reshape(-1, *x.shape[features:])
+    y = jnp.einsum(self.eqn, rows, kernel.astype(x.dtype))
     if self.bias:
       axes = [axis for axis, letter in enumerate(kernel_letters) if letter in output]
       bias = self.param(
@@ -50,7 +54,26 @@ class Einsum(nn.Module):
         tuple(self.shape[i] for i in axes),
       )
       y += bias.astype(x.dtype)[None]
+    if self.lora is not None:
+      y = self._adapted(y, rows, x_letters, output.replace("...", ""), fan_in, gate)
     return y.reshape(*x.shape[:features], *y.shape[1:])
+
+  def _adapted(
+    self, y: Array, rows: Array, inward: str, outward: str, fan_in: int, gate: Array | None
+  ) -> Array:
+    """y + s B A x; rows that the gate leaves out are y itself, not y + 0."""
+    cut, rank = len(inward), self.lora.rank  # the kernel's axes are those of x, then those of y
+    # As PEFT has it: the variance of the uniform numbers that it draws.
+    init = nn.initializers.normal((3 * fan_in) ** -0.5)
+    init = nn.with_logical_partitioning(init, (*self.names[:cut], None))
+    a = self.param(A, init, (*self.shape[:cut], rank)).astype(y.dtype)
+    init = nn.with_logical_partitioning(nn.initializers.zeros, (None, *self.names[cut:]))
+    b = self.param(B, init, (rank, *self.shape[cut:])).astype(y.dtype)
+    thin = jnp.einsum(f"...{inward},{inward}R->...R", rows, a) * self.lora.scale
+    adapted = y + jnp.einsum(f"...R,R{outward}->...{outward}", thin, b)
+    if not self.lora.gated:
+      return adapted
+    return jnp.where(jnp.expand_dims(gate.reshape(-1), range(1, y.ndim)), adapted, y)
 
 
 class RMSNorm(nn.Module):
@@ -76,19 +99,21 @@ class SwiGLU(nn.Module):
   mlp: int
   out_gain: float
   bias: bool = False
+  lora: LoraConfig | None = None
 
   @nn.compact
-  def __call__(self, x_BxWxD: Array) -> Array:
+  def __call__(self, x_BxWxD: Array, gate_BxW: Array | None = None) -> Array:
     def project(name: str) -> Array:
-      shape, names = (self.width, self.mlp), ("embed", "mlp")
-      return Einsum("...D,DF->...F", shape, names, bias=self.bias, name=name)(x_BxWxD)
+      shape, names, lora = (self.width, self.mlp), ("embed", "mlp"), on(self.lora, name)
+      linear = Einsum("...D,DF->...F", shape, names, bias=self.bias, lora=lora, name=name)
+      return linear(x_BxWxD, gate_BxW)
 
     hidden_BxWxF = jax.nn.silu(project("gate")) * project("up")
     down = Einsum(
       "...F,FD->...D", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, bias=self.bias,
-      name="down",
+      lora=on(self.lora, "down"), name="down",
     )  # fmt: skip
-    return down(hidden_BxWxF)
+    return down(hidden_BxWxF, gate_BxW)
 
 
 def rotary(

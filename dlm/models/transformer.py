@@ -7,6 +7,7 @@ Parameters, stacked over layers on axis 0 under "layers":
   layers/attention/{query,key}_norm/scale [H], layers/{attention,mlp}_norm/scale [D]
   layers/mlp/{gate,up}/kernel [D, F], /bias [F], layers/mlp/down/kernel [F, D], /bias [D]
   layers/modulation/kernel [C, 6, D]
+With `ModelConfig.lora` beside the kernel of a projection lora_a [in..., R], lora_b [R, out...].
 With `ModelConfig.moe` instead of layers/mlp:
   layers/moe/router/kernel [D, E], /bias [E], layers/moe/{gate,up}/kernel [E, D, F], down/kernel
   [E, F, D], layers/moe/shared/{gate,up,down}/kernel as in mlp
@@ -74,7 +75,8 @@ class Block(nn.Module):
     if self.routed:
       y, facts = Moe(cfg, out_gain, name="moe")(y, shared.live_BxW, shared.level_BxW)
     else:
-      y = SwiGLU(cfg.width, cfg.mlp, out_gain, cfg.mlp_bias, name="mlp")(y)
+      mlp = SwiGLU(cfg.width, cfg.mlp, out_gain, cfg.mlp_bias, cfg.lora, name="mlp")
+      y = mlp(y, shared.gate_BxW)
     return (residual(x_BxWxD, y, mlp_change), stored), facts
 
 
@@ -104,7 +106,7 @@ class Transformer(nn.Module):
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     if soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
-    shared = self._shared(slot_BxW, mask, time_BxW, cache, write_BxW)
+    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
     (x_BxWxD, stored), facts = self._layers((x_BxWxD, stored), shared)
     if write_BxW is not None:
@@ -129,6 +131,7 @@ class Transformer(nn.Module):
 
   def _shared(
     self,
+    tokens_BxW: Array,
     slot_BxW: Array,
     mask: Mask,
     time_BxW: Array | None,
@@ -154,6 +157,7 @@ class Transformer(nn.Module):
       time_BxWxC=time_BxWxC,
       level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
       live_BxW=masks.live(mask, key_BxW),
+      gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
     )
 
   def _sight(self, key_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
