@@ -149,6 +149,10 @@ _EXPERTS = {"experts": "num_experts", "per_token": "num_experts_per_tok"}
 _QWEN2 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qkv_bias": True}
 _QWEN3 = {"rope_base": 1e6, "norm_eps": 1e-6, "tied": False, "qk_norm": True}
 
+_QWEN_MOE_FIELDS = {**_SIZES, "mlp": ("intermediate_size", "moe_intermediate_size")}
+_QWEN_MOE = {**_EXPERTS, "mlp": "moe_intermediate_size", "renormalise": "norm_topk_prob"}
+_QWEN_MOE_ONLY = {**_QWEN3_ONLY, "decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
+
 _LLAMA_FIELDS: Mapping[str, Said] = {
   **_QWEN_FIELDS,
   "qkv_bias": Derived(
@@ -158,8 +162,15 @@ _LLAMA_FIELDS: Mapping[str, Said] = {
   "out_bias": Derived(lambda config: config.value("attention_bias", bool, False)),
   "mlp_bias": "mlp_bias",
 }
-_LLAMA = {"rope_base": 1e4, "norm_eps": 1e-6, "tied": False}
+_LLAMA = {"rope_base": 1e4, "norm_eps": 1e-6, "tied": False, "mlp_bias": False}
 _LLAMA_ONLY = {"hidden_act": ("silu",), "rope_interleaved": (False,)}
+
+
+def _class(name: str) -> dict[str, tuple[list[str], ...]]:
+  """A class of transformers with its head, or its body alone: others of that model_type differ."""
+  return {"architectures": ([f"{name}ForCausalLM"], [f"{name}Model"])}
+
+
 # How its products were cut in training; what SmolLM's authors note for other programs.
 _LLAMA_IRRELEVANT = ("is_llama_config", "pretraining_tp", "transformers.js_config")
 
@@ -192,6 +203,10 @@ def _is_fast_dllm_v2(config: Mapping[str, Any]) -> bool:
   kinds = ("Fast_dLLM_Qwen", "FastdLLMV2")
   old = any(each.startswith("FastdLLMV2") for each in _classes(config))
   return config.get("model_type") in kinds or old
+
+
+def _is_stable_diffcoder(config: Mapping[str, Any]) -> bool:
+  return config.get("model_type") == "llama" and "StableDiffcoderForCausalLM" in _classes(config)
 
 
 def _is_dream_reasoner(config: Mapping[str, Any]) -> bool:
@@ -424,7 +439,7 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN2,
-    only=_QWEN_ONLY,
+    only={**_class("Qwen2"), **_QWEN_ONLY},
     irrelevant=_QWEN2_IRRELEVANT,
     attention=_IS_CAUSAL,
     shift=1,
@@ -436,18 +451,32 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_QWEN3,
-    only=_QWEN3_ONLY,
+    only={**_class("Qwen3"), **_QWEN3_ONLY},
     irrelevant=_QWEN_IRRELEVANT,
     attention=_IS_CAUSAL,
     shift=1,
+  ),
+  "stable_diffcoder": Family(
+    model_type="llama",
+    architecture="StableDiffcoderForCausalLM",
+    table=names.LLAMA,
+    fields=_LLAMA_FIELDS,
+    defaults=_LLAMA,
+    only={"architectures": (["StableDiffcoderForCausalLM"],), **_LLAMA_ONLY},
+    irrelevant=_LLAMA_IRRELEVANT,
+    claims=_is_stable_diffcoder,
+    attention="block_causal",
+    block_field="block_size",
+    block=4,
+    published=Published((155136,), mask=5, eos=(2,), pad=1),
   ),
   "llama": Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     table=names.LLAMA,
     fields=_LLAMA_FIELDS,
-    defaults={**_LLAMA, "mlp_bias": False},
-    only=_LLAMA_ONLY,
+    defaults=_LLAMA,
+    only={**_class("Llama"), **_LLAMA_ONLY},
     irrelevant=_LLAMA_IRRELEVANT,
     attention=_IS_CAUSAL,
     shift=1,
@@ -458,7 +487,10 @@ FAMILIES: dict[str, Family] = {
     table=names.QWEN,
     fields=_QWEN_FIELDS,
     defaults=_LLAMA,
-    only={"hidden_act": ("silu",), "attention_bias": (False,), "sliding_window": (None,)},
+    only={
+      **_class("Mistral"), "hidden_act": ("silu",), "attention_bias": (False,),
+      "sliding_window": (None,),
+    },
     named=("sliding_window",),
     attention=_IS_CAUSAL,
     shift=1,
@@ -480,16 +512,29 @@ FAMILIES: dict[str, Family] = {
     model_type="sdar_moe",
     architecture="SDARMoeForCausalLM",
     table=names.QWEN_MOE,
-    fields={**_SIZES, "mlp": ("intermediate_size", "moe_intermediate_size")},
+    fields=_QWEN_MOE_FIELDS,
     defaults=_QWEN3,
-    moe={**_EXPERTS, "mlp": "moe_intermediate_size", "renormalise": "norm_topk_prob"},
+    moe=_QWEN_MOE,
     moe_defaults={"renormalise": True},
-    only={**_QWEN3_ONLY, "decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    only=_QWEN_MOE_ONLY,
     irrelevant=(*_SDAR_IRRELEVANT, *_BALANCE),
     attention="block_causal",
     block_field="block_size",
     block=4,
     published=_SDAR_IDS,
+  ),
+  "rnd1": Family(
+    model_type="rnd1",
+    architecture="RND1LM",
+    table=names.QWEN_MOE,
+    fields=_QWEN_MOE_FIELDS,
+    defaults=_QWEN3,
+    moe=_QWEN_MOE,
+    moe_defaults={"renormalise": True},
+    only={**_QWEN_MOE_ONLY, "is_causal": (False,)},
+    irrelevant=(*_QWEN_IRRELEVANT, *_BALANCE, "moe_backend", "num_diffusion_steps"),
+    shift=1,
+    published=Published((151936,), mask=151669, eos=(151645,), pad=151643),
   ),
   "bd3lm": Family(
     model_type="bd3lm",
@@ -519,6 +564,16 @@ FAMILIES: dict[str, Family] = {
     published=Published((50258,), mask=50257, eos=(50256,), pad=50256),
     unread=(*UNREAD, "sampling_eps_min", "sampling_eps_max"),
     constants=_dit_constants,
+  ),
+  "a2d-llama": Family(
+    model_type="a2d-llama",
+    architecture="A2DLlamaLMHeadModel",
+    table=names.LLAMA,
+    fields=_LLAMA_FIELDS,
+    defaults=_LLAMA,
+    only=_LLAMA_ONLY,
+    irrelevant=_LLAMA_IRRELEVANT,
+    shift=_RIGHT_SHIFT,
   ),
   "a2d-qwen2": Family(
     model_type="a2d-qwen2",

@@ -17,7 +17,8 @@ from dlm.weights.fields import IRRELEVANT
 from tests.dlm.weights import small
 from tests.dlm.weights.published import CONFIGS, by_transformers_5
 
-QWEN = {key: x for key, x in CONFIGS["qwen2"].items() if key not in ("model_type", "torch_dtype")}
+OWN = ("model_type", "architectures", "torch_dtype")
+QWEN = {key: x for key, x in CONFIGS["qwen2"].items() if key not in OWN}
 LLADA, LLADA2, BD3LM = CONFIGS["llada"], CONFIGS["llada2_moe"], CONFIGS["bd3lm"]
 
 
@@ -143,6 +144,49 @@ def test_mistral_must_say_that_it_has_no_window(tmp_path):
   config = {key: x for key, x in config.items() if key != "sliding_window"}
   with pytest.raises(weights.WeightsError, match="sliding_window is missing and must be null"):
     opened(tmp_path, config)
+
+
+def test_stable_diffcoder_is_a_llama_by_its_model_type_alone(tmp_path):
+  config = CONFIGS["stable_diffcoder"]
+  source = opened(tmp_path, config)
+  assert source.model.n_params() == 8_250_462_208
+  assert source.facts.to_json() == dict(
+    mask_id=5, eos_ids=[2], pad_id=1, shift=0, attention="block_causal", block=4, vocab=155136,
+    length=4096,
+  )  # fmt: skip
+  for family in ("llama", "mistral", "qwen2", "qwen3"):  # and no other class is taken for theirs
+    with pytest.raises(weights.WeightsError, match=r"architectures=\['Own'\] is not supported"):
+      opened(tmp_path, CONFIGS[family] | {"architectures": ["Own"]})
+
+
+def test_rnd1_as_published(tmp_path):
+  source = opened(tmp_path, CONFIGS["rnd1"])
+  assert source.model.n_params() == 30_532_122_624  # Qwen3-30B-A3B's
+  facts = source.facts
+  assert (facts.mask_id, facts.eos_ids, facts.shift) == (151669, (151645,), 1)
+  assert facts.attention_name == "full" and source.model.moe.renormalise
+
+
+@pytest.mark.parametrize(
+  ("ids", "want"),
+  [
+    ({"eos_token_id": 151643, "pad_token_id": 151643}, ((151643, 151645), 151643)),
+    ({"eos_token_id": 151645, "pad_token_id": 151667}, ((151645, 151643), 151667)),
+  ],
+)
+def test_dream_coder_and_diffucoder_are_dreams(ids, want, tmp_path):
+  source = opened(tmp_path, CONFIGS["dream"] | ids)
+  facts = source.facts
+  assert (source.family, facts.mask_id, facts.shift) == ("dream", 151666, 1)
+  assert (facts.eos_ids, facts.pad_id) == want
+
+
+def test_diffullama_says_what_it_is_by_two_keys(tmp_path):
+  """Its config.json is LLaMA-2's, whose token 811 is its mask."""
+  config = CONFIGS["llama"] | {"vocab_size": 32000, "tie_word_embeddings": False}
+  facts = opened(tmp_path, config | {"is_causal": False, "mask_token_id": 811}).facts
+  assert (facts.attention_name, facts.shift, facts.mask_id) == ("full", 1, 811)
+  assert opened(tmp_path, config).facts.attention_name == "causal"
 
 
 def test_the_published_ids_belong_to_the_published_vocabulary(tmp_path):

@@ -72,11 +72,14 @@ CONFIGS = {
   "dream_reasoner": QWEN3 | AUTO | dict(
     model_type="Dream", architectures=["DreamForCausalLM"], block_size=32, mask_token_id=151669,
   ),
-  "qwen2": QWEN | dict(model_type="qwen2", use_mrope=False),
-  "qwen3": QWEN3 | dict(model_type="qwen3"),
+  "qwen2": QWEN | dict(
+    model_type="qwen2", architectures=["Qwen2ForCausalLM"], use_mrope=False,
+  ),
+  "qwen3": QWEN3 | dict(model_type="qwen3", architectures=["Qwen3ForCausalLM"]),
   # SmolLM2-135M, and Mistral-7B-v0.3
   "llama": BOOK | dict(
-    model_type="llama", attention_bias=False, attention_dropout=0.0, bos_token_id=1,
+    model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False,
+    attention_dropout=0.0, bos_token_id=1,
     eos_token_id=2, hidden_act="silu", hidden_size=576, initializer_range=0.041666666666666664,
     intermediate_size=1536, is_llama_config=True, max_position_embeddings=8192, mlp_bias=False,
     num_attention_heads=9, num_hidden_layers=30, num_key_value_heads=3, pad_token_id=2,
@@ -85,11 +88,29 @@ CONFIGS = {
     **{"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}},
   ),
   "mistral": BOOK | dict(
-    model_type="mistral", attention_dropout=0.0, bos_token_id=1, eos_token_id=2,
+    model_type="mistral", architectures=["MistralForCausalLM"], attention_dropout=0.0,
+    bos_token_id=1, eos_token_id=2,
     hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
     max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=32,
     num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1e6, sliding_window=None,
     tie_word_embeddings=False, use_cache=True, vocab_size=32768,
+  ),
+  "stable_diffcoder": AUTO | dict(
+    model_type="llama", architectures=["StableDiffcoderForCausalLM"], attention_bias=False,
+    attention_dropout=0.0, bos_token_id=0, eos_token_id=2, head_dim=128, hidden_act="silu",
+    hidden_size=4096, initializer_range=0.009882118, intermediate_size=14336,
+    max_position_embeddings=8192, mlp_bias=False, num_attention_heads=32, num_hidden_layers=32,
+    num_key_value_heads=8, pad_token_id=1, pretraining_tp=1, rms_norm_eps=1e-6,
+    rope_scaling=None, rope_theta=5e5, tie_word_embeddings=False, use_cache=True,
+    vocab_size=155136,
+  ),
+  "rnd1": QWEN3 | AUTO | dict(
+    model_type="rnd1", decoder_sparse_step=1, hidden_size=2048, intermediate_size=6144,
+    is_causal=False, mask_token_id=151669, max_window_layers=48, mlp_only_layers=[],
+    moe_backend="hf", moe_intermediate_size=768, norm_topk_prob=True, num_attention_heads=32,
+    num_diffusion_steps=256, num_experts=128, num_experts_per_tok=8, num_hidden_layers=48,
+    num_key_value_heads=4, output_router_logits=False, pad_token_id=151643, rope_scaling=False,
+    router_aux_loss_coef=0.001, sliding_window=False, use_cache=False,
   ),
   "sdar": SDAR | dict(model_type="sdar"),
   "sdar_moe": SDAR | dict(
@@ -105,6 +126,17 @@ CONFIGS = {
     cond_dim=128, cross_attn=True, dropout=0.1, hidden_dim=768, model_length=1024, n_blocks=12,
     n_heads=12, return_dict=False, sampling_eps_max=1.0, sampling_eps_min=0.001,
     time_conditioning=False, torch_dtype="float32", var_min=True, vocab_size=50258,
+  ),
+  "a2d-llama": BOOK | dict(  # of Llama-3.2-1B
+    model_type="a2d-llama", attention_bias=False, attention_dropout=0.0, bos_token_id=128000,
+    eos_token_id=128001, head_dim=64, hidden_act="silu", hidden_size=2048, initializer_range=0.02,
+    intermediate_size=8192, max_position_embeddings=131072, mlp_bias=False,
+    num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, pretraining_tp=1,
+    rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=True, use_cache=True,
+    vocab_size=128256, rope_scaling=dict(
+      factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
+      original_max_position_embeddings=8192, rope_type="llama3",
+    ),
   ),
   "a2d-qwen2": QWEN | dict(model_type="a2d-qwen2", right_shift_logits=False),
   "a2d-qwen3": QWEN3 | dict(model_type="a2d-qwen3"),
@@ -124,9 +156,9 @@ def by_transformers_5(config: dict) -> dict:
   config["dtype"] = config.pop("torch_dtype")
   if "num_experts" in config:
     config["num_local_experts"] = config.pop("num_experts")
-  config.pop("rope_scaling", None)
+  scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
   if "rope_theta" in config:
-    moved = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    moved = {**scaling, "rope_theta": config.pop("rope_theta")}
     if "partial_rotary_factor" in config:
       moved["partial_rotary_factor"] = config.pop("partial_rotary_factor")
       config.pop("rotary_dim", None)

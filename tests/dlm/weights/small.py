@@ -7,7 +7,7 @@ import numpy as np
 
 from dlm import weights
 from dlm.facts import ModelFacts
-from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.models import ModelConfig, MoeConfig, RopeScaling, bind
 
 SIZES = dict(
   vocab=40, width=16, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=24, rope_base=1e6, tied=False
@@ -30,12 +30,15 @@ MODELS = {
   "qwen3": ModelConfig(**QWEN3),
   "llama": ModelConfig(**SIZES, qkv_bias=True, out_bias=True, mlp_bias=True),
   "mistral": ModelConfig(**SIZES),
+  "stable_diffcoder": ModelConfig(**SIZES),
+  "rnd1": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "sdar": ModelConfig(**QWEN3),
   "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "fast_dllm_v2": ModelConfig(**QWEN2),
   "bd3lm": ModelConfig(**SIZES | dict(
     kv_heads=4, head_dim=4, mlp=64, rope_base=1e4, norm_eps=1e-5, dit=10,
   )),
+  "a2d-llama": ModelConfig(**SIZES, rope_scaling=RopeScaling("llama3", 32.0, 8192)),
   "a2d-qwen2": ModelConfig(**QWEN2),
   "a2d-qwen3": ModelConfig(**QWEN3),
 }  # fmt: skip
@@ -47,6 +50,8 @@ ATTENTION = {
   "dream": ("full", 1, None),
   "dream_reasoner": ("block_causal", 0, 16),
   "llada2_moe": ("block_causal", 0, 16),
+  "stable_diffcoder": ("block_causal", 0, 4),
+  "rnd1": ("full", 1, None),
   "sdar": ("block_causal", 0, 8),
   "sdar_moe": ("block_causal", 0, 8),
   "fast_dllm_v2": ("block_causal", 1, 16),
