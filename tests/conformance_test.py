@@ -20,6 +20,7 @@ from tests.checkers import (
   drafting,
   dream,
   ec_moe,
+  gguf,
   llada,
   models,
   multi_block,
@@ -34,7 +35,7 @@ FOLDER = pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", DEFAULT))  # as conf
 CHECKED = {
   "qwen2": models.METHODS,
   "qwen3": models.METHODS,
-  "llama": models.METHODS,
+  "llama": {**models.METHODS, **gguf.METHODS},
   "llada": llada.METHODS,
   "dream": dream.METHODS,
   "sdar": block.METHODS,
@@ -59,6 +60,7 @@ DECODED = tuple(dict.fromkeys((*FAMILIES, *CHECKED)))
 OBJECTIVES = objectives.read(FOLDER / "objectives")
 DECODING = [case for family in DECODED for case in decoding.read(FOLDER / family)]
 LOGITS = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("logits*.npz"))
+IN_GGUF = [path for path in LOGITS if any(path.parent.glob("*.gguf"))]
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
 EC_MOE = objectives.read(FOLDER / "ec_moe")
@@ -122,6 +124,11 @@ def test_ec_moe(case):
 @pytest.mark.parametrize("path", LOGITS, ids=named)
 def test_logits(path):
   models.check_logits(path)
+
+
+@pytest.mark.parametrize("path", IN_GGUF, ids=named)
+def test_logits_of_gguf_files(path):
+  gguf.check_logits(path)
 
 
 @pytest.mark.parametrize("path", LIKELIHOODS, ids=named)

@@ -38,7 +38,7 @@ TOLERANCE = {
 }
 # Tolerances are of arrays whose largest number is about this, and grow with a larger one.
 LARGE = 20.0
-# Of the same model read from GGUF files, in a file of logits: tests/dlm/weights/gguf_test.py.
+# Of the same model read from GGUF files, in a file of logits: tests/checkers/gguf.py.
 OF_GGUF = re.compile(r"logits_(f32|q8_0|q4_1)|(q8_0|q4_1|plain|permuted)/.*")
 # In the authors' code position * frequency is rounded to float32.
 FAR = 3e-2
