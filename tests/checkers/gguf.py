@@ -141,7 +141,7 @@ def smollm2_tokenizer(case: Case) -> None:
 
 
 def smollm2_next(case: Case) -> None:
-  """The best five after the prompt, and what greedy decoding writes, read in one forward of both."""
+  """The best five after the prompt, and what greedy decoding writes, of one forward over both."""
   made, expected = smollm2(), case.expected
   (prompt,), text, messages = case.line["prompt_ids"], case.arg("text"), case.arg("messages")
   check_ids(made.tokenizer, text, prompt)
