@@ -5,6 +5,7 @@ given, and the system raises OSError for what the caller's machine lacks. A Valu
 is a fault of ours and keeps its traceback.
 """
 
+import ast
 import os
 import pathlib
 import sys
@@ -75,6 +76,20 @@ def _with_fields(arguments: list[str]) -> Iterator[str]:
       yield f"--{FIELDS.name}={field}={value if equals else 'true'}"
     else:
       yield each
+
+
+def options(given: list[str]) -> dict[str, object]:
+  """Of --option=NAME=VALUE, a Python literal; what is no literal is a string."""
+  found = {}
+  for option in given:
+    name, separator, value = option.partition("=")
+    if not separator:
+      raise ValueError(f"--option={option} must be NAME=VALUE")
+    try:
+      found[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      found[name] = value
+  return found
 
 
 def refuse(error: object) -> NoReturn:

@@ -3,9 +3,10 @@ r"""A checkpoint's own answers to prompts, as conversations to train on: self-di
 python experiments/generate_data.py --checkpoint=DIR --config=configs/sample/ar.py \
   --config.max_new_tokens=256 --source=everyday --source=stdlib --size=2000 --out=OUT.jsonl
 
-Prompts are `everyday` questions, those on the standard library (`stdlib`), or a file's
-(`jsonl:PATH` with {"prompt": "..."} or {"messages": [...]} a line). Each is put through the
-checkpoint's chat template. No prompt of --split=test is one of --split=train, whatever the seed.
+Prompts are `everyday` questions, those on the standard library (`stdlib`), tasks of a package
+(`reasoning_gym:chain_sum,word_sorting`, set by --option='chain_sum={"max_digits": 2}'), or those of
+files (`jsonl:PATH`, `parquet:PATH`, `dataset:DIR` with "prompt" or "messages"). Each goes through
+the checkpoint's chat template. No prompt of --split=test is one of --split=train, whatever seed.
 OUT.jsonl holds {"messages": [the prompt, the answer], ...} a line, which training reads as the
 source `jsonl:OUT.jsonl`; the same command takes up an interrupted one. --keep=whole, the default,
 leaves out answers that did not end by themselves, and those whose text has other ids than were
@@ -33,6 +34,7 @@ SOURCE = flags.DEFINE_multi_string(
 SPLIT = flags.DEFINE_enum("split", "train", [*SPLITS, prompts.ALL], "Which prompts.")
 SIZE = flags.DEFINE_integer("size", 1000, "Prompts of each source that is no file.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the prompts; that of the answers is --config.seed.")
+OPTIONS = flags.DEFINE_multi_string("option", [], "TASK=SETTINGS, a Python literal.")
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each prompt.", lower_bound=1)
 KEEP = flags.DEFINE_enum("keep", "whole", ["whole", "all"], "Which answers.")
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out prompts that do not fit, and say so.")
@@ -41,7 +43,13 @@ OUT = flags.DEFINE_string("out", None, "A JSONL file.")
 
 
 def main() -> None:
-  asked = prompts.collect(SOURCE.value, SPLIT.value, size=SIZE.value, seed=SEED.value)
+  asked = prompts.collect(
+    SOURCE.value,
+    SPLIT.value,
+    size=SIZE.value,
+    seed=SEED.value,
+    configs=command.options(OPTIONS.value),
+  )
   if PROMPTS_ONLY.value:
     files.write(OUT.value, "".join(json.dumps(prompt.record()) + "\n" for prompt in asked))
     print(f"{OUT.value}: {len(asked)} prompts")

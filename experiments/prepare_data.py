@@ -7,8 +7,6 @@
 Train on the folder with the source `tokens:OUT` and the tokenizer `saved:OUT/tokenizer`.
 """
 
-import ast
-
 from absl import flags
 
 from dlm import command
@@ -16,7 +14,7 @@ from dlm.data import load_tokenizer, open_source, train_bpe, write_tokens
 from dlm.data.install import require
 from dlm.data.prepare import on_stderr
 
-SOURCE = flags.DEFINE_string("source", None, "stdlib, jsonl:PATH, parquet:PATH, tfds:NAME")
+SOURCE = flags.DEFINE_string("source", None, "stdlib, jsonl:PATH, dataset:DIR, tfds:NAME, ...")
 TOKENIZER = flags.DEFINE_string("tokenizer", "byte", "byte, bpe:PATH or saved:DIR")
 TRAIN_BPE = flags.DEFINE_integer("train_bpe", 0, "train a BPE of this many ids on the train split")
 OUT = flags.DEFINE_string("out", None, "folder to write; must not exist")
@@ -24,17 +22,6 @@ TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "write stdlib as a TFDS dataset
 TFDS_CONFIG = flags.DEFINE_string("tfds_config", "prose", "topics, prose or all")
 SEED = flags.DEFINE_integer("seed", 0, "seed of generated sources")
 OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE for the source, a Python literal")
-
-
-def parsed(option: str) -> tuple[str, object]:
-  """`include=("topics",)` or `field=text`: what is no literal is a string."""
-  name, separator, value = option.partition("=")
-  if not separator:
-    raise ValueError(f"--option={option} must be NAME=VALUE")
-  try:
-    return name, ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return name, value
 
 
 def main() -> None:
@@ -45,7 +32,7 @@ def main() -> None:
       raise ValueError(f"--tfds_dir writes stdlib only, not --source={SOURCE.value}")
     print(require("dlm.data.stdlib_text").prepare(TFDS_DIR.value, TFDS_CONFIG.value))
     return
-  options = dict(parsed(option) for option in OPTIONS.value)
+  options = command.options(OPTIONS.value)
   if TRAIN_BPE.value:
     source = open_source(SOURCE.value, seed=SEED.value, **options)
     texts = (source[i].prompt + source[i].completion for i in range(len(source)))

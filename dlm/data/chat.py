@@ -292,14 +292,16 @@ def _template(files: Mapping[str, bytes], where: Any) -> ChatTemplate:
   return ChatTemplate(text, tokens)
 
 
-def read_conversations(paths: str | pathlib.Path) -> list[Conversation]:
+def read_conversations(paths: str | pathlib.Path, kind: str | None = None) -> list[Conversation]:
   """One conversation a line: {"messages": [{"role", "content"}, ...]}, {"prompt"} or a string.
+
+  `kind`: of the files, one of `dlm.data.lines.READERS`; None: as each begins.
 
   Raises:
     ValueError: names the line that is none of them, or the file that holds none.
   """
   found = []
-  for line in lines.read(paths):
+  for line in lines.read(paths, kind):
     value = line.value if isinstance(line.value, dict) else {"prompt": line.value}
     if value.get("infill"):
       raise ValueError(f"{line.where}: a conversation has no text to infill")

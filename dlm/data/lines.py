@@ -1,4 +1,7 @@
-"""JSON lines as people have them: in one file, in several or by a pattern, gzipped, with a BOM."""
+"""JSON lines as people have them: in one file, in several or by a pattern, gzipped, with a BOM.
+
+Where any kind of file will do, Parquet files and saved datasets (`dlm.data.tables`) are read too.
+"""
 
 import glob
 import gzip
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from dlm import files
+from dlm.data import tables
 
 BOM = b"\xef\xbb\xbf"  # a byte order mark, which some programs of Windows write
 GZIP = b"\x1f\x8b"
@@ -27,27 +31,43 @@ class Line(NamedTuple):
 def found(paths: str | pathlib.Path) -> list[pathlib.Path]:
   """The files of a path, of several with commas between them, of a pattern like data/*.jsonl.gz.
 
-  ValueError where nothing is found, or what is no regular file.
+  ValueError where nothing is found, or what is neither a regular file nor a saved dataset.
   """
   if pathlib.Path(paths).exists():
-    return [files.regular(paths)]
+    return [_taken(paths)]
   names = []
   for part in str(paths).split(","):
     here = [part] if pathlib.Path(part).exists() else sorted(glob.glob(part, recursive=True))
     if not here:
       raise ValueError(f"there is no file {part}")
     names += here
-  return [files.regular(name) for name in names]
+  return [_taken(name) for name in names]
 
 
-def read(paths: str | pathlib.Path) -> Iterator[Line]:
-  """Every line that is not blank. ValueError names the line that is no JSON, or no text."""
+def _taken(path: str | pathlib.Path) -> pathlib.Path:
+  path = pathlib.Path(path)
+  return path if tables.is_dataset(path) else files.regular(path)
+
+
+def read(paths: str | pathlib.Path, kind: str | None = None) -> Iterator[Line]:
+  """Every line or row of files, of a kind in READERS, or None: as each begins.
+
+  ValueError names the line or file that is none.
+  """
   for path in found(paths):
-    yield from read_file(path)
+    yield from READERS[kind or kind_of(path)](path)
 
 
-def read_file(path: pathlib.Path) -> Iterator[Line]:
-  """As `read`, of one file."""
+def kind_of(path: pathlib.Path) -> str:
+  """One of READERS, by what the file begins with."""
+  if path.is_dir():
+    return "dataset"
+  with path.open("rb") as file:
+    return "parquet" if file.read(len(tables.PARQUET)) == tables.PARQUET else "jsonl"
+
+
+def read_json(path: pathlib.Path) -> Iterator[Line]:
+  """Every line that is not blank. ValueError names the line that is no JSON, or no text."""
   # Lines of bytes: a str would also be cut at characters that JSON may hold, such as U+2028.
   for number, text in enumerate(_lines(path), start=1):
     if text.strip():
@@ -55,6 +75,24 @@ def read_file(path: pathlib.Path) -> Iterator[Line]:
       if rb"\u" in text:
         _check_text(line)
       yield line
+
+
+def read_parquet(path: pathlib.Path) -> Iterator[Line]:
+  """Every row."""
+  return _numbered(path, tables.read_parquet(path))
+
+
+def read_dataset(path: pathlib.Path) -> Iterator[Line]:
+  """Every row of a folder that `save_to_disk` of Hugging Face's datasets wrote."""
+  return _numbered(path, tables.read_dataset(path))
+
+
+READERS = {"jsonl": read_json, "parquet": read_parquet, "dataset": read_dataset}
+
+
+def _numbered(path: pathlib.Path, rows: Iterator[Any]) -> Iterator[Line]:
+  for number, row in enumerate(rows, start=1):
+    yield Line(path, number, {name: value for name, value in row.items() if value is not None})
 
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:

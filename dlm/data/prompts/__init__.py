@@ -2,23 +2,27 @@
 
   everyday               questions of daily life, drawn from templates and word lists
   stdlib                 about functions, docstrings and manuals of Python's standard library
-  reasoning_gym:A,B      questions of these tasks of the package reasoning-gym
+  reasoning_gym:A,B      questions of these tasks of the package reasoning-gym, in turn
   jsonl:PATH             lines with {"prompt": ...} or {"messages": [...]}, see `dlm.data.chat`
+  parquet:PATH           rows of the same, see `dlm.data.tables`
+  dataset:DIR
 
 Each prompt belongs to one split for ever, whatever the seed: what is asked of the split "test" is
-never asked in "train". Everyday questions and those of files are split by a hash of their text,
-those on the standard library by that of the module they are about.
+never asked in "train". A hash of the text decides, for the standard library one of the module that
+is asked about. Of a conversation that the assistant ends, its last turn is left out.
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.data import chat
 from dlm.data.chat import Conversation
+from dlm.data.lines import READERS
 from dlm.data.prompts import everyday, library
+from dlm.data.sources import gym
 from dlm.data.sources.example import SPLITS, split_of
 from dlm.seeds import check_seed
 
@@ -27,7 +31,9 @@ PATIENCE = 20_000  # prompts in a row that are of the other split, or known alre
 
 __all__ = ["ALL", "NAMES", "Prompt", "collect"]
 
-NAMES = ("everyday", "stdlib", "jsonl:PATH")
+NAMES = (
+  "everyday", "stdlib", "reasoning_gym:TASKS", "jsonl:PATH", "parquet:PATH", "dataset:DIR",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +49,19 @@ class Prompt:
 
 
 def collect(
-  specs: Iterable[str], split: str = "train", *, size: int = 1000, seed: int = 0
+  specs: Iterable[str],
+  split: str = "train",
+  *,
+  size: int = 1000,
+  seed: int = 0,
+  configs: Mapping[str, Any] | None = None,
 ) -> list[Prompt]:
   """`size` prompts of every source, and of a file all; none is there twice.
 
   Args:
     specs: names of sources, see above.
     split: train, test or all.
+    configs: task of reasoning_gym -> its settings.
 
   Raises:
     ValueError: a source is unknown, or has fewer prompts than that.
@@ -62,37 +74,53 @@ def collect(
   seen: set[str] = set()
   found = []
   for spec in specs:
-    fresh = _fresh(_candidates(spec, seed), split, seen)
-    chosen = list(fresh if _is_file(spec) else itertools.islice(fresh, size))
-    if not chosen or (len(chosen) < size and not _is_file(spec)):
-      raise ValueError(f"{spec} has {len(chosen)} prompts of {split=}, fewer than {size}")
-    found += [Prompt(talk, spec) for talk in chosen]
+    kind = spec.partition(":")[0]
+    most = None if kind in READERS else size
+    candidates = _candidates(spec, seed, size, configs or {})
+    talks = list(itertools.islice(_fresh(candidates, split, seen), most))
+    if len(talks) < (most or 1):
+      raise ValueError(f"{spec} has {len(talks)} prompts of {split=}, fewer than {most or 1}")
+    found += [Prompt(talk, spec) for talk in talks]
   if not found:
     raise ValueError(f"no source of prompts is named; known: {', '.join(NAMES)}")
   return found
 
 
-def _is_file(spec: str) -> bool:
-  return spec.startswith("jsonl:")
+def _candidates(
+  spec: str, seed: int, size: int, configs: Mapping[str, Any]
+) -> Iterator[tuple[Conversation, str]]:
+  """Conversations that ask for an answer, and the key that decides the split of each."""
+  kind, _, argument = spec.partition(":")
+  if bool(argument) != (kind in READERS or kind == "reasoning_gym"):
+    kind = ""
+  match kind:
+    case "everyday":
+      for index in itertools.count():
+        text = everyday.question(seed, index)
+        yield Conversation(chat.from_user(text)), text
+    case "stdlib":
+      for text, group in library.questions(seed):
+        yield Conversation(chat.from_user(text)), group
+    case "reasoning_gym":
+      tasks = gym.items(argument, seed, size, configs).values()
+      for item in itertools.chain.from_iterable(zip(*tasks, strict=True)):
+        yield Conversation(chat.from_user(item.entry["question"])), gym.key(item)
+    case "jsonl" | "parquet" | "dataset":
+      for talk in chat.read_conversations(argument, kind):
+        asked = _asked(talk)
+        yield asked, _text(asked)
+    case _:
+      raise ValueError(f"unknown source of prompts {spec!r}; known: {', '.join(NAMES)}")
 
 
-def _candidates(spec: str, seed: int) -> Iterator[tuple[Conversation, str]]:
-  """Conversations that a user's turn ends, and the key that decides the split of each."""
-  name, _, argument = spec.partition(":")
-  if spec == "everyday":
-    for index in itertools.count():
-      text = everyday.question(seed, index)
-      yield Conversation(chat.from_user(text)), text
-  elif spec == "stdlib":
-    for text, group in library.questions(seed):
-      yield Conversation(chat.from_user(text)), group
-  elif name == "jsonl" and argument:
-    for talk in chat.read_conversations(argument):
-      if talk.messages[-1]["role"] == "assistant":
-        raise ValueError(f"{talk.where}: the last message is the assistant's, and nothing is asked")
-      yield talk, _text(talk)
-  else:
-    raise ValueError(f"unknown source of prompts {spec!r}; known: {', '.join(NAMES)}")
+def _asked(talk: Conversation) -> Conversation:
+  """What stands before the assistant's last turn, if that ends the conversation."""
+  said = talk.messages
+  if said[-1]["role"] != "assistant":
+    return talk
+  if len(said) == 1:
+    raise ValueError(f"{talk.where}: nothing is asked before the assistant's message")
+  return dataclasses.replace(talk, messages=said[:-1])
 
 
 def _text(talk: Conversation) -> str:

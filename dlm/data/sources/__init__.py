@@ -1,8 +1,9 @@
 """Where text comes from. A source is a sequence of `Example`; its splits never share a document."""
 
 from dlm.data.sources.example import SPLITS, Documents, Example, Source
+from dlm.data.sources.gym import read_gym
 from dlm.data.sources.lists import Lists
-from dlm.data.sources.records import read_jsonl, read_parquet
+from dlm.data.sources.records import read_dataset, read_jsonl, read_parquet
 from dlm.data.sources.stdlib import read_stdlib
 from dlm.data.sources.tfds import TfdsSource, read_tfds
 from dlm.seeds import check_seed
@@ -24,9 +25,11 @@ SOURCES = {
   "lists": lambda _, split, seed, options: Lists(split, seed, **options),
   "jsonl": lambda paths, split, seed, options: read_jsonl(paths, split, **options),
   "parquet": lambda paths, split, seed, options: read_parquet(paths, split, **options),
+  "dataset": lambda paths, split, seed, options: read_dataset(paths, split, **options),
+  "reasoning_gym": lambda names, split, seed, options: read_gym(names, split, seed, **options),
   "tfds": lambda name, split, seed, options: read_tfds(name, split, **options),
 }
-_WITH_ARGUMENT = ("jsonl", "parquet", "tfds")
+_WITH_ARGUMENT = ("jsonl", "parquet", "dataset", "reasoning_gym", "tfds")
 
 
 def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) -> Source:
@@ -38,8 +41,8 @@ def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) ->
   name, _, argument = spec.partition(":")
   if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
     raise ValueError(
-      f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, parquet:PATH,"
-      " tfds:NAME[:CONFIG] (and tokens:DIR where rows are made)"
+      f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, parquet:PATH, dataset:DIR,"
+      " reasoning_gym:TASKS, tfds:NAME[:CONFIG] (and tokens:DIR where rows are made)"
     )
   try:
     source = SOURCES[name](argument, split, seed, options)

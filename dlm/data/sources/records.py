@@ -5,18 +5,11 @@ Or a conversation, {"messages": [{"role": ..., "content": ...}, ...]}, with "too
 """
 
 import pathlib
-from collections.abc import Callable, Iterator
 
-from dlm.data import lines
+from dlm.data import lines, tables
 from dlm.data.chat import Conversation
-from dlm.data.install import require
 from dlm.data.lines import Line
 from dlm.data.sources.example import Documents, Example, check_split, split_of
-
-FIELDS = (
-  "text", "prompt", "completion", "response", "messages", "tools", "chat_template_kwargs",
-)  # fmt: skip
-AT_ONCE = 1024  # rows of a Parquet file
 
 
 def read_jsonl(paths: str, split: str) -> Documents:
@@ -25,41 +18,45 @@ def read_jsonl(paths: str, split: str) -> Documents:
   A `{split}` in the paths names files per split; else a line's number decides its split, so that
   lines appended later move no other line.
   """
-  return _documents("jsonl", paths, split, lines.read_file)
+  return _documents("jsonl", paths, split)
 
 
 def read_parquet(paths: str, split: str) -> Documents:
   """Rows of Parquet files, as `read_jsonl` reads lines: the columns are the fields."""
-  return _documents("parquet", paths, split, _rows)
+  return _documents("parquet", paths, split)
 
 
-def _rows(path: pathlib.Path) -> Iterator[Line]:
-  library = require("pyarrow.parquet")
-  number = 0
-  try:
-    with library.ParquetFile(path) as file:
-      known = [name for name in FIELDS if name in file.schema_arrow.names]
-      for batch in file.iter_batches(AT_ONCE, columns=known):
-        for row in batch.to_pylist():
-          number += 1
-          yield Line(path, number, row)
-  except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-    raise ValueError(f"{path} cannot be read after row {number}: {error}") from error
+def read_dataset(paths: str, split: str) -> Documents:
+  """Rows of folders that Hugging Face's `save_to_disk` wrote, as `read_parquet`.
 
-
-def _documents(
-  name: str, paths: str, split: str, read: Callable[[pathlib.Path], Iterator[Line]]
-) -> Documents:
+  Of a folder with splits of its own it reads `train`, and as held out `test`, else `validation`; if
+  it has none of these two, rows of `train` are held out.
+  """
   check_split(split)
-  separate = "{split}" in paths
+  folder = pathlib.Path(paths)
+  names = tables.splits(folder) if tables.is_dataset(folder) else None
+  if names is None:
+    return _documents("dataset", paths, split)
+  held_out = next((name for name in ("test", "validation") if name in names), None)
+  if "train" not in names:
+    raise ValueError(f"{folder} holds the splits {', '.join(names)}: name one, as {folder}/NAME")
+  own = "train" if split == "train" or held_out is None else held_out
+  return _documents("dataset", str(folder / own), split, whole=held_out is not None)
+
+
+def _documents(kind: str, paths: str, split: str, whole: bool = False) -> Documents:
+  """`whole`: all of the files is of this split."""
+  check_split(split)
+  whole = whole or "{split}" in paths
   found = lines.found(paths.replace("{split}", split))
   examples = []
   for path in found:
-    for line in read(path):
+    for line in lines.READERS[kind](path):
       key = f"line {line.number}" if len(found) == 1 else f"{path.name} line {line.number}"
-      if separate or split_of(key) == split:
+      if whole or split_of(key) == split:
         examples.append(_example(line))
-  return Documents(name, tuple(examples), tuple(map(str, found)))
+  read = [part for path in found for part in (tables.parts(path) if path.is_dir() else [path])]
+  return Documents(kind, tuple(examples), tuple(map(str, read)))
 
 
 def _example(line: Line) -> Example:

@@ -164,7 +164,9 @@ def test_an_empty_source_is_refused(tmp_path):
 
 @pytest.mark.parametrize("spec", ["stdlibs", "jsonl", "jsonl:", "stdlib:x", "tokens:x"])
 def test_unknown_sources_list_the_known(spec):
-  with pytest.raises(ValueError, match="known: stdlib, lists, jsonl:PATH, parquet:PATH, tfds:NAME"):
+  with pytest.raises(
+    ValueError, match="known: stdlib, lists, jsonl:PATH, parquet:PATH, dataset:DIR, re"
+  ):
     open_source(spec)
 
 
