@@ -20,6 +20,7 @@ from dlm.types import Batch
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 CONFIG = flags.DEFINE_string("config", None, "Whose data to take: FILE.py or FILE.py:ARGUMENT.")
+ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the training config's sources.")
 BATCHES = flags.DEFINE_integer("batches", 32, "How many batches of rows.", lower_bound=1)
@@ -40,7 +41,7 @@ def text_of(trained: build.Pretrained) -> build.RunConfig:
 
 def measure() -> likelihood.Likelihood:
   key = jax.random.key(check_seed(SEED.value, "--seed"))
-  trained = build.pretrained(CHECKPOINT.value, STEP.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   tokenizer, model = trained.tokenizer, trained.model
   rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
   print("".join(f"{line}\n" for line in rows.notes()), end="")

@@ -2,10 +2,13 @@
 
     python experiments/import_weights.py --source=HF_DIR --workdir=DIR
     python experiments/import_weights.py --source=DIR --export=HF_DIR
+    python experiments/import_weights.py --source=RUN --export_adapter=PEFT_DIR
 
 sample and evaluate take either as --checkpoint, train as --config.init_from; HF_DIR is then read
 anew each time. --adapt makes an autoregressive checkpoint the start of a diffusion model: full
-attention, and a mask token whose row is the mean of the others.
+attention, and a mask token whose row is the mean of the others. --adapter=PEFT_DIR merges an
+adapter into the weights of --source; the adapters of a run that trained them (model.lora) are
+merged too, or written as PEFT_DIR, which sample and evaluate take as --adapter.
 
 Needs memory for the parameters once, on the devices of --mesh (data=1,fsdp=4; default: one device).
 """
@@ -23,7 +26,9 @@ from dlm.models.config import DTYPES
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face directory or a checkpoint folder.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The checkpoint folder to make.")
 EXPORT = flags.DEFINE_string("export", None, "The Hugging Face directory to make.")
-FAMILY = flags.DEFINE_string("family", "", "Layout of --export; empty: the one it came in.")
+EXPORT_ADAPTER = flags.DEFINE_string("export_adapter", None, "The PEFT directory to make.")
+ADAPTER = flags.DEFINE_string("adapter", None, "In PEFT's layout: is merged into the weights.")
+FAMILY = flags.DEFINE_string("family", "", "Layout of what is exported; empty: as it came in.")
 DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the parameters; default: as stored.")
 MESH = flags.DEFINE_list("mesh", None, "Devices to hold them: data=1,fsdp=4.")
 STEP = flags.DEFINE_string("step", "best", "Of a checkpoint folder: best, latest or a number.")
@@ -54,10 +59,15 @@ def progress() -> Callable[[int, int], None]:
 
 
 def main() -> None:
-  if (WORKDIR.value is None) == (EXPORT.value is None):
-    raise ValueError("give one of --workdir and --export")
-  made = build.pretrained(SOURCE.value, STEP.value)
+  targets = [x for x in (WORKDIR.value, EXPORT.value, EXPORT_ADAPTER.value) if x is not None]
+  if len(targets) != 1:
+    raise ValueError("give one of --workdir, --export and --export_adapter")
+  made = build.pretrained(SOURCE.value, STEP.value, ADAPTER.value)
   made = made.adapted() if ADAPT.value else made
+  if EXPORT_ADAPTER.value is not None:
+    count = build.write_adapter(EXPORT_ADAPTER.value, made, FAMILY.value, DTYPE.value)
+    print(f"{si(float(count))} parameters in {EXPORT_ADAPTER.value}")
+    return
   where = mesh()
   shardings = None if where is None else parallel.shard_params(made.model.abstract(), where)
   reading = {"shardings": shardings, "dtype": DTYPE.value, "progress": progress()}
@@ -66,7 +76,7 @@ def main() -> None:
   elif note := build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading):
     print(note)
   count = float(made.model.config.n_params())
-  print(f"{si(count)} parameters in {WORKDIR.value or EXPORT.value}")
+  print(f"{si(count)} parameters in {targets[0]}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line
 user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
 "content": "..."}, ...], "tools": [...]}, and --chat_args='{"enable_thinking": false}' tells the
 template more. --drafter=DIR names the diffusion checkpoint that drafts for an autoregressive one
-(configs/sample/deer.py). --stop=STRING ends completions where it begins.
+(configs/sample/deer.py). --stop=STRING ends completions where it begins. --adapter=PEFT_DIR is
+merged into the checkpoint, or acts on its mask tokens if it is gated.
 """
 
 import jax
@@ -23,6 +24,7 @@ from dlm.generate import generator
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts (policy deer).")
+ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
@@ -46,7 +48,7 @@ def main() -> None:
   if LIVE.value and OUT.value:
     raise ValueError("--live shows and --out writes: give one of them")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-  trained = build.pretrained(CHECKPOINT.value, STEP.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   drafter = build.pretrained(DRAFTER.value) if DRAFTER.value else None
   sample, own = generator(config, trained, drafter=drafter, stops=STOP.value)
   requests = asked(

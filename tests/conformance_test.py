@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from tests.checkers import (
+  adapters,
   bd3lm,
   block,
   block_objectives,
@@ -64,6 +65,8 @@ IN_GGUF = [path for path in LOGITS if any(path.parent.glob("*.gguf"))]
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
 EC_MOE = objectives.read(FOLDER / "ec_moe")
+RL_2026 = objectives.read(FOLDER / "rl_2026")
+ADAPTERS = [case for case in RL_2026 if case.method == "peft_adapter"]
 TRAINING = {**objectives.METHODS, **block_objectives.METHODS, **peer_objectives.METHODS}
 
 
@@ -88,8 +91,10 @@ def missing() -> dict[str, str]:
       found[f"{family_of(case)}/{case.method}"] = reason
   for path in {*FOLDER.glob("*/train_loss.npz")} - {*TRAIN_LOSSES}:
     found[named(path)] = "its model is not supported yet (a later issue)"
+  for method in {case.method for case in RL_2026} - {"peft_adapter"}:
+    found[f"rl_2026/{method}"] = "not supported yet (a later issue)"
   for path in FOLDER.iterdir():
-    if path.is_dir() and path.name not in ("objectives", "ec_moe", *DECODED):
+    if path.is_dir() and path.name not in ("objectives", "ec_moe", "rl_2026", *DECODED):
       found[path.name] = ELSEWHERE.get(path.name, "not supported yet (a later issue)")
   return found
 
@@ -118,6 +123,12 @@ def test_objectives(case):
 @pytest.mark.parametrize("case", EC_MOE, ids=lambda case: case.name)
 def test_ec_moe(case):
   ec_moe.METHODS[case.method](case)
+  case.check_all_used()
+
+
+@pytest.mark.parametrize("case", ADAPTERS, ids=lambda case: case.name)
+def test_adapters(case):
+  adapters.check(case, FOLDER / "rl_2026")
   case.check_all_used()
 
 

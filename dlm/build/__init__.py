@@ -6,7 +6,7 @@ others, and `sampling` builds its sampler; each checks all that it is given firs
 is told before anything compiles.
 """
 
-from dlm.build.export import write_checkpoint, write_huggingface
+from dlm.build.export import write_adapter, write_checkpoint, write_huggingface
 from dlm.build.pretrained import Pretrained, pretrained
 from dlm.build.run import RunConfig
 from dlm.build.sampling import SamplingConfig, sampling
@@ -25,6 +25,7 @@ __all__ = [
   "recorded",
   "rows",
   "sampling",
+  "write_adapter",
   "write_checkpoint",
   "write_huggingface",
 ]

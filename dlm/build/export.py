@@ -1,4 +1,4 @@
-"""A `Pretrained` written out: as a checkpoint folder of ours, or as a Hugging Face directory.
+"""A `Pretrained` written out: as a checkpoint folder of ours, a Hugging Face directory, an adapter.
 
 What is written appears complete or not at all: it is filled beside its place, then renamed.
 """
@@ -8,9 +8,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from dlm import checkpoint, files, weights, workdir
 from dlm.build import tables
 from dlm.build.pretrained import ORIGIN, Pretrained
+from dlm.models import lora
+from dlm.models.bind import bind
+from dlm.types import Params
+from dlm.weights import peft
 from dlm.weights.families import FAMILIES
 
 
@@ -21,10 +27,11 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
     reading: arguments of `Pretrained.params`.
 
   Raises:
-    ValueError: the folder exists and is not empty; whatever reading raises.
+    ValueError: the folder exists and is not empty; adapters are gated, else they are merged;
+      whatever reading raises.
   """
   with files.appearing(directory) as folder:
-    params, step = made.params(**reading)
+    made, params, step = _merged(made, **reading)
     workdir.fill(folder, made.config, made.facts, made.tokenizer)
     checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
@@ -43,7 +50,7 @@ def write_huggingface(
 
   Raises:
     ValueError: the directory exists and is not empty, the family is not known or cannot say what
-      the model is; whatever reading raises.
+      the model is; adapters are gated, else they are merged; whatever reading raises.
   """
   origin = made.config.get(ORIGIN, {})
   family = family or origin.get("family", "")
@@ -55,7 +62,7 @@ def write_huggingface(
   if family != origin.get("family"):
     base = _longest(base, origin.get("family"), family)
   with files.appearing(directory) as folder:
-    params, _ = made.params(**reading)
+    made, params, _ = _merged(made, **reading)
     weights.fill(folder, family, made.model.config, params, facts=facts, config=base)
     made.tokenizer.publish(folder)
   if FAMILIES[family].qwen2_tokenizer and not made.tokenizer.cuts_as_qwen2:
@@ -64,6 +71,47 @@ def write_huggingface(
       "tokenizer does not: read it by PreTrainedTokenizerFast.from_pretrained"
     )
   return ""
+
+
+def write_adapter(
+  directory: str | os.PathLike, made: Pretrained, family: str = "", dtype: str | None = None
+) -> int:
+  """The adapters of a run in PEFT's layout, see `dlm.weights.peft`; returns how many numbers.
+
+  Args:
+    family: whose modules they are named after; empty: that of the checkpoint the run began with.
+    dtype: of the tensors; None: as trained.
+
+  Raises:
+    ValueError: the directory exists and is not empty, the checkpoint is of no run that trained
+      adapters, the family is not known or has no such modules; whatever reading raises.
+  """
+  if made.base is None:
+    raise ValueError(f"{made.directory} is of no run that trained adapters (model.lora)")
+  family = family or made.config.get(ORIGIN, {}).get("family", "")
+  tables.one_of("family", family, FAMILIES)
+  with files.appearing(directory) as folder:
+    own, _ = made.adapters()
+    ours = {"facts": made.facts.to_json(), "objective": tables.plain(made.objective)}
+    base = made.run().init_from
+    peft.fill(folder, family, made.model.config, own, base=base, ours=ours, dtype=dtype)
+  return sum(leaf.size for leaf in jax.tree.leaves(own))
+
+
+def _merged(made: Pretrained, **reading: Any) -> tuple[Pretrained, Params, int]:
+  """Without adapters: they are in the parameters; with the step these are from."""
+  own = made.model.config.lora
+  if own is not None and own.gated:
+    raise ValueError(
+      f"{made.directory}: its adapters are gated: they act on mask tokens alone and cannot be "
+      "merged into weights; --export_adapter writes them as they are"
+    )
+  params, step = made.params(**reading)
+  if own is None:
+    return made, params, step
+  plain = dataclasses.replace(made.model.config, lora=None)
+  config = made.config | {"model": tables.plain(plain)}
+  return dataclasses.replace(made, model=bind(plain), config=config), lora.merged(params, own), step
 
 
 def _longest(config: Mapping[str, Any], family: str | None, other: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dlm import checkpoint, masks, parallel, weights, workdir
 from dlm.build import models
@@ -20,15 +21,16 @@ from dlm.data import BpeTokenizer, Tokenizer, gguf_tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.facts import ModelFacts
 from dlm.models import lora
-from dlm.models.bind import Model
+from dlm.models.bind import Model, bind
 from dlm.models.config import ModelConfig
 from dlm.models.lora import LoraConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.objectives import Objective
 from dlm.types import Params
-from dlm.weights import Source
+from dlm.weights import Source, peft
 from dlm.weights.adapt import TABLES, with_mask_row
 from dlm.weights.families import FAMILIES
+from dlm.weights.peft import Adapter
 
 ORIGIN = "huggingface"  # of config.json: the family and the config.json of where it all began
 
@@ -54,6 +56,7 @@ class Pretrained:
   source: Source | None  # of a Hugging Face directory or a GGUF file
   needs_mask_row: bool  # the parameters, as they are stored, have none
   base: "Pretrained | None" = None  # of a run that trained adapters, and saved no other parameters
+  adapter: Adapter | None = None  # of PEFT's layout; gated ones stand beside the parameters
 
   def __post_init__(self):
     facts, rows = self.facts, self.model.config.vocab
@@ -79,33 +82,48 @@ class Pretrained:
     """
     if self.base is not None:
       params, step = self._on_base(shardings, dtype, progress)
-    elif self.source is None:
+    else:
+      params, step = self._stored(shardings, dtype, progress)
+    if self.needs_mask_row:
+      params = with_mask_row(params, self.facts.mask_id)
+    return params, step
+
+  def _stored(
+    self, shardings: Any, dtype: str | None, progress: Callable | None
+  ) -> tuple[Params, int]:
+    """As the directory has them, with the adapter."""
+    whole, adapter = shardings, self.adapter
+    if adapter is not None and adapter.gated and shardings is not None:
+      shardings = lora.frozen(shardings)
+    if self.source is None:
       params, step = checkpoint.restore_params(
         self.directory,
         self.which,
-        model=self.model.abstract(),
+        model=lora.frozen(self.model.abstract()),
         shardings=shardings,
         dtype=dtype,
       )
     else:
       step = 0
       params = weights.load(self.source, shardings=shardings, dtype=dtype, progress=progress)
-    if self.needs_mask_row:
-      params = with_mask_row(params, self.facts.mask_id)
-    return params, step
+    if adapter is None:
+      return params, step
+    model = dataclasses.replace(self.model.config, vocab=params["embed"].shape[0], lora=None)
+    if not adapter.gated:
+      return peft.merged(adapter, _family(self), model, params), step
+    _, own = peft.separate(adapter, _family(self), model)
+    own = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype or x.dtype)), own)
+    here = jax.local_devices()[0] if whole is None else lora.adapters(whole)
+    return lora.joined(params, jax.device_put(own, here)), step
 
   def _on_base(
     self, shardings: Any, dtype: str | None, progress: Callable | None
   ) -> tuple[Params, int]:
     """The adapters of a run on the parameters that it began with, which are float32 there."""
-    above = None if shardings is None else lora.adapters(shardings)
-    below = shardings
+    own, step = self.adapters(None if shardings is None else lora.adapters(shardings))
     if shardings is not None and self.base.model.config.lora is None:
-      below = lora.frozen(shardings)
-    own, step = checkpoint.restore_params(
-      self.directory, self.which, model=lora.adapters(self.model.abstract()), shardings=above
-    )
-    under, _ = self.base.params(below, "float32", progress)
+      shardings = lora.frozen(shardings)
+    under, _ = self.base.params(shardings, "float32", progress)
     under = lora.frozen(under)
     said = workdir.read_json(self.directory, workdir.DATA).get("base")
     if said != {"parameters": self.base.digest(under)}:
@@ -114,6 +132,15 @@ class Pretrained:
       )
     params = lora.joined(under, own)
     return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params), step
+
+  def adapters(self, shardings: Any = None) -> tuple[Params, int]:
+    """The adapters of a run that trained them, and the step they are from; its base is not read."""
+    return checkpoint.restore_params(
+      self.directory,
+      self.which,
+      model=lora.adapters(self.model.abstract()),
+      shardings=shardings,
+    )
 
   def digest(self, params: Params) -> str:
     """What tells these parameters, of `params`, from others; adapters are not looked at.
@@ -151,17 +178,29 @@ class Pretrained:
     return RunConfig.of(without_origin(self.config)) if "data" in self.config else None
 
 
-def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretrained:
+def pretrained(
+  directory: str | os.PathLike,
+  which: str | int = "best",
+  adapter: str | os.PathLike | None = None,
+) -> Pretrained:
   """Reads what describes a checkpoint, and none of its parameters.
 
   Args:
     directory: a folder that training or `import_weights` made, a Hugging Face directory, a GGUF
       file, or package:NAME, which is the GGUF file of an installed package.
     which: of the steps of a checkpoint folder: best, latest, or a number, also as text.
+    adapter: a directory in PEFT's layout, see `dlm.weights.peft`: merged into the parameters, or
+      beside them if it is gated. What a run of ours trained it for is then the model's purpose.
 
   Raises:
-    CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer.
+    CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer; the
+      adapter is none, or of another model.
   """
+  made = _alone(directory, which)
+  return made if adapter is None else _with_adapter(made, peft.open_adapter(adapter))
+
+
+def _alone(directory: str | os.PathLike, which: str | int) -> Pretrained:
   directory = weights.located(directory)
   which = int(which) if isinstance(which, str) and which.isdigit() else which
   if weights.is_gguf(directory) or (
@@ -187,6 +226,41 @@ def pretrained(directory: str | os.PathLike, which: str | int = "best") -> Pretr
     needs_mask_row=False,
     base=base,
   )
+
+
+def _with_adapter(made: Pretrained, adapter: Adapter) -> Pretrained:
+  """ValueError where the checkpoint has adapters already, or the modules of no known family."""
+  if made.model.config.lora is not None:
+    raise ValueError(f"{made.directory} has adapters of its own, and takes no other beside them")
+  family, ours = _family(made), adapter.ours
+  if ours is not None:
+    record = ModelRecord.of(_record(made.config | {"objective": ours["objective"]}))
+    if isinstance(made.facts.attention, masks.Causal) and record.objective.name != "ar":
+      made = made.adapted()
+    made = dataclasses.replace(
+      made,
+      facts=ModelFacts.from_json(ours["facts"]),
+      objective=record.objective,
+      config=made.config | {"objective": plain(record.objective)},
+    )
+  model = made.model
+  if adapter.gated:
+    own, _ = peft.separate(adapter, family, model.config)
+    own = dataclasses.replace(own, mask_id=made.facts.mask_id)
+    model = bind(dataclasses.replace(model.config, lora=own))
+  config = made.config | {"model": plain(model.config)}
+  return dataclasses.replace(made, model=model, config=config, adapter=adapter)
+
+
+def _family(made: Pretrained) -> str:
+  """How its modules are named; ValueError where nobody named them."""
+  family = made.config.get(ORIGIN, {}).get("family")
+  if family is None:
+    raise ValueError(
+      f"{made.directory}: adapters go by the names of modules, and this model was trained here, "
+      "from no checkpoint that named them"
+    )
+  return family
 
 
 def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:

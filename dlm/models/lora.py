@@ -105,24 +105,23 @@ def _merged(tree: Any, scale: float) -> Any:
   if A not in tree:
     return {name: _merged(value, scale) for name, value in tree.items()}
   kernel = tree["kernel"]
-  wide = kernel.astype(jnp.float32) + scale * product(tree[A], tree[B], stacked=True)
+  wide = kernel.astype(jnp.float32) + scale * product(tree[A], tree[B], stack=1)
   return {**frozen(tree), "kernel": wide.astype(kernel.dtype)}
 
 
-def product(a: Array, b: Array, *, stacked: bool) -> Array:
+def product(a: Array, b: Array, *, stack: int) -> Array:
   """The kernel [in..., out...] that A and B are together, in float32.
 
   Args:
-    stacked: the first axis of both counts layers.
+    stack: leading axes of both, which count layers and experts.
   """
-  lead = a.shape[:1] if stacked else ()
-  rank = a.shape[-1]
+  lead, rank = a.shape[:stack], a.shape[-1]
   flat = jnp.matmul(
     a.astype(jnp.float32).reshape(*lead, -1, rank),
     b.astype(jnp.float32).reshape(*lead, rank, -1),
     precision="highest",
   )
-  return flat.reshape(*a.shape[:-1], *b.shape[len(lead) + 1 :])
+  return flat.reshape(*a.shape[:-1], *b.shape[stack + 1 :])
 
 
 def _picked(tree: Any, wanted: Any) -> dict[str, Any]:

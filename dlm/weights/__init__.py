@@ -4,6 +4,7 @@
   params = load(source, shardings=..., dtype=...)
   export(directory, family, model, params, facts=...)
 
+`peft` reads and writes adapters.
 `families` says what there is of each family, `names` which tensor becomes which parameter.
 """
 

@@ -84,7 +84,7 @@ def _refuse_adapter(path: pathlib.Path) -> None:
     kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
     raise WeightsError(
       f"{path.parent} is an adapter ({ADAPTER}: peft_type={kind!r:.40}) of {base!r:.200}, and "
-      "adapters are not read: merge it into that model (peft: merge_and_unload) and give the result"
+      "an adapter is no checkpoint: give the model as checkpoint and this directory as --adapter"
     )
 
 
