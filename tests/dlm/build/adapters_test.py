@@ -90,7 +90,7 @@ def test_what_takes_no_adapter_says_so(source, gated, tmp_path):
     build.write_adapter(tmp_path / "again", build.pretrained(source))
   with pytest.raises(ValueError, match="family='qwen' is unknown"):
     build.write_adapter(tmp_path / "again", build.pretrained(gated[0]), "qwen")
-  with pytest.raises(ValueError, match="is no adapter: it holds no adapter_config.json"):
+  with pytest.raises(ValueError, match=r"is no adapter: it holds no adapter_config\.json"):
     build.pretrained(source, adapter=source)
   with pytest.raises(ValueError, match="give the model as checkpoint and this directory as --ad"):
     build.pretrained(tmp_path / "peft")
