@@ -22,6 +22,7 @@ from dlm.sampling.policies.prophet import Prophet
 from dlm.sampling.policies.quota import Quota
 from dlm.sampling.policies.region import Region
 from dlm.sampling.policies.renoise import Renoise
+from dlm.sampling.policies.rnd1 import Rnd1
 from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.smooth import Smooth
 from dlm.sampling.policies.threshold import Threshold
@@ -43,6 +44,7 @@ POLICIES = {
   "dream": Dream,  # Dream, 2508.15487
   "dream_threshold": DreamThreshold,  # Fast-dLLM for Dream, 2505.22618
   "entropy_bounded": EntropyBounded,  # EB-Sampler, 2505.24857
+  "rnd1": Rnd1,  # RND1, RadicalNumerics/RND1
   "region": Region,  # P-ReAct, 2602.07035
   "ete": Ete,  # ETE, 2511.21103
   "certainty_prior": CertaintyPrior,  # d2Cache, decoding, 2509.23094

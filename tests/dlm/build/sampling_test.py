@@ -7,6 +7,7 @@ import runpy
 import pytest
 
 from dlm import build, masks
+from dlm.diffusion.schedules import LogLinear
 from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
@@ -24,6 +25,7 @@ from dlm.sampling.policies import (
   Prophet,
   Quota,
   Renoise,
+  Rnd1,
   Saber,
   Smooth,
   Threshold,
@@ -41,9 +43,25 @@ AR = MDLM | {"attention": "causal", "shift": 1}
 
 
 def sampling(facts, name="default", model=MODEL, **fields):
-  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+  name, _, argument = name.partition(":")
+  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*argument.split())
   config.update(fields)
   return build.sampling(config, model, ModelFacts.from_json(facts))
+
+
+@pytest.mark.parametrize(
+  ("name", "facts", "policy", "block", "plan"),
+  [
+    ("rnd1", MDLM | {"shift": 1}, Rnd1(256), 256, NoCache()),
+    ("diffullama", MDLM | {"shift": 1}, Ancestral(LogLinear(), 64), 2048, NoCache()),
+    ("stable_diffcoder", BD3LM | {"block": 4}, Fixed(steps=4), 4, ExactBlock()),
+    ("dream:dream_coder", MDLM | {"shift": 1}, Dream(768), 768, NoCache()),
+    ("dream:diffucoder", MDLM | {"shift": 1}, Dream(256), 256, NoCache()),
+  ],
+)
+def test_published_settings(name, facts, policy, block, plan):
+  sampler, _ = sampling(facts | {"length": 2048}, name)
+  assert (sampler.policy, sampler.block, sampler.plan) == (policy, block, plan)
 
 
 @pytest.mark.parametrize(
