@@ -1,9 +1,19 @@
-"""Likelihood of a text split: `python experiments/evaluate.py --checkpoint=DIR`.
+r"""Likelihood of a text split: `python experiments/evaluate.py --checkpoint=DIR`.
 
 DIR is a checkpoint folder or a Hugging Face directory. The text is that of the checkpoint's own
 training, or with --config=FILE.py that of another training config's `data`: published weights come
 without. Prints nats and bits per token and perplexity, each with its standard error over sequences;
 from a diffusion model they are bounds, to be read as "at most".
+
+With --task it answers held-out problems instead, and --config says how to sample:
+
+python experiments/evaluate.py --checkpoint=DIR --config=configs/sample/ar.py --chat --size=100 \
+  --config.max_new_tokens=64 --task=reasoning_gym:chain_sum,gcd --out=RESULTS.json
+
+It prints the share of right answers of each task (`dlm.evaluation.tasks` names them) with its
+standard error, and tokens per forward. --chat asks through the checkpoint's chat template, else a
+problem is text to continue; --shots=4 shows worked examples before each, and
+--option='chain_sum={"max_digits": 2}' sets a task.
 """
 
 import dataclasses
@@ -12,14 +22,18 @@ import math
 import jax
 from absl import flags
 
-from dlm import build, command
+from dlm import build, command, files
+from dlm.completions import conversed
 from dlm.data import SPLITS
-from dlm.evaluation import likelihood
+from dlm.evaluation import likelihood, tasks
+from dlm.generate import Request, generator
 from dlm.seeds import check_seed
 from dlm.types import Batch
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
-CONFIG = flags.DEFINE_string("config", None, "Whose data to take: FILE.py or FILE.py:ARGUMENT.")
+CONFIG = flags.DEFINE_string(
+  "config", None, "Whose data to take, or how to sample: FILE.py or FILE.py:ARGUMENT."
+)
 ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which part of the training config's sources.")
@@ -27,7 +41,13 @@ BATCHES = flags.DEFINE_integer("batches", 32, "How many batches of rows.", lower
 BATCH = flags.DEFINE_integer("batch", 0, "Rows a batch; 0: as in training.", lower_bound=0)
 DRAWS = flags.DEFINE_integer("draws", 1, "Noise draws for each row.", lower_bound=1)
 ESTIMATOR = flags.DEFINE_string("estimator", "auto", "auto, training, or an objective by name.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise, or of the problems.")
+TASK = flags.DEFINE_multi_string("task", [], "reasoning_gym:NAMES or lists:NAMES, several times.")
+SIZE = flags.DEFINE_integer("size", 100, "Problems of each task.", lower_bound=1)
+OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE for tasks, a Python literal.")
+CHAT = flags.DEFINE_bool("chat", False, "A problem is a message, not a text to continue.")
+SHOTS = flags.DEFINE_integer("shots", 0, "Worked examples before each problem.", lower_bound=0)
+OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers of --task.")
 
 
 def text_of(trained: build.Pretrained) -> build.RunConfig:
@@ -52,7 +72,56 @@ def measure() -> likelihood.Likelihood:
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 
+def answer() -> None:
+  """Asks the problems of --task."""
+  if CONFIG.value is None:
+    raise ValueError("--task needs --config, which says how to sample")
+  config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+  options, seed = command.options(OPTIONS.value), check_seed(SEED.value, "--seed")
+  asked = [
+    question
+    for spec in TASK.value
+    for question in tasks.questions(
+      spec, size=SIZE.value, seed=seed, shots=SHOTS.value, options=options
+    )
+  ]
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  sample, own = generator(config, trained)
+  if CHAT.value:
+    requests = conversed(trained, own, [question.talk for question in asked])
+  else:
+    requests = [
+      Request.from_text(i, question.text, trained.tokenizer, bos=own.bos, **own.room)
+      for i, question in enumerate(asked)
+    ]
+  params, step = trained.on(sample.mesh)
+  print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems", flush=True)
+  done = sample(params, requests, seed=own.seed)
+  scores = [q.score(c.text, CHAT.value) for q, c in zip(asked, done, strict=True)]
+  found = tasks.results(asked, scores, done)
+  for task, result in found.items():
+    print(f"{task}  {result.describe()}")
+  if OUT.value:
+    how = {"seed": seed, "shots": SHOTS.value, "chat": CHAT.value, "options": options}
+    answers = [
+      {"task": q.task, "prompt": c.prompt, "text": c.text, "score": score}
+      for q, c, score in zip(asked, done, scores, strict=True)
+    ]
+    record = {
+      "checkpoint": CHECKPOINT.value,
+      "step": step,
+      "config": build.plain(config),
+      "problems": how,
+      "tasks": {task: result.record() for task, result in found.items()},
+      "answers": answers,
+    }
+    files.write_json(OUT.value, record)
+
+
 def main() -> None:
+  if TASK.value:
+    answer()
+    return
   found = measure()
   error = found.standard_error
   print(f"{found.sequences} sequences, {found.tokens} tokens, {found.draws} draws each")

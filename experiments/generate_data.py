@@ -27,6 +27,7 @@ from dlm.generate import generator
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 SOURCE = flags.DEFINE_multi_string(
   "source", ["everyday", "stdlib"], f"May be given several times: {', '.join(prompts.NAMES)}."
@@ -58,7 +59,7 @@ def main() -> None:
     if flag.value is None:
       raise ValueError(f"--{flag.name} is missing")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-  trained = build.pretrained(CHECKPOINT.value, STEP.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   sample, own = generator(config, trained)
   talks = [prompt.talk for prompt in asked]
   requests = conversed(trained, own, talks, samples=SAMPLES.value, skip_bad=SKIP_BAD.value)

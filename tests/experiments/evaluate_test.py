@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import re
@@ -51,11 +52,28 @@ def test_prints_the_bound_in_three_units(folder):
   assert bits == pytest.approx(nats / 0.6931, rel=1e-3)
 
 
+def test_answers_to_tasks_are_counted(tmp_path, folder):
+  out = tmp_path / "out.json"
+  done = evaluate(
+    f"--checkpoint={folder}", "--config=configs/sample/default.py", "--config.slots=64",
+    "--config.max_new_tokens=8", "--task=lists:copy,sort", "--size=2", "--shots=1", f"--out={out}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f"{folder} step 2, 4 problems\ncopy  " in done.stdout
+  found = json.loads(out.read_text())
+  assert [*found["tasks"]] == ["copy", "sort"] and found["problems"]["shots"] == 1
+  assert found["tasks"]["copy"]["n"] == 2 and len(found["answers"]) == 4
+  scores = [each["score"] for each in found["answers"] if each["task"] == "sort"]
+  assert found["tasks"]["sort"]["right"] == sum(scores)
+  assert found["answers"][0]["prompt"].count("cpy ") == 2
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (("--step=7",), "holds no step 7; it holds 2"),
     (("--estimator=elbo",), "known: ar, bd3lm"),
+    (("--task=lists",), "--task needs --config, which says how to sample"),
   ],
 )
 def test_mistake_is_one_line_and_exit_code_2(folder, arguments, message):

@@ -1,1 +1,186 @@
-"""Tasks whose answers a program can judge."""
+"""Tasks whose answers a program can judge, on problems that are held out.
+
+  lists:copy,sort                  list problems (`dlm.data.sources.lists`)
+  reasoning_gym:chain_sum,gcd      of the package reasoning-gym, by its own scorers
+
+A problem is put to a model as a message, or as text that it continues, after worked examples if
+some are wanted: those are of the split that training sees.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from dlm.data import Example, open_source
+from dlm.data.chat import Conversation, Message
+from dlm.evaluation.tasks import gym, lists
+from dlm.generate import Completion
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """How problems of a source are asked and graded.
+
+  Args:
+    grade: a text's score in [0, 1].
+    message: to a chat model; text: to be continued; answer: what a worked example says then.
+    end: of an answer, in a text.
+    check: ValueError where an example cannot be graded.
+  """
+
+  grade: Callable[[Example, str], float]
+  message: str
+  text: str
+  answer: str
+  end: str
+  check: Callable[[Example], None] = lambda example: None
+
+
+KINDS = {
+  "lists": Kind(lists.grade, "{prompt}", "{prompt}", "{completion}", "\n"),
+  "reasoning_gym": Kind(
+    gym.grade,
+    "{prompt}Give only the final answer.",
+    "Question: {prompt}Answer:",
+    " {completion}",
+    "\n\n",
+    gym.check,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A problem of a task, and the worked examples that stand before it."""
+
+  task: str
+  kind: Kind
+  example: Example
+  shown: tuple[Example, ...] = ()
+
+  @property
+  def text(self) -> str:
+    """To be continued."""
+    kind = self.kind
+    worked = (f"{_said(kind.text + kind.answer, each)}{kind.end}" for each in self.shown)
+    return "".join([*worked, _said(kind.text, self.example)])
+
+  @property
+  def talk(self) -> Conversation:
+    """To be answered; worked examples are earlier turns."""
+    said: list[Message] = []
+    for each in self.shown:
+      said.append({"role": "user", "content": _said(self.kind.message, each)})
+      said.append({"role": "assistant", "content": each.completion})
+    said.append({"role": "user", "content": _said(self.kind.message, self.example)})
+    return Conversation(said)
+
+  def score(self, text: str, chat: bool) -> float:
+    """Of what a model wrote; to a text that it continues, up to the end of an answer."""
+    if not chat:
+      text = text.strip(" ").partition(self.kind.end)[0]
+    return self.kind.grade(self.example, text)
+
+
+def _said(form: str, example: Example) -> str:
+  return form.format(prompt=example.prompt, completion=example.completion)
+
+
+def questions(
+  spec: str,
+  *,
+  size: int,
+  seed: int = 0,
+  shots: int = 0,
+  options: Mapping[str, Any] | None = None,
+) -> list[Question]:
+  """`size` held-out problems of each task of `KIND:TASK,TASK`, fewer if a task has no more.
+
+  Args:
+    shots: worked examples before each.
+    options: of the source: `dlm.data.sources`.
+  """
+  name, _, tasks = spec.partition(":")
+  if name not in KINDS or not tasks:
+    known = ", ".join(f"{kind}:NAMES" for kind in KINDS)
+    raise ValueError(f"unknown task {spec!r}; known: {known}")
+  kind, found = KINDS[name], []
+  for task in tasks.split(","):
+    asked = _examples(name, task, tasks, "test", seed, size, options or {})
+    shown = _examples(name, task, tasks, "train", seed, shots, options or {}) if shots else []
+    for example in asked:
+      kind.check(example)
+      found.append(Question(task, kind, example, tuple(shown)))
+  return found
+
+
+def _examples(
+  name: str, task: str, tasks: str, split: str, seed: int, size: int, options: Mapping[str, Any]
+) -> list[Example]:
+  if name == "lists":
+    source = open_source("lists", split, seed=seed, tasks=(task,), **options)
+    return [source[i] for i in range(min(size, len(source)))]
+  others = {*tasks.split(",")} - {task}
+  own = {key: value for key, value in options.items() if key not in others}
+  source = open_source(f"{name}:{task}", split, seed=seed, size=size, **own)
+  return [source[i] for i in range(len(source))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Of one task: how many answers are right, and what they cost."""
+
+  n: int
+  right: float  # sum of the scores
+  ended: int  # by a stop id
+  tokens: int
+  forwards: int
+
+  @property
+  def accuracy(self) -> float:
+    return self.right / self.n
+
+  @property
+  def standard_error(self) -> float | None:
+    """Of the accuracy over problems; None: there is one alone."""
+    p = self.accuracy
+    return math.sqrt(p * (1 - p) / (self.n - 1)) if self.n > 1 else None
+
+  @property
+  def tokens_per_forward(self) -> float:
+    return self.tokens / max(self.forwards, 1)
+
+  def describe(self) -> str:
+    """For the screen."""
+    spread = "" if self.standard_error is None else f" +- {100 * self.standard_error:.1f}"
+    return (
+      f"{100 * self.accuracy:.1f}{spread} % of {self.n} right, {self.ended} ended by themselves, "
+      f"{self.tokens_per_forward:.2f} tokens a forward"
+    )
+
+  def record(self) -> dict[str, Any]:
+    return dataclasses.asdict(self) | {
+      "accuracy": self.accuracy,
+      "standard_error": self.standard_error,
+      "tokens_per_forward": self.tokens_per_forward,
+    }
+
+
+def results(
+  asked: Sequence[Question], scores: Iterable[float], completions: Sequence[Completion]
+) -> dict[str, Result]:
+  """By task, in order of first appearance."""
+  groups: dict[str, list[tuple[float, Completion]]] = {}
+  for question, score, completion in zip(asked, scores, completions, strict=True):
+    groups.setdefault(question.task, []).append((score, completion))
+  return {
+    task: Result(
+      n=len(group),
+      right=sum(score for score, _ in group),
+      ended=sum(done.reason == "stop_id" for _, done in group),
+      tokens=sum(len(done.tokens) for _, done in group),
+      forwards=sum(sum(done.forwards.values()) for _, done in group),
+    )
+    for task, group in groups.items()
+  }
