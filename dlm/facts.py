@@ -13,6 +13,7 @@ ATTENTION = {
   "causal": masks.Causal,
   "block_causal": masks.BlockCausal,
   "prompt_blocks": masks.PromptBlocks,
+  "answer_blocks": masks.AnswerBlocks,
 }
 
 

@@ -74,7 +74,7 @@ def noisy_clean_from(
   noisy input begins where its block does.
 
   Args:
-    start_BxL: first slot of each slot's block.
+    start_BxL: first slot of each slot's block; before 0 where a first block is cut short.
     causal_noise: of its own block a noisy input sees itself and what stands before it.
     causal_clean: clean inputs see themselves and what stands before them.
   """
@@ -86,7 +86,7 @@ def noisy_clean_from(
   def ranges(noisy_BxL: Array, clean_BxL: Array) -> Array:
     return jnp.stack([noisy_BxL, clean_BxL], axis=-1)
 
-  noisy_lo = ranges(start_BxL, clean_BxL)
+  noisy_lo = ranges(jnp.maximum(start_BxL, 0), clean_BxL)
   noisy_hi = ranges(after_BxL if causal_noise else end_BxL, length + start_BxL)
   clean_lo = ranges(clean_BxL, clean_BxL)
   clean_hi = ranges(length + (after_BxL if causal_clean else end_BxL), clean_BxL)
@@ -111,6 +111,16 @@ class PromptBlocks:
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerBlocks(PromptBlocks):
+  """The prompt is in blocks too, counted back from its end: its first may be short (OPDLM)."""
+
+  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
+    offset_BxW = slot_BxW - answer_B[:, None]
+    end_BxW = slot_BxW + self.block - offset_BxW % self.block
+    return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
+
+
 def _end_of_block(slot_BxW: Array, answer_BxW: Array, block: int) -> Array:
   offset_BxW = slot_BxW - answer_BxW
   return jnp.where(offset_BxW < 0, answer_BxW, answer_BxW + (offset_BxW // block + 1) * block)
@@ -127,6 +137,13 @@ def prompt_then_blocks(answer_BxL: Array, block: int) -> Mask:
   length = answer_BxL.shape[1]
   end_BxL = jnp.minimum(_end_of_block(jnp.arange(length)[None], answer_BxL, block), length)
   return _one_range(jnp.zeros_like(end_BxL), end_BxL)
+
+
+def own_past(mask: Mask) -> Mask:
+  """Of a mask by `noisy_clean_from`: of its own stream an input sees no later input."""
+  after_W = jnp.arange(1, mask.hi_BxWxR.shape[1] + 1)
+  hi_BxW = jnp.minimum(mask.hi_BxWxR[..., 0], after_W[None])
+  return mask.replace(hi_BxWxR=mask.hi_BxWxR.at[..., 0].set(hi_BxW))
 
 
 def within(mask: Mask, length_B: Array) -> Mask:

@@ -23,6 +23,7 @@ from dlm.objectives.md4 import Md4
 from dlm.objectives.mdlm import Mdlm
 from dlm.objectives.nemotron import Nemotron
 from dlm.objectives.objective import Objective
+from dlm.objectives.opdlm import Opdlm
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
 from dlm.objectives.uniform import Uniform
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "dllm": Dllm,  # dllm's trainers, github.com/ZHZisZZ/dllm
   "hackable": Hackable,  # hackable_diffusion's losses, github.com/google/hackable_diffusion
   "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
+  "opdlm": Opdlm,  # OPDLM, 2606.06712
   "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
@@ -75,6 +77,7 @@ __all__ = [
   "Mdlm",
   "Nemotron",
   "Objective",
+  "Opdlm",
   "Sdar",
   "Sedd",
   "Shifted",

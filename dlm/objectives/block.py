@@ -6,6 +6,7 @@ document, so that packed documents are cut as they are when sampled.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,24 @@ def block_start(batch: Batch, block: int) -> Array:
   """First slot of each slot's block, [B, L]; the last block of a document may be shorter."""
   start_BxL = document_start(batch)
   return start_BxL + (_slots(batch) - start_BxL) // block * block
+
+
+def answer_block_start(batch: Batch, block: int) -> Array:
+  """As `block_start`, of blocks counted both ways from the answer's first token.
+
+  A document's first block may begin before the document.
+  """
+  slot_BxL = _slots(batch)
+  return slot_BxL - (slot_BxL - answer_start(batch)) % block
+
+
+def of_block(values_BxL: Array, batch: Batch, start_BxL: Array, block: int, fill: Any) -> Array:
+  """[B, L, block]: the values of all slots of each slot's block; `fill` outside the document."""
+  slot_BxLxb = start_BxL[:, :, None] + jnp.arange(block)[None, None]
+  inside_BxLxb = slot_BxLxb >= document_start(batch)[:, :, None]
+  inside_BxLxb &= slot_BxLxb < document_end(batch)[:, :, None]
+  flat = jnp.clip(slot_BxLxb, 0, values_BxL.shape[1] - 1).reshape(values_BxL.shape[0], -1)
+  return jnp.where(inside_BxLxb, at(values_BxL, flat).reshape(slot_BxLxb.shape), fill)
 
 
 def at(values_BxL: Array, slot_BxL: Array) -> Array:

@@ -65,6 +65,8 @@ class _Around(Objective):
   shiftable = property(attrgetter("objective.shiftable"))
   annealable = property(attrgetter("objective.annealable"))
   exact_count = property(attrgetter("objective.exact_count"))
+  taught = property(attrgetter("objective.taught"))
+  traced = property(attrgetter("objective.traced"))
 
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()

@@ -24,6 +24,8 @@ class Objective(abc.ABC):
   shiftable = False  # `Shifted` may ask it for the next token
   annealable = False  # `Annealed` may open its attention update by update
   exact_count = False  # `ExactCount` measures the likelihood of its model
+  taught = False  # a frozen teacher is asked too: `denoise` and `params` are pairs, its own second
+  traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
 
   @property
   def candidates(self) -> tuple[dict[str, Any], ...]:

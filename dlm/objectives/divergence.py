@@ -1,0 +1,140 @@
+"""How far a student's distribution of the next token lies from a teacher's, a few rows at a time.
+
+Logits of `ROWS` rows exist at once, [ROWS, V] of student and teacher and about as many more in the
+backward pass, which computes them again: 50 MB each at 49,152 ids. Never [B, L, V]. Rows that are
+not asked stand last and are passed over.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm.objectives.cross_entropy import logits
+from dlm.types import Array, LogitHead
+
+KINDS = ("kl", "jsd")
+ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+  """Kullback-Leibler, either way or mixed, or Jensen-Shannon; of all ids or the teacher's best.
+
+  Args:
+    kind: "kl": (1 - reverse) KL(teacher || student) + reverse KL(student || teacher). "jsd":
+      teacher_weight KL(teacher || m) + (1 - teacher_weight) KL(student || m), m their mean by the
+      same weights.
+    best: sums run over the teacher's so many likeliest ids alone, and what is left is not made to
+      sum to 1 again, so it is no divergence any more; 0: over all.
+    temperature, top_k, top_p, min_p: the teacher's distribution is shaped by them, in this order; 0
+      or, for top_p, 1: off. top_p keeps the id that crosses it.
+  """
+
+  kind: str = "kl"
+  reverse: float = 0.0
+  teacher_weight: float = 0.5
+  best: int = 0
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f"Divergence: kind={self.kind!r} is not one of {', '.join(KINDS)}")
+    for name in ("reverse", "teacher_weight", "top_p", "min_p"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"Divergence: {name}={getattr(self, name)} must lie in [0, 1]")
+    for name in ("best", "top_k"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"Divergence: {name}={getattr(self, name)} must not be negative (0: off)")
+    if not self.temperature > 0:
+      raise ValueError(f"Divergence: temperature={self.temperature} must be positive")
+    if self.reverse and (self.top_k or self.top_p < 1 or self.min_p):
+      raise ValueError(
+        f"Divergence: reverse={self.reverse} is infinite where top_k, top_p or min_p leave the "
+        "teacher without an id that the student may give"
+      )
+
+  def __call__(self, student: LogitHead, teacher: LogitHead, asked_BxL: Array) -> Array:
+    """Nats, float32 [B, L], differentiable in the student; 0 where not asked."""
+    shape = asked_BxL.shape
+    count = asked_BxL.size
+    size = min(ROWS, count)
+    # Asked rows first, and the last tile filled up with rows that are not asked.
+    order_R = jnp.argsort(~asked_BxL.ravel(), stable=True)
+    row_TxR = jnp.pad(order_R, (0, -count % size), constant_values=count).reshape(-1, size)
+    heads = student, teacher
+
+    def of_rows(row_R: Array) -> Array:
+      def at(head: LogitHead) -> Array:
+        hidden_NxD = head.hidden_BxAxD.reshape(count, -1)
+        hidden_RxD = hidden_NxD.at[row_R].get(mode="fill", fill_value=0)
+        return logits(head.replace(hidden_BxAxD=hidden_RxD[None]))[0]
+
+      return self.of_logits(*map(at, heads))
+
+    def tile(_: None, row_R: Array) -> tuple[None, Array]:
+      asked_R = asked_BxL.ravel().at[row_R].get(mode="fill", fill_value=False)
+      nothing_R = jnp.zeros(size, jnp.float32)
+      nats_R = jax.lax.cond(asked_R.any(), jax.checkpoint(of_rows), lambda _: nothing_R, row_R)
+      return None, jnp.where(asked_R, nats_R, 0)
+
+    _, nats_TxR = jax.lax.scan(tile, None, row_TxR)
+    nats_R = jnp.zeros(count, jnp.float32).at[row_TxR.ravel()].set(nats_TxR.ravel(), mode="drop")
+    return nats_R.reshape(shape)
+
+  def of_logits(self, student_RxV: Array, teacher_RxV: Array) -> Array:
+    """Nats by row, [R]."""
+    q_RxK = jax.nn.log_softmax(student_RxV)
+    p_RxK = jax.nn.log_softmax(self._shaped(teacher_RxV))
+    if self.best:
+      p_RxK, id_RxK = jax.lax.top_k(p_RxK, min(self.best, p_RxK.shape[1]))
+      q_RxK = jnp.take_along_axis(q_RxK, id_RxK, axis=1)
+    if self.kind == "jsd":
+      a = self.teacher_weight
+      mean_RxK = jnp.logaddexp(_log(a) + p_RxK, _log(1 - a) + q_RxK)
+      return a * _mean_gap(p_RxK, mean_RxK) + (1 - a) * _mean_gap(q_RxK, mean_RxK)
+    nats_R = (1 - self.reverse) * _mean_gap(p_RxK, q_RxK)
+    return nats_R + self.reverse * _mean_gap(q_RxK, p_RxK) if self.reverse else nats_R
+
+  def _shaped(self, z_RxV: Array) -> Array:
+    z_RxV = z_RxV / self.temperature
+    if self.top_k:
+      least_Rx1 = jax.lax.top_k(z_RxV, min(self.top_k, z_RxV.shape[1]))[0][:, -1:]
+      z_RxV = jnp.where(z_RxV >= least_Rx1, z_RxV, -jnp.inf)
+    if self.top_p < 1:
+      sorted_RxV = jnp.sort(z_RxV, axis=1, descending=True)
+      p_RxV = jax.nn.softmax(sorted_RxV)
+      kept_RxV = jnp.cumsum(p_RxV, axis=1) - p_RxV <= self.top_p
+      least_Rx1 = jnp.where(kept_RxV, sorted_RxV, jnp.inf).min(axis=1, keepdims=True)
+      z_RxV = jnp.where(z_RxV >= least_Rx1, z_RxV, -jnp.inf)
+    if self.min_p:
+      least_Rx1 = z_RxV.max(axis=1, keepdims=True) + _log(self.min_p)
+      z_RxV = jnp.where(z_RxV >= least_Rx1, z_RxV, -jnp.inf)
+    return z_RxV
+
+
+def _log(x: float) -> Array:
+  return jnp.log(jnp.float32(x))
+
+
+def _mean_gap(p_RxK: Array, q_RxK: Array) -> Array:
+  """Of log-probabilities: sum of exp(p) (p - q), where an id that p excludes adds nothing."""
+  live_RxK = p_RxK > -jnp.inf
+  p_RxK = jnp.where(live_RxK, p_RxK, 0)
+  gap_RxK = p_RxK - jnp.where(live_RxK, q_RxK, 0)
+  return jnp.where(live_RxK, jnp.exp(p_RxK) * gap_RxK, 0).sum(axis=1)
+
+
+def likeliest(head: LogitHead) -> Array:
+  """The id of the largest logit, int32 [B, A], `ROWS` rows at a time."""
+  shape = head.hidden_BxAxD.shape[:2]
+  hidden_RxD = head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1])
+
+  def of_row(hidden_D: Array) -> Array:
+    return jnp.argmax(logits(head.replace(hidden_BxAxD=hidden_D[None, None]))[0, 0])
+
+  found_R = jax.lax.map(of_row, hidden_RxD, batch_size=min(ROWS, hidden_RxD.shape[0]))
+  return found_R.reshape(shape).astype(jnp.int32)

@@ -1,0 +1,211 @@
+"""Post-training of the authors' codes, from tests/conformance/rl_2026: OPDLM, and what of TraceRL's
+rows and attention it shares.
+
+Their input is [prompt | clean answer | noisy answer], prompts padded on the left; ours is
+[noisy; clean] of both. `in_theirs` says which of our inputs each of theirs is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm.objectives import Opdlm, streams
+from dlm.objectives.block import answer_block_start
+from dlm.objectives.divergence import Divergence
+from dlm.objectives.opdlm import step_ranks
+from dlm.types import Batch
+from tests.checkers.block_objectives import seen_by
+from tests.checkers.objectives import Case, Recorded, close, same
+
+KEEP_ALL = 0.75  # a draw that takes the last of one or two states of a block
+
+
+def in_theirs(prompt: int, length: int) -> np.ndarray:
+  return np.concatenate([length + np.arange(length), np.arange(prompt, length)])
+
+
+def batch_of(ids, prompt: int, pad_id: int, **extra) -> Batch:
+  """Rows [prompt | answer]; padding before the prompt is nobody's, padding behind the answer is
+  text that is not learned."""
+  slot = np.arange(ids.shape[1])[None]
+  text = (slot >= prompt) | (np.cumsum(ids != pad_id, axis=1) > 0)
+  return Batch(
+    tokens_BxL=jnp.asarray(ids, jnp.int32),
+    noisable_BxL=jnp.asarray((slot >= prompt) & (ids != pad_id)),
+    segment_BxL=jnp.asarray(text, jnp.int32),
+    position_BxL=jnp.asarray(np.where(text, np.cumsum(text, axis=1) - 1, 0), jnp.int32),
+    extra={name: jnp.asarray(value) for name, value in extra.items()},
+  )
+
+
+def when_of(masked, prompt: int, block: int) -> np.ndarray:
+  """A trajectory whose last state but the text itself is this: masks were written last."""
+  when = np.full(masked.shape, -1, np.int32)
+  for first in range(prompt, masked.shape[1], block):
+    part = masked[:, first : first + block]
+    when[:, first : first + block] = np.where(part.any(1, keepdims=True), part, -1)
+  return when
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def replay(objective, batch, student, teacher, in_stream):
+  """Noisy, what the teacher reads, the loss and its gradient."""
+  draws = dict.fromkeys(("u_time", "u_mask"), jnp.full(batch.tokens_BxL.shape, KEEP_ALL))
+  noisy = objective.corrupt_with(draws, batch, 0)
+  noisy = streams.shifted_in_stream(noisy, batch) if in_stream else noisy
+  asked = Recorded()
+
+  def mean(logits):
+    params = ({"logits": logits}, {"logits": teacher})
+    sums, _ = objective.loss((asked, asked), params, noisy)
+    return sums.total / sums.count
+
+  head = asked({"logits": student[:, : batch.tokens_BxL.shape[1]]}, None).head
+  return noisy, objective.teacher_inputs(noisy, head), *jax.value_and_grad(mean)(student)
+
+
+def opdlm_loss(case: Case):
+  ids, prompt, block = (
+    case.inputs["extended_input_ids"], case.arg("start_pos"), case.arg("block_size")
+  )  # fmt: skip
+  pad_id, mask_id, end_id = (case.arg(name) for name in ("pad_id", "mask_id", "im_end_id"))
+  length = (ids.shape[1] + prompt) // 2
+  order = in_theirs(prompt, length)
+  text, shown = ids[:, :length], np.concatenate([ids[:, :prompt], ids[:, length:]], axis=1)
+  ends = (text == end_id) & (np.arange(length) >= prompt)[None]
+  end = ends & (ends.cumsum(1) == 1)
+  batch = batch_of(text, prompt, pad_id, when=when_of(shown == mask_id, prompt, block), end=end)
+  batch = batch.replace(noisable_BxL=batch.noisable_BxL & (end | (ends.cumsum(1) == 0)))
+  objective = Opdlm(
+    mask_id,
+    block,
+    fill={"clean_fill": "text", "argmax_fill": "guess"}[case.arg("teacher_fill")],
+    learn_end=not case.arg("exclude_im_end"),
+    divergence=Divergence(
+      kind=case.arg("loss_type"),
+      reverse=case.arg("reverse_kl_weight"),
+      teacher_weight=case.arg("jsd_alpha"),
+      best=case.arg("top_k_logits"),
+      temperature=case.arg("teacher_sampling_temperature"),
+      top_k=case.arg("teacher_sampling_top_k"),
+      top_p=case.arg("teacher_sampling_top_p"),
+      min_p=case.arg("teacher_sampling_min_p"),
+    ),
+  )
+
+  def ours(logits):
+    both = np.zeros((*ids.shape[:1], 2 * length, logits.shape[-1]), np.float32)
+    both[:, order] = logits
+    both[:, :prompt] = logits[:, :prompt]  # they have the prompt once
+    return jnp.asarray(both)
+
+  student, teacher = (ours(case.inputs[f"{who}_logits"]) for who in ("student", "teacher"))
+  noisy, read, loss, grad = replay(
+    objective, batch, student, teacher, case.arg("student_arm_shift")
+  )
+  same(noisy.inputs_BxW[:, order], ids)
+  live = np.asarray(noisy.mask.q_segment_BxW)[:, order] > 0
+  same(noisy.slot_BxW[:, order], case.inputs["position_ids"], live)
+  same(read.inputs_BxW[:, order], case.outputs["teacher_input"])
+  seen = np.asarray(seen_by(read.mask))[:, order][:, :, order]
+  same(seen[live], case.outputs["teacher_mask"][live])
+  learned = batch.noisable_BxL if objective.learn_end else batch.noisable_BxL & ~end
+  same(learned.sum(), case.expected["response_tokens"])
+  close(loss, case.expected["loss"])
+  grad = np.array(grad)
+  grad[:, length : length + prompt] += grad[:, :prompt]
+  close(grad[:, order], case.outputs["grad_student_logits"])
+
+
+def opdlm_rows(case: Case):
+  ids, prompt, block = case.inputs["input_ids"], case.arg("start_pos"), case.arg("block_size")
+  starts = range(prompt, len(ids), block)
+  draws = {name: np.ones((1, len(ids)), np.float32) for name in ("u_time", "u_mask")}
+  trained = None
+  if case.arg("random_mask"):
+    u, forced = list(case.arg("u")), list(case.arg("ints"))
+    for first in starts:
+      level, drawn = u.pop(0), np.array(u.pop(0), np.float32)
+      if not (drawn < level[0]).any():
+        drawn[forced.pop(0)] = level[0]
+      draws["u_time"][0, first] = level[0]
+      draws["u_mask"][0, first : first + block] = drawn
+    batch = batch_of(ids[None], prompt, -1)
+  else:
+    round_of = np.where(
+      case.inputs["round_p_mask"].any(0), case.inputs["round_p_mask"].argmax(0), -1
+    )
+    rounds = np.full(len(ids), -1)
+    for first, chosen in zip(starts, case.arg("rounds"), strict=True):
+      part = slice(first, first + block)
+      draws["u_time"][0, first] = (chosen + 0.5) / len(set(round_of[part]))
+      rounds[part] = chosen
+    trained = (round_of == rounds) & (round_of >= 0)
+    batch = batch_of(ids[None], prompt, -1, when=round_of[None])
+    shown = case.inputs["round_inputs"][0]
+    same(shown[: len(ids)], ids)
+  states = "random" if case.arg("random_mask") else "trace"
+  objective = Opdlm(case.arg("mask_id"), block, states=states)
+  noisy = jax.jit(objective.corrupt_with)(draws, batch, 0)
+  same(noisy.inputs_BxW[0, in_theirs(prompt, len(ids))], case.outputs["extended_input_ids"])
+  masked = np.asarray(noisy.weight_BxL[0] > 0)
+  same(masked if trained is None else trained, case.outputs["p_mask"])
+
+
+def tracerl_attention(case: Case):
+  ids, prompt = case.inputs["extended_input_ids"], case.arg("start_pos")
+  length = (ids.shape[1] + prompt) // 2
+  text = ids[:, :length]
+  batch = batch_of(text, prompt, case.arg("pad_id"), when=np.full(text.shape, -1))
+  draws = dict.fromkeys(("u_time", "u_mask"), jnp.zeros(text.shape))
+  noisy = jax.jit(Opdlm(1 << 20, case.arg("block_size")).corrupt_with)(draws, batch, 0)
+  order = in_theirs(prompt, length)
+  live = np.asarray(noisy.mask.q_segment_BxW)[:, order] > 0
+  seen = np.asarray(seen_by(noisy.mask))[:, order][:, :, order]
+  same(seen[live], case.outputs["attention_mask"][live])
+
+
+def tracerl_rows(case: Case):
+  """Round by round: what is masked, and what is learned of it, padding left out."""
+  assert case.arg("training_method") == "TraceRL" and case.arg("post_num") == 0
+  ids, prompt, block = case.inputs["input_ids"], case.arg("start_pos"), case.arg("block_size")
+  whole = case.outputs["step_map_full"]
+  for given, full in zip(case.arg("step_maps"), whole, strict=True):
+    same(full[: len(given)], given)
+  when = np.pad(whole, ((0, 0), (prompt, 0)), constant_values=-1)
+  batch = batch_of(ids, prompt, -1, when=when)
+  start = answer_block_start(batch, block)
+  rank = np.asarray(jax.jit(step_ranks, static_argnums=2)(batch, start, block)[0])
+  round_BxL = np.where(when >= 0, rank // case.arg("shrink"), -1)
+  rows = []
+  for row, rounds in enumerate(round_BxL):
+    for each in range(rounds.max() + 1):
+      learned = (rounds == each) & (ids[row] != case.arg("pad_id"))
+      if learned.any():
+        shown = np.where(rounds >= each, case.arg("mask_id"), ids[row])
+        rows.append((np.concatenate([ids[row], shown[prompt:]]), learned, ids[row], row))
+  inputs, learned, labels, source = map(np.array, zip(*rows, strict=True))
+  same(inputs, case.outputs["extended_input_ids"])
+  same(learned, case.outputs["p_mask"])
+  same(labels, case.outputs["labels"])
+  same(case.inputs["reward"][source], case.outputs["reward"])
+
+
+METHODS = {
+  "opdlm_loss": opdlm_loss,
+  "opdlm_rows": opdlm_rows,
+  "tracerl_attention": tracerl_attention,
+  "tracerl_rows": tracerl_rows,
+}
+# Of methods above, cases of what is not here.
+UNCHECKED = {
+  "tracerl_rows/post_num1": "padding that is learned",
+  "tracerl_rows/random_masking": "states that were never met, by token",
+  "tracerl_rows/coupled": "complementary states",
+}
+
+
+def is_checked(case: Case) -> bool:
+  return case.method in METHODS and case.name not in UNCHECKED
