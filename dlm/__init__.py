@@ -5,6 +5,7 @@ and in `dlm/generate.py` + `dlm/sampling/loop.py`:
 
   training   config -> build -> rows -> Batch -> objective.corrupt -> Noisy -> denoise
              -> objective.loss -> LossSum -> update
+             rows may be what the model itself writes: prompts -> sampling -> Batch (`rollout`)
   sampling   prompt -> Canvas -> [ plan -> denoise -> LogitHead -> token_stats -> policy.decide
              -> commit ]* -> text
 
@@ -25,7 +26,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    model
   dlm/files        what appears on disk is whole      completions prompts in, JSON lines out
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
-  dlm/generate     THE sampling path              answers         a model's own, to train on
+  dlm/generate     THE sampling path                  answers     a model's own, to train on
+  dlm/rollout      rows that a model writes while it learns
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out; autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
@@ -46,7 +48,7 @@ Imports point one way; tests/layering_test.py holds the table:
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
-  weights -> models;  train, generate -> all above, and build
+  weights -> models;  rollout, generate -> all above, and build;  train -> the same and rollout
   evaluation -> generate and all above but models
   difftester -> types, sampling
   build -> all but train, generate, evaluation;  experiments -> anything

@@ -20,9 +20,10 @@ import optax
 from flax import struct
 from jax import lax
 
-from dlm import build, checkpoint, parallel
+from dlm import build, checkpoint, parallel, rollout
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
+from dlm.data import Rows
 from dlm.metrics import Metrics, Tally
 from dlm.models import lora
 from dlm.models.moe.training import balanced, described, load, penalised
@@ -48,6 +49,9 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
+Both = tuple[
+  Params, Params | None
+]  # the model's and, of an objective that is taught, its teacher's
 Updated = tuple[TrainState, LossSum, dict[str, Array]]  # with the gradient's norm and the rate
 
 
@@ -58,23 +62,26 @@ class Step:
   training: Training
 
   @functools.cached_property
-  def update(self) -> Callable[[TrainState, Batch], Updated]:
+  def update(self) -> Callable[[TrainState, Batch, Params | None], Updated]:
     """The state after a batch; the one before is donated."""
     return jax.jit(self.updated, donate_argnums=0)
 
-  def updated(self, state: TrainState, batch: Batch) -> Updated:
+  def updated(self, state: TrainState, batch: Batch, teacher: Params | None = None) -> Updated:
     """corrupt -> loss and gradient, summed over the batch -> update."""
     training, config = self.training, self.training.run.optimizer
     noisy = self.corrupt("train", batch, state.step)
 
-    def gradient(params: Params, noisy: Noisy) -> tuple[Params, tuple[LossSum, Array | None]]:
+    def gradient(both: Both, noisy: Noisy) -> tuple[Params, tuple[LossSum, Array | None]]:
+      params, teacher = both
+
       def total(own: Params) -> tuple[Array, tuple[LossSum, Array | None]]:
-        loss, aux = training.objective.loss(training.model, with_trained(params, own), noisy)
+        asked = self.asked(with_trained(params, own), teacher)
+        loss, aux = training.objective.loss(*asked, noisy)
         return penalised(loss, aux), (described(loss, aux), load(aux))
 
       return jax.grad(total, has_aux=True)(trained(config, params))
 
-    grads, (loss, load_YxE) = self.summed(gradient)(state.params, noisy)
+    grads, (loss, load_YxE) = self.summed(gradient)((state.params, teacher), noisy)
     grads = jax.tree.map(lambda g: g / loss.count, grads)
     own = trained(config, state.params)
     change, opt_state = self.optimizer.update(grads, state.opt_state, own)
@@ -87,11 +94,29 @@ class Step:
     return lax.with_sharding_constraint(state, self.shardings()), loss, numbers
 
   @functools.cached_property
-  def evaluate(self) -> Callable[[Params, Batch, Array], LossSum]:
-    """(parameters, batch, its index) -> loss. Its noise depends on seed and index alone."""
-    objective, model = self.training.objective, self.training.model
-    summed = self.summed(lambda params, noisy: objective.loss(model, params, noisy)[0])
-    return jax.jit(lambda params, batch, index: summed(params, self.corrupt("eval", batch, index)))
+  def evaluate(self) -> Callable[..., LossSum]:
+    """(parameters, batch, its index) -> loss. Its noise depends on seed and index alone.
+
+    A fourth argument: the teacher's parameters.
+    """
+    objective = self.training.objective
+    summed = self.summed(lambda both, noisy: objective.loss(*self.asked(*both), noisy)[0])
+
+    def evaluate(params: Params, batch: Batch, index: Array, teacher: Params | None = None):
+      return summed((params, teacher), self.corrupt("eval", batch, index))
+
+    return jax.jit(evaluate)
+
+  def asked(self, params: Params, teacher: Params | None) -> tuple[Any, Any]:
+    """Denoiser and parameters as the objective takes them: pairs where it is taught.
+
+    A model that learns by adapters is its own teacher without them: no second copy of it is held.
+    """
+    model = self.training.model
+    if not self.training.objective.taught:
+      return model, params
+    teacher = lora.frozen(params) if self.training.taught_by_base else teacher
+    return (model, self.training.teacher_model), (params, teacher)
 
   @functools.cached_property
   def spread(self) -> Callable[[Params, Batch, Array], Array]:
@@ -119,7 +144,7 @@ class Step:
 
   def key(self, purpose: str) -> Array:
     """One stream of randomness for each use of the run's seed."""
-    index = ("init", "train", "eval").index(purpose)
+    index = ("init", "train", "eval", "write", "write_eval").index(purpose)
     return jax.random.fold_in(jax.random.key(self.training.run.seed), index)
 
   def init(self) -> TrainState:
@@ -130,6 +155,14 @@ class Step:
     own = source.model.config.lora is not None
     params, _ = source.params(shardings.params if own else lora.frozen(shardings.params), "float32")
     return jax.jit(self._start, out_shardings=shardings, donate_argnums=0)(params)
+
+  def teacher(self) -> Params | None:
+    """The parameters of the teacher, if there is one, on their shards; None also: see `asked`."""
+    source = self.training.teacher
+    if source is None or self.training.taught_by_base:
+      return None
+    shardings = parallel.shard_params(self.training.teacher_model.abstract(), self.training.mesh)
+    return source.params(shardings, "float32")[0]
 
   def abstract(self) -> TrainState:
     """Shapes and shardings of a state, to restore one into."""
@@ -184,7 +217,8 @@ class Step:
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     corrupt = functools.partial(self.corrupt, "train")
-    noisy = jax.eval_shape(corrupt, Batch(ids, flags, ids, ids), jnp.int32(0))
+    batch = Batch(ids, flags, ids, ids, {"when": ids} if self.training.objective.traced else {})
+    noisy = jax.eval_shape(corrupt, batch, jnp.int32(0))
     window = noisy.inputs_BxW.shape[1]
     config = self.training.model.config
     forwards = 3.0 if config.lora is None else 2.0
@@ -225,6 +259,7 @@ def train(
   if not begun or training.model.config.lora is not None:
     state = step.init()  # first: a source that cannot be read leaves no folder
     base = step.base(state)
+  teacher = step.teacher()
   config = training.config()
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
   if base is not None:
@@ -242,7 +277,8 @@ def train(
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
       for line in training.rows.notes():
         metrics.say(line)
-      return _Loop(training, step, checkpoints, metrics, stop, samples, extra).run(state, first)
+      loop = _Loop(training, step, checkpoints, metrics, stop, samples, extra, teacher)
+      return loop.run(state, first)
 
 
 @dataclasses.dataclass
@@ -256,6 +292,7 @@ class _Loop:
   stop: threading.Event
   samples: Writer | None
   extra: dict[str, Any]  # `Batch.extra`: the noise that the last evaluation chose
+  teacher: Params | None
 
   def run(self, state: TrainState, first: int) -> TrainState:
     steps = self.training.run.steps
@@ -264,9 +301,11 @@ class _Loop:
       self.metrics.say(f"resumed at step {first}")
     waiting = None  # the report of the update before, fetched while the next one runs
     for done in range(first + 1, steps + 1):
-      batch = self.put(self.training.rows[done - 1]).replace(extra=self.extra)
+      batch, written = self.batch("write", self.training.rows, done - 1, state.params)
+      batch = batch.replace(extra=batch.extra | self.extra)
       with jax.transfer_guard("disallow"):
-        state, *report = self.step.update(state, batch)
+        state, loss, numbers = self.step.update(state, batch, self.teacher)
+      report = loss, numbers | written
       if waiting is not None:
         self.settle(*waiting)
       waiting = done, *report
@@ -281,6 +320,17 @@ class _Loop:
         break
     self.checkpoints.wait()
     return state
+
+  def batch(self, purpose: str, rows: Rows, index: int, params: Params) -> tuple[Batch, dict]:
+    """Rows of the data, or what the model writes after their prompts and what to record of it."""
+    batch = self.put(rows[index])
+    if self.roll_out is None:
+      return batch, {}
+    return self.roll_out(params, batch, jax.random.fold_in(self.step.key(purpose), index))
+
+  @functools.cached_property
+  def roll_out(self) -> rollout.RollOut | None:
+    return rollout.of(self.training)
 
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
@@ -332,9 +382,11 @@ class _Loop:
   def evaluate(self, state: TrainState, done: int) -> float:
     """Loss per token over the fixed test batches; sums in float64 on the host."""
     total = count = 0.0
+    params = state.best_params()
     for index in range(self.training.run.eval.batches):
-      batch = self.put(self.training.eval_rows[index])
-      sums = jax.device_get(self.step.evaluate(state.best_params(), batch, jnp.int32(index)))
+      batch, _ = self.batch("write_eval", self.training.eval_rows, index, params)
+      sums = self.step.evaluate(params, batch, jnp.int32(index), self.teacher)
+      sums = jax.device_get(sums)
       total, count = total + float(sums.total), count + float(sums.count)
     loss = total / count
     if not math.isfinite(loss):

@@ -90,7 +90,10 @@ LAYERS = {
   "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
-  "dlm.train": Layer((*PARTS, "dlm.build", "dlm.preemption"), ("jax", "flax", "optax", "numpy")),
+  "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax",)),
+  "dlm.train": Layer(
+    (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout"), ("jax", "flax", "optax", "numpy")
+  ),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),

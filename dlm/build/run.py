@@ -3,6 +3,7 @@
 import dataclasses
 from typing import get_args
 
+from dlm.build.sampling import SamplingConfig
 from dlm.build.tables import Config, Named, Partial, one_of
 from dlm.checkpoint import Retention
 from dlm.data import MixturePart
@@ -93,6 +94,10 @@ class RunConfig(Config):
     parallel: shard_map or pmap.
     init_from: a checkpoint folder or Hugging Face directory whose parameters the run starts from;
       empty: from random ones.
+    teacher: a checkpoint whose model tells an objective like opdlm what to predict; empty: that of
+      init_from, as it is there.
+    rollout: how the model writes the rows it learns from, after the prompts of the data's rows: see
+      `dlm.rollout`. None: it learns from the data's.
   """
 
   steps: int
@@ -106,6 +111,8 @@ class RunConfig(Config):
   parallel: str = "shard_map"
   log_every: int = 10
   init_from: str = ""
+  teacher: str = ""
+  rollout: SamplingConfig | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   eval: EvalConfig = EvalConfig()
   sample: SampleConfig = SampleConfig()

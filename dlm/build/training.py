@@ -6,15 +6,16 @@ from typing import Any
 
 import jax
 
-from dlm import data, parallel
+from dlm import data, masks, parallel
 from dlm.build import tables
 from dlm.build.choices import Reading
 from dlm.build.models import model
 from dlm.build.pretrained import ORIGIN, Pretrained, continued, pretrained, without_origin
 from dlm.build.run import RunConfig
+from dlm.build.sampling import SamplingConfig, sampling
 from dlm.data import Rows, Tokenizer
 from dlm.facts import ModelFacts
-from dlm.models.bind import Model
+from dlm.models.bind import Model, bind
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.optimizer import learning_rate
 
@@ -32,6 +33,19 @@ class Training:
   rows: Rows
   eval_rows: Rows
   facts: ModelFacts
+  teacher: Pretrained | None  # of an objective that is taught
+
+  @property
+  def teacher_model(self) -> Model:
+    """Computes as the model does."""
+    own, theirs = self.model.config, self.teacher.model.config
+    return bind(dataclasses.replace(theirs, dtype=own.dtype, implementation=own.implementation))
+
+  @property
+  def taught_by_base(self) -> bool:
+    """The teacher is the model without its adapters."""
+    adds = self.model.config.lora is not None and self.source.model.config.lora is None
+    return self.teacher is not None and adds and not self.run.teacher
 
   def config(self) -> dict[str, Any]:
     """config.json of its folder: the run, and what its source says of where it began."""
@@ -63,6 +77,7 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     rows=rows(run, words, "train"),
     eval_rows=rows(run, words, "test"),
     facts=_facts(run, trained, words, source),
+    teacher=_teacher(run, trained, words),
   )
   _agree(training)
   return training
@@ -171,6 +186,47 @@ def _facts(
   )
 
 
+def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretrained | None:
+  """With a mask row, as a model that starts from it has."""
+  if not trained.taught:
+    if run.teacher:
+      raise ValueError(
+        f"teacher={run.teacher!r} does not go with objective.name={run.objective.name!r}"
+      )
+    return None
+  if not (run.teacher or run.init_from):
+    raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
+  teacher = pretrained(run.teacher or run.init_from)
+  if not isinstance(teacher.facts.attention, masks.Causal):
+    raise ValueError(
+      f"teacher {teacher.directory} must be autoregressive, not of attention "
+      f"{teacher.facts.attention_name!r}: name another by `teacher`"
+    )
+  if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
+    raise ValueError(f"teacher {teacher.directory} has another tokenizer than the run")
+  return teacher.adapted()
+
+
+def _agree_on_rollout(training: Training) -> None:
+  """What the model writes by itself takes the run's own mesh, seed, rows and length."""
+  run = training.run
+  if training.objective.traced and run.rollout is None:
+    raise ValueError(
+      f"objective.name={run.objective.name!r} learns from what the model writes: it needs `rollout`"
+    )
+  if run.rollout is None:
+    return
+  unsaid = SamplingConfig()
+  for name in ("slots", "seed", "batch", "row_tile", "parallel", "mesh", "bos", "implementation"):
+    if getattr(run.rollout, name) != getattr(unsaid, name):
+      value = getattr(run.rollout, name)
+      raise ValueError(f"rollout.{name}={value!r} is not for roll-outs: leave it out")
+  for rows in (training.rows, training.eval_rows):
+    if not rows.alone:
+      raise ValueError("rollout needs one prompt a row: data.mode='pad', per_row=1 in every source")
+  sampling(run.rollout, training.model, training.facts)
+
+
 def _agree(training: Training) -> None:
   """What no table can check alone."""
   run = training.run
@@ -198,6 +254,7 @@ def _agree(training: Training) -> None:
     _agree_on_adapters(training)
   if run.optimizer.trainable == "router" and training.model.config.moe is None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
+  _agree_on_rollout(training)
   learning_rate(run.optimizer, run.steps)
 
 

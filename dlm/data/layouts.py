@@ -97,7 +97,7 @@ class Padded:
       raise ValueError(
         f"{name}: {per_row=} must be within 1..{length // 2}, two columns an example"
       )
-    self._corpus, self._length, self._per_row, self._key = corpus, length, per_row, key
+    self._corpus, self._length, self.per_row, self._key = corpus, length, per_row, key
     self._slot = length // per_row
     self._eos_padded = pad == "eos"
     self._fill = tokenizer.eos_id if self._eos_padded else tokenizer.pad_id
@@ -112,7 +112,7 @@ class Padded:
     self.epoch_rows = max(1, self._count // per_row)
 
   def rows(self, row_B: np.ndarray) -> RowBatch:
-    slot, per_row = self._slot, self._per_row
+    slot, per_row = self._slot, self.per_row
     example_E = (row_B[:, None] * per_row + np.arange(per_row)).reshape(-1)
     epoch_E, index_E = np.divmod(example_E, self._count)
     if self._key is not None:
@@ -142,7 +142,7 @@ class Padded:
 
   def _in_rows(self, values_ExC: np.ndarray, fill: int | bool) -> np.ndarray:
     """Slots side by side; the columns that the division leaves over are padding."""
-    values_BxL = values_ExC.reshape(-1, self._per_row * self._slot)
+    values_BxL = values_ExC.reshape(-1, self.per_row * self._slot)
     left_over = self._length - values_BxL.shape[1]
     return np.pad(values_BxL, ((0, 0), (0, left_over)), constant_values=fill)
 

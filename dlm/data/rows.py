@@ -99,6 +99,11 @@ class Rows:
     self.epoch_rows = tuple(layout.epoch_rows for layout in self._layouts)
     self.report = tuple(layout.report for layout in self._layouts)
 
+  @property
+  def alone(self) -> bool:
+    """Every row is one example, and padding."""
+    return all(isinstance(each, Padded) and each.per_row == 1 for each in self._layouts)
+
   def notes(self) -> list[str]:
     """What to know of the sources, a line each; of examples that do not fit, how many there are."""
     left_out = [line for layout in self._layouts if (line := _left_out(layout.report))]

@@ -54,8 +54,12 @@ def measured(objective, step=STEPS):
   Seen: [B, A, L], slots that the input which predicts a target sees, in either stream.
   """
   noisy = objective.corrupt(jax.random.key(1), batch_of(), step)
-  own, following = (objective.losses(Counts(ahead), {}, noisy)[1] for ahead in (0, 1))
-  loss = objective.loss(Counts(objective.shift), {}, noisy)[0].total
+
+  def asked(ahead):  # a teacher predicts the next token
+    return oracle.asked(objective, Counts(ahead), {}, Counts(1), {})
+
+  own, following = (objective.losses(*asked(ahead), noisy)[1] for ahead in (0, 1))
+  loss = objective.loss(*asked(objective.shift), noisy)[0].total
   rows, width = noisy.inputs_BxW.shape
   key_BxW = jnp.broadcast_to(jnp.arange(width), (rows, width))
   seen_BxWxW = visible(noisy.mask, Keys(key_BxW))

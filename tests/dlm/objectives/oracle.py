@@ -54,7 +54,13 @@ def rows(tokens: np.ndarray, segment: np.ndarray | None = None) -> Batch:
     noisable_BxL=segment > 0,
     segment_BxL=segment,
     position_BxL=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
+    extra={"when": jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)},
   )
+
+
+def asked(objective: Objective, denoise, params, teacher, theirs):
+  """What `losses` takes: pairs where the objective is taught."""
+  return ((denoise, teacher), (params, theirs)) if objective.taught else (denoise, params)
 
 
 @dataclasses.dataclass(frozen=True)

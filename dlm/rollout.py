@@ -1,0 +1,145 @@
+"""Roll-outs: the model writes the rows that it learns from, with the parameters it has by then.
+
+  rows of the data -> prompts -> Canvas -> THE sampling loop -> Batch -> the training path
+
+A row's prompt is all before its first learned token; the answer that the data has is not looked at.
+The sampler is the one of `dlm.sampling`, on the mesh that trains, over the parameters that train.
+`Batch.extra` says how a row came to be: "when", the forward of its answer that wrote each token
+(-1: it was given), and "end", where the model wrote a stop id. What else an objective wants of a
+completion, as a reward, goes there too.
+
+An update's rows depend on the run's seed, the update's index and the parameters before it alone, so
+that a resumed run writes what the unbroken one wrote; each update has its own for that reason.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dlm import build, parallel
+from dlm.build import Training
+from dlm.sampling import loop
+from dlm.sampling.sampler import Sampler
+from dlm.types import FORWARD_KINDS, Array, Batch, Canvas, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class RollOut:
+  """What the model writes after the prompts of rows.
+
+  Args:
+    room: tokens of an answer at most.
+    by_prompt: blocks are counted from the answer's first slot, else from the canvas's.
+  """
+
+  sampler: Sampler
+  mesh: jax.sharding.Mesh
+  driver: parallel.Driver
+  room: int
+  by_prompt: bool
+  pad_id: int
+
+  def __call__(self, params: Params, batch: Batch, key: Array) -> tuple[Batch, dict[str, Array]]:
+    """The rows, and of them: tokens an answer, tokens a forward, the share that has an end."""
+    return self._written(params, batch, key)
+
+  @functools.cached_property
+  def _written(self):
+    def shard(params: Params, canvas: Canvas) -> Canvas:
+      return loop.run(self.sampler, params, canvas)
+
+    run = parallel.over_batch(
+      shard, self.mesh, batched_in=(False, True), batched_out=True, driver=self.driver
+    )
+
+    def written(params: Params, batch: Batch, key: Array) -> tuple[Batch, dict[str, Array]]:
+      canvas = run(params, self.canvas(batch, key))
+      rows = self.rows(batch, canvas)
+      rows = jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(self.mesh))
+      tokens = rows.noisable_BxL.sum(dtype=jnp.float32)
+      return rows, {
+        "rollout/tokens": tokens / len(rows.tokens_BxL),
+        "rollout/tokens_per_forward": tokens / canvas.forwards_Bx3.sum(),
+        "rollout/ended": rows.extra["end"].any(-1).mean(),
+      }
+
+    return jax.jit(written)
+
+  def canvas(self, batch: Batch, key: Array) -> Canvas:
+    """The rows up to their answers, and masks from there on."""
+    rows, slots = batch.tokens_BxL.shape
+    first_B = jnp.argmax(batch.noisable_BxL, axis=1).astype(jnp.int32)
+    length_B = jnp.minimum(first_B + self.room, slots)
+    slot_L = jnp.arange(slots)
+    inside_BxL = slot_L[None] < length_B[:, None]
+    open_BxL = inside_BxL & (slot_L[None] >= first_B[:, None])
+    tokens_BxL = jnp.where(open_BxL, self.sampler.mask_id, batch.tokens_BxL)
+    none_B = jnp.zeros(rows, jnp.int32)
+    return Canvas(
+      tokens_BxL=jnp.where(inside_BxL, tokens_BxL, 0),
+      open_BxL=open_BxL,
+      when_BxL=jnp.full((rows, slots), -1, jnp.int32),
+      logp_BxL=jnp.full((rows, slots), jnp.nan),
+      start_B=first_B if self.by_prompt else first_B // self.sampler.block * self.sampler.block,
+      length_B=length_B,
+      key_B=jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
+      done_B=none_B > 0,
+      forwards_Bx3=jnp.zeros((rows, len(FORWARD_KINDS)), jnp.int32),
+      drafts_B=none_B,
+      queries_B=none_B,
+      remasked_B=none_B,
+    )
+
+  def rows(self, batch: Batch, canvas: Canvas) -> Batch:
+    """A finished canvas as rows.
+
+    Learned is an answer up to its first stop id, with that. The rest of the stop id's block stays
+    in the row, as the model saw it there, and no more; nothing behind a slot that was not written.
+    """
+    slots = batch.tokens_BxL.shape[1]
+    slot_L, block = jnp.arange(slots), self.sampler.block
+    open_BxL = canvas.open_BxL
+
+    def first_slot(where_BxL: Array) -> Array:
+      return jnp.where(where_BxL.any(-1), jnp.argmax(where_BxL, axis=1), slots)
+
+    written_BxL = open_BxL & (canvas.tokens_BxL != self.sampler.mask_id)
+    stops_BxL = written_BxL & jnp.isin(
+      canvas.tokens_BxL, jnp.array(self.sampler.eos_ids, jnp.int32)
+    )
+    stop_B = first_slot(stops_BxL)
+    origin_B = canvas.answer_B if self.by_prompt else jnp.zeros_like(stop_B)
+    stop_block_B = stop_B + block - (stop_B - origin_B) % block
+    end_B = jnp.minimum(
+      jnp.minimum(first_slot(open_BxL & ~written_BxL), stop_block_B), canvas.length_B
+    )
+    inside_BxL = slot_L[None] < end_B[:, None]
+    answer_BxL = open_BxL & inside_BxL
+    return batch.replace(
+      tokens_BxL=jnp.where(inside_BxL, canvas.tokens_BxL, self.pad_id),
+      noisable_BxL=answer_BxL & (slot_L[None] <= stop_B[:, None]),
+      segment_BxL=inside_BxL.astype(jnp.int32),
+      position_BxL=slot_L[None] - jnp.where(inside_BxL, 0, end_B[:, None]),
+      extra=batch.extra
+      | {
+        "when": jnp.where(answer_BxL, canvas.when_BxL, -1),
+        "end": inside_BxL & (slot_L[None] == stop_B[:, None]),
+      },
+    )
+
+
+def of(training: Training) -> RollOut | None:
+  """The roll-outs that a run's config asks for; None: it asks for none."""
+  if training.run.rollout is None:
+    return None
+  sampler, own = build.sampling(training.run.rollout, training.model, training.facts)
+  return RollOut(
+    sampler=sampler,
+    mesh=training.mesh,
+    driver=training.run.parallel,
+    room=own.max_new_tokens or training.run.data.length,
+    by_prompt=own.align == "prompt",
+    pad_id=training.tokenizer.pad_id,
+  )
