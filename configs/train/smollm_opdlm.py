@@ -1,4 +1,4 @@
-"""SmolLM2-135M teaches a block diffusion model made of itself, on its own texts: OPDLM (2606.06712).
+"""SmolLM2-135M teaches a block diffusion model made of itself on its own texts: OPDLM (2606.06712).
 
     python experiments/train.py --config=configs/train/smollm_opdlm.py --workdir=runs/smollm_opdlm
     python experiments/sample.py --checkpoint=runs/smollm_opdlm \
