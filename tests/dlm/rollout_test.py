@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlm import build, generate, rollout, train
+from dlm.models import lora
 from dlm.train import Step
 from dlm.types import Batch
 
@@ -148,6 +149,24 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
   assert float(loss.total) == pytest.approx(0, abs=1e-4) and float(loss.count) == 4
   other = jax.tree.map(lambda x: x * 1.1, params)
   assert float(step.evaluate(other, batch, jnp.int32(0), step.teacher()).total) > 1e-3
+
+
+def test_adapters_are_taught_by_the_model_without_them(teacher):
+  """One copy of its parameters serves both; what is told is what a second copy would tell."""
+  whole, adapted = training(teacher), training(teacher, model={"lora": {"rank": 2, "alpha": 4.0}})
+  assert Step(adapted).teacher() is None
+  params, own = Step(whole).init().params, Step(adapted).init().params
+  own = jax.tree.map(jnp.ones_like, lora.adapters(own))  # else the model is what it was
+  own = lora.joined(params, jax.tree.map(lambda x: x / 10, own))
+  batch, _ = rollout.of(whole)(params, Batch(*map(jnp.asarray, whole.rows[0])), jax.random.key(0))
+  model, teacher = adapted.model, Step(whole).teacher()
+  noisy = Step(whole).corrupt("eval", batch, jnp.int32(0))
+  want, _ = jax.jit(
+    lambda own, teacher: whole.objective.loss((model, whole.teacher_model), (own, teacher), noisy)
+  )(own, teacher)
+  got = Step(adapted).evaluate(own, batch, jnp.int32(0))
+  assert float(want.total) > 1e-3
+  np.testing.assert_allclose(got.total, want.total, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
