@@ -5,7 +5,8 @@ A family is one entry of FAMILIES, and the functions above it that say what is o
 
 Without the authors' files at hand: SDAR-MoE is read as Qwen3-MoE (softmax over all experts,
 renormalised where norm_topk_prob says so) in SDAR's blocks; `Dream` with the class
-DreamForCausalLM is read as Dream-Reasoner, a Qwen3 in blocks of 32 whose logits are not shifted.
+DreamForCausalLM is read as Dream-Reasoner, a Qwen3 in blocks of 32 whose logits are not shifted;
+Stable-DiffCoder by its class (a Llama in blocks of 4, whose mask token is 5).
 """
 
 import dataclasses
