@@ -20,7 +20,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
-  dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows
+  dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows, prompts
   dlm/build        the only reader of a config        train       THE training path
   dlm/facts        what a sampler must know of a      seeds       the one rule for seeds
                    model
