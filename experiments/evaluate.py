@@ -7,12 +7,13 @@ from a diffusion model they are bounds, to be read as "at most".
 
 With --task it answers held-out problems instead, and --config says how to sample:
 
-python experiments/evaluate.py --checkpoint=DIR --config=configs/sample/ar.py --chat --size=100 \
-  --config.max_new_tokens=64 --task=reasoning_gym:chain_sum,gcd --out=RESULTS.json
+python experiments/evaluate.py --checkpoint=DIR --config=configs/sample/ar.py --chat --shots=4 \
+  --config.max_new_tokens=32 --task=reasoning_gym:chain_sum,gcd --out=RESULTS.json
 
 It prints the share of right answers of each task (`dlm.evaluation.tasks` names them) with its
 standard error, and tokens per forward. --chat asks through the checkpoint's chat template, else a
-problem is text to continue; --shots=4 shows worked examples before each, and
+problem is text to continue; --shots=4 shows worked examples before each (from which a chat model
+learns that the answer alone is wanted), --size=100 problems are asked of each task, and
 --option='chain_sum={"max_digits": 2}' sets a task.
 """
 
