@@ -19,6 +19,7 @@ import numpy as np
 from dlm import build, masks, parallel
 from dlm.build import Pretrained, SamplingConfig, Training
 from dlm.data import Tokenizer, encode_infill
+from dlm.models.apart import apart
 from dlm.sampling import loop, variety
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
@@ -236,7 +237,7 @@ class Generator:
     there too: what it has not seen by then is less than a batch for each canvas size.
     """
     done: list[Completion | None] = [None] * len(requests)
-    told = 0
+    told, params = 0, apart(params)
     for batch in self.batches(requests):
       for first in range(0, len(batch), self.rows):
         tile = batch[first : first + self.rows]
@@ -270,7 +271,7 @@ class Generator:
     All requests stand on one canvas, so this is another program, equal to `__call__` but for
     rounding.
     """
-    canvas = self.canvas(requests, seed)
+    canvas, params = self.canvas(requests, seed), apart(params)
     state = jax.jit(loop.start, static_argnums=0)(self.sampler, canvas)
     step = jax.jit(loop.step, static_argnums=0)
     yield state.canvas

@@ -10,6 +10,7 @@ from dlm import masks
 from dlm.build import pools, tables
 from dlm.build.choices import Auto
 from dlm.facts import ModelFacts
+from dlm.models.apart import STREAMED
 from dlm.models.bind import Model, bind
 from dlm.parallel import Driver, MeshConfig
 from dlm.sampling.caching import PLANS
@@ -55,8 +56,8 @@ class SamplingConfig(tables.Config):
     implementation: of kernels, as xla or gpu,xla; None: the best here.
     batch: rows at a time.
     row_tile: rows that a device computes together, so that a row is the same to the bit whatever
-      is sampled with it; 0: a batch at once, the same but for rounding; None: 1 on a CPU, where
-      that is also fastest, 0 elsewhere.
+      is sampled with it; 0: a batch at once, the same but for rounding; None: what is fastest, 1
+      on a CPU whose caches may hold the model (below 64 MiB), else 0.
     parallel: shard_map or pmap.
   """
 
@@ -138,7 +139,7 @@ def sampling(
     slots=slots,
     align=aligned if own.align == "auto" else own.align,
     max_forwards=own.max_forwards or enough,
-    row_tile=int(jax.default_backend() == "cpu") if own.row_tile is None else own.row_tile,
+    row_tile=_row_tile(model) if own.row_tile is None else own.row_tile,
   )
   sees = _sees(facts, own.context)
   moe = model.config.moe
@@ -173,6 +174,16 @@ def sampling(
     drafter=None if drafter is None else _drafter(*drafter, facts, own.implementation),
   )
   return sampler, own
+
+
+def _row_tile(model: Model) -> int:
+  """Rows together where nobody asks for a number: see "Row tiles" and "SmolLM2" in BENCHMARKS.md.
+
+  On a CPU a small model is fastest over one row, whose activations stay in the caches too. Weights
+  that lie in memory are read once a forward, whatever its rows.
+  """
+  in_caches = 4 * model.config.n_params() < STREAMED
+  return int(jax.default_backend() == "cpu" and in_caches)
 
 
 def _served(model: Model, implementation: str | None) -> Model:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.models import cache as kv_cache
+from dlm.models.apart import collections
 from dlm.models.config import ModelConfig
 from dlm.models.transformer import Transformer
 from dlm.types import Array, KVCache, Mask, ModelOutput, Params
@@ -36,7 +37,10 @@ class Model:
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
   ) -> ModelOutput:
-    """ValueError: a model that reads noise levels without `time`, `write` without a cache."""
+    """`params`: as `init` makes them, or as `dlm.models.apart` holds them.
+
+    ValueError: a model that reads noise levels without `time`, `write` without a cache.
+    """
     if self.config.reads_noise and time_BxW is None:
       raise ValueError(
         "this model reads noise levels and needs time_BxW; got None "
@@ -48,7 +52,7 @@ class Model:
     if write_BxW is not None and cache is None:
       raise ValueError("write_BxW asks to store keys, but cache is None")
     return Transformer(self.config).apply(
-      {"params": params},
+      collections(params),
       tokens_BxW,
       slot_BxW=slot_BxW,
       mask=mask,

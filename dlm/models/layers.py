@@ -4,6 +4,8 @@ Parameters name their axes ("embed", "heads", ...); `dlm.parallel` says which me
 split over. Norms and rotations are computed in float32 whatever the activations are.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,16 +38,16 @@ class Einsum(nn.Module):
     fan_in = 1
     for letter, size in zip(kernel_letters, self.shape, strict=True):
       fan_in *= size if letter in x_letters else 1
-    kernel = self.param(
-      "kernel",
-      nn.with_logical_partitioning(nn.initializers.normal(self.gain * fan_in**-0.5), self.names),
-      self.shape,
-    )
     # Rows folded to one axis: XLA's CPU backend physically transposes the operands of a weight
     # gradient that contracts two axes, at more than the cost of the product itself.
     features = x.ndim - len(x_letters)
     rows = x.reshape(-1, *x.shape[features:])
-    y = jnp.einsum(self.eqn, rows, kernel.astype(x.dtype))
+    if self.has_variable("apart", "kernel"):
+      y = self._of_layer(rows, fan_in)
+    else:
+      init = nn.initializers.normal(self.gain * fan_in**-0.5)
+      kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), self.shape)
+      y = jnp.einsum(self.eqn, rows, kernel.astype(x.dtype))
     if self.bias:
       axes = [axis for axis, letter in enumerate(kernel_letters) if letter in output]
       bias = self.param(
@@ -57,6 +59,20 @@ class Einsum(nn.Module):
     if self.lora is not None:
       y = self._adapted(y, rows, x_letters, output.replace("...", ""), fan_in, gate)
     return y.reshape(*x.shape[:features], *y.shape[1:])
+
+  def _of_layer(self, rows: Array, fan_in: int) -> Array:
+    """The product with this layer's kernel, where they are held apart (`dlm.models.apart`).
+
+    A branch for each: a kernel that is chosen first and multiplied then would be copied.
+    """
+
+    def product(kernel: Array) -> Callable[[Array], Array]:
+      return lambda flat: flat @ kernel.reshape(fan_in, -1).astype(flat.dtype)
+
+    branches = [product(kernel) for kernel in self.get_variable("apart", "kernel")]
+    flat = rows.reshape(len(rows), fan_in)
+    y = jax.lax.switch(self.get_variable("layer", "kernel"), branches, flat)
+    return y.reshape(len(rows), *self.shape[rows.ndim - 1 :])
 
   def _adapted(
     self, y: Array, rows: Array, inward: str, outward: str, fan_in: int, gate: Array | None

@@ -204,7 +204,8 @@ class Transformer(nn.Module):
     block = nn.remat(kind, prevent_cse=False, policy=keep)
     stack = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "layer": 0},
+      variable_broadcast="apart",
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
       length=layers,

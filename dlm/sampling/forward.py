@@ -141,11 +141,12 @@ def _over(
   if ask.soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
     soft["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
-  by_query = sampler.scope == "canvas"  # else only the active block's rows meet the vocabulary
+  # As few rows as can be meet the vocabulary: those of the queries, or the active block's.
+  by_query = sampler.scope == "canvas" or width < slot_BxA.shape[1]
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
   gather_BxAxJ = ask.gather_BxAxJ
   if by_query and gather_BxAxJ is not None:
-    gather_BxAxJ = at_slot(gather_BxAxJ, target_BxA)
+    gather_BxAxJ = at_slot(gather_BxAxJ, jnp.maximum(target_BxA - slot_BxA[:, :1], 0))
   denoise = guidance.denoise
   if sampler.policy.judges:
     rows = {"start_B": canvas.start_B, "length_B": canvas.length_B}

@@ -8,6 +8,7 @@ from experiments.benchmarks import (
   memory,
   moe,
   sampling,
+  smollm,
   training,
   weights,
 )
@@ -22,5 +23,6 @@ SUITES = {
   "memory": memory.run,
   "weights": weights.run,
   "moe": moe.run,
+  "smollm": smollm.run,
 }
 SIZES = ("tiny", "default")

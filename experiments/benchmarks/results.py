@@ -8,6 +8,7 @@ min and max over rounds.
 import dataclasses
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -22,6 +23,7 @@ from dlm import files
 from dlm.metrics import si
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PEERS = ("torch", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,8 @@ def rate(amount: float, seconds: Sequence[float]) -> Spread:
 def facts() -> dict[str, Any]:
   """When and where, for the head of a file."""
   device = jax.devices()[0]
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  installed = [name for name in PEERS if importlib.util.find_spec(name) is not None]
+  versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *installed)}
   return {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "device": {

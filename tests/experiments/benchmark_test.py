@@ -24,6 +24,7 @@ RATIOS = {
   "block": ["speed-up", "speed-up", "speed-up"],
   "weights": ["memory / parameters"],
   "kernels": ["speed-up"] * 3,
+  "smollm": ["speed-up", "times one row"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }
 

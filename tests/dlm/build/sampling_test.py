@@ -155,8 +155,11 @@ def test_experts_that_choose_are_refused_what_would_change_their_pools(
     sampling(facts, model=model, **fields)
 
 
-def test_rows_are_computed_one_by_one_on_a_cpu_unless_the_config_says_otherwise():
+def test_small_models_take_rows_one_by_one_on_a_cpu_unless_the_config_says_otherwise():
   assert sampling(MDLM)[1].row_tile == 1
+  large = bind(dataclasses.replace(MODEL.config, vocab=2**20))  # 64 MiB of embeddings
+  assert sampling(MDLM, model=large)[1].row_tile == 0
+  assert sampling(MDLM, model=large, row_tile=1)[1].row_tile == 1
   assert [sampling(MDLM, row_tile=n)[1].row_tile for n in (0, 4)] == [0, 4]
   assert sampling(MDLM, model=choosing(**STATIC), row_tile=4)[1].row_tile == 4
   with pytest.raises(ValueError, match="row_tile=-1 must not be negative"):
