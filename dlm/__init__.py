@@ -29,7 +29,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/generate     THE sampling path                  answers     a model's own, to train on
   dlm/rollout      rows that a model writes while it learns
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
-                   out; autoregressive -> diffusion
+                   out, GGUF files in;
+                   autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward

@@ -1,9 +1,9 @@
 r"""Likelihood of a text split: `python experiments/evaluate.py --checkpoint=DIR`.
 
-DIR is a checkpoint folder or a Hugging Face directory. The text is that of the checkpoint's own
-training, or with --config=FILE.py that of another training config's `data`: published weights come
-without. Prints nats and bits per token and perplexity, each with its standard error over sequences;
-from a diffusion model they are bounds, to be read as "at most".
+DIR is a checkpoint folder, a Hugging Face directory, FILE.gguf or package:NAME. The text is that of
+the checkpoint's own training, or with --config=FILE.py that of another training config's `data`:
+published weights come without. Prints nats and bits per token and perplexity, each with its
+standard error over sequences; from a diffusion model they are bounds, to be read as "at most".
 
 With --task it answers held-out problems instead, and --config says how to sample:
 
@@ -31,7 +31,9 @@ from dlm.generate import Request, generator
 from dlm.seeds import check_seed
 from dlm.types import Batch
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "Of training, a Hugging Face directory, FILE.gguf or package:NAME."
+)
 CONFIG = flags.DEFINE_string(
   "config", None, "Whose data to take, or how to sample: FILE.py or FILE.py:ARGUMENT."
 )

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face directory into a checkpoint folder, and of a folder into a directory.
+"""Weights of a Hugging Face directory or a GGUF file into a checkpoint folder, or out of one.
 
     python experiments/import_weights.py --source=HF_DIR --workdir=DIR
     python experiments/import_weights.py --source=DIR --export=HF_DIR
@@ -23,7 +23,9 @@ from dlm import build, command, parallel
 from dlm.metrics import si
 from dlm.models.config import DTYPES
 
-SOURCE = flags.DEFINE_string("source", None, "A Hugging Face directory or a checkpoint folder.")
+SOURCE = flags.DEFINE_string(
+  "source", None, "A Hugging Face directory, FILE.gguf, package:NAME or a folder."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The checkpoint folder to make.")
 EXPORT = flags.DEFINE_string("export", None, "The Hugging Face directory to make.")
 EXPORT_ADAPTER = flags.DEFINE_string("export_adapter", None, "The PEFT directory to make.")

@@ -1,4 +1,4 @@
-r"""Samples from a checkpoint or a Hugging Face directory: one prompt, or a file of them.
+r"""Samples from a checkpoint, a Hugging Face directory or a GGUF file: one prompt, or many.
 
 python experiments/sample.py --checkpoint=DIR --config=configs/sample/default.py --prompt="def f("
 python experiments/sample.py --checkpoint=DIR --config=... --prompts=IN.jsonl --out=OUT.jsonl
@@ -22,7 +22,9 @@ from dlm.completions import Output, asked, describe, digest, record
 from dlm.generate import generator
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
+CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "Of training, a Hugging Face directory, FILE.gguf or package:NAME."
+)
 DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts (policy deer).")
 ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")

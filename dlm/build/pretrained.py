@@ -105,7 +105,11 @@ class Pretrained:
       )
     else:
       step = 0
-      params = weights.load(self.source, shardings=shardings, dtype=dtype, progress=progress)
+      # The row of an added mask token is made at once; an adapter is merged into those stored.
+      spare = self.model.config.vocab - self.source.model.vocab if adapter is None else 0
+      params = weights.load(
+        self.source, shardings=shardings, dtype=dtype, progress=progress, spare=spare
+      )
     if adapter is None:
       return params, step
     model = dataclasses.replace(self.model.config, vocab=params["embed"].shape[0], lora=None)

@@ -42,7 +42,11 @@ def _with_mean_row(table_VxD: Array, row: int) -> Array:
 
 
 def _write(table_VxD: Array, row: int) -> Array:
-  mean_D = table_VxD[:row].mean(0, dtype=jnp.float32).astype(table_VxD.dtype)
+  before_V = (jnp.arange(table_VxD.shape[0]) < row).astype(table_VxD.dtype)
+  sum_D = jnp.einsum(  # XLA for CPUs would copy the rows to add them up
+    "v,vd->d", before_V, table_VxD, precision="highest", preferred_element_type=jnp.float32
+  )
+  mean_D = (sum_D / row).astype(table_VxD.dtype)
   if row == table_VxD.shape[0]:
     return jnp.concatenate([table_VxD, mean_D[None]])
   return table_VxD.at[row].set(mean_D)

@@ -6,6 +6,7 @@ else of it is used, and no file is mapped.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
@@ -18,12 +19,14 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from dlm.models.rope import RopeScaling, frequencies
 from dlm.weights.files import MOST_AXES, Stored, WeightsError, regular_file
 
 SUFFIX = ".gguf"
 PACKAGE = "package:"  # NAME: the file that an installed distribution brings
 
 LONGEST_HEADER = 64 * 2**20  # bytes; that of a vocabulary of 256 thousand takes 15 million
+MOST = 2**16  # tensors, and keys; LLaDA2-flash has 25 thousand tensors
 VERSIONS = (2, 3)  # the first had other counts
 QUANTISATION = 2  # version of the quantised formats that the package knows
 NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
@@ -50,10 +53,20 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
   "expert_count": (0,),
   "expert_used_count": (0,),
   "rope.scale_linear": (1.0,),
-  "rope.scaling.type": ("none",),
   "tensor_data_layout": ("Meta AI original pth",),
   "use_parallel_residual": (False,),
 }
+# How rotations are stretched: the type, and the names of the others in `rope_scaling`.
+SCALINGS = ("none", "linear", "yarn")
+SCALING = {
+  "rope.scaling.factor": "factor",
+  "rope.scaling.original_context_length": "original_max_position_embeddings",
+}
+UNREAD = ("rope.scaling.finetuned",)  # was it trained with that?
+# Llama 3 stretches channels by factors of this tensor; the rule that made them is not in the file.
+FACTORS = "rope_freqs.weight"
+LLAMA3 = {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
 END_IDS = ("eos", "eot", "eom")  # of a text, of a turn, of a message
 
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -153,6 +166,12 @@ def open_file(path: pathlib.Path) -> File:
     raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
   try:
     config = _config(keys, stored)
+    if factors := stored.pop(FACTORS, None):
+      with Reader(path) as reader:
+        found = reader.read(FACTORS, factors, tuple(slice(0, size) for size in factors.shape))
+      config["rope_scaling"] = _llama3(config, found)
+  except WeightsError:
+    raise
   except ValueError as error:
     raise WeightsError(f"{path}: {error}") from error
   return File(path, keys, config, _renamed(path, config, stored))
@@ -219,6 +238,19 @@ def _dequantise(rows: np.ndarray, kind: int) -> np.ndarray:
   return package.dequantize(rows, package.GGMLQuantizationType(kind))
 
 
+@functools.cache
+def _known(kind: int) -> tuple[str, int, int] | None:
+  """Name of a type, weights and bytes of a block; None: the package does not know its numbers."""
+  package = _package()
+  try:
+    kind = package.GGMLQuantizationType(kind)
+    block, size = package.GGML_QUANT_SIZES[kind]
+    package.dequantize(np.zeros((1, size), np.uint8), kind)
+  except (ValueError, KeyError, NotImplementedError):
+    return None
+  return kind.name, block, size
+
+
 # ---------------------------------------------------------------------------------------------
 # The header
 
@@ -238,9 +270,9 @@ class _Header:
     version = self._unpack("I", "the version")
     if version not in VERSIONS:
       raise self._error(f"version={version} must be one of {VERSIONS}, in little-endian")
-    tensors = self._count("Q", 24, "the number of tensors")
+    tensors = self._count(24, "tensors", MOST)
     keys: dict[str, Any] = {}
-    for index in range(self._count("Q", 13, "the number of keys")):
+    for index in range(self._count(13, "keys", MOST)):
       name = self._text(f"key {index}")
       if name in keys:
         raise self._error(f"key {name!r:.80} stands there twice")
@@ -275,21 +307,17 @@ class _Header:
 
   def _format(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[str, int]:
     """Of what dtype the numbers are, and the bytes of a row."""
-    package = _package()
-    try:
-      kind = package.GGMLQuantizationType(kind)
-      block, size = package.GGML_QUANT_SIZES[kind]
-      package.dequantize(np.zeros((1, size), np.uint8), kind)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    known = _known(kind)
+    if known is None:
       raise self._error(
-        f"tensor {name!r:.80} is of type {getattr(kind, 'name', kind)}, which the gguf package "
-        "does not dequantise"
-      ) from error
+        f"tensor {name!r:.80} is of type {kind}, which the gguf package does not dequantise"
+      )
+    dtype, block, size = known
     if shape[-1] % block:
       raise self._error(
-        f"tensor {name!r:.80} of type {kind.name} has rows of {shape[-1]}, no multiple of {block}"
+        f"tensor {name!r:.80} of type {kind} has rows of {shape[-1]}, no multiple of {block}"
       )
-    return kind.name if kind.name in PLAIN else "F32", shape[-1] // block * size
+    return dtype if dtype in PLAIN else "F32", shape[-1] // block * size
 
   def _record(self, index: int) -> tuple[str, tuple[int, ...], int, int]:
     name = self._text(f"the name of tensor {index}")
@@ -315,7 +343,7 @@ class _Header:
   def _array(self, name: str) -> Any:
     kind = self._unpack("I", f"the type of {name}")
     if kind == TEXT:
-      count = self._count("Q", 8, f"the length of {name}")
+      count = self._count(8, f"texts of {name}", LONGEST_HEADER)
       return [self._text(f"{name}[{index}]") for index in range(count)]
     return self._array_of(kind, self._unpack("Q", f"the length of {name}"), name)
 
@@ -332,10 +360,12 @@ class _Header:
     except UnicodeDecodeError as error:
       raise self._error(f"{name} is no UTF-8: {error}") from error
 
-  def _count(self, format: str, least: int, name: str) -> int:
-    """A number of things of at least that many bytes, all of which the file can hold."""
-    count = self._unpack(format, name)
-    self._check(count * least, f"{name}, {count}: things")
+  def _count(self, least: int, name: str, most: int) -> int:
+    """Of things of at least that many bytes, all of which the file can hold."""
+    count = self._unpack("Q", f"the number of {name}")
+    if count > most:
+      raise self._error(f"{count} {name}, more than the {most} read")
+    self._check(count * least, f"{count} {name}")
     return count
 
   def _unpack(self, format: str, name: str) -> int:
@@ -349,9 +379,9 @@ class _Header:
   def _check(self, count: int, name: str) -> None:
     if self._at + count > self._size:
       left = self._size - self._at
-      raise self._error(f"is truncated or damaged: {name} of {count} bytes, {left} are left")
+      raise self._error(f"is truncated or damaged: {name} take {count} bytes, {left} are left")
     if self._at + count > LONGEST_HEADER:
-      raise self._error(f"{name} of {count} bytes ends behind the {LONGEST_HEADER} of a header")
+      raise self._error(f"{name} take {count} bytes, and end behind the {LONGEST_HEADER} read")
 
   def _error(self, said: str) -> WeightsError:
     return WeightsError(f"{self._path}: {said}")
@@ -403,13 +433,50 @@ def _config(keys: Mapping[str, Any], stored: Mapping[str, Packed]) -> dict[str, 
   if architecture == "llama":  # the others have biases, or none, whatever is said
     config["attention_bias"] = "blk.0.attn_q.bias" in stored
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in stored
-  known = {*NEEDED, *OPTIONAL, *ONLY, *HEAD_DIM, "rope.freq_base", "vocab_size"}
+  known = {*NEEDED, *OPTIONAL, *ONLY, *HEAD_DIM, *SCALING, *UNREAD}
+  known |= {"rope.freq_base", "rope.scaling.type", "vocab_size"}
   if left := sorted(said.keys() - known):
     listed = ", ".join(f"{prefix}{name}={said[name]!r:.80}" for name in left[:20])
     raise ValueError(f"{listed} {'is' if len(left) == 1 else 'are'} not understood")
-  if "rope_freqs.weight" in stored:
-    raise ValueError("tensor rope_freqs.weight scales rotary positions, which is not supported")
-  return config
+  return config | _scaling(prefix, said, FACTORS in stored)
+
+
+def _scaling(prefix: str, said: Mapping[str, Any], has_factors: bool) -> dict[str, Any]:
+  """`rope_scaling`, where the file says one."""
+  kind = said.get("rope.scaling.type", "none")
+  if kind not in SCALINGS:
+    known = ", ".join(SCALINGS)
+    raise ValueError(f"{prefix}rope.scaling.type={kind!r:.80} is not supported; known: {known}")
+  given = {theirs: said[name] for name, theirs in SCALING.items() if name in said}
+  if kind == "none":
+    if given and said.get("rope.scaling.factor", 1.0) not in (0.0, 1.0):
+      raise ValueError(f"{prefix}rope.scaling.factor={given['factor']!r:.40} needs a scaling.type")
+    return {}
+  if has_factors:
+    raise ValueError(
+      f"{prefix}rope.scaling.type={kind!r} and tensor {FACTORS} both scale positions"
+    )
+  needed = SCALING if kind == "yarn" else ("rope.scaling.factor",)
+  if missing := [name for name in needed if name not in said]:
+    raise ValueError(f"{prefix}{missing[0]} is missing, which {kind} needs")
+  if kind == "linear":
+    given = {"factor": given["factor"]}
+  return {"rope_scaling": {"rope_type": kind, **given}}
+
+
+def _llama3(config: Mapping[str, Any], factors: np.ndarray) -> dict[str, Any]:
+  """The rule of Llama 3 with its released numbers, if the factors are made by it."""
+  dim, base = config["head_dim"], config["rope_theta"]
+  rule = {"factor": float(factors.max(initial=1)), **LLAMA3}
+  if factors.shape == (dim // 2,) and base > 1 and np.isfinite(factors).all():
+    plain = frequencies(dim, base)
+    stretched = frequencies(dim, base, RopeScaling("llama3", **rule))
+    if np.allclose(factors, plain / stretched, rtol=1e-4, atol=0):
+      return {"rope_type": "llama3", **rule}
+  raise ValueError(
+    f"tensor {FACTORS} scales rotary positions otherwise than Llama 3 does "
+    f"({', '.join(f'{name}={value:g}' for name, value in rule.items())}), which is not supported"
+  )
 
 
 HEAD_DIM = ("attention.key_length", "attention.value_length", "rope.dimension_count")

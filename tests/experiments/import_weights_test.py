@@ -9,6 +9,7 @@ import pytest
 from tests.dlm.build import directories
 from tests.experiments import mains
 
+GGUF = mains.ROOT / "tests/conformance/llama/model_q4_1.gguf"
 SAMPLE = "--config=configs/sample/default.py"
 TINY = "--config=configs/train/tiny.py"
 
@@ -76,6 +77,41 @@ def test_in_and_out_again_bit_for_bit(tmp_path, qwen):
   ar = ("--config.policy.name=left_to_right", "--prompt=the cat")
   (one,), (two,), (three,) = (sampled(tmp_path, each, *ar) for each in (qwen, folder, back))
   assert one["row"] == two["row"] == three["row"] and one["forwards"]["window"] > 0
+
+
+def test_a_gguf_file_goes_wherever_a_directory_goes(tmp_path):
+  """Sampled, also in a chat, measured and trained on; imported and written out it samples alike."""
+  file, folder, back = GGUF, tmp_path / "ours", tmp_path / "back"
+  for arguments in ((f"--source={file}", f"--workdir={folder}"),
+                    (f"--source={folder}", f"--export={back}")):  # fmt: skip
+    done = importing(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+  ar = ("--config.policy.name=left_to_right", "--config.slots=32", "--chat", "--prompt=the cat")
+  (one,), (two,), (three,) = (sampled(tmp_path, each, *ar) for each in (file, folder, back))
+  assert one["row"] == two["row"] == three["row"] and one["forwards"]["window"] > 0
+  assert one["row"][0] == 1 and one["row"][-1] != 320  # <|im_start|>; and no mask is left
+  names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+  assert same_files(folder, back, *names)
+
+  done = mains.run(tmp_path, "experiments/evaluate.py", f"--checkpoint={file}", TINY, "--batches=1")
+  assert (done.returncode, done.stderr) == (0, "") and "estimator AR(" in done.stdout
+  done = mains.run(
+    tmp_path,
+    "experiments/train.py",
+    "--config=configs/train/adapt.py",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.init_from={file}",
+    "--config.steps=1",
+    "--config.objective.anneal=1",
+    "--config.model.dtype=float32",
+    "--config.optimizer.warmup=1",
+    "--config.batch=8",
+    "--config.data.length=32",
+    "--config.eval.batches=1",
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+  assert (facts["mask_id"], facts["vocab"], facts["attention"]) == (320, 321, "full")
 
 
 def test_adapted_checkpoint_is_measured_sampled_and_trained_on(tmp_path, qwen):
