@@ -17,6 +17,7 @@ would apply the adapter to every token.
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -61,6 +62,16 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
   "monteclora_config": (),
   # The others change the base model as they begin.
   "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+
+# What else is read is of these types, or null.
+TYPES: Mapping[str, tuple[type, ...]] = {
+  "target_modules": (str, list),
+  "exclude_modules": (str, list),
+  "alpha_pattern": (dict,),
+  "layers_to_transform": (int, list),
+  "use_rslora": (bool,),
+  "use_dora": (bool,),
 }
 
 # Ends of tensors; what stands before is the module.
@@ -131,6 +142,9 @@ def open_adapter(directory: str | pathlib.Path) -> Adapter:
     value = config.get(key)
     if value is not None and not any(value == x and type(value) is type(x) for x in idle):
       raise WeightsError(f"{path}: {key}={value!r:.80} is not supported")
+  for key, kinds in TYPES.items():
+    if (value := config.get(key)) is not None and type(value) not in kinds:
+      raise WeightsError(f"{path}: {key}={value!r:.80} is of another type than PEFT's")
   ours = config.get(OURS)
   if ours is not None and (
     not isinstance(ours, dict) or not isinstance(ours.get("facts"), dict) or "objective" not in ours
@@ -187,6 +201,7 @@ def _modules(adapter: Adapter, parts: Mapping[str, list[TensorPart]]) -> dict[st
   for module, pair in halves.items():
     found[module].pair = _checked_pair(path, module, pair, parts[f"{module}.weight"])
   _check_copies(path, found, parts)
+  _check_magnitudes(adapter, found, parts)
   _check_complete(adapter, found, parts)
   return dict(found)
 
@@ -230,10 +245,22 @@ def _check_copies(
         raise WeightsError(
           f"{path}: the {kind} of {module} is {list(value.shape)}, the model's {list(shape)}"
         )
-    if held.magnitude is not None and (
-      held.pair is None or held.magnitude.shape != held.pair[1].shape[:1]
-    ):
-      raise WeightsError(f"{path}: the magnitudes of {module} fit no lora_B")
+
+
+def _check_magnitudes(
+  adapter: Adapter, found: Mapping[str, _Module], parts: Mapping[str, list[TensorPart]]
+) -> None:
+  """DoRA is of all pairs or of none, and of projections alone."""
+  dora = bool(adapter.config.get("use_dora"))
+  for module, held in found.items():
+    has, paired = held.magnitude is not None, held.pair is not None
+    fits = has and paired and held.magnitude.shape == held.pair[1].shape[:1]
+    fits = fits and all(part.layout.flip for part in parts[f"{module}.weight"])
+    if (dora and paired) != fits or has != fits:
+      raise WeightsError(
+        f"{adapter.directory}: use_dora={dora}, and {module} has {'a' if has else 'no'} "
+        f"lora_magnitude_vector{' that does not fit' if has and dora else ''}"
+      )
 
 
 def _check_complete(
@@ -271,7 +298,8 @@ def _parts(family: str, model: ModelConfig) -> dict[str, list[TensorPart]]:
   return dict(found)
 
 
-def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache  # to trace a model takes most of the time of reading an adapter
+def _shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
   """Of the parameters, by path."""
   tree = nn.unbox(bind(model).abstract())
   return {path: leaf.shape for path, leaf in names.paths(tree).items()}
