@@ -11,7 +11,7 @@ import pytest
 
 from dlm import masks
 from dlm.models import ModelConfig, bind
-from dlm.sampling import loop
+from dlm.sampling import forward, loop
 from dlm.sampling.caching import ExactBlock, NoCache, Rolling
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Introspective, LeftToRight, Threshold
@@ -70,6 +70,21 @@ def test_greedy_text_equals_that_of_an_uncached_model():
     cached = sampler(LeftToRight(), ExactBlock(), commit=commit)
     out = run(cached, params_of(), canvas_of())
     np.testing.assert_array_equal(out.tokens_BxL, plain.tokens_BxL)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_no_more_rows_meet_the_vocabulary_than_there_are_queries(stride, monkeypatch):
+  rows, score = [], forward.score
+
+  def counted(head, *args, **kwargs):
+    rows.append(head.hidden_BxAxD.shape[1])
+    return score(head, *args, **kwargs)
+
+  monkeypatch.setattr(forward, "score", counted)
+  drafts = functools.partial(loop.run, sampler(Introspective(stride)))
+  jax.eval_shape(drafts, params_of(), canvas_of())
+  # Of the whole canvas the block's, of a window its queries', one fewer.
+  assert set(rows) == {2 * stride, 2 * stride - 1}
 
 
 def law(length: int) -> np.ndarray:
