@@ -41,7 +41,7 @@ class Peer:
       ids = self._tensor(np.zeros((1, width)))
       for _ in range(forwards):
         ids = self.model(ids, past_key_values=cache).logits.argmax(-1)
-        cache.crop(prompt_1xP.shape[1])
+        cache.crop(-width)  # that many fewer
       return ids.cpu().numpy()
 
     with torch.no_grad():
