@@ -93,18 +93,21 @@ def test_another_jobs_file_is_refused(tmp_path, folder, asked):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--source=nothing"], "unknown source of prompts 'nothing'; known: everyday, stdlib, jsonl"),
+    (
+      ["--source=nothing"],
+      "unknown source of prompts 'nothing'; known: everyday, stdlib, reasoning",
+    ),
     (["--source=jsonl:{tmp}/none.jsonl"], "there is no file {tmp}/none.jsonl"),
     (
       ["--source=jsonl:{tmp}/said.jsonl"],
-      "said.jsonl, line 1: the last message is the assistant's",
+      "said.jsonl, line 1: nothing is asked before the assistant's message",
     ),
     (["--size=1", "--seed=-1"], "seed=-1"),
     (["--source=everyday", "--size=1"], "--config is missing"),
   ],
 )
 def test_mistake_is_one_line(tmp_path, arguments, message):
-  said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  said = [{"role": "assistant", "content": "b"}]
   (tmp_path / "said.jsonl").write_text(json.dumps({"messages": said}) + "\n")
   arguments = [each.format(tmp=tmp_path) for each in arguments]
   done = generate(tmp_path, f"--out={tmp_path}/out.jsonl", *arguments)

@@ -64,6 +64,15 @@ def test_prompts_of_a_file_are_all_there_and_once(tmp_path):
   assert {*apart[0]} <= {"a", "b", "x"}
 
 
+def test_the_answer_of_a_conversation_is_not_asked(tmp_path):
+  """What another model said last is what this one is to say anew."""
+  said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  path = tmp_path / "in.jsonl"
+  path.write_text(json.dumps({"messages": [*said, *said]}) + "\n")
+  (found,) = prompts.collect([f"jsonl:{path}"], "all")
+  assert found.talk.messages == [*said, said[0]]
+
+
 @pytest.mark.parametrize(
   ("sources", "options", "message"),
   [
