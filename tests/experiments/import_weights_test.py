@@ -94,15 +94,15 @@ def test_a_gguf_file_goes_wherever_a_directory_goes(tmp_path):
   assert same_files(folder, back, *names)
 
   done = mains.run(tmp_path, "experiments/evaluate.py", f"--checkpoint={file}", TINY, "--batches=1")
-  assert (done.returncode, done.stderr) == (0, "") and "estimator AR(" in done.stdout
+  assert (done.returncode, done.stderr) == (0, "") and "estimator Autoregressive(" in done.stdout
   done = mains.run(
     tmp_path,
     "experiments/train.py",
     "--config=configs/train/adapt.py",
     f"--workdir={tmp_path / 'run'}",
     f"--config.init_from={file}",
-    "--config.steps=1",
-    "--config.objective.anneal=1",
+    "--config.steps=2",
+    "--config.objective.anneal=2",
     "--config.model.dtype=float32",
     "--config.optimizer.warmup=1",
     "--config.batch=8",
