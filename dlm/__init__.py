@@ -9,6 +9,9 @@ and in `dlm/generate.py` + `dlm/sampling/loop.py`:
   sampling   prompt -> Canvas -> [ plan -> denoise -> LogitHead -> token_stats -> policy.decide
              -> commit ]* -> text
 
+An objective may have parameters of its own (a schedule that is learned). They are trained, averaged
+and saved beside the model's, under "objective"; corruption sees them, and no sampler does.
+
 The tree. Start with `types.py`: the values and protocols that all others speak.
 
   kernels_pallas/  one folder an op, one function each, several implementations behind it:

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from dlm import files, workdir
 from dlm.checksums import checksums, name_of, not_finite
-from dlm.types import Params
+from dlm.types import OBJECTIVE, Params
 from dlm.workdir import CheckpointError
 
 STEPS, DAMAGED = "checkpoints", "damaged"
@@ -189,6 +189,7 @@ def restore_params(
   model: Any = None,
   shardings: Any = None,
   dtype: Any = None,
+  objective: bool = False,
 ) -> tuple[Params, int]:
   """Parameters alone, for sampling and evaluation: the average where the run keeps one.
 
@@ -198,6 +199,7 @@ def restore_params(
     model: tree of shapes like the parameters, of the model that they are for; None: not compared.
     shardings: tree of shardings like the parameters; None: all on the first device.
     dtype: of the result; None: as saved.
+    objective: with the objective's own, if it has any, on the first device: a model needs none.
 
   Returns:
     The parameters, and the step they are from.
@@ -212,12 +214,17 @@ def restore_params(
     handler = ocp.PyTreeCheckpointHandler()
     trees = handler.metadata(path / STATE).tree
     item = "ema" if trees.get("ema") else "params"
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved, own = dict(trees[item]), {}
+    if OBJECTIVE in saved:
+      own = {OBJECTIVE: saved.pop(OBJECTIVE)}
     if model is not None:
-      _check_shapes(trees[item], model)
+      _check_shapes(saved, model)
     if shardings is None:
-      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      shardings = jax.tree.map(lambda _: here, trees[item])
-    target = {item: jax.tree.map(_target, trees[item], shardings)}
+      shardings = jax.tree.map(lambda _: here, saved)
+    target = {item: jax.tree.map(_target, saved, shardings)}
+    if objective:
+      target[item] |= jax.tree.map(lambda leaf: _target(leaf, here), own)
     restored = handler.restore(
       path / STATE,
       args=ocp.args.PyTreeRestore(

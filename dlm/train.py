@@ -28,6 +28,7 @@ from dlm.metrics import Metrics, Tally
 from dlm.models import lora
 from dlm.models.moe.training import balanced, described, load, penalised
 from dlm.objectives import bd3lm
+from dlm.objectives.objective import informed, with_own, without_own
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
@@ -69,7 +70,7 @@ class Step:
   def updated(self, state: TrainState, batch: Batch, teacher: Params | None = None) -> Updated:
     """corrupt -> loss and gradient, summed over the batch -> update."""
     training, config = self.training, self.training.run.optimizer
-    noisy = self.corrupt("train", batch, state.step)
+    noisy = self.corrupt("train", batch, state.step, state.params)
 
     def gradient(both: Both, noisy: Noisy) -> tuple[Params, tuple[LossSum, Array | None]]:
       params, teacher = both
@@ -103,7 +104,7 @@ class Step:
     summed = self.summed(lambda both, noisy: objective.loss(*self.asked(*both), noisy)[0])
 
     def evaluate(params: Params, batch: Batch, index: Array, teacher: Params | None = None):
-      return summed((params, teacher), self.corrupt("eval", batch, index))
+      return summed((params, teacher), self.corrupt("eval", batch, index, params))
 
     return jax.jit(evaluate)
 
@@ -127,15 +128,16 @@ class Step:
     losses = parallel.over_batch(fn, self.training.mesh, **options)
 
     def spread(params: Params, batch: Batch, index: Array) -> Array:
-      return bd3lm.spread(losses(params, self.corrupt("eval", batch, index)), objective.block)
+      noisy = self.corrupt("eval", batch, index, params)
+      return bd3lm.spread(losses(params, noisy), objective.block)
 
     return jax.jit(spread)
 
-  def corrupt(self, purpose: str, batch: Batch, index: Array) -> Noisy:
+  def corrupt(self, purpose: str, batch: Batch, index: Array, params: Params) -> Noisy:
     """Noise of the index-th batch; evaluation sees the objective as it is at the end of the run."""
     key = jax.random.fold_in(self.key(purpose), index)
     step = index if purpose == "train" else jnp.int32(self.training.run.steps)
-    noisy = self.training.objective.corrupt(key, batch, step)
+    noisy = self.training.objective.corrupt(key, informed(batch, params), step)
     return lax.with_sharding_constraint(noisy, parallel.batch_sharding(self.training.mesh))
 
   @functools.cached_property
@@ -152,8 +154,9 @@ class Step:
     shardings, source = self.shardings(), self.training.source
     if source is None:
       return jax.jit(self._random, out_shardings=shardings)()
+    held = without_own(shardings.params)
     own = source.model.config.lora is not None
-    params, _ = source.params(shardings.params if own else lora.frozen(shardings.params), "float32")
+    params, _ = source.params(held if own else lora.frozen(held), "float32")
     return jax.jit(self._start, out_shardings=shardings, donate_argnums=0)(params)
 
   def teacher(self) -> Params | None:
@@ -193,6 +196,7 @@ class Step:
     config, model = self.training.run.optimizer, self.training.model
     if model.config.lora is not None and not lora.adapters(params):  # the source has none
       params = lora.joined(params, lora.adapters(model.init(self.key("init"))))
+    params = with_own(params, self.training.objective.init())
     ema = None if config.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params)
     moments = self.optimizer.init(trained(config, params))
     return TrainState(jnp.zeros((), jnp.int32), params, moments, ema)
@@ -202,6 +206,7 @@ class Step:
     mesh = self.training.mesh
     params = parallel.shard_params(self.training.model.abstract(), mesh)
     whole = jax.sharding.NamedSharding(mesh, jax.P())
+    params = with_own(params, jax.tree.map(lambda _: whole, self.training.objective.init()))
     shapes = jax.eval_shape(self._random)
     keep = {"transform_non_params": lambda _: whole}
     own = trained(self.training.run.optimizer, params)
@@ -218,7 +223,7 @@ class Step:
     flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     corrupt = functools.partial(self.corrupt, "train")
     batch = Batch(ids, flags, ids, ids, {"when": ids} if self.training.objective.traced else {})
-    noisy = jax.eval_shape(corrupt, batch, jnp.int32(0))
+    noisy = jax.eval_shape(corrupt, batch, jnp.int32(0), {})
     window = noisy.inputs_BxW.shape[1]
     config = self.training.model.config
     forwards = 3.0 if config.lora is None else 2.0
@@ -373,7 +378,8 @@ class _Loop:
     if "evaluate" in due and self.training.objective.candidates:
       self.extra = self.search(state, done)
     if "sample" in due:
-      self.metrics.texts(done, "samples", self.samples(state.best_params(), done))
+      params = without_own(state.best_params())
+      self.metrics.texts(done, "samples", self.samples(params, done))
     if "save" in due:
       extra = jax.tree.map(float, self.extra)
       position = {"step": done, "seed": self.training.run.seed, "extra": extra}

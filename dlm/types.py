@@ -18,6 +18,8 @@ Array = jax.Array
 Params = Any
 State = Any
 
+OBJECTIVE = "objective"  # where a run's parameters hold those of its objective, beside the model's
+
 __all__ = ["Mask", "StatSpec", "TokenStats"]  # the kernels' own words, spoken by all
 
 

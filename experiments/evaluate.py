@@ -69,7 +69,7 @@ def measure() -> likelihood.Likelihood:
   rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
   print("".join(f"{line}\n" for line in rows.notes()), end="")
   estimator = build.estimator(trained.objective, tokenizer, ESTIMATOR.value)
-  params, step = trained.params()
+  params, step = trained.params(objective=True)
   print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")
   batches = (Batch(*jax.device_put(tuple(rows[index]))) for index in range(BATCHES.value))
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)

@@ -71,7 +71,12 @@ class Pretrained:
       )
 
   def params(
-    self, shardings: Any = None, dtype: str | None = None, progress: Callable | None = None
+    self,
+    shardings: Any = None,
+    dtype: str | None = None,
+    progress: Callable | None = None,
+    *,
+    objective: bool = False,
   ) -> tuple[Params, int]:
     """The parameters and the step they are from, 0 if from a Hugging Face directory.
 
@@ -79,6 +84,7 @@ class Pretrained:
       shardings: tree like the parameters; None: all on the first device.
       dtype: None: as stored.
       progress: see `weights.load`.
+      objective: with its objective's own, where it has any: what measures it by that may need them.
     """
     if self.base is not None:
       params, step = self._on_base(shardings, dtype, progress)
@@ -102,6 +108,7 @@ class Pretrained:
         model=lora.frozen(self.model.abstract()),
         shardings=shardings,
         dtype=dtype,
+        objective=objective,
       )
     else:
       step = 0

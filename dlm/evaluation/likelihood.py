@@ -17,6 +17,7 @@ import numpy as np
 
 from dlm.objectives import Objective, streams
 from dlm.objectives.cross_entropy import cross_entropy, logits, predict
+from dlm.objectives.objective import informed
 from dlm.types import Array, Batch, Denoiser, Noisy, Params
 
 
@@ -61,7 +62,7 @@ def row_losses(
   estimator: Objective, denoise: Denoiser, params: Params, key: Array, batch: Batch
 ) -> tuple[Array, Array]:
   """One draw: nats of each row and its number of scored tokens, [B] each."""
-  noisy = estimator.corrupt(key, batch, jnp.int32(0))
+  noisy = estimator.corrupt(key, informed(batch, params), jnp.int32(0))
   return estimator.token_losses(denoise, params, noisy).sum(-1), noisy.count_B
 
 

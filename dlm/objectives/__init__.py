@@ -15,6 +15,7 @@ from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
 from dlm.objectives.fast_dllm_v2 import FastDllmV2
+from dlm.objectives.genmd4 import GenMd4
 from dlm.objectives.hackable import Hackable
 from dlm.objectives.i_dlm import IDlm
 from dlm.objectives.llada import Llada, LladaSft
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "ar": Autoregressive,  # next-token prediction
   "mdlm": Mdlm,  # MDLM, 2406.07524
   "md4": Md4,  # MD4, 2406.04329
+  "genmd4": GenMd4,  # GenMD4, 2406.04329
   "d3pm": D3pm,  # D3PM, 2107.03006
   "sedd": Sedd,  # SEDD, 2310.16834
   "exact_count": ExactCount,  # LLaDA's likelihood, 2502.09992 Eq. 6
@@ -68,6 +70,7 @@ __all__ = [
   "EfficientDlm",
   "ExactCount",
   "FastDllmV2",
+  "GenMd4",
   "Hackable",
   "IDlm",
   "Llada",

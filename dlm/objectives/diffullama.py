@@ -71,6 +71,9 @@ class _Around(Objective):
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()
 
+  def init(self) -> Params:
+    return self.objective.init()
+
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     return self.objective.draw(key, batch)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dlm import masks
 from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
-from dlm.types import Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
+from dlm.types import OBJECTIVE, Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Objective(abc.ABC):
     """Ids that get no probability."""
     return ()
 
+  def init(self) -> Params:
+    """Parameters of its own, learned as the model's are, which no sampler needs; {}: none.
+
+    Losses find them in `params["objective"]`, noise in `Batch.extra`: see `with_own`, `informed`.
+    """
+    return {}
+
   @abc.abstractmethod
   def not_a_likelihood(self) -> str | None:
     """Why the loss is no bound on the negative log-likelihood; None if it is one."""
@@ -72,3 +79,18 @@ class Objective(abc.ABC):
     """Sums over the batch, and what the model told besides."""
     loss_BxL, ce_BxL, aux = self.losses(denoise, params, noisy)
     return loss_sum(noisy, loss_BxL, ce_BxL), aux
+
+
+def with_own(params: Params, own: Params) -> Params:
+  """The model's parameters and the objective's, where it has any, in one tree."""
+  return {**params, OBJECTIVE: own} if own else params
+
+
+def without_own(params: Params) -> Params:
+  """The model's parameters alone."""
+  return {name: each for name, each in params.items() if name != OBJECTIVE}
+
+
+def informed(batch: Batch, params: Params) -> Batch:
+  """The batch with the objective's own parameters, which its noise may depend on."""
+  return batch.replace(extra={**batch.extra, **params.get(OBJECTIVE, {})})

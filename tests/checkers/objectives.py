@@ -438,5 +438,4 @@ METHODS = {
 UNSUPPORTED = (
   "duo_loss",
   "duo_posterior",
-  "genmd4_loss",
 )

@@ -3,14 +3,18 @@
 Their logits have no mask id, or one of their own; `with_mask` gives it a column of its own.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dlm.diffusion import schedules
-from dlm.objectives import Dllm, Hackable, Md4, Shifted
+from dlm.objectives import Dllm, GenMd4, Hackable, Md4, Shifted
+from dlm.objectives.objective import informed, with_own
+from dlm.types import OBJECTIVE
 from tests.checkers.block_objectives import IGNORED, at_starts, packed
-from tests.checkers.objectives import Case, batch_of, close, in_order, replay, same
+from tests.checkers.objectives import Case, Recorded, batch_of, close, in_order, replay, same
 
 LN2 = np.log(2)
 MD4_NOISE = {
@@ -73,6 +77,50 @@ def md4_schedule(case: Case):
   assert (np.abs(log_snr - case.outputs["log_snr"]) < slack).all()
   off = np.abs(np.asarray(schedule.weight(t)) - case.outputs["weight"])
   assert (off < slack * np.abs(case.outputs["weight"]) + 1e-6).all()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def replay_genmd4(objective, draws, batch, logits, w):
+  """Noisy, bound by token, what REINFORCE adds, metrics, gradients of the mean loss."""
+  params = with_own({"logits": logits}, {"power_V": w})
+  noisy = objective.corrupt_with(draws, informed(batch, params), 0)
+
+  def mean(params):
+    sums, _ = objective.loss(Recorded(), params, noisy)
+    return sums.total / sums.count, sums
+
+  (loss, sums), grad = jax.value_and_grad(mean, has_aux=True)(params)
+  score = objective.score_term(Recorded(), params, noisy).sum() / sums.count
+  told = {name: sums.metrics[f"power_{name}"] / sums.count for name in ("min", "mean", "max")}
+  return noisy, loss, score, told, grad
+
+
+def genmd4_loss(case: Case):
+  x, vocab, w = case.inputs["x"], case.arg("vocab"), case.inputs["w"]
+  objective = GenMd4(
+    vocab,
+    vocab=vocab + 1,
+    times="shared_offset" if case.arg("antithetic") else "iid",
+    min_time=case.arg("t1"),
+  )
+  # They draw who is kept, and have no power of a mask id: ours gets their mean, to keep it so.
+  draws = md4_times(case, len(x)) | {
+    "u_mask": 1 - case.inputs["u_mask1"],
+    "u_mask_again": 1 - case.inputs["u_mask2"],
+  }
+  of_mask = np.log(np.expm1(np.logaddexp(0, w).mean()))
+  views = np.concatenate([case.inputs["logits1"], case.inputs["logits2"]], axis=1)
+  noisy, loss, score, told, grad = replay_genmd4(
+    objective, draws, batch_of(x), with_mask(views), np.append(w, np.float32(of_mask))
+  )
+  same(noisy.inputs_BxW, np.concatenate([case.outputs["zt1"], case.outputs["zt2"]], axis=1))
+  close(loss / LN2, case.expected["loss_nelbo"])
+  close((loss + score) / LN2, case.expected["loss"])
+  for ours, theirs in (("min", "power_min"), ("mean", "power_avg"), ("max", "power_max")):
+    close(told[ours], case.expected[theirs])
+  want = np.concatenate([case.outputs["grad_logits1"], case.outputs["grad_logits2"]], axis=1)
+  close(without_mask(grad["logits"]) / LN2, want)
+  close(without_mask(grad[OBJECTIVE]["power_V"]) / LN2, case.outputs["grad_w"])
 
 
 DLLM_NOISE = {"linear": schedules.Linear(), "cosine": schedules.Md4Cosine(eps=0.0)}
@@ -156,6 +204,7 @@ def hackable_loss(case: Case):
 
 METHODS = {
   "dllm_loss": dllm_loss,
+  "genmd4_loss": genmd4_loss,
   "hackable_corrupt": hackable_corrupt,
   "hackable_loss": hackable_loss,
   "md4_loss": md4_loss,

@@ -199,6 +199,23 @@ def test_search_goes_on_with_the_window_whose_losses_vary_least(tmp_path, capsys
   same(train.train(training(steps=2, **search), tmp_path / "run"), whole)
 
 
+def test_learned_schedule_is_trained_and_kept_but_no_part_of_the_model(tmp_path):
+  """GenMD4's: in parameters, moments and average; resumed bit for bit; no sampler is given it."""
+  learned = {"objective": {"name": "genmd4"}, "microbatches": 2, "optimizer.warmup": 1}
+  run = training(steps=3, **learned)
+  state = train.train(run, tmp_path / "run")
+  begun, power_V = run.objective.init()["power_V"], state.params["objective"]["power_V"]
+  assert (np.asarray(begun != power_V)[run.rows[0].tokens_BxL]).any()
+  made = build.pretrained(tmp_path / "run", "latest")
+  same(made.params(objective=True)[0], state.ema)
+  model = {name: each for name, each in state.ema.items() if name != "objective"}
+  same(made.params()[0], model)
+  train.train(training(steps=2, **learned), tmp_path / "again")
+  same(train.train(run, tmp_path / "again"), state)
+  powers = [r["power_max"] for r in records(tmp_path / "run") if "power_max" in r]
+  assert powers and all(0.9 < each < 1.1 for each in powers)
+
+
 def test_samples_are_asked_for_and_recorded(tmp_path):
   def samples(params, step):
     return [f"sample of step {step}"]

@@ -30,11 +30,8 @@ def losses(workdir):
   return [r.get("loss", r.get("eval/loss")) for r in map(json.loads, lines)]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-  """The run on one of the devices."""
-  workdir = tmp_path_factory.mktemp("runs") / "alone"
-  run = build.everything(CONFIG)
+def on_one_device(config, workdir):
+  run = build.everything(config)
   one = jax.make_mesh(
     (1, 1, 1, 1),
     run.mesh.axis_names,
@@ -44,6 +41,12 @@ def alone(tmp_path_factory):
   object.__setattr__(run, "mesh", one)
   train.train(run, workdir)
   return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """The run on one of the devices."""
+  return on_one_device(CONFIG, tmp_path_factory.mktemp("runs") / "alone")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,20 @@ def alone(tmp_path_factory):
 def test_eight_devices_give_the_losses_of_one(alone, tmp_path, changes):
   train.train(build.everything(CONFIG | changes), tmp_path / "run")
   np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
+
+
+def test_a_learned_schedule_is_that_of_one_device(tmp_path):
+  """GenMD4: its powers lie on every device, and the gradient of each row is its own."""
+  config = CONFIG | {"objective": {"name": "genmd4"}}
+  found = on_one_device(config, tmp_path / "alone")
+  split = config | {"mesh": {"data": 2, "fsdp": 4}}
+  train.train(build.everything(split), tmp_path / "run")
+  np.testing.assert_allclose(losses(tmp_path / "run"), losses(found), rtol=1e-5)
+  power_V = [
+    checkpoint.restore_params(folder, "latest", objective=True)[0]["objective"]["power_V"]
+    for folder in (tmp_path / "run", found)
+  ]
+  np.testing.assert_allclose(*power_V, rtol=1e-4)
 
 
 @pytest.mark.parametrize("driver", ["shard_map", "pmap"])

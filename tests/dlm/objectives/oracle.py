@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.objectives import OBJECTIVES, Objective
+from dlm.objectives.objective import with_own
 from dlm.types import Batch, LogitHead, ModelOutput
 from kernels_pallas.block_attention import Keys, visible
 
@@ -24,9 +25,9 @@ FIRST = np.real(_VECTORS[:, np.argmax(np.real(_VALUES))])
 FIRST = FIRST / FIRST.sum()
 
 
-def made(name: str) -> Objective:
+def made(name: str, mask_id: int = MASK, vocab: int = STATES + 1) -> Objective:
   """The objective of OBJECTIVES, with the fields that it demands."""
-  known = {"mask_id": MASK, "block": 4, "vocab": STATES + 1}
+  known = {"mask_id": mask_id, "block": 4, "vocab": vocab}
   parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
   return OBJECTIVES[name](**{p.name: known[p.name] for p in parameters if p.default is p.empty})
 
@@ -137,7 +138,7 @@ def corrupt(objective, seed: int, batch):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def token_losses(objective, denoise, params, noisy) -> jax.Array:
-  return objective.token_losses(denoise, params, noisy)
+  return objective.token_losses(denoise, with_own(params, objective.init()), noisy)
 
 
 def losses(objective, draws, batch, denoise) -> jax.Array:

@@ -14,16 +14,22 @@ from dlm.objectives import (
   Autoregressive,
   Bd3lm,
   D3pm,
+  Dllm,
   EcDlm,
   ExactCount,
+  GenMd4,
+  Hackable,
   Llada,
   LladaSft,
+  Md4,
   Mdlm,
+  Nemotron,
   Sdar,
   Sedd,
   Uniform,
   bd3lm,
 )
+from dlm.objectives.objective import with_own
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Constant, Oracle
@@ -34,10 +40,11 @@ TOKENS = oracle.sample(6, 8, seed=1)
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-  """Logits are the parameters, whatever is asked."""
+  """Logits are the one parameter, whatever is asked."""
 
   def __call__(self, params, tokens_BxW, **_):
-    return ModelOutput(LogitHead(params, jnp.eye(params.shape[-1])), None, {})
+    logits = params["logits"]
+    return ModelOutput(LogitHead(logits, jnp.eye(logits.shape[-1])), None, {})
 
 
 @pytest.mark.parametrize(
@@ -89,14 +96,16 @@ def test_microbatches_add_up(name):
       lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), (noisy, logits)
     )
 
-    def loss(logits):
-      teacher = Fixed(), jnp.zeros_like(logits)
-      sums, _ = objective.loss(*oracle.asked(objective, Fixed(), logits, *teacher), part)
+    def loss(params):
+      teacher = Fixed(), {"logits": jnp.zeros_like(params["logits"])}
+      sums, _ = objective.loss(*oracle.asked(objective, Fixed(), params, *teacher), part)
       return sums.total, sums
 
-    return jax.grad(loss, has_aux=True)(part_logits)
+    params = with_own({"logits": part_logits}, objective.init())
+    grad, sums = jax.grad(loss, has_aux=True)(params)
+    return grad.pop("logits"), (grad, sums)
 
-  grad, whole = sums(0, rows)
+  grad, whole = sums(0, rows)  # `whole`: the gradient of its own parameters, too
   (grad_a, a), (grad_b, b) = sums(0, rows // 2), sums(rows // 2, rows // 2)
   jax.tree.map(
     lambda x, y, z: np.testing.assert_allclose(x + y, z, rtol=2e-5, atol=1e-5), a, b, whole
@@ -121,8 +130,9 @@ def test_mdlm_with_log_uniform_noise_weighs_masked_tokens_as_the_authors_do():
 def test_metrics_split_the_cross_entropy_by_noise_level():
   logits = jax.random.normal(jax.random.key(1), (6, 8, 5))
   noisy = oracle.corrupt(MADE["mdlm"], 0, oracle.rows(TOKENS))
-  sums, _ = jax.jit(MADE["mdlm"].loss, static_argnums=0)(Fixed(), logits, noisy)
-  ce = np.asarray(oracle.token_losses(MADE["mdlm"], Fixed(), logits, noisy) / noisy.weight_BxL)
+  sums, _ = jax.jit(MADE["mdlm"].loss, static_argnums=0)(Fixed(), {"logits": logits}, noisy)
+  losses = oracle.token_losses(MADE["mdlm"], Fixed(), {"logits": logits}, noisy)
+  ce = np.asarray(losses / noisy.weight_BxL)
   masked, level = np.asarray(noisy.weight_BxL > 0), np.asarray(noisy.time_BxW)
   assert float(sums.metrics["masked"]) == masked.sum()
   assert float(sums.metrics["ce"]) == pytest.approx(ce[masked].sum(), rel=1e-5)
@@ -182,7 +192,7 @@ def test_sedd_with_the_true_scores_is_mdlm():
   head = jax.jit(Oracle())({}, noisy.inputs_BxW, slot_BxW=noisy.slot_BxW, mask=noisy.mask).head
   logp = jax.nn.log_softmax(head.hidden_BxAxD.at[..., MASK].set(-jnp.inf))
   scores = jnp.where(jnp.isfinite(logp), logp + np.log(4), 7.0)  # the mask's own logit is unused
-  got = oracle.token_losses(Sedd(MASK), Fixed(), scores, noisy)
+  got = oracle.token_losses(Sedd(MASK), Fixed(), {"logits": scores}, noisy)
   want = oracle.token_losses(Mdlm(MASK), Oracle(), {}, noisy)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -198,7 +208,9 @@ def test_sedd_is_the_score_entropy_of_the_authors():
   true = np.take_along_axis(log_score, TOKENS[..., None], -1)[..., 0]
   entropy = np.exp(log_score[..., :MASK]).sum(-1) - odds * true + odds * (np.log(odds) - 1)
   want = np.where(np.asarray(noisy.weight_BxL) > 0, dsigma * entropy, 0)
-  got = oracle.token_losses(Sedd(MASK), Fixed(), jnp.asarray(logits, jnp.float32), noisy)
+  got = oracle.token_losses(
+    Sedd(MASK), Fixed(), {"logits": jnp.asarray(logits, jnp.float32)}, noisy
+  )
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
@@ -208,9 +220,9 @@ def test_d3pm_without_the_mask_id_is_discrete_mdlm_plus_reconstruction():
   noisy = oracle.corrupt(objective, 0, oracle.rows(TOKENS))
   logp = jax.nn.log_softmax(logits.at[..., MASK].set(-jnp.inf))
   rebuilt = -jnp.take_along_axis(logp, jnp.asarray(TOKENS)[..., None], -1)[..., 0]
-  want = oracle.token_losses(plain, Fixed(), logits, noisy) + rebuilt
+  want = oracle.token_losses(plain, Fixed(), {"logits": logits}, noisy) + rebuilt
   np.testing.assert_allclose(
-    oracle.token_losses(objective, Fixed(), logits, noisy), want, rtol=1e-4, atol=1e-5
+    oracle.token_losses(objective, Fixed(), {"logits": logits}, noisy), want, rtol=1e-4, atol=1e-5
   )
 
 
@@ -227,7 +239,7 @@ def test_d3pm_is_the_bound_of_the_authors():
   now, before = np.log((1 - t) * x / t + 1), np.log((1 - s) * x / s + 1)
   bound = 16 * ((now - true) / 16 / t + (1 - 1 / 16 / t) * (now - before))
   want = np.where(np.asarray(noisy.weight_BxL) > 0, bound, 0) - true
-  got = oracle.token_losses(objective, Fixed(), jnp.asarray(logits, jnp.float32), noisy)
+  got = oracle.token_losses(objective, Fixed(), {"logits": jnp.asarray(logits, jnp.float32)}, noisy)
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
@@ -239,7 +251,7 @@ def test_d3pm_first_step_is_finite():
   noisy = oracle.replay(objective, draws, batch)
   np.testing.assert_allclose(noisy.extra["t_B"], 0.25)
   logits = jax.random.normal(jax.random.key(1), (6, 8, 5))
-  grad = jax.jit(jax.grad(lambda x: objective.loss(Fixed(), x, noisy)[0].total))(logits)
+  grad = jax.jit(jax.grad(lambda x: objective.loss(Fixed(), {"logits": x}, noisy)[0].total))(logits)
   assert np.isfinite(grad).all() and np.asarray(grad).any()
 
 
@@ -321,6 +333,17 @@ def test_corruption_is_a_draw_and_its_replay(name):
     (lambda: Sedd(MASK, timesteps=8), "Sedd: timesteps=8 must be 0"),
     (lambda: D3pm(MASK, timesteps=0), "timesteps=0 must be positive"),
     (lambda: Llada(MASK, random_length=2.0), "random_length=2.0 must be a probability"),
+    (lambda: Md4(MASK, vocab=5, timesteps=-1), "Md4: timesteps=-1 must not be negative"),
+    (lambda: GenMd4(MASK, vocab=5, power=0.0), "GenMd4: power=0.0 must be positive"),
+    (lambda: GenMd4(MASK, vocab=5, min_time=1.0), r"GenMd4: min_time=1.0 must lie in \(0, 1\)"),
+    (lambda: Hackable(MASK, vocab=5, noise="x"), "Hackable: noise='x' is not one of mask, uniform"),
+    (lambda: Hackable(MASK, vocab=5, safety=0.5), r"Hackable: safety=0.5 must lie in \[0, 0.5\)"),
+    (lambda: Dllm(MASK, norm="batch"), "Dllm: norm='batch' is not one of token, sequence, row"),
+    (lambda: Dllm(MASK, min_time=0.0), r"Dllm: min_time=0.0 must lie in \(0, 1\)"),
+    (
+      lambda: Nemotron(MASK, 4, next_weight=-1.0),
+      "Nemotron: next_weight=-1.0 must not be negative",
+    ),
     (lambda: Bd3lm(MASK, block=0), "block=0 must be at least 1"),
     (lambda: Bd3lm(MASK, block=4, window=(0.8, 0.3)), r"window=\(0.8, 0.3\) must hold"),
     (lambda: ExactCount(MASK, block=0), "block=0 must be at least 1"),
