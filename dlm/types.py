@@ -133,6 +133,10 @@ class Denoiser(Protocol):
 
   def empty_cache(self, batch: int, slots: int) -> KVCache: ...
 
+  def embedding(self, params: Params) -> Array:
+    """What each id is before the first layer, [V, D]: for objectives that mix ids."""
+    ...
+
 
 class Schedule(Protocol):
   """Survival of a token: `alpha(t)` falls from about 1 at t=0 to about 0 at t=1."""

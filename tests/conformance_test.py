@@ -85,11 +85,7 @@ def is_checked(case: decoding.Case) -> bool:
 
 def missing() -> dict[str, str]:
   """What the folder holds and no test checks, with the reason."""
-  found = {
-    f"objectives/{case.method}": "not supported yet (a later issue)"
-    for case in OBJECTIVES
-    if case.method not in TRAINING
-  }
+  found = {}
   for case in RL:
     if not rl.is_checked(case):
       found[f"rl_2026/{case.name}"] = rl.UNCHECKED.get(
@@ -120,9 +116,7 @@ def _programs_of_few_cases():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(
-  "case", [c for c in OBJECTIVES if c.method in TRAINING], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", OBJECTIVES, ids=lambda case: case.name)
 def test_objectives(case):
   TRAINING[case.method](case)
   case.check_all_used()
@@ -182,9 +176,8 @@ def test_not_checked_here(name, reason):
 def test_a_new_method_is_not_passed_over(conformance_dir):
   assert conformance_dir == FOLDER
   assert OBJECTIVES, f"no cases under {FOLDER}/objectives"
-  assert {case.method for case in OBJECTIVES} <= {*TRAINING, *objectives.UNSUPPORTED}
   shipped = {case.method for case in objectives.read(DEFAULT / "objectives")}
-  assert shipped - set(TRAINING) == set(objectives.UNSUPPORTED)
+  assert shipped | {case.method for case in OBJECTIVES} == set(TRAINING)
   unknown = {
     f"{family_of(case)}/{case.method}"
     for case in DECODING

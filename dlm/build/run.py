@@ -128,9 +128,10 @@ class RunConfig(Config):
     one_of("parallel", self.parallel, get_args(Driver))
     if self.checkpoint.keep_best and not self.eval.every:
       raise ValueError("checkpoint.keep_best needs eval.every: nothing else tells the best")
-    anneal = self.objective.fields.get("anneal", 0)
-    if anneal > self.steps:
-      raise ValueError(f"objective.anneal={anneal} must end within steps={self.steps}")
+    for field in ("anneal", "curriculum"):
+      value = self.objective.fields.get(field, 0)
+      if value > self.steps:
+        raise ValueError(f"objective.{field}={value} must end within steps={self.steps}")
 
 
 @dataclasses.dataclass(frozen=True)

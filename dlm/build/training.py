@@ -149,7 +149,8 @@ def estimator(
   Raises:
     ValueError: `name` cannot measure what the run trains.
   """
-  fields = {n: value for n, value in chosen.fields.items() if n != "anneal"}  # it sees all by now
+  # It sees all by now, and has learned its lessons.
+  fields = {n: v for n, v in chosen.fields.items() if n not in ("anneal", "curriculum")}
   trained = objective(dataclasses.replace(chosen, fields=fields), tokenizer)
   if name == "training" or (name == "auto" and not trained.exact_count):
     return trained
@@ -247,6 +248,12 @@ def _agree(training: Training) -> None:
     raise ValueError(
       f"model.moe.choice='expert' with attention {attention!r} lets tokens compete with those "
       f"they must not see, unless model.moe.pool={moe.pool} divides objective.block={block}"
+    )
+  partly = training.model.config.lora is not None or run.optimizer.trainable != "all"
+  if partly and training.objective.init():
+    raise ValueError(
+      f"objective.name={run.objective.name!r} learns parameters of its own: neither model.lora nor "
+      f"optimizer.trainable={run.optimizer.trainable!r} trains them"
     )
   if training.objective.candidates and not run.eval.every:
     raise ValueError("objective.search needs eval.every: it is evaluation that searches")

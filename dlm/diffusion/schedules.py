@@ -224,6 +224,23 @@ class Md4Cosine(_FromMasked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DuoCosine(_FromMasked):
+  """alpha = 1 - cos(pi (1-s) / 2) at s = (1 - eps) t. Duo's `cosine` (arXiv 2506.10892).
+
+  As in the authors' code the derivative is that by s: weights lie above the bound's, by eps.
+  """
+
+  eps: float = 1e-3
+  __post_init__ = _check_eps
+
+  def masked(self, t: Array) -> Array:
+    return jnp.sin(jnp.pi / 2 * (1 - self.eps) * t)
+
+  def dalpha(self, t: Array) -> Array:
+    return -jnp.pi / 2 * jnp.cos(jnp.pi / 2 * (1 - self.eps) * t)
+
+
+@dataclasses.dataclass(frozen=True)
 class Bd3Power(_FromMasked):
   """p = max(t^power, eps). BD3-LM's `square` (arXiv 2503.09573, 5.3).
 
@@ -318,6 +335,7 @@ SCHEDULES: dict[str, type[MaskSchedule]] = {
   "md4_linear": Md4Linear,
   "md4_poly": Md4Poly,
   "md4_cosine": Md4Cosine,
+  "duo_cosine": DuoCosine,
   "bd3_square": Bd3Power,
   "bd3_square_root": Bd3SquareRoot,
   "bd3_log": Bd3Log,

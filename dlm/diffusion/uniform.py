@@ -1,6 +1,10 @@
 """Uniform-state diffusion: noise replaces tokens by random ids, and no id says which."""
 
+import math
+
 import jax
+import jax.numpy as jnp
+from jax.scipy.special import log_ndtr, ndtr
 
 from dlm.types import Array
 
@@ -14,3 +18,27 @@ def random_ids(key: Array, shape: tuple[int, ...], vocab: int, mask_id: int) -> 
   """Ids that noise puts, all alike likely."""
   id_BxL = jax.random.randint(key, shape, 0, states(vocab, mask_id))
   return id_BxL + (id_BxL >= mask_id)
+
+
+def argmax_survival(gamma_B: Array, n: int) -> tuple[Array, Array]:
+  """Duo (2506.10892, Eq. 10): survival of a token where Gaussian diffusion is read by its argmax.
+
+  Of n ids the clean one has a Gaussian coordinate about exp(-gamma / 2), the others about 0. The
+  integral is a sum over a grid.
+
+  Args:
+    gamma_B: log of the noise's variance over the signal's.
+
+  Returns:
+    alpha and d alpha / d gamma, [B] each.
+  """
+  mean_Bx1 = jnp.exp(-gamma_B / 2)[:, None]
+  grid_Q = jnp.linspace(-9.0, 9.0, 1801)
+  x_BxQ = mean_Bx1 + grid_Q[None]
+  # log Phi(x), with all digits where it is near 0: it is multiplied by n - 1.
+  log_phi_BxQ = jnp.where(x_BxQ > 0, jnp.log1p(-ndtr(-jnp.abs(x_BxQ))), log_ndtr(x_BxQ))
+  below_BxQ = jnp.exp((n - 1) * log_phi_BxQ)  # all others lie below x
+  density_Q = jnp.exp(-(grid_Q**2) / 2) * (grid_Q[1] - grid_Q[0]) / math.sqrt(2 * math.pi)
+  p_B = (below_BxQ * density_Q[None]).sum(-1)
+  slope_B = (below_BxQ * (density_Q * grid_Q)[None]).sum(-1) * -mean_Bx1[:, 0] / 2
+  return (n * p_B - 1) / (n - 1), n / (n - 1) * slope_B

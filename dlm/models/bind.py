@@ -63,6 +63,10 @@ class Model:
       ask_BxA=ask_BxA,
     )
 
+  def embedding(self, params: Params) -> Array:
+    """[V, D] in float32, as the first layer is given it."""
+    return params["embed"]
+
   def init(self, key: Array) -> Params:
     """Fresh parameters, float32. Under `jax.jit(..., out_shardings=...)` they are born sharded."""
     return nn.unbox(self._init_boxed(key))

@@ -11,6 +11,7 @@ from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
+from dlm.objectives.duo import Duo
 from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
@@ -53,6 +54,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "hackable": Hackable,  # hackable_diffusion's losses, github.com/google/hackable_diffusion
   "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
   "opdlm": Opdlm,  # OPDLM, 2606.06712
+  "duo": Duo,  # Duo, 2506.10892
   "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
@@ -66,6 +68,7 @@ __all__ = [
   "DiffuLlama",
   "Dllm",
   "DreamSft",
+  "Duo",
   "EcDlm",
   "EfficientDlm",
   "ExactCount",

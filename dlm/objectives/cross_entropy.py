@@ -9,10 +9,12 @@ from kernels_pallas.linear_xent import linear_xent
 NOISE_BINS = 20
 
 
-def predict(denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LogitHead, Aux]:
+def predict(
+  denoise: Denoiser, params: Params, noisy: Noisy, soft_BxWxD: Array | None = None
+) -> tuple[LogitHead, Aux]:
   """One forward: the head at the inputs that predict the L targets, the noisy ones or `noisy.ask`.
 
-  Also what the model tells besides.
+  Also what the model tells besides. `soft` is added to the embeddings of the inputs.
   """
   length = noisy.targets_BxL.shape[1]
   ask_BxA = noisy.ask_BxL
@@ -24,6 +26,7 @@ def predict(denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LogitHead,
     slot_BxW=noisy.slot_BxW,
     mask=noisy.mask,
     time_BxW=noisy.time_BxW,
+    soft_BxWxD=soft_BxWxD,
     ask_BxA=ask_BxA,
   )
   return output.head, (output.aux,)

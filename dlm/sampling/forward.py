@@ -137,6 +137,9 @@ def _over(
   if sampler.clock is not None:
     some_slot_BxW = jnp.minimum(slot_BxW, slots - 1)
     time_BxW = sampler.clock(at.masked_BxL, canvas.open_BxL, at.inside_BxL, some_slot_BxW)
+    if sampler.policy.levels:
+      level_B = sampler.policy.level(at.step_B)
+      time_BxW = jnp.broadcast_to(level_B[:, None], slot_BxW.shape)
   soft = {}  # a denoiser that is never given any need not know the word
   if ask.soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]

@@ -20,6 +20,7 @@ class Policy(abc.ABC):
     foresees: `upcoming` says what it writes next.
     works_ahead: it writes behind its active block too, up to `reach`.
     renoises: its blocks begin as the random ids of `noise`, not as masks; of scope "block".
+    levels: `level` says how noisy its block is, in place of the sampler's clock.
     judges: written slots of the active block answer as if they were masked (`dlm.sampling.shadow`).
     coupled: a slot's candidates are drawn with the same noise at every forward.
     timed: it ends a block by its own count of forwards, which must all be forwards over the block.
@@ -33,6 +34,7 @@ class Policy(abc.ABC):
   foresees: ClassVar[bool] = False
   works_ahead: ClassVar[bool] = False
   renoises: ClassVar[bool] = False
+  levels: ClassVar[bool] = False
   judges: ClassVar[bool] = False
   coupled: ClassVar[bool] = False
   timed: ClassVar[bool] = False
@@ -87,6 +89,10 @@ class Policy(abc.ABC):
     """[B]: what logits are divided by at forward `step` of a block; None: they stay."""
     return None
 
+  def level(self, step_B: Array) -> Array | None:
+    """[B] if it `levels`: the noise level at forward `step` of a block, told to all of the row."""
+    return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Policy):
@@ -127,6 +133,10 @@ class Wrapper(Policy):
   @property
   def renoises(self) -> bool:
     return self.inner.renoises
+
+  @property
+  def levels(self) -> bool:
+    return self.inner.levels
 
   @property
   def judges(self) -> bool:
@@ -181,3 +191,6 @@ class Wrapper(Policy):
 
   def temperature(self, step_B: Array) -> Array | None:
     return self.inner.temperature(step_B)
+
+  def level(self, step_B: Array) -> Array | None:
+    return self.inner.level(step_B)

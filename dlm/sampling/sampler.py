@@ -154,11 +154,13 @@ class Sampler:
 
   def _check_noise(self) -> None:
     """Raises ValueError where random ids would be taken for text, or masks come back."""
-    odd = self.shift or self.guidance or self.clock or self.may_predict_mask
+    told = self.clock and not self.policy.levels
+    odd = self.shift or self.guidance or told or self.may_predict_mask
     if odd or self.scope != "block" or (self.plan.cached and not self.plan.provisional):
       raise ValueError(
         f"Sampler: {self.policy} needs cache 'none' or 'block', scope 'block', no guidance, no "
-        "may_predict_mask, and a model that predicts its own and is told no noise level"
+        "may_predict_mask, and a model that predicts its own and is told no noise level (but by "
+        "policy 'duo')"
       )
     if self.eos_ids and self.on_eos in ("stop", "fill"):
       raise ValueError(

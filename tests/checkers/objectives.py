@@ -435,7 +435,3 @@ METHODS = {
   "diffullama_loss": diffullama_loss,
   "ecdlm_pretrain": ecdlm_pretrain,
 }
-UNSUPPORTED = (
-  "duo_loss",
-  "duo_posterior",
-)

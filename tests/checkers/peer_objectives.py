@@ -1,4 +1,4 @@
-"""Training losses of peer projects: MD4, dllm, hackable_diffusion.
+"""Training losses of peer projects: MD4, Duo, dllm, hackable_diffusion.
 
 Their logits have no mask id, or one of their own; `with_mask` gives it a column of its own.
 """
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.diffusion import schedules
-from dlm.objectives import Dllm, GenMd4, Hackable, Md4, Shifted
+from dlm.objectives import Dllm, Duo, GenMd4, Hackable, Md4, Shifted
 from dlm.objectives.objective import informed, with_own
+from dlm.sampling.policies import duo
 from dlm.types import OBJECTIVE
 from tests.checkers.block_objectives import IGNORED, at_starts, packed
 from tests.checkers.objectives import Case, Recorded, batch_of, close, in_order, replay, same
@@ -202,8 +203,48 @@ def hackable_loss(case: Case):
   close(without_mask(grad) * len(x0), case.outputs["grad_logits_of_sum"])
 
 
+DUO_NOISE = {"log-linear": schedules.LogLinear, "cosine": schedules.DuoCosine}
+
+
+def duo_loss(case: Case):
+  vocab = case.arg("vocab")
+  objective = Duo(
+    vocab,
+    vocab=vocab + 1,
+    schedule=DUO_NOISE[case.arg("noise")](eps=case.arg("noise_eps")),
+    times="stratified" if case.arg("antithetic") else "iid",
+    min_time=case.arg("sampling_eps"),
+    keep_first=case.arg("ignore_bos"),
+  )
+  x0, text = case.inputs["x0"], case.inputs["valid_tokens"]
+  draws = in_order(case.inputs["u_t"]) | {
+    "u_mask": case.inputs["u_mask"],
+    "random": case.inputs["random_tokens"],
+  }
+  batch, logits = batch_of(x0, text), with_mask(case.inputs["logits"])
+  noisy, loss, grad, losses = replay(objective, draws, batch, logits)
+  same(noisy.inputs_BxW, case.outputs["xt"], text > 0)
+  sigma = -np.log1p(-np.asarray(noisy.time_BxW[:, :1], np.float64))  # ours are told 1 - alpha
+  close(sigma, case.outputs["sigma"], rtol=1e-4)
+  close(loss, case.expected["loss"], rtol=2e-5)
+  close(losses, case.outputs["nll_per_token"] * text, rtol=1e-4, atol=1e-5)
+  close(without_mask(grad), case.outputs["grad_logits"], rtol=1e-4, atol=1e-5)
+
+
+def duo_posterior(case: Case):
+  """What the sampler draws from, put together."""
+  case.used.update(("noise", "noise_eps", "antithetic", "sampling_eps", "ignore_bos"))
+  probs, xt, n = case.inputs["x0_probs"], case.inputs["xt"], case.arg("vocab")
+  p = np.take_along_axis(probs, xt[..., None], -1)[..., 0]
+  alphas = case.inputs["alpha_s"], case.inputs["alpha_t"]
+  stays, drawn, any_id = (np.asarray(x)[..., None] for x in duo.posterior(p, *alphas, n))
+  close(stays * np.eye(n)[xt] + drawn * probs + any_id / n, case.outputs["posterior"])
+
+
 METHODS = {
   "dllm_loss": dllm_loss,
+  "duo_loss": duo_loss,
+  "duo_posterior": duo_posterior,
   "genmd4_loss": genmd4_loss,
   "hackable_corrupt": hackable_corrupt,
   "hackable_loss": hackable_loss,

@@ -7,6 +7,7 @@ from dlm.sampling.policies.credit import Credit
 from dlm.sampling.policies.deer import Deer
 from dlm.sampling.policies.dream import Dream
 from dlm.sampling.policies.dream_threshold import DreamThreshold
+from dlm.sampling.policies.duo import Duo
 from dlm.sampling.policies.edit import Edit
 from dlm.sampling.policies.entropy_bounded import EntropyBounded
 from dlm.sampling.policies.ete import Ete
@@ -56,5 +57,6 @@ POLICIES = {
   "pipelined": Pipelined,  # D2F, 2508.09192
   "distilled": Distilled,  # d3LLM, 2601.07568
   "parts": Parts,  # Fast-dLLM v2, 2509.26328
+  "duo": Duo,  # Duo, 2506.10892
   "renoise": Renoise,  # DiffusionGemma, google-deepmind/gemma
 }

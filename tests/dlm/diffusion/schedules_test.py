@@ -19,6 +19,8 @@ def test_ways_of_saying_one_curve_agree(name):
   np.testing.assert_allclose(schedule.alpha(T), 1 - p, atol=1e-6)
   above_floor = p > 1e-3  # where Bd3Power's p is the power itself
   slope = jax.vmap(jax.grad(lambda t: schedule.alpha(t)))(T)
+  if name == "duo_cosine":
+    slope /= 1 - schedule.eps  # by the authors' own time
   np.testing.assert_allclose(schedule.dalpha(T)[above_floor], slope[above_floor], rtol=1e-4)
 
 
@@ -63,6 +65,7 @@ def test_no_digit_is_lost_where_little_is_masked():
     (schedules.Md4Linear(), 0.5),
     (schedules.Md4Poly(3.0), 1e-4 + (1 - 2e-4) * (1 - 0.125)),
     (schedules.Md4Cosine(), 1e-4 + (1 - 2e-4) * (1 - np.cos(np.pi / 4))),
+    (schedules.DuoCosine(), 1 - np.cos(np.pi / 2 * (1 - 0.999 / 2))),
     (schedules.Bd3Power(), 0.75),
     (schedules.Bd3SquareRoot(), 1 - np.sqrt(0.5)),
     (schedules.Bd3Log(), 1 - np.log2(1.5)),

@@ -82,6 +82,7 @@ def test_a_policy_has_the_powers_that_it_declares(policy):
     (policy.foresees, policy.upcoming(state, zero_B)),
     (policy.works_ahead, policy.reach(state)),
     (policy.renoises, policy.noise(keys(2), width, 0)),
+    (policy.levels, policy.level(zero_B)),
     (policy.needs().gather, policy.gather_ids(state)),
     (policy.needs().soft, policy.soft_weight(zero_B)),
   ):
