@@ -89,13 +89,13 @@ class Pretrained:
     if self.base is not None:
       params, step = self._on_base(shardings, dtype, progress)
     else:
-      params, step = self._stored(shardings, dtype, progress)
+      params, step = self._stored(shardings, dtype, progress, objective)
     if self.needs_mask_row:
       params = with_mask_row(params, self.facts.mask_id)
     return params, step
 
   def _stored(
-    self, shardings: Any, dtype: str | None, progress: Callable | None
+    self, shardings: Any, dtype: str | None, progress: Callable | None, objective: bool
   ) -> tuple[Params, int]:
     """As the directory has them, with the adapter."""
     whole, adapter = shardings, self.adapter
