@@ -15,6 +15,7 @@ from dlm.sampling.policies import (
   Distilled,
   Dream,
   DreamThreshold,
+  Duo,
   Edit,
   EntropyBounded,
   Ete,
@@ -55,6 +56,7 @@ CHOSEN = [
   Wino(0.5, 0.6), Quota(BLOCK, 3, 0.5), Quota(BLOCK, 2, order="left_to_right"), Edit(0.6, 0.3),
   Parts(Threshold(0.6), 2), Pipelined(BLOCK, 0.6, begin=0.3, eager=0.6),
   Distilled(BLOCK, 1.0, begin=0.3), Renoise(VOCAB, steps=5),
+  Duo(VOCAB, LogLinear(eps=0.0), steps=4),
 ]  # fmt: skip
 DRAFTING = [Introspective(2), Deer(2)]  # they need a causal model
 
