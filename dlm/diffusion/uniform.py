@@ -37,9 +37,11 @@ def argmax_survival(gamma_B: Array, n: int) -> tuple[Array, Array]:
   x_BxQ = mean_Bx1 + grid_Q[None]
   # log Phi(x), with all digits where it is near 0: it is multiplied by n - 1.
   log_phi_BxQ = jnp.where(x_BxQ > 0, jnp.log1p(-ndtr(-jnp.abs(x_BxQ))), log_ndtr(x_BxQ))
-  below_BxQ = jnp.exp((n - 1) * log_phi_BxQ)  # all others lie below x
+  log_below_BxQ = (n - 1) * log_phi_BxQ  # all others lie below x
   density_Q = 0.01 * jnp.exp(-(grid_Q**2) / 2) / math.sqrt(2 * math.pi)
-  p_B = (below_BxQ * density_Q[None]).sum(-1)
-  slope_B = (below_BxQ * (density_Q * grid_Q)[None]).sum(-1) * -mean_Bx1[:, 0] / 2
+  p_B = (jnp.exp(log_below_BxQ) * density_Q[None]).sum(-1)
+  # The slope is the same less any constant: where nearly all is 1, less 1, to lose no digits.
+  rest_BxQ = jnp.where(p_B[:, None] > 0.5, jnp.expm1(log_below_BxQ), jnp.exp(log_below_BxQ))
+  slope_B = (rest_BxQ * (density_Q * grid_Q)[None]).sum(-1) * -mean_Bx1[:, 0] / 2
   # Sums may round up to 1, where the loss has no value.
   return jnp.minimum((n * p_B - 1) / (n - 1), 1 - 1e-6), n / (n - 1) * slope_B
