@@ -27,11 +27,12 @@ TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 
-.PHONY: help demo test aot lint bench clean
+.PHONY: help demo smollm test aot lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a small model, sample it, draw the results       -> runs/demo"
+	@echo "make smollm  a real model from a package answers, drafts ahead    -> runs/smollm"
 	@echo "make test    style, then every test (CPU; 8 forced devices where several are needed)"
 	@echo "make aot     the kernels compiled for TPU and H100, without either (350 MB of compilers)"
 	@echo "make lint    style alone        make bench   speed of the parts on this machine"
@@ -63,6 +64,9 @@ $(AOT)/cuda: $(READY)
 
 demo: $(READY)
 	$(BIN)/python -m experiments.studies.demo --workdir=runs/demo
+
+smollm: $(READY)
+	$(BIN)/python -m experiments.studies.smollm --workdir=runs/smollm
 
 lint: $(READY)
 	$(BIN)/ruff check .

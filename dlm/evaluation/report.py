@@ -109,6 +109,24 @@ class Determined:
 
 
 @dataclasses.dataclass(frozen=True)
+class Speed:
+  """What one way of decoding took for the same prompts, summed over them.
+
+  The first row of a temperature is what its others are compared with: `same` counts the texts that
+  are that row's, to the token.
+  """
+
+  policy: str
+  setting: str
+  temperature: float
+  tokens: int
+  forwards: int
+  seconds: float
+  same: int
+  n: int  # prompts
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """Everything the page shows. A part left empty has no section."""
 
@@ -121,6 +139,7 @@ class Report:
   shuffle: tuple[Shuffled, ...] = ()
   determined: tuple[Determined, ...] = ()  # beside the shuffles; the tasks of the mean
   traces: tuple[Trace, ...] = ()
+  speeds: tuple[Speed, ...] = ()
   fillings: tuple[Filling, ...] = ()  # baselines first
   infills: tuple[Infill, ...] = ()
   notes: tuple[str, ...] = ()  # one paragraph each
@@ -145,6 +164,20 @@ def policies(report: Report) -> list[str]:
   return list(dict.fromkeys(seen + [f.policy for i in report.infills for f in i.filled]))
 
 
+def _compared(speeds: Sequence[Speed]) -> list[dict]:
+  """With what follows from each, and its quotient by the first row of its temperature."""
+  first: dict[float, dict] = {}
+  rows = []
+  for each in speeds:
+    row = dataclasses.asdict(each)
+    row["tpf"] = each.tokens / max(each.forwards, 1)
+    row["tokens_per_s"] = each.tokens / each.seconds
+    base = first.setdefault(each.temperature, row)
+    row["faster"] = row["tokens_per_s"] / base["tokens_per_s"]
+    rows.append(row)
+  return rows
+
+
 def _thinned(losses: Sequence[LossPoint]) -> list[dict]:
   kept = []
   for split in dict.fromkeys(point.split for point in losses):
@@ -159,6 +192,7 @@ def payload(report: Report) -> dict:
   data = dataclasses.asdict(report)
   data["policies"] = policies(report)
   data["losses"] = _thinned(report.losses)
+  data["speeds"] = _compared(report.speeds)
   for point, row in zip(report.curves, data["curves"], strict=True):
     row["low"], row["high"] = point.interval()
   data["tasks"] = []
