@@ -277,9 +277,10 @@ UNNAMED = {
   "prophet": {"policy.inner.exact_steps": True},
   "sdar": {"policy.order": "left_to_right"},
 }
+BLOCKS = ("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar", "stable_diffcoder")
 KINDS = {
   **dict.fromkeys(("ar", "i_dlm", "deer"), AR),
-  **dict.fromkeys(("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar"), BD3LM),
+  **dict.fromkeys(BLOCKS, BD3LM),
   "fast_dllm_v2": SHIFTED,
   "d2f": D2F,
 }  # else MDLM
