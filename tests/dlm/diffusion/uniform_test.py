@@ -22,7 +22,7 @@ def test_of_two_ids_the_clean_one_is_above_by_a_known_chance():
   alpha, slope = jax.jit(uniform.argmax_survival, static_argnums=1)(jnp.float32(gamma), 2)
   np.testing.assert_allclose(alpha, 2 * norm.cdf(mean / np.sqrt(2)) - 1, rtol=2e-5)
   want = np.sqrt(2) * norm.pdf(mean / np.sqrt(2)) * -mean / 2
-  np.testing.assert_allclose(slope, want, rtol=2e-4)
+  np.testing.assert_allclose(slope, want, rtol=2e-4, atol=1e-6)  # almost flat at the first
 
 
 def test_survival_is_the_frequency_of_the_argmax():
