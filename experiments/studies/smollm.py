@@ -1,4 +1,4 @@
-"""A real model from a package: SmolLM2 answers, and writes the same text sooner.
+"""A real model from a package: SmolLM2 answers, and writes the same text in fewer forwards.
 
     make smollm
 
@@ -202,7 +202,7 @@ def main() -> None:
 
   print("4/4 report", flush=True)
   made = report.Report(
-    title="A real language model from a package, and the same text sooner",
+    title="A real language model from a package, and its text in fewer forwards",
     sentence=(
       f"{CHECKPOINT.value} answers {len(requests)} questions that its adapter was never shown, "
       "token by token and by drafting tokens ahead. The text is the model's own either way."
