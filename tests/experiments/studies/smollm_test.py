@@ -53,7 +53,8 @@ def test_every_way_writes_the_same_text(made):
 def test_page_shows_what_was_measured(made):
   printed, folder = made
   page = (folder / "report.html").read_text()
-  data = json.loads(re.search(r'<script type="application/json" id="report">(.*)</script>', page)[1])
+  told = re.search(r'<script type="application/json" id="report">(.*)</script>', page)
+  data = json.loads(told[1])
   plain, *others = data["speeds"]
   assert plain["faster"] == 1 and plain["same"] == plain["n"] == 2
   assert all(each["tokens"] >= each["n"] for each in others)
