@@ -149,8 +149,8 @@ def facts(study: Study) -> tuple[tuple[str, str], ...]:
   config = study.model.model.config
   return (
     ("weights", CHECKPOINT.value),
-    ("model", f"{config.layers} layers of width {config.width}, {config.n_params():,} parameters, "
-     f"{config.dtype}"),
+    ("model", f"{config.layers} layers of width {config.width}, {config.n_params():,} parameters "
+     f"with the adapter, {config.dtype}"),
     ("adapter", f"{ADAPTER.value}, rank {config.lora.rank}, at mask tokens alone"),
     ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
     ("software", f"Python {platform.python_version()}, jax {jax.__version__}, "
