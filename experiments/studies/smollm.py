@@ -173,11 +173,11 @@ NOTES = (
 def main() -> None:
   began = time.perf_counter()
   workdir = pathlib.Path(WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
   print(f"1/4 import {CHECKPOINT.value} and the adapter {ADAPTER.value}", flush=True)
   study = Study()
   asked = prompts.collect([SOURCE], SPLIT, size=PROMPTS.value, seed=0)
   requests = study.requests([prompt.talk for prompt in asked])
+  workdir.mkdir(parents=True, exist_ok=True)
 
   print("2/4 chat: a held-out question, answered by drafting", flush=True)
   chatted = study.generator(CHATTED)
