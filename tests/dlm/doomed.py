@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm import build, train
-from dlm.completions import Output
+from dlm.completions import Output, record
 from dlm.generate import Completion, Request
 from dlm.train import TrainState
 from dlm.types import LossSum
@@ -131,9 +131,13 @@ def completed(request: Request, params: int, seed: int) -> Completion:
   )  # fmt: skip
 
 
+def records(done):
+  return [record(each, trace=False) for each in done]
+
+
 def sample(path):
   with Output(path, "job") as output:
-    output.fill(generate, 3, REQUESTS, seed=7, trace=False)
+    output.fill(generate, 3, REQUESTS, seed=7, records=records)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ class Sums(train.Step):
 
   @property
   def update(self):
-    def update(state, batch):
+    def update(state, batch, teacher):
       w = state.params["w"] * 0.5 + batch.tokens_BxL.sum()
       loss = LossSum(w.sum(), jnp.float32(1), {})
       numbers = {"grad_norm": jnp.float32(1), "lr": jnp.float32(1)}

@@ -160,7 +160,7 @@ def test_adapters_are_taught_by_the_model_without_them(teacher):
   own = lora.joined(params, jax.tree.map(lambda x: x / 10, own))
   batch, _ = rollout.of(whole)(params, Batch(*map(jnp.asarray, whole.rows[0])), jax.random.key(0))
   model, teacher = adapted.model, Step(whole).teacher()
-  noisy = Step(whole).corrupt("eval", batch, jnp.int32(0))
+  noisy = Step(whole).corrupt("eval", batch, jnp.int32(0), params)
   want, _ = jax.jit(
     lambda own, teacher: whole.objective.loss((model, whole.teacher_model), (own, teacher), noisy)
   )(own, teacher)

@@ -22,7 +22,7 @@ RATIOS = {
   "memory": ["naive / ours", "B per row x vocabulary", "naive / ours"],
   "decoding": ["speed-up", "speed-up"],
   "block": ["speed-up", "speed-up", "speed-up"],
-  "weights": ["memory / parameters"],
+  "weights": ["memory / parameters", "memory / parameters"],
   "kernels": ["speed-up"] * 3,
   "smollm": ["speed-up", "times one row"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],

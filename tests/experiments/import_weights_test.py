@@ -211,7 +211,7 @@ def damaged(qwen, where, change):
     ("none", ["--mesh=data"], "--mesh=data must look like data=1,fsdp=4"),
     ("none", ["--mesh=rows=2"], "mesh.rows is unknown; known: data, expert, fsdp, tensor"),
     ("none", ["--mesh=data=3"], "must multiply to the number of devices, 1"),
-    ("none", ["--export={tmp}/hf"], "give one of --workdir and --export"),
+    ("none", ["--export={tmp}/hf"], "give one of --workdir, --export and --export_adapter"),
     ("none", ["--workdir={tmp}/full"], "full exists and is not empty: nothing is written over"),
     ("none", ["--workdir=", "--source={tmp}/nowhere"], "nowhere is no checkpoint folder"),
     ("none", ["--dtype=int8"], "should be one of <float32|bfloat16>"),

@@ -88,7 +88,7 @@ def test_load_of_experts_is_summed_over_devices(driver):
 
   @jax.jit
   def load_of(params):
-    noisy = step.corrupt("train", batch, jnp.int32(0))
+    noisy = step.corrupt("train", batch, jnp.int32(0), params)
     return load(step.training.objective.loss(step.training.model, params, noisy)[1])
 
   whole = np.asarray(load_of(state.params), float)

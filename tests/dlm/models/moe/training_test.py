@@ -52,7 +52,7 @@ def told_of(loss):
 
 def aux_of(step, params):
   """What the routers tell of the whole first batch."""
-  noisy = step.corrupt("train", batch_of(step), jnp.int32(0))
+  noisy = step.corrupt("train", batch_of(step), jnp.int32(0), params)
   inputs = {"slot_BxW": noisy.slot_BxW, "mask": noisy.mask, "time_BxW": noisy.time_BxW}
   return step.training.model(params, noisy.inputs_BxW, **inputs).aux
 
@@ -108,7 +108,8 @@ def test_a_loss_of_two_forwards_is_told_by_both():
 
   @jax.jit
   def both(params):
-    loss, aux = objective.loss(model, params, step.corrupt("train", batch_of(step), jnp.int32(0)))
+    noisy = step.corrupt("train", batch_of(step), jnp.int32(0), params)
+    loss, aux = objective.loss(model, params, noisy)
     one, two = (training.described(loss, (each,)).metrics["router/z_loss"] for each in aux)
     mean = training.described(loss, aux).metrics["router/z_loss"]
     loads = [training.load((each,)) for each in aux]
