@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from dlm import build, parallel
 from dlm.build import Training
 from dlm.sampling import loop
+from dlm.sampling.canvas import untouched
 from dlm.sampling.sampler import Sampler
-from dlm.types import FORWARD_KINDS, Array, Batch, Canvas, Params
+from dlm.types import Array, Batch, Canvas, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +77,12 @@ class RollOut:
     inside_BxL = slot_L[None] < length_B[:, None]
     open_BxL = inside_BxL & (slot_L[None] >= first_B[:, None])
     tokens_BxL = jnp.where(open_BxL, self.sampler.mask_id, batch.tokens_BxL)
-    none_B = jnp.zeros(rows, jnp.int32)
-    return Canvas(
+    return untouched(
       tokens_BxL=jnp.where(inside_BxL, tokens_BxL, 0),
       open_BxL=open_BxL,
-      when_BxL=jnp.full((rows, slots), -1, jnp.int32),
-      logp_BxL=jnp.full((rows, slots), jnp.nan),
       start_B=first_B if self.by_prompt else first_B // self.sampler.block * self.sampler.block,
       length_B=length_B,
       key_B=jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
-      done_B=none_B > 0,
-      forwards_Bx3=jnp.zeros((rows, len(FORWARD_KINDS)), jnp.int32),
-      drafts_B=none_B,
-      queries_B=none_B,
-      remasked_B=none_B,
     )
 
   def rows(self, batch: Batch, canvas: Canvas) -> Batch:

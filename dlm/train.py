@@ -50,9 +50,8 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
-Both = tuple[
-  Params, Params | None
-]  # the model's and, of an objective that is taught, its teacher's
+# The model's and, of an objective that is taught, its teacher's.
+Both = tuple[Params, Params | None]
 Updated = tuple[TrainState, LossSum, dict[str, Array]]  # with the gradient's norm and the rate
 
 

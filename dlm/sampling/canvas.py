@@ -48,14 +48,28 @@ def make_canvas(
   # A seed fills the low word of a key: samples differ in the high one, 0 in the key of the seed.
   word_Bx2 = [[sample, check_seed(seed)] for sample in samples or [0] * batch]
   key_B = jax.random.wrap_key_data(jnp.asarray(word_Bx2, jnp.uint32), impl="threefry2x32")
-  return Canvas(
+  return untouched(
     tokens_BxL=jnp.asarray(tokens_BxL),
     open_BxL=jnp.asarray(open_BxL),
-    when_BxL=jnp.full((batch, slots), -1, jnp.int32),
-    logp_BxL=jnp.full((batch, slots), jnp.nan),
     start_B=jnp.asarray(start_B),
     length_B=jnp.asarray([len(ids) for ids in tokens], jnp.int32),
     key_B=jax.vmap(jax.random.fold_in)(key_B, jnp.asarray(row_ids, jnp.uint32)),
+  )
+
+
+def untouched(
+  *, tokens_BxL: Array, open_BxL: Array, start_B: Array, length_B: Array, key_B: Array
+) -> Canvas:
+  """The canvas before its first forward."""
+  batch, slots = tokens_BxL.shape
+  return Canvas(
+    tokens_BxL=tokens_BxL,
+    open_BxL=open_BxL,
+    when_BxL=jnp.full((batch, slots), -1, jnp.int32),
+    logp_BxL=jnp.full((batch, slots), jnp.nan),
+    start_B=start_B,
+    length_B=length_B,
+    key_B=key_B,
     done_B=jnp.zeros(batch, bool),
     forwards_Bx3=jnp.zeros((batch, len(FORWARD_KINDS)), jnp.int32),
     drafts_B=jnp.zeros(batch, jnp.int32),
