@@ -12,7 +12,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile "jax==${JAX:-0.10.2}"
+"$folder/venv/bin/pip" install --quiet --no-compile jax==0.10.2
 
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" - <<'PYTHON'
 import jax
