@@ -129,9 +129,14 @@ def compare(
 
 
 def trace(
-  sample: str, policy: str, setting: str, problem: Problem, done: Completion, tokenizer: Tokenizer
+  sample: str,
+  policy: str,
+  setting: str,
+  done: Completion,
+  tokenizer: Tokenizer,
+  correct: bool | None = None,
 ) -> Trace:
-  """How a completion was written, position by position."""
+  """How a completion was written, position by position. `correct`: None: nothing to grade."""
   return Trace(
     sample=sample,
     policy=policy,
@@ -139,7 +144,7 @@ def trace(
     tokens=tuple(tokenizer.decode(np.array([t]), show_mask=True) for t in done.row),
     when=tuple(done.when),
     forwards=sum(done.forwards.values()),
-    correct=problem.score(done) == 1 if problem.task != "infill" else None,
+    correct=correct,
   )
 
 

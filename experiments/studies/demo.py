@@ -140,13 +140,14 @@ def losses(folder: pathlib.Path) -> tuple[report.LossPoint, ...]:
 def traces(
   demo: Demo, problems: list[Problem], done: dict[tuple[str, str], list[Completion]]
 ) -> tuple[report.Trace, ...]:
-  """The first problem of every task, by three policies."""
+  """The first problem of every task, by three policies; fillings are not graded here."""
   first = {problem.task: i for i, problem in reversed(list(enumerate(problems)))}
-  return tuple(
-    comparison.trace(task, *key, problems[i], done[key][i], demo.training.tokenizer)
-    for task, i in sorted(first.items(), key=lambda item: item[1])
-    for key in SHOWN
-  )
+  tokenizer, found = demo.training.tokenizer, []
+  for task, i in sorted(first.items(), key=lambda item: item[1]):
+    for key in SHOWN:
+      correct = problems[i].score(done[key][i]) == 1 if task != "infill" else None
+      found.append(comparison.trace(task, *key, done[key][i], tokenizer, correct))
+  return tuple(found)
 
 
 def sentence(demo: Demo) -> str:

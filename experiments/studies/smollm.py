@@ -18,12 +18,11 @@ from collections.abc import Sequence
 
 import flax
 import jax
-import numpy as np
 from absl import flags
 
 from dlm import build, command, completions, files, live
 from dlm.data import chat, prompts
-from dlm.evaluation import report
+from dlm.evaluation import comparison, report
 from dlm.generate import Completion, Generator, Request, generator
 from dlm.types import Params
 
@@ -113,35 +112,28 @@ def speeds(answers: dict[Way, list[Completion]]) -> tuple[report.Speed, ...]:
   return tuple(rows)
 
 
-def table(rows: Sequence[report.Speed]) -> str:
-  """For the screen."""
-  lines = [f"{'':26} T  tokens  forwards  tokens/forward  tokens/s  same text"]
-  for row in rows:
-    name = f"{row.policy} {row.setting}"
-    lines.append(
-      f"{name:26} {row.temperature:g}  {row.tokens:6}  {row.forwards:8}  "
-      f"{row.tokens / max(row.forwards, 1):14.2f}  {row.tokens / row.seconds:8.1f}  "
-      f"{row.same} of {row.n}"
-    )
-  return "\n".join(lines)
+HEAD = f"{'':26} T  tokens  forwards  tokens/forward  tokens/s  same text"
 
 
-def traces(study: Study, answers: dict[Way, list[Completion]], shown: int) -> tuple:
+def line(row: report.Speed) -> str:
+  """For the screen, below HEAD."""
+  name = f"{row.policy} {row.setting}"
+  return (
+    f"{name:26} {row.temperature:g}  {row.tokens:6}  {row.forwards:8}  "
+    f"{row.tokens / max(row.forwards, 1):14.2f}  {row.tokens / row.seconds:8.1f}  "
+    f"{row.same} of {row.n}"
+  )
+
+
+def traces(
+  study: Study, answers: dict[Way, list[Completion]], shown: int
+) -> tuple[report.Trace, ...]:
   """The first answers, greedy, token by token and drafted: which forward wrote what."""
   ways = [way for way in answers if way.temperature == 0 and way.stride in (1, CHATTED.stride)]
   return tuple(
-    report.Trace(
-      sample=answers[way][i].prompt,
-      policy=way.policy,
-      setting=way.setting,
-      tokens=tuple(
-        study.model.tokenizer.decode(np.array([id]), show_mask=True) for id in answers[way][i].row
-      ),
-      when=tuple(answers[way][i].when),
-      forwards=sum(answers[way][i].forwards.values()),
-    )
-    for i in range(min(shown, len(answers[ways[0]])))
-    for way in ways
+    comparison.trace(done.prompt, way.policy, way.setting, done, study.model.tokenizer)
+    for both in list(zip(*(answers[way] for way in ways), strict=True))[:shown]
+    for way, done in zip(ways, both, strict=True)
   )
 
 
@@ -185,20 +177,19 @@ def main() -> None:
   live.show(canvases, 1, study.model.tokenizer, chatted.sampler.mask_id)
 
   print(f"3/4 answer {len(requests)} held-out questions in {len(WAYS)} ways", flush=True)
+  print(HEAD)
   answers = {}
   for way in WAYS:
     answers[way] = study.answers(way, requests)
-    print(table(speeds(answers)).splitlines()[-1], flush=True)
-  rows = speeds(answers)
-  print(table(rows))
+    rows = speeds(answers)
+    print(line(rows[-1]), flush=True)
   lines = [
-    json.dumps({"decoding": way.policy, "stride": way.stride, "temperature": way.temperature})[:-1]
-    + ", "
-    + json.dumps(completions.record(each, trace=False))[1:]
+    {"decoding": way.policy, "stride": way.stride, "temperature": way.temperature}
+    | completions.record(each, trace=False)
     for way, done in answers.items()
     for each in done
   ]
-  files.write(workdir / "decoded.jsonl", "".join(line + "\n" for line in lines))
+  files.write(workdir / "decoded.jsonl", "".join(json.dumps(each) + "\n" for each in lines))
 
   print("4/4 report", flush=True)
   made = report.Report(
