@@ -191,7 +191,7 @@ class Generator:
   def slots(self, request: Request) -> int:
     """Of its canvas: a power of two times the block, so that few shapes are ever compiled."""
     slots = self.sampler.block
-    while slots < len(request.tokens):
+    while slots < len(request.tokens) + self.sampler.policy.spare:
       slots *= 2
     return slots
 
@@ -331,10 +331,12 @@ def _read(
 ) -> Completion:
   """One row of a finished canvas (host arrays) as text."""
   sampler, tokenizer = generator.sampler, generator.tokenizer
-  n = len(request.tokens)
-  ids, when, logp = (x[row, :n] for x in (canvas.tokens_BxL, canvas.when_BxL, canvas.logp_BxL))
-  written = np.flatnonzero(request.open & (when >= 0) & (ids != sampler.mask_id))
-  end, reason = _end(ids, written, request.open, sampler)
+  n = int(canvas.length_B[row])  # a policy that inserts and deletes may have changed it
+  ids, when, logp, free = (
+    x[row, :n] for x in (canvas.tokens_BxL, canvas.when_BxL, canvas.logp_BxL, canvas.open_BxL)
+  )
+  written = np.flatnonzero(free & (when >= 0) & (ids != sampler.mask_id))
+  end, reason = _end(ids, written, free, sampler)
   written = written[written < end]
   text = tokenizer.decode(ids[written] if request.continues else ids)
   if at := [text.find(stop) for stop in generator.stops if request.continues and stop in text]:
@@ -345,9 +347,8 @@ def _read(
     )
     end = int(written[kept])
     written, reason = written[:kept], "stop_string"
-  if (request.open & (ids == sampler.mask_id))[:end].any():
+  if (free & (ids == sampler.mask_id))[:end].any():
     reason = "max_forwards"
-  edges = np.flatnonzero(np.diff(np.concatenate([[0], request.open.astype(np.int8), [0]])))
   forwards = dict(zip(FORWARD_KINDS, map(int, canvas.forwards_Bx3[row]), strict=True))
   if sampler.drafter is not None:
     forwards["draft"] = int(canvas.drafts_B[row])
@@ -356,7 +357,7 @@ def _read(
     sample=request.sample,
     prompt=request.prompt,
     text=text,
-    spans=[tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)],
+    spans=[tokenizer.decode(ids[a:b]) for a, b in _spans(request.open, free)],
     tokens=ids[written].tolist(),
     logprobs=[each if math.isfinite(each) else None for each in logp[written].tolist()],
     when=when.tolist(),
@@ -368,6 +369,14 @@ def _read(
     reason=reason,
     seconds=seconds,
   )
+
+
+def _spans(asked: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
+  """Where each open span that was asked for has come to lie: between the same given tokens."""
+  starts = np.flatnonzero(np.diff(asked.astype(np.int8), prepend=0) > 0)
+  given = np.flatnonzero(~free)
+  edges = [-1, *given.tolist(), len(free)]
+  return [(edges[k] + 1, edges[k + 1]) for k in (~asked).cumsum()[starts]]
 
 
 def _end(

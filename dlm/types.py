@@ -210,7 +210,11 @@ class View:
 
 @struct.dataclass
 class Decision:
-  """Covers commit, remask (write the mask id), edit, re-noise, all-in and early stop."""
+  """Covers commit, remask (write the mask id), edit, re-noise, all-in and early stop.
+
+  A policy that `shifts` also says where text is inserted and deleted, after it is written: see
+  `dlm.sampling.shifts`.
+  """
 
   write_BxA: Array
   token_BxA: Array
@@ -218,6 +222,16 @@ class Decision:
   stay_B: Array | None = None  # the row stays in its block, though nothing in it is masked
   leave_B: Array | None = None  # the row leaves its block for good, whatever is still masked
   advance_B: Array | None = None  # of a policy that drafts: slots that are settled from here on
+  insert_BxA: Array | None = None  # bool: a masked slot comes in before this one
+  delete_BxA: Array | None = None  # bool: this slot goes
+
+  @property
+  def changes_BxA(self) -> Array:
+    """Bool: where the decision touches the canvas, if the slot is open."""
+    changes_BxA = self.write_BxA
+    for edits_BxA in (self.insert_BxA, self.delete_BxA):
+      changes_BxA = changes_BxA if edits_BxA is None else changes_BxA | edits_BxA
+    return changes_BxA
 
 
 @struct.dataclass

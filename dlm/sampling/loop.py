@@ -22,7 +22,7 @@ In one turn of the loop all rows run the same kind of forward; a row that needs 
 import jax
 import jax.numpy as jnp
 
-from dlm.sampling import drafts, ends, renoising
+from dlm.sampling import drafts, ends, renoising, shifts
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
 from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
@@ -98,6 +98,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     queries_B=canvas.queries_B + jnp.where(act_B, seen.queries_B, 0),
   )
   canvas = _write(canvas, view, decision, decides_B)
+  canvas = shifts.carry_out(sampler, canvas, view, decision, decides_B)
   if sampler.on_eos == "fill":
     rows_B = decides_B & ends.fills_after(sampler, full)
     canvas = ends.fill(sampler, canvas, rows_B, jnp.zeros_like(canvas.start_B))
@@ -209,8 +210,8 @@ def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
   first_BxA = view.masked_BxA & (view.slot_BxA == view.start_B[:, None])
   alone_Bx1 = alone_B[:, None]
 
-  def unless_alone(asked_B: Array | None) -> Array | None:
-    return None if asked_B is None else asked_B & ~alone_B
+  def unless_alone(asked: Array | None) -> Array | None:
+    return None if asked is None else asked & ~(alone_B if asked.ndim == 1 else alone_Bx1)
 
   advance_B = decision.advance_B
   return decision.replace(
@@ -219,6 +220,8 @@ def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
     stop_B=unless_alone(decision.stop_B),
     stay_B=unless_alone(decision.stay_B),
     leave_B=unless_alone(decision.leave_B),
+    insert_BxA=unless_alone(decision.insert_BxA),
+    delete_BxA=unless_alone(decision.delete_BxA),
     advance_B=None if advance_B is None else jnp.where(alone_B, 0, advance_B),
   )
 
@@ -268,7 +271,8 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
   start_B = jnp.where(moves_B, end_B + jump_B * sampler.block, canvas.start_B)
   cached_B = state.cached_B
   if sampler.plan.commits and sampler.commit == "free":  # the forward saw the block's last tokens
-    unchanged_B = ~(decision.write_BxA & at_slot(canvas.open_BxL, scope(sampler, canvas))).any(-1)
+    open_BxA = at_slot(canvas.open_BxL, scope(sampler, canvas))
+    unchanged_B = ~(decision.changes_BxA & open_BxA).any(-1)
     cached_B = jnp.where(moves_B & unchanged_B, end_B, cached_B)
   state = state.replace(
     canvas=canvas.replace(start_B=start_B, done_B=done_B),

@@ -28,6 +28,9 @@ class Policy(abc.ABC):
       "block". 0: it does not draft.
     proposals: drafts that a second model, the sampler's `drafter`, proposes a forward; 0: none.
     part: slots of the parts that it writes a block in, one after the other; 0: the block is one.
+    shifts: it inserts and deletes (`dlm.sampling.shifts`): in scope "block" within the block, in
+      scope "canvas" rows grow and shrink.
+    spare: slots that a row may grow by, for which its canvas has room.
   """
 
   scope: ClassVar[str] = "block"
@@ -41,6 +44,8 @@ class Policy(abc.ABC):
   draft_span: ClassVar[int] = 0
   proposals: ClassVar[int] = 0
   part: ClassVar[int] = 0
+  shifts: ClassVar[bool] = False
+  spare: ClassVar[int] = 0
 
   def needs(self) -> StatSpec:
     """The statistics that `decide` reads, besides the candidate and its confidence."""
@@ -109,6 +114,7 @@ class Wrapper(Policy):
     if self.scope == "canvas":
       self.refuse(self.inner.draft_span, "drafts, which needs scope 'block', not 'canvas'")
       self.refuse(self.inner.renoises, "renoises, which needs scope 'block', not 'canvas'")
+    self.refuse(self.shifts, "inserts and deletes, and what is known of a slot would stand still")
 
   def refuse(self, lost: object, why: str) -> None:
     """Raises ValueError if a power of the inner policy would be lost: which one, and why."""
@@ -161,6 +167,14 @@ class Wrapper(Policy):
   @property
   def part(self) -> int:
     return self.inner.part
+
+  @property
+  def shifts(self) -> bool:
+    return self.inner.shifts
+
+  @property
+  def spare(self) -> int:
+    return self.inner.spare
 
   def needs(self) -> StatSpec:
     return self.inner.needs()

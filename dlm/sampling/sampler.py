@@ -112,6 +112,8 @@ class Sampler:
       self._check_shadows()
     if self.policy.renoises:
       self._check_noise()
+    if self.policy.shifts:
+      self._check_shifts()
 
   def _check_values(self) -> None:
     """Raises ValueError where a number or a word is none that can be."""
@@ -166,6 +168,15 @@ class Sampler:
       raise ValueError(
         f"Sampler: on_eos={self.on_eos!r} would take random ids of {self.policy} for stop ids: "
         "'stop_block', 'fill_block', or no stop ids"
+      )
+
+  def _check_shifts(self) -> None:
+    """Raises ValueError where keys would be kept of slots that move on."""
+    keeps = self.plan.cached and (self.scope == "canvas" or not self.plan.provisional)
+    if keeps or self.scope != self.policy.scope:
+      raise ValueError(
+        f"Sampler: {self.policy} inserts and deletes, which needs scope {self.policy.scope!r} and "
+        f"cache 'none', or in scope 'block' cache 'block'; scope={self.scope!r}, {self.plan}"
       )
 
   @property

@@ -103,7 +103,7 @@ def test_a_wrapper_that_does_nothing_is_its_inner_policy_or_refuses_it(inner):
   """All that take the policy around one another, so that each must hand on everything."""
   whole = inner
   for kind, wrap in NEUTRAL.items():
-    if KEEPS[kind](inner):
+    if KEEPS[kind](inner) and not inner.shifts:
       whole = wrap(whole)
     else:
       name = kind.__name__.lower()
