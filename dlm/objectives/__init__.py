@@ -28,7 +28,9 @@ from dlm.objectives.objective import Objective
 from dlm.objectives.opdlm import Opdlm
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
+from dlm.objectives.stable_diffcoder import StableDiffcoder
 from dlm.objectives.uniform import Uniform
+from dlm.objectives.wedlm import WeDlm
 
 OBJECTIVES: dict[str, type[Objective]] = {
   "ar": Autoregressive,  # next-token prediction
@@ -48,6 +50,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "efficient_dlm": EfficientDlm,  # Efficient-DLM, 2512.14067
   "llada2_sft": Llada2Sft,  # LLaDA2.0 fine-tuning, 2512.15745
   "i_dlm": IDlm,  # I-DLM, 2604.11035
+  "wedlm": WeDlm,  # WeDLM, 2512.22737
+  "stable_diffcoder": StableDiffcoder,  # Stable-DiffCoder, 2601.15892
   "d2f": D2f,  # D2F, 2508.09192
   "ec_dlm": EcDlm,  # EC-DLM, 2604.01622
   "dllm": Dllm,  # dllm's trainers, github.com/ZHZisZZ/dllm
@@ -87,5 +91,7 @@ __all__ = [
   "Sdar",
   "Sedd",
   "Shifted",
+  "StableDiffcoder",
   "Uniform",
+  "WeDlm",
 ]
