@@ -14,7 +14,17 @@ ATTENTION = {
   "block_causal": masks.BlockCausal,
   "prompt_blocks": masks.PromptBlocks,
   "answer_blocks": masks.AnswerBlocks,
+  "causal_context": masks.CausalContext,
 }
+
+
+def rule_of(name: str, block: int | None) -> MaskRule:
+  """The attention of that name, one of ATTENTION, over blocks of `block` where it has any."""
+  rule = ATTENTION[name]
+  if all(field.name != "block" for field in dataclasses.fields(rule)):
+    return rule()
+  _whole("block", block, least=1)
+  return rule(block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +78,9 @@ class ModelFacts:
     name, eos = values["attention"], values["eos_ids"]
     if not isinstance(name, str) or name not in ATTENTION:
       raise ValueError(f"attention={name!r} is unknown; known: {', '.join(ATTENTION)}")
-    rule = ATTENTION[name]
     if not isinstance(eos, list | tuple):
       raise ValueError(f"eos_ids={eos!r} must be a list of ids")
-    in_blocks = any(field.name == "block" for field in dataclasses.fields(rule))
-    if in_blocks:
-      _whole("block", values["block"], least=1)
-    attention = rule(values["block"]) if in_blocks else rule()
+    attention = rule_of(name, values["block"])
     return cls(**values | {"attention": attention, "eos_ids": tuple(eos)})
 
   def to_json(self) -> dict[str, Any]:

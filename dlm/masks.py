@@ -121,6 +121,17 @@ class AnswerBlocks(PromptBlocks):
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
 
 
+@dataclasses.dataclass(frozen=True)
+class CausalContext(PromptBlocks):
+  """Clean text is read causally, the block that is being written as a whole (Nemotron-Labs).
+
+  A rule for the block being written, whose queries see all before it and itself. `clean` is the one
+  for text: what is cached has seen no later token, and predicts the next one.
+  """
+
+  clean = Causal()
+
+
 def _end_of_block(slot_BxW: Array, answer_BxW: Array, block: int) -> Array:
   offset_BxW = slot_BxW - answer_BxW
   return jnp.where(offset_BxW < 0, answer_BxW, answer_BxW + (offset_BxW // block + 1) * block)

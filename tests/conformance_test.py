@@ -25,6 +25,7 @@ from tests.checkers import (
   llada,
   models,
   multi_block,
+  nemotron,
   objectives,
   peer_objectives,
   rl,
@@ -49,11 +50,16 @@ CHECKED = {
   "d3llm": multi_block.METHODS,
   "bd3lm": bd3lm.METHODS,
   "families_short": rnd1.METHODS,
+  "nemotron_labs_diffusion": nemotron.METHODS,
 }
 UNCHECKED = {
   "d3llm": {
     "d3llm_dream_multi_block_kv": "their cache holds keys twice once two blocks wait together"
   },
+  "nemotron_labs_diffusion": dict.fromkeys(
+    ("nemotron_ar", "nemotron_linear_spec_retyped", "nemotron_diffusion_retyped"),
+    "its three modes of sampling follow",
+  ),
   "families_short": {"dflash_generate": "DFlash's drafter is not supported yet (a later issue)"},
 }
 ELSEWHERE = {

@@ -363,7 +363,7 @@ def _check_rows(source: Source, tokenizer: Tokenizer) -> None:
 
 def _objective(facts: ModelFacts) -> dict[str, Any]:
   """What measures the likelihood of a model of which only the facts are known."""
-  if isinstance(facts.attention, masks.Causal):
+  if isinstance(facts.attention, masks.Causal | masks.CausalContext):
     return {"name": "ar"}
   block = {} if facts.block is None else {"block": facts.block}
   return {"name": "exact_count", **block, **({"shift": 1} if facts.shift else {})}

@@ -18,6 +18,7 @@ class Shared:
   """What all layers have in common, computed once outside the scan."""
 
   rotary: tuple[Array, Array]  # cosines and sines of the window's slots
+  query_scale_BxW: Array | None  # of rotated queries; None: 1
   sight: Sight  # of the window's own keys, and of the cached ones if there are any
   target_BxW: Array | None  # cache slots that the window's keys go to; None: they are not kept
   time_BxWxC: Array | None  # embedded noise level; [1, 1, C] where it is the same everywhere
@@ -51,6 +52,8 @@ class Attention(nn.Module):
       q_BxWxNxH = RMSNorm(cfg.norm_eps, ("head_dim",), name="query_norm")(q_BxWxNxH)
       k_BxWxKxH = RMSNorm(cfg.norm_eps, ("head_dim",), name="key_norm")(k_BxWxKxH)
     q_BxWxNxH = rotate(q_BxWxNxH, shared.rotary)
+    if shared.query_scale_BxW is not None:
+      q_BxWxNxH *= shared.query_scale_BxW[:, :, None, None].astype(q_BxWxNxH.dtype)
     k_BxWxKxH = rotate(k_BxWxKxH, shared.rotary)
 
     parts = [Part(k_BxWxKxH, v_BxWxKxH)]

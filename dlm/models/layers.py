@@ -141,6 +141,18 @@ def rotary(
   return jnp.cos(angle) * amplitude, jnp.sin(angle) * amplitude
 
 
+def query_scale(slot_BxW: Array, scaling: RopeScaling | None) -> Array | None:
+  """What rotated queries are multiplied by, [B, W] in float32; None: they stay as they are.
+
+  1 + beta ln(1 + floor(slot / original length)), so that attention over long texts stays sharp
+  (Llama 4, Ministral 3): 1 within the original length.
+  """
+  if scaling is None or not scaling.llama_4_scaling_beta:
+    return None
+  lengths_BxW = slot_BxW // scaling.original_max_position_embeddings
+  return 1 + scaling.llama_4_scaling_beta * jnp.log1p(lengths_BxW.astype(jnp.float32))
+
+
 def rotate(x_BxWxNxH: Array, cos_sin: tuple[Array, Array]) -> Array:
   """RoPE (arXiv 2104.09864) with the two halves of a head as pairs, as in LLaMA checkpoints.
 

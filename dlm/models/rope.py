@@ -13,7 +13,7 @@ KINDS: dict[str, tuple[str, ...]] = {
   ),
   "yarn": (
     "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor",
-    "mscale", "mscale_all_dim", "truncate",
+    "mscale", "mscale_all_dim", "truncate", "llama_4_scaling_beta",
   ),
 }  # fmt: skip
 
@@ -27,7 +27,8 @@ class RopeScaling:
     over the original length is divided, one that turns more than `high_freq_factor` times is kept,
     and between them the two are mixed by the number of turns.
   yarn (2309.00071): the same with `beta_slow` and `beta_fast` turns, mixed by the channel's index;
-    then cosines and sines are multiplied by `amplitude`.
+    then cosines and sines are multiplied by `amplitude`. A factor below 1 quickens what it divides.
+    With `llama_4_scaling_beta` (Ministral 3) queries grow with their slot: see `query_scale`.
   """
 
   rope_type: str
@@ -41,6 +42,7 @@ class RopeScaling:
   mscale: float = 0.0
   mscale_all_dim: float = 0.0
   truncate: bool = True  # the mixed channels begin and end at whole indices
+  llama_4_scaling_beta: float = 0.0  # 0: queries are not scaled
 
   def __post_init__(self):
     if self.rope_type not in KINDS:
@@ -51,8 +53,9 @@ class RopeScaling:
       value = getattr(self, field.name)
       if field.name not in ("rope_type", *KINDS[self.rope_type]) and value != field.default:
         raise ValueError(f"RopeScaling: {field.name}={value} is not of {self.rope_type}")
-    if not self.factor >= 1:
-      raise ValueError(f"RopeScaling: factor={self.factor} must be at least 1")
+    if not (self.factor > 0 if self.rope_type == "yarn" else self.factor >= 1):
+      least = "positive" if self.rope_type == "yarn" else "at least 1"
+      raise ValueError(f"RopeScaling: factor={self.factor} must be {least}")
     if self.rope_type != "linear" and self.original_max_position_embeddings < 1:
       raise ValueError(
         "RopeScaling: original_max_position_embeddings="
@@ -69,6 +72,10 @@ class RopeScaling:
         f"RopeScaling: attention_factor={self.attention_factor} must be positive, "
         f"mscale={self.mscale} and mscale_all_dim={self.mscale_all_dim} not negative"
       )
+    if not self.llama_4_scaling_beta >= 0:
+      raise ValueError(
+        f"RopeScaling: llama_4_scaling_beta={self.llama_4_scaling_beta} must not be negative"
+      )
 
   @property
   def amplitude(self) -> float:
@@ -82,7 +89,7 @@ class RopeScaling:
     return self._growth(1.0)
 
   def _growth(self, mscale: float) -> float:
-    return 0.1 * mscale * math.log(self.factor) + 1.0
+    return 0.1 * mscale * math.log(max(self.factor, 1)) + 1.0
 
   def kept(self, plain: np.ndarray, dim: int, base: float) -> np.ndarray:
     """Of each of the `plain` frequencies the share that stays as it is; the rest is divided."""

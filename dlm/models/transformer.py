@@ -27,7 +27,7 @@ from dlm.models.attention import Attention, Shared
 from dlm.models.cache import Stored
 from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.models.dit import DitBlock, DitHead
-from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, rotary
+from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, query_scale, rotary
 from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
@@ -152,6 +152,7 @@ class Transformer(nn.Module):
       target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
     return Shared(
       rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
+      query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
       sight=self._sight(key_BxW, mask, cache),
       target_BxW=target_BxW,
       time_BxWxC=time_BxWxC,

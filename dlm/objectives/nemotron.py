@@ -8,7 +8,7 @@ from dlm import masks
 from dlm.diffusion.schedules import LLADA_LINEAR, MaskSchedule
 from dlm.objectives import streams
 from dlm.objectives.block import BlockTraining, at, block_start, document_start
-from dlm.types import Array, Batch, Noisy
+from dlm.types import Array, Batch, MaskRule, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +24,29 @@ class Nemotron(BlockTraining):
     schedule: noise schedule, one level a document; the authors' is p = 0.999 t + 0.001.
     diffusion_weight: of the masked tokens' part (Automodel's alpha).
     next_weight: of the next tokens' part.
+    causal_clean: False: clean text is read in blocks, as it was before the model learned to be
+      autoregressive too (theirs: block_diff); it then predicts no next tokens.
   """
 
   schedule: MaskSchedule = LLADA_LINEAR
   diffusion_weight: float = 0.3
   next_weight: float = 1.0
+  causal_clean: bool = True
 
   def __post_init__(self):
     super().__post_init__()
     for name in ("diffusion_weight", "next_weight"):
       if getattr(self, name) < 0:
         raise ValueError(f"Nemotron: {name}={getattr(self, name)} must not be negative")
+    if self.next_weight and not self.causal_clean:
+      raise ValueError(
+        f"Nemotron: next_weight={self.next_weight} must be 0 where causal_clean=False: clean text "
+        "sees its next tokens"
+      )
+
+  @property
+  def attention(self) -> MaskRule:
+    return (masks.CausalContext if self.causal_clean else masks.BlockCausal)(self.block)
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -49,7 +61,8 @@ class Nemotron(BlockTraining):
       count_B=masked_BxL.sum(-1),
       mask_id=self.mask_id,
     )
-    mask = masks.noisy_clean_from(block_start(batch, self.block), self.block, causal_clean=True)
+    start_BxL = block_start(batch, self.block)
+    mask = masks.noisy_clean_from(start_BxL, self.block, causal_clean=self.causal_clean)
     noisy = streams.noisy_and_clean(noisy, mask)
     next_BxL = noisable_BxL & ~streams.first_of_document(batch)
     # The loss is divided by the number of masked tokens: each part by its own, over the batch.

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dlm.facts import ATTENTION, ModelFacts
+from dlm.facts import ModelFacts, rule_of
 from dlm.models.config import ModelConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.weights import gguf
@@ -189,13 +189,12 @@ def _facts(family: Family, model: ModelConfig, config: ConfigJson, stops: list[i
     block = config.value(family.block_field, int, family.block)
     if block < 1:
       raise ValueError(f"{family.block_field}={block} must be at least 1")
-  rule = ATTENTION[attention]
   return ModelFacts(
     mask_id=mask,
     eos_ids=tuple(dict.fromkeys(eos)),
     pad_id=pad,
     shift=shift,
-    attention=rule(block) if attention == "block_causal" else rule(),
+    attention=rule_of(attention, block),
     block=block,
     vocab=model.vocab,
     length=min(config.value(family.length_field, int, LONGEST), LONGEST),

@@ -290,6 +290,19 @@ def _shared_width(config: ConfigJson) -> int:
 
 
 # ---------------------------------------------------------------------------------------------
+# Nemotron-Labs-Diffusion: how it was trained says nothing about its three modes of inference.
+
+_NEMOTRON_ONLY = {
+  "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
+  "sliding_window": (None,), "dlm_type": ("llada",),
+  "dlm_paradigm": ("bidirectional", "block_diff", "sbd_block_diff"),
+}  # fmt: skip
+_NEMOTRON_IRRELEVANT = (
+  "ar_loss_weight", "dlm_loss_weight", "dp_varying_mask_ratio", "global_loss_avg",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
 # BD3-LM
 
 
@@ -536,6 +549,20 @@ FAMILIES: dict[str, Family] = {
     irrelevant=(*_QWEN_IRRELEVANT, *_BALANCE, "moe_backend", "num_diffusion_steps"),
     shift=1,
     published=Published((151936,), mask=151669, eos=(151645,), pad=151643),
+  ),
+  "nemotron_labs_diffusion": Family(
+    model_type="nemotron_labs_diffusion",
+    architecture="NemotronLabsDiffusionModel",
+    table=names.NEMOTRON_LABS,
+    fields={
+      **_QWEN_FIELDS, "rope_scaling": Derived(scaling.read_with_queries, scaling.said_in_full),
+    },
+    defaults={"rope_base": 1e6, "norm_eps": 1e-5, "tied": False},
+    only=_NEMOTRON_ONLY,
+    irrelevant=_NEMOTRON_IRRELEVANT,
+    attention="causal_context",
+    block_field="block_size",
+    block=32,
   ),
   "bd3lm": Family(
     model_type="bd3lm",

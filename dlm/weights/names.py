@@ -57,6 +57,14 @@ LLAMA: NameTable = {
   "layers/mlp/down/bias": (_LAYER + "mlp.down_proj.bias", "D->D"),
 }
 
+
+def _named(theirs: str) -> str:
+  """Of a tensor of `QWEN`, its name in Nemotron-Labs-Diffusion."""
+  return theirs.replace("model.", "encoder.", 1).replace("lm_head.", "diffusion_head.")
+
+
+NEMOTRON_LABS: NameTable = {path: (_named(name), eqn) for path, (name, eqn) in QWEN.items()}
+
 _BLOCK = "model.transformer.blocks.{i}."
 
 LLADA: NameTable = {

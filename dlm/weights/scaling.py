@@ -1,21 +1,28 @@
 """The keys by which config.json says how rotary positions are stretched <-> `RopeScaling`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from dlm.models.config import ModelConfig
 from dlm.models.rope import KINDS, RopeScaling
 from dlm.weights.fields import ConfigJson, typed
 
-_ORIGINAL = "original_max_position_embeddings"
+_ORIGINAL, _QUERIES = "original_max_position_embeddings", "llama_4_scaling_beta"
 _TYPES = {_ORIGINAL: int, "truncate": bool}  # of keys in rope_scaling; others: float
 
 
-def read(config: ConfigJson) -> RopeScaling | None:
-  """As transformers 5.24 reads it: what that fills in is filled in, what it ignores is refused."""
+def read(config: ConfigJson, *, queries: bool = False) -> RopeScaling | None:
+  """As transformers 5.24 reads it: what that fills in is filled in, what it ignores is refused.
+
+  Args:
+    queries: the class scales its queries too, where the table says so.
+  """
   rope, length = config.get("rope_scaling"), config.value("max_position_embeddings", int)
   if rope is None:
     return None
   try:
+    if _QUERIES in rope and not queries:
+      raise ValueError(f"{_QUERIES} of {rope['rope_type']} is not understood")
     return _scaling(dict(rope), config.value(_ORIGINAL, int), length)
   except ValueError as error:
     raise ValueError(f"rope_scaling={rope!r:.200}: {error}") from error
@@ -51,7 +58,19 @@ def said(model: ModelConfig) -> dict[str, Any]:
   scaling = model.rope_scaling
   if scaling is None:
     return {"rope_scaling": None}
-  off = {"attention_factor": None, "mscale": 0, "mscale_all_dim": 0, "truncate": True}
+  off = {"attention_factor": None, "mscale": 0, "mscale_all_dim": 0, "truncate": True, _QUERIES: 0}
   keys = {key: getattr(scaling, key) for key in KINDS[scaling.rope_type]}
   keys = {key: value for key, value in keys.items() if key not in off or value != off[key]}
   return {"rope_scaling": {"rope_type": scaling.rope_type, **keys}}
+
+
+def read_with_queries(config: ConfigJson) -> RopeScaling | None:
+  """As `read`, of a class that scales its queries too."""
+  return read(config, queries=True)
+
+
+def said_in_full(model: ModelConfig) -> Mapping[str, Any]:
+  """As `said`, and again as `rope_parameters` with the base: where Nemotron's class looks."""
+  table = said(model)["rope_scaling"] or {"rope_type": "default"}
+  table |= {"rope_theta": model.rope_base}
+  return {"rope_scaling": table, "rope_parameters": table}

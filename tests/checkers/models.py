@@ -16,6 +16,7 @@ import numpy as np
 from dlm import masks, weights
 from dlm.evaluation.likelihood import AnswerScorer
 from dlm.models import Model, bind
+from dlm.models.rope import frequencies
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
@@ -35,11 +36,14 @@ TOLERANCE = {
   "llada2_moe": 6e-4,
   "fast_dllm_v2": 2e-3,
   "bd3lm": 2e-3,
+  "nemotron_labs_diffusion": 1e-4,
 }
 # Tolerances are of arrays whose largest number is about this, and grow with a larger one.
 LARGE = 20.0
 # Of the same model read from GGUF files, in a file of logits: tests/checkers/gguf.py.
 OF_GGUF = re.compile(r"logits_(f32|q8_0|q4_1)|(q8_0|q4_1|plain|permuted)/.*")
+# Of cases that lie beside the model: tests/checkers/nemotron.py.
+OF_CASES = re.compile(r"(yarn|loss)/.*")
 # In the authors' code position * frequency is rounded to float32.
 FAR = 3e-2
 
@@ -105,12 +109,15 @@ def rule_of(source: weights.Source, block: int | None = None):
   }[source.facts.attention_name]
 
 
-def run(file: Recorded, tokens, *, positions=None, keys=None, block=None):
-  """`positions` turn the heads only; `keys`: which are not padding, for every query."""
+def run(file: Recorded, tokens, *, positions=None, keys=None, block=None, rule=None):
+  """`positions` turn the heads only; `keys`: which are not padding, for every query.
+
+  rule: what tokens see; None: what the model's own facts say, in blocks of `block`.
+  """
   tokens_BxL = jnp.asarray(tokens, jnp.int32)
   batch, length = tokens_BxL.shape
   index_BxL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-  mask = rule_of(file.source, block)(index_BxL, length)
+  mask = (rule or rule_of(file.source, block))(index_BxL, length)
   if keys is not None:
     shape = (batch, length, length)
     mask = mask.replace(dense_BxWxS=jnp.broadcast_to(jnp.asarray(keys)[:, None] > 0, shape))
@@ -201,6 +208,43 @@ def cached(file: Recorded) -> None:
   file.close(logits, "cached_last8_logits_row0")
 
 
+def causal(file: Recorded) -> None:
+  file.close(run(file, file.get("input_ids"), rule=masks.Causal())[0], "logits_causal")
+
+
+def bidirectional(file: Recorded) -> None:
+  file.close(run(file, file.get("input_ids"), rule=masks.Full())[0], "logits_bidirectional")
+
+
+def causal_far(file: Recorded) -> None:
+  """Row 0, far beyond the length that its rotations and its query scale begin to change at."""
+  tokens, positions = file.get("input_ids")[:1], file.get("positions_far")[None]
+  logits, _ = run(file, tokens, positions=positions, rule=masks.Causal())
+  file.close(logits, "logits_causal_far")
+
+
+def block_after_causal_context(file: Recorded) -> None:
+  """Cached text has seen no later token; the block sees all of it, and itself."""
+  tokens_BxL = jnp.asarray(file.get("block_input_ids"), jnp.int32)
+  (batch, length), rule = tokens_BxL.shape, file.source.facts.attention
+  cache, answer_B = file.model.empty_cache(batch, length), jnp.full(batch, length - 8)
+  slot_BxL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens_BxL.shape)
+  for part, sees in ((slice(0, length - 8), rule.clean), (slice(length - 8, length), rule)):
+    mask = sees(slot_BxL[:, part], length, answer_B)
+    logits, out = forward(
+      file.model, file.params, tokens_BxL[:, part], slot_BxL[:, part], mask, cache
+    )
+    cache = out.cache
+  file.close(logits, "logits_causal_context_block_of_8")
+
+
+def rotations(file: Recorded) -> None:
+  cfg = file.source.model
+  got = frequencies(cfg.head_dim, cfg.rope_base, cfg.rope_scaling)
+  np.testing.assert_allclose(got, file.get("rope_inv_freq"), rtol=1e-6)
+  assert cfg.rope_scaling.amplitude == file.get("rope_attention_scaling")
+
+
 def check_router(file: Recorded, out: ModelOutput) -> None:
   """The same experts for every token, exactly; their weights and the router's logits closely."""
   moe = file.source.model.moe
@@ -226,6 +270,11 @@ VARIANTS = {
   "long_logits": long,
   "hidden_states_row0": last_hidden,
   "cached_last8_logits_row0": cached,
+  "logits_causal": causal,
+  "logits_bidirectional": bidirectional,
+  "logits_causal_far": causal_far,
+  "logits_causal_context_block_of_8": block_after_causal_context,
+  "rope_inv_freq": rotations,
 }
 BY_BLOCK = {
   r"logits_block(\d+)": blocks,
@@ -243,7 +292,8 @@ def check_logits(path: pathlib.Path) -> None:
     for pattern, check in BY_BLOCK.items():
       if block := re.fullmatch(pattern, name):
         check(file, int(block[1]))
-  ignored = {name for name in file.arrays if not OF_GGUF.fullmatch(name)} - file.used
+  elsewhere = {name for name in file.arrays if OF_GGUF.fullmatch(name) or OF_CASES.fullmatch(name)}
+  ignored = file.arrays.keys() - elsewhere - file.used
   assert not ignored, f"{path} holds arrays that no check reads: {ignored}"
 
 

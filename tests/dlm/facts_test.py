@@ -16,6 +16,7 @@ SDAR = ModelFacts(3, (1, 2), 0, 0, masks.BlockCausal(4), vocab=10, length=16, bl
     ModelFacts(3, (1,), 0, 1, masks.Causal(), vocab=10, length=16, block=2),
     ModelFacts(3, (1,), 0, 0, masks.Full(), vocab=10, length=16),
     ModelFacts(3, (1,), 0, 0, masks.PromptBlocks(4), vocab=10, length=16, block=4),
+    ModelFacts(3, (1,), 0, 0, masks.CausalContext(4), vocab=10, length=16, block=4),
   ],
 )
 def test_json_reads_back_as_the_same_facts(facts):

@@ -105,12 +105,23 @@ def test_yarn_scales_cosines_and_sines(fields, amplitude):
   np.testing.assert_allclose(cos**2 + sin**2, amplitude**2, rtol=1e-6)
 
 
+def test_yarn_below_1_quickens_what_it_divides():
+  """As Nemotron-Labs-Diffusion-3B's base has it: factor 0.25, cosines and sines as they are."""
+  scaling = RopeScaling("yarn", 0.25, 16384)
+  assert scaling.amplitude == 1
+  slow, whole = frequencies(128, 1e6, scaling)[[1, -1]] / frequencies(128, 1e6)[[1, -1]]
+  assert slow == 1 and whole == pytest.approx(4)
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
     ({"rope_type": "dynamic"}, "rope_type='dynamic' must be one of linear, llama3, yarn"),
-    ({"factor": 0.5}, "factor=0.5 must be at least 1"),
-    ({"factor": float("nan")}, "factor=nan must be at least 1"),
+    ({"factor": 0.0}, "factor=0.0 must be positive"),
+    ({"factor": float("nan")}, "factor=nan must be positive"),
+    ({"rope_type": "linear", "factor": 0.5, "original_max_position_embeddings": 0},
+     "factor=0.5 must be at least 1"),
+    ({"llama_4_scaling_beta": -0.1}, "llama_4_scaling_beta=-0.1 must not be negative"),
     ({"original_max_position_embeddings": 0}, "original_max_position_embeddings=0 must be at lea"),
     ({"beta_fast": 1.0}, "beta_slow=1.0 must be positive and below beta_fast=1.0"),
     ({"attention_factor": 0.0}, "attention_factor=0.0 must be positive"),
@@ -118,7 +129,7 @@ def test_yarn_scales_cosines_and_sines(fields, amplitude):
     ({"high_freq_factor": 2.0}, "high_freq_factor=2.0 is not of yarn"),
     ({"rope_type": "linear"}, "original_max_position_embeddings=4096 is not of linear"),
   ],
-)
+)  # fmt: skip
 def test_what_cannot_be(fields, message):
   with pytest.raises(ValueError, match=message):
     RopeScaling(**YARN | fields)

@@ -90,11 +90,14 @@ def test_logits_predict_the_token_that_the_shift_says(name):
 
 @named
 def test_attention_is_what_training_shows(name):
-  """So a sampler that follows it asks the model for nothing it was not trained on."""
+  """So a sampler that follows it asks the model for nothing it was not trained on.
+
+  Blocks after a causal context begin with the document in training, and behind a prompt else.
+  """
   objective = MADE[name]
   seen = np.asarray(measured(objective)[-1])
   slot = jnp.arange(LENGTH)[None]
-  answer = jnp.ones(1, jnp.int32)
+  answer = jnp.full(1, int(not isinstance(objective.attention, masks.CausalContext)))
   mask = jax.jit(lambda: objective.attention(slot, LENGTH, answer))()
   want = np.asarray(visible(mask, Keys(slot)))
   np.testing.assert_array_equal(seen, np.broadcast_to(want, seen.shape))

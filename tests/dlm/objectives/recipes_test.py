@@ -344,6 +344,7 @@ def test_corruption_is_a_draw_and_its_replay(name):
       lambda: Nemotron(MASK, 4, next_weight=-1.0),
       "Nemotron: next_weight=-1.0 must not be negative",
     ),
+    (lambda: Nemotron(MASK, 4, causal_clean=False), "next_weight=1.0 must be 0 where causal_clean"),
     (lambda: Bd3lm(MASK, block=0), "block=0 must be at least 1"),
     (lambda: Bd3lm(MASK, block=4, window=(0.8, 0.3)), r"window=\(0.8, 0.3\) must hold"),
     (lambda: ExactCount(MASK, block=0), "block=0 must be at least 1"),

@@ -167,6 +167,28 @@ def test_rnd1_as_published(tmp_path):
   assert facts.attention_name == "full" and source.model.moe.renormalise
 
 
+def test_nemotron_labs_diffusion_8b_as_published(tmp_path):
+  config = CONFIGS["nemotron_labs_diffusion"]
+  source = opened(tmp_path, config)
+  assert source.model.n_params() == 8_489_553_920
+  assert source.model.rope_scaling == RopeScaling(
+    "yarn", 16.0, 16384, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1
+  )
+  assert source.facts.to_json() == dict(
+    mask_id=100, eos_ids=[11], pad_id=None, shift=0, attention="causal_context", block=32,
+    vocab=131072, length=4096,
+  )  # fmt: skip
+  written = config_of(source.family, source.model, source.facts, config, "bfloat16")
+  assert {key: written[key] for key in config} == config
+  for change in ({"dlm_paradigm": "autoregressive"}, {"dlm_type": "dream"}):
+    with pytest.raises(weights.WeightsError, match="is not supported; only"):
+      opened(tmp_path, config | change)
+  # No other class of transformers looks at the scale of queries.
+  rope = {"rope_parameters": config["rope_parameters"]}
+  with pytest.raises(weights.WeightsError, match="llama_4_scaling_beta of yarn is not understood"):
+    opened(tmp_path, CONFIGS["mistral"] | rope)
+
+
 @pytest.mark.parametrize(
   ("ids", "want"),
   [
@@ -210,7 +232,8 @@ def test_every_key_that_is_not_named_irrelevant_is_looked_at(family, tmp_path):
   ignored = {*IRRELEVANT, *FAMILIES[family].irrelevant} - {"architectures", "model_type"}
   keys = CONFIGS[family].keys() - ignored - {"architectures", "transformers_version"}
   for key in keys - {"model_type"}:
-    with pytest.raises(weights.WeightsError, match=f"config.json: .*{key}=") as error:
+    said = key.replace("rope_parameters", "rope_scaling")  # as it is spelled by then
+    with pytest.raises(weights.WeightsError, match=f"config.json: .*{said}=") as error:
       opened(tmp_path, CONFIGS[family] | {key: {"a": 1}})
     assert str(error.value).count("\n") == 0
 

@@ -121,6 +121,20 @@ CONFIGS = {
   "fast_dllm_v2": QWEN | AUTO | dict(
     model_type="Fast_dLLM_Qwen", bd_size=32, rope_scaling=None, sliding_window=None,
   ),
+  "nemotron_labs_diffusion": AUTO | dict(  # 8B
+    model_type="nemotron_labs_diffusion", ar_loss_weight=1.0,
+    architectures=["NemotronLabsDiffusionModel"], attention_bias=False, attention_dropout=0.0,
+    attn_implementation="sdpa", block_size=32, bos_token_id=1, dlm_loss_weight=None,
+    dlm_paradigm="bidirectional", dp_varying_mask_ratio=False, eos_token_id=11, head_dim=128,
+    hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+    mask_token_id=100, max_position_embeddings=262144, mlp_bias=False, num_attention_heads=32,
+    num_hidden_layers=34, num_key_value_heads=8, rms_norm_eps=1e-5, sliding_window=None,
+    tie_word_embeddings=False, use_cache=False, vocab_size=131072, rope_parameters=dict(
+      beta_fast=32.0, beta_slow=1.0, factor=16.0, llama_4_scaling_beta=0.1, mscale=1.0,
+      mscale_all_dim=1.0, original_max_position_embeddings=16384, rope_theta=1e6,
+      rope_type="yarn",
+    ),
+  ),
   "bd3lm": AUTO | dict(
     model_type="bd3lm", adaln=True, attn_backend="flex", block_size=16, causal=False,
     cond_dim=128, cross_attn=True, dropout=0.1, hidden_dim=768, model_length=1024, n_blocks=12,

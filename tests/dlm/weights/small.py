@@ -35,6 +35,9 @@ MODELS = {
   "sdar": ModelConfig(**QWEN3),
   "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "fast_dllm_v2": ModelConfig(**QWEN2),
+  "nemotron_labs_diffusion": ModelConfig(**SIZES, norm_eps=1e-5, rope_scaling=RopeScaling(
+    "yarn", 4.0, 16, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1,
+  )),
   "bd3lm": ModelConfig(**SIZES | dict(
     kv_heads=4, head_dim=4, mlp=64, rope_base=1e4, norm_eps=1e-5, dit=10,
   )),
@@ -56,6 +59,7 @@ ATTENTION = {
   "sdar_moe": ("block_causal", 0, 8),
   "fast_dllm_v2": ("block_causal", 1, 16),
   "bd3lm": ("block_causal", 0, 8),
+  "nemotron_labs_diffusion": ("causal_context", 0, 8),
 }
 
 
