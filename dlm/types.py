@@ -123,8 +123,12 @@ class Denoiser(Protocol):
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
+    place_BxW: Array | None = None,
   ) -> ModelOutput:
     """Runs the window. `ask` indexes the window (None: all of it); `soft` is added to embeddings.
+
+    `place`: where each input stands in the order that the mask speaks of, which uses the window's
+    slots in another order; None: at its own slot.
 
     With a cache the window attends to filled slots outside itself and to itself; the returned cache
     holds the window's keys where `write`, and is otherwise unchanged.

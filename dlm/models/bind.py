@@ -36,6 +36,7 @@ class Model:
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
+    place_BxW: Array | None = None,
   ) -> ModelOutput:
     """`params`: as `init` makes them, or as `dlm.models.apart` holds them.
 
@@ -61,6 +62,7 @@ class Model:
       cache=cache,
       write_BxW=write_BxW,
       ask_BxA=ask_BxA,
+      place_BxW=place_BxW,
     )
 
   def embedding(self, params: Params) -> Array:

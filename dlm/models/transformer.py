@@ -95,6 +95,7 @@ class Transformer(nn.Module):
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
+    place_BxW: Array | None = None,
   ) -> ModelOutput:
     """See `dlm.types.Denoiser`."""
     cfg = self.config
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     if soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
-    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW)
+    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
     (x_BxWxD, stored), facts = self._layers((x_BxWxD, stored), shared)
     if write_BxW is not None:
@@ -137,6 +138,7 @@ class Transformer(nn.Module):
     time_BxW: Array | None,
     cache: KVCache | None,
     write_BxW: Array | None,
+    place_BxW: Array | None,
   ) -> Shared:
     cfg = self.config
     time_BxWxC, target_BxW, dtype = None, None, jnp.dtype(cfg.dtype)
@@ -145,7 +147,7 @@ class Transformer(nn.Module):
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
-    key_BxW = slot_BxW
+    key_BxW = slot_BxW if place_BxW is None else place_BxW
     if cache is None:
       key_BxW = jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
     if write_BxW is not None:

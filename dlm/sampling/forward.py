@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
-from dlm.sampling import guidance, shadow
+from dlm.sampling import guidance, shadow, sliding
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
@@ -121,7 +121,10 @@ def _over(
   window_BxL: Array,
   width: int,
 ) -> tuple[TokenStats, KVCache | None]:
-  """One forward over the window's slots, in order, padded with slots past the canvas's end."""
+  """One forward over the window's slots, in order, padded with slots past the canvas's end.
+
+  The order is that of the canvas, unless the policy slides.
+  """
   canvas, at, slots = ask.canvas, ask.at, window_BxL.shape[1]
   slot_BxA = scope(sampler, canvas)
   order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
@@ -129,6 +132,12 @@ def _over(
   # Query w predicts slot + shift. The w-th slot of the window is found by counting.
   asked_BxA = jnp.clip(slot_BxA - sampler.shift, 0, slots - 1)
   ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
+  place_BxW, seldom = slot_BxW, {}  # a denoiser that is never given these need not know the words
+  if sampler.policy.slides:
+    turn_BxW = sliding.known_first(at, slot_BxW)
+    slot_BxW = jnp.take_along_axis(slot_BxW, turn_BxW, axis=1)
+    ask_BxA = jnp.take_along_axis(jnp.argsort(turn_BxW, axis=1), ask_BxA, axis=1)
+    seldom["place_BxW"] = place_BxW
   write_BxW = None
   if cache is not None:
     keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
@@ -140,10 +149,9 @@ def _over(
     if sampler.policy.levels:
       level_B = sampler.policy.level(at.step_B)
       time_BxW = jnp.broadcast_to(level_B[:, None], slot_BxW.shape)
-  soft = {}  # a denoiser that is never given any need not know the word
   if ask.soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
-    soft["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
+    seldom["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
   # As few rows as can be meet the vocabulary: those of the queries, or the active block's.
   by_query = sampler.scope == "canvas" or width < slot_BxA.shape[1]
   target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
@@ -160,12 +168,12 @@ def _over(
     at_slot(canvas.tokens_BxL, slot_BxW),
     at_slot(canvas.open_BxL, slot_BxW),
     slot_BxW=slot_BxW,
-    mask=masks.within(sampler.sees(slot_BxW, slots, at.answer_B), canvas.length_B),
+    mask=masks.within(sampler.sees(place_BxW, slots, at.answer_B), canvas.length_B),
     time_BxW=time_BxW,
     cache=cache,
     write_BxW=write_BxW,
     ask_BxA=None if by_query else ask_BxA,
-    **soft,
+    **seldom,
   )
   stats = score(
     out.head,

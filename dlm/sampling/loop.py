@@ -14,7 +14,8 @@ within rounding:
   done     no masked slot is left, a stop id and all before it is written, or max_forwards are spent
 
 A policy may work ahead of its active block (`reach`), and one that drafts says how far its tokens
-are settled (`Decision.advance_B`): the rest is given back to the next forward.
+are settled (`Decision.advance_B`): the rest is given back to the next forward. Of one that slides
+the block begins at the first masked slot (`dlm.sampling.sliding`).
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
 """
@@ -22,7 +23,7 @@ In one turn of the loop all rows run the same kind of forward; a row that needs 
 import jax
 import jax.numpy as jnp
 
-from dlm.sampling import drafts, ends, renoising, shifts
+from dlm.sampling import drafts, ends, renoising, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
 from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
@@ -244,6 +245,8 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
   """Rows whose block is finished move to their next block with a masked slot, or are done."""
   if decision.advance_B is not None:
     return drafts.advance(sampler, state, decision.advance_B, decides_B)
+  if sampler.policy.slides:
+    return sliding.advance(sampler, state, decides_B)
   canvas = state.canvas
   masked_BxL = masked(canvas, sampler.mask_id)
   slot_L = jnp.arange(masked_BxL.shape[1])

@@ -30,6 +30,8 @@ class Policy(abc.ABC):
     part: slots of the parts that it writes a block in, one after the other; 0: the block is one.
     shifts: it inserts and deletes (`dlm.sampling.shifts`): in scope "block" within the block, in
       scope "canvas" rows grow and shrink.
+    slides: its block begins at the first slot to write and slides on after every forward, which
+      reads what is known of the block before its masks (`dlm.sampling.sliding`).
     spare: slots that a row may grow by, for which its canvas has room.
   """
 
@@ -45,6 +47,7 @@ class Policy(abc.ABC):
   proposals: ClassVar[int] = 0
   part: ClassVar[int] = 0
   shifts: ClassVar[bool] = False
+  slides: ClassVar[bool] = False
   spare: ClassVar[int] = 0
 
   def needs(self) -> StatSpec:
@@ -115,6 +118,7 @@ class Wrapper(Policy):
       self.refuse(self.inner.draft_span, "drafts, which needs scope 'block', not 'canvas'")
       self.refuse(self.inner.renoises, "renoises, which needs scope 'block', not 'canvas'")
     self.refuse(self.shifts, "inserts and deletes, and what is known of a slot would stand still")
+    self.refuse(self.slides, "slides on, and what is known of a slot would stand still")
 
   def refuse(self, lost: object, why: str) -> None:
     """Raises ValueError if a power of the inner policy would be lost: which one, and why."""
@@ -171,6 +175,10 @@ class Wrapper(Policy):
   @property
   def shifts(self) -> bool:
     return self.inner.shifts
+
+  @property
+  def slides(self) -> bool:
+    return self.inner.slides
 
   @property
   def spare(self) -> int:

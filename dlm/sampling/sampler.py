@@ -114,6 +114,8 @@ class Sampler:
       self._check_noise()
     if self.policy.shifts:
       self._check_shifts()
+    if self.policy.slides:
+      self._check_slides()
 
   def _check_values(self) -> None:
     """Raises ValueError where a number or a word is none that can be."""
@@ -177,6 +179,20 @@ class Sampler:
       raise ValueError(
         f"Sampler: {self.policy} inserts and deletes, which needs scope {self.policy.scope!r} and "
         f"cache 'none', or in scope 'block' cache 'block'; scope={self.scope!r}, {self.plan}"
+      )
+
+  def _check_slides(self) -> None:
+    """Raises ValueError where masks could not stand behind what is known."""
+    causal = isinstance(self.sees, masks.Causal) and not (self.shift or self.clock)
+    kept = not self.plan.cached or (self.plan.provisional and self.commit == "fused")
+    plain = self.scope == "block" and not self.guidance and (self.on_eos == "stop")
+    if not (causal and kept and plain):
+      raise ValueError(
+        f"Sampler: {self.policy} slides on, which needs a causal model that predicts its own token "
+        "and is told no noise level, cache 'none' or 'block' with commit 'fused', scope 'block', "
+        f"on_eos 'stop' and no guidance; {self.sees}, shift={self.shift}, {self.plan}, "
+        f"commit={self.commit!r}, scope={self.scope!r}, on_eos={self.on_eos!r}, "
+        f"guidance={self.guidance}"
       )
 
   @property

@@ -537,6 +537,17 @@ FAMILIES: dict[str, Family] = {
     block=4,
     published=_SDAR_IDS,
   ),
+  "wedlm": Family(
+    model_type="wedlm",
+    architecture="WeDLMForCausalLM",
+    table=names.QWEN,
+    fields={**_QWEN_FIELDS, "qkv_bias": "attention_bias", "qk_norm": "qk_norm"},
+    defaults={"rope_base": 1e4, "norm_eps": 1e-6, "tied": False, "qkv_bias": True, "qk_norm": False},
+    only=_QWEN_ONLY,
+    irrelevant=_QWEN_IRRELEVANT,
+    attention="causal",
+    published=Published((151936, 152064), mask=151665, eos=(151645, 151643), pad=151643),
+  ),
   "rnd1": Family(
     model_type="rnd1",
     architecture="RND1LM",

@@ -27,6 +27,7 @@ from dlm.sampling.policies.rnd1 import Rnd1
 from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.smooth import Smooth
 from dlm.sampling.policies.threshold import Threshold
+from dlm.sampling.policies.wedlm import WeDlm
 from dlm.sampling.policies.wino import Wino
 
 POLICIES = {
@@ -52,6 +53,7 @@ POLICIES = {
   "wino": Wino,  # WINO, 2507.18578
   "quota": Quota,  # SDAR, 2510.06303
   "edit": Edit,  # LLaDA2.1, 2602.08676
+  "wedlm": WeDlm,  # WeDLM, 2512.22737
   "introspective": Introspective,  # I-DLM, 2604.11035
   "deer": Deer,  # DEER, 2512.15176
   "pipelined": Pipelined,  # D2F, 2508.09192

@@ -35,6 +35,7 @@ from dlm.sampling.policies import (
   Saber,
   Smooth,
   Threshold,
+  WeDlm,
   Wino,
 )
 from dlm.sampling.policy import Policy
@@ -58,7 +59,9 @@ CHOSEN = [
   Distilled(BLOCK, 1.0, begin=0.3), Renoise(VOCAB, steps=5),
   Duo(VOCAB, LogLinear(eps=0.0), steps=4),
 ]  # fmt: skip
-DRAFTING = [Introspective(2), Deer(2)]  # they need a causal model
+# They need a causal model.
+DRAFTING = [Introspective(2), Deer(2)]
+SLIDING = [WeDlm(0.8)]
 
 # What a policy that is not chosen above takes where it has no default.
 VALUES = {
@@ -72,7 +75,7 @@ def _default(make: type[Policy]) -> Policy:
   return make(**{name: VALUES[name] for name in fields})
 
 
-_KNOWN = {type(policy) for policy in [*CHOSEN, *DRAFTING]}
+_KNOWN = {type(policy) for policy in [*CHOSEN, *DRAFTING, *SLIDING]}
 EVERY = [*CHOSEN, *[_default(make) for make in POLICIES.values() if make not in _KNOWN]]
 
 
