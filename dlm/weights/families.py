@@ -6,7 +6,8 @@ A family is one entry of FAMILIES, and the functions above it that say what is o
 Without the authors' files at hand: SDAR-MoE is read as Qwen3-MoE (softmax over all experts,
 renormalised where norm_topk_prob says so) in SDAR's blocks; `Dream` with the class
 DreamForCausalLM is read as Dream-Reasoner, a Qwen3 in blocks of 32 whose logits are not shifted;
-Stable-DiffCoder by its class (a Llama in blocks of 4, whose mask token is 5).
+Stable-DiffCoder by its class (a Llama in blocks of 4, whose mask token is 5); WeDLM by its class (a
+Qwen2 or Qwen3, as its keys say).
 """
 
 import dataclasses
@@ -542,7 +543,9 @@ FAMILIES: dict[str, Family] = {
     architecture="WeDLMForCausalLM",
     table=names.QWEN,
     fields={**_QWEN_FIELDS, "qkv_bias": "attention_bias", "qk_norm": "qk_norm"},
-    defaults={"rope_base": 1e4, "norm_eps": 1e-6, "tied": False, "qkv_bias": True, "qk_norm": False},
+    defaults={
+      "rope_base": 1e4, "norm_eps": 1e-6, "tied": False, "qkv_bias": True, "qk_norm": False,
+    },
     only=_QWEN_ONLY,
     irrelevant=_QWEN_IRRELEVANT,
     attention="causal",

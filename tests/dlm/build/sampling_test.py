@@ -29,6 +29,7 @@ from dlm.sampling.policies import (
   Saber,
   Smooth,
   Threshold,
+  WeDlm,
   Wino,
 )
 from dlm.sampling.sampler import Drafter
@@ -54,6 +55,7 @@ def sampling(facts, name="default", model=MODEL, **fields):
   [
     ("rnd1", MDLM | {"shift": 1}, Rnd1(256), 256, NoCache()),
     ("diffullama", MDLM | {"shift": 1}, Ancestral(LogLinear(), 64), 2048, NoCache()),
+    ("wedlm", AR | {"shift": 0}, WeDlm(0.6, 0.02), 16, ExactBlock()),
     ("stable_diffcoder", BD3LM | {"block": 4}, Fixed(steps=4), 4, ExactBlock()),
     ("dream:dream_coder", MDLM | {"shift": 1}, Dream(768), 768, NoCache()),
     ("dream:diffucoder", MDLM | {"shift": 1}, Dream(256), 256, NoCache()),
@@ -283,6 +285,7 @@ KINDS = {
   **dict.fromkeys(BLOCKS, BD3LM),
   "fast_dllm_v2": SHIFTED,
   "d2f": D2F,
+  "wedlm": AR | {"shift": 0},
 }  # else MDLM
 
 

@@ -98,7 +98,9 @@ def test_the_window_slides_as_by_hand():
     several += (np.bincount([turn for turn in when if turn > 0]) > 1).sum()
   assert several > 1  # some forwards write more than one token
   assert canvas.forwards_Bx3[0].tolist()[0] == 1  # one reads the prompt, windows the rest
-  assert canvas.forwards_Bx3[3].tolist()[0] == 1  # one for the hole that is behind more than a window
+  assert (
+    canvas.forwards_Bx3[3].tolist()[0] == 1
+  )  # one for the hole that is behind more than a window
 
 
 @pytest.mark.parametrize("rows", [(0, 1, 2, 3), (3,)], ids=str)

@@ -167,6 +167,17 @@ def test_rnd1_as_published(tmp_path):
   assert facts.attention_name == "full" and source.model.moe.renormalise
 
 
+def test_wedlm_is_a_causal_qwen_that_predicts_masks(tmp_path):
+  config = CONFIGS["wedlm"]
+  source = opened(tmp_path, config)
+  assert source.model.qk_norm and not source.model.qkv_bias
+  facts = source.facts
+  assert (facts.mask_id, facts.shift, facts.attention_name) == (151665, 0, "causal")
+  of_qwen2 = {key: x for key, x in config.items() if key not in ("attention_bias", "qk_norm")}
+  model = opened(tmp_path, of_qwen2).model
+  assert model.qkv_bias and not model.qk_norm
+
+
 def test_nemotron_labs_diffusion_8b_as_published(tmp_path):
   config = CONFIGS["nemotron_labs_diffusion"]
   source = opened(tmp_path, config)

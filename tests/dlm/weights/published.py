@@ -112,6 +112,10 @@ CONFIGS = {
     num_key_value_heads=4, output_router_logits=False, pad_token_id=151643, rope_scaling=False,
     router_aux_loss_coef=0.001, sliding_window=False, use_cache=False,
   ),
+  "wedlm": QWEN3 | AUTO | dict(
+    model_type="wedlm", architectures=["WeDLMForCausalLM"], mask_token_id=151665,
+    pad_token_id=151643, qk_norm=True, rope_scaling=None, sliding_window=None,
+  ),
   "sdar": SDAR | dict(model_type="sdar"),
   "sdar_moe": SDAR | dict(
     model_type="sdar_moe", decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=768,

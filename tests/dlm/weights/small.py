@@ -32,6 +32,7 @@ MODELS = {
   "mistral": ModelConfig(**SIZES),
   "stable_diffcoder": ModelConfig(**SIZES),
   "rnd1": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
+  "wedlm": ModelConfig(**QWEN3),
   "sdar": ModelConfig(**QWEN3),
   "sdar_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, renormalise=True)),
   "fast_dllm_v2": ModelConfig(**QWEN2),
@@ -55,6 +56,7 @@ ATTENTION = {
   "llada2_moe": ("block_causal", 0, 16),
   "stable_diffcoder": ("block_causal", 0, 4),
   "rnd1": ("full", 1, None),
+  "wedlm": ("causal", 0, None),
   "sdar": ("block_causal", 0, 8),
   "sdar_moe": ("block_causal", 0, 8),
   "fast_dllm_v2": ("block_causal", 1, 16),
@@ -65,7 +67,7 @@ ATTENTION = {
 
 def facts_of(family: str) -> ModelFacts:
   attention, shift, block = ATTENTION.get(family, ("full", 0, None))
-  mask_id = None if attention == "causal" else 39
+  mask_id = None if attention == "causal" and shift else 39
   return ModelFacts.from_json(dict(
     mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
     vocab=40, length=64,
