@@ -27,7 +27,7 @@ TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 
-.PHONY: help demo smollm test aot lint bench clean
+.PHONY: help demo smollm test test-one-device test-many-devices aot lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -72,10 +72,17 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The two parts run side by side: while one waits for a process of its own, the other has the cores.
 test: lint $(AOT)/tpu
+	@$(MAKE) -j2 --no-print-directory test-one-device test-many-devices
+
+test-one-device:
 	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice --ignore=tests/aot
-	JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice
-	$(AOT_TEST) -n 2 -m 'tpu and not long'
+
+test-many-devices:
+	@mkdir -p .cache; { JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice && \
+	  $(AOT_TEST) -m 'tpu and not long'; } > .cache/many_devices.log 2>&1; \
+	  code=$$?; cat .cache/many_devices.log; exit $$code
 
 aot: $(AOT)/tpu $(AOT)/cuda
 	$(AOT_TEST)
