@@ -56,7 +56,7 @@ class Choices:
 CHOICES: dict[Any, Choices] = {
   Policy: Choices(POLICIES, known=("block", "end_ids", "vocab")),
   CachePlan: Choices({"auto": Auto, **PLANS}),
-  Objective: Choices(OBJECTIVES, known=("mask_id", "vocab"), beside=Reading),
+  Objective: Choices(OBJECTIVES, known=("mask_id", "vocab", "end_id"), beside=Reading),
   Schedule: Choices(SCHEDULES),
   MaskSchedule: Choices(SCHEDULES),
 }

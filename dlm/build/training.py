@@ -128,7 +128,8 @@ def rows(run: RunConfig, tokenizer: Tokenizer, split: str) -> Rows:
 def objective(chosen: tables.Named[Objective], tokenizer: Tokenizer) -> Objective:
   """The objective, in what changes its reading of the text: shift and annealing."""
   reading = Reading(**chosen.beside())
-  made = chosen.make(mask_id=tokenizer.mask_id, vocab=tokenizer.vocab_size)
+  known = {"mask_id": tokenizer.mask_id, "vocab": tokenizer.vocab_size, "end_id": tokenizer.eos_id}
+  made = chosen.make(**known)
   if made.shift and chosen.beside().get("shift") == 0:
     raise ValueError(
       f"objective.shift=0 does not go with {chosen.name}, which predicts the next token"

@@ -11,6 +11,7 @@ from dlm.objectives.d3pm import D3pm
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
+from dlm.objectives.dreamon import DreamOn
 from dlm.objectives.duo import Duo
 from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "bd3lm": Bd3lm,  # BD3-LM, 2503.09573
   "diffullama": DiffuLlama,  # DiffuLLaMA, 2410.17891
   "dream_sft": DreamSft,  # Dream, 2508.15487
+  "dreamon": DreamOn,  # DreamOn, 2602.01326
   "sdar": Sdar,  # SDAR, 2510.06303
   "fast_dllm_v2": FastDllmV2,  # Fast-dLLM v2, 2509.26328
   "efficient_dlm": EfficientDlm,  # Efficient-DLM, 2512.14067
@@ -71,6 +73,7 @@ __all__ = [
   "D3pm",
   "DiffuLlama",
   "Dllm",
+  "DreamOn",
   "DreamSft",
   "Duo",
   "EcDlm",

@@ -26,6 +26,7 @@ class Ask:
   full: Array  # bool: over the whole canvas, else over each row's window
   key_B: Array  # of the candidates' noise
   soft_BxLxD: Array | None  # added to the embeddings of masked slots
+  barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
   gather_BxAxJ: Array | None  # ids whose logits the policy needs
 
 
@@ -179,6 +180,7 @@ def _over(
     out.head,
     sampler.spec(),
     temperature_B=sampler.policy.temperature(at.step_B),
+    bars=(sampler.policy.bars, ask.barred_B),
     current_BxA=at_slot(canvas.tokens_BxL, target_BxA),
     key_B=ask.key_B,
     slot_BxA=target_BxA,

@@ -75,7 +75,8 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     canvas = drafts.propose(sampler, drafting, canvas, act_B & ~full, key_noise_B)
     state = state.replace(canvas=canvas)
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
-  ask = Ask(canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, ids_BxAxJ)
+  barred_B = sampler.policy.barred(state.policy)
+  ask = Ask(canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ)
   seen = forward(sampler, params, ask, state.cache)
 
   # 3. decide.

@@ -30,6 +30,7 @@ class Policy(abc.ABC):
     part: slots of the parts that it writes a block in, one after the other; 0: the block is one.
     shifts: it inserts and deletes (`dlm.sampling.shifts`): in scope "block" within the block, in
       scope "canvas" rows grow and shrink.
+    bars: ids that no candidate may be in rows of which `barred` says so; (): it bars none.
     slides: its block begins at the first slot to write and slides on after every forward, which
       reads what is known of the block before its masks (`dlm.sampling.sliding`).
     spare: slots that a row may grow by, for which its canvas has room.
@@ -47,6 +48,7 @@ class Policy(abc.ABC):
   proposals: ClassVar[int] = 0
   part: ClassVar[int] = 0
   shifts: ClassVar[bool] = False
+  bars: ClassVar[tuple[int, ...]] = ()
   slides: ClassVar[bool] = False
   spare: ClassVar[int] = 0
 
@@ -84,6 +86,10 @@ class Policy(abc.ABC):
 
   def gather_ids(self, state: State) -> Array | None:
     """Int [B, A, J] if it needs `gather`: the ids whose logits it reads."""
+    return None
+
+  def barred(self, state: State) -> Array | None:
+    """Bool [B] if it `bars`: rows that may not choose those ids in the next forward."""
     return None
 
   def soft_weight(self, turn_B: Array) -> Array | None:
@@ -177,6 +183,10 @@ class Wrapper(Policy):
     return self.inner.shifts
 
   @property
+  def bars(self) -> tuple[int, ...]:
+    return self.inner.bars
+
+  @property
   def slides(self) -> bool:
     return self.inner.slides
 
@@ -207,6 +217,9 @@ class Wrapper(Policy):
 
   def gather_ids(self, state: State) -> Array | None:
     return self.inner.gather_ids(self.inner_state(state))
+
+  def barred(self, state: State) -> Array | None:
+    return self.inner.barred(self.inner_state(state))
 
   def soft_weight(self, turn_B: Array) -> Array | None:
     return self.inner.soft_weight(turn_B)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from dlm.types import Array, LogitHead, StatSpec, TokenStats
 from kernels_pallas.token_stats import token_stats
 
+NEVER = -1e9  # a logit
+
 
 def score(
   head: LogitHead,
@@ -16,12 +18,18 @@ def score(
   slot_BxA: Array,
   temperature_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
+  bars: tuple[tuple[int, ...], Array | None] = ((), None),
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
   Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks. With
   `temperature` a row's logits are divided by it before all else.
+
+  Args:
+    bars: ids, and bool [B]: the rows in which none of them may be chosen.
   """
+  if bars[0]:
+    head = _without(head, *bars)
   hidden_BxAxD = head.hidden_BxAxD
   if temperature_B is not None:
     if head.soft_cap is not None:
@@ -51,6 +59,20 @@ def score(
     stats.logit = jnp.where(among_R, -jnp.inf, stats.logit)
     stats.lse = stats.lse_outside
   return jax.tree.map(lambda x: x.reshape(batch, asked, *x.shape[1:]), stats)
+
+
+def _without(head: LogitHead, ids: tuple[int, ...], rows_B: Array) -> LogitHead:
+  """In `rows` the ids have no probability: one more column of the head, and of hidden rows."""
+  if head.soft_cap is not None:
+    raise ValueError("a policy bars ids by rows, which a model with soft_cap does not allow")
+  hidden_BxAxD, unembed_VxD = head.hidden_BxAxD, head.unembed_VxD
+  is_barred_V = jnp.isin(jnp.arange(len(unembed_VxD)), jnp.array(ids))
+  column_Vx1 = jnp.where(is_barred_V, NEVER, 0).astype(unembed_VxD.dtype)[:, None]
+  one_BxAx1 = jnp.broadcast_to(rows_B[:, None, None], (*hidden_BxAxD.shape[:2], 1))
+  return head.replace(
+    hidden_BxAxD=jnp.concatenate([hidden_BxAxD, one_BxAx1.astype(hidden_BxAxD.dtype)], axis=2),
+    unembed_VxD=jnp.concatenate([unembed_VxD, column_Vx1], axis=1),
+  )
 
 
 def confidence(stats: TokenStats) -> Array:

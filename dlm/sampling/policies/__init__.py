@@ -7,6 +7,7 @@ from dlm.sampling.policies.credit import Credit
 from dlm.sampling.policies.deer import Deer
 from dlm.sampling.policies.dream import Dream
 from dlm.sampling.policies.dream_threshold import DreamThreshold
+from dlm.sampling.policies.dreamon import DreamOn
 from dlm.sampling.policies.duo import Duo
 from dlm.sampling.policies.edit import Edit
 from dlm.sampling.policies.entropy_bounded import EntropyBounded
@@ -45,6 +46,7 @@ POLICIES = {
   "saber": Saber,  # Saber, 2510.18165
   "dream": Dream,  # Dream, 2508.15487
   "dream_threshold": DreamThreshold,  # Fast-dLLM for Dream, 2505.22618
+  "dreamon": DreamOn,  # DreamOn, 2602.01326
   "entropy_bounded": EntropyBounded,  # EB-Sampler, 2505.24857
   "rnd1": Rnd1,  # RND1, RadicalNumerics/RND1
   "region": Region,  # P-ReAct, 2602.07035

@@ -17,6 +17,7 @@ from dlm.sampling.policies import (
   Cad,
   Distilled,
   Dream,
+  DreamOn,
   Edit,
   Fixed,
   Introspective,
@@ -55,6 +56,7 @@ def sampling(facts, name="default", model=MODEL, **fields):
   [
     ("rnd1", MDLM | {"shift": 1}, Rnd1(256), 256, NoCache()),
     ("diffullama", MDLM | {"shift": 1}, Ancestral(LogLinear(), 64), 2048, NoCache()),
+    ("dreamon", MDLM | {"shift": 1}, DreamOn(151667, 64, end_ids=(258,)), 128, NoCache()),
     ("wedlm", AR | {"shift": 0}, WeDlm(0.6, 0.02), 16, ExactBlock()),
     ("stable_diffcoder", BD3LM | {"block": 4}, Fixed(steps=4), 4, ExactBlock()),
     ("dream:dream_coder", MDLM | {"shift": 1}, Dream(768), 768, NoCache()),

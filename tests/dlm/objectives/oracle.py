@@ -20,6 +20,8 @@ from kernels_pallas.block_attention import Keys, visible
 STEP = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.8, 0.1, 0.05], [0.25] * 4, [0.1, 0, 0.1, 0.8]])
 STATES = 4
 MASK = 4
+# What asks for other things than the text asks for the text alone.
+AS_TEXT = {"dreamon": {"merge": 0.0, "ends": 1}}
 _VALUES, _VECTORS = np.linalg.eig(STEP.T)
 FIRST = np.real(_VECTORS[:, np.argmax(np.real(_VALUES))])
 FIRST = FIRST / FIRST.sum()
@@ -27,9 +29,10 @@ FIRST = FIRST / FIRST.sum()
 
 def made(name: str, mask_id: int = MASK, vocab: int = STATES + 1) -> Objective:
   """The objective of OBJECTIVES, with the fields that it demands."""
-  known = {"mask_id": mask_id, "block": 4, "vocab": vocab}
+  known = {"mask_id": mask_id, "block": 4, "vocab": vocab, "end_id": 2, "expand_id": 3}
   parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
-  return OBJECTIVES[name](**{p.name: known[p.name] for p in parameters if p.default is p.empty})
+  demanded = {p.name: known[p.name] for p in parameters if p.default is p.empty}
+  return OBJECTIVES[name](**demanded | AS_TEXT.get(name, {}))
 
 
 def sample(rows: int, length: int, seed: int = 0) -> np.ndarray:

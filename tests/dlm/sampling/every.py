@@ -14,6 +14,7 @@ from dlm.sampling.policies import (
   Deer,
   Distilled,
   Dream,
+  DreamOn,
   DreamThreshold,
   Duo,
   Edit,
@@ -62,6 +63,7 @@ CHOSEN = [
 # They need a causal model.
 DRAFTING = [Introspective(2), Deer(2)]
 SLIDING = [WeDlm(0.8)]
+GROWING = [DreamOn(5, most=6, end_ids=(4,))]  # rows do not keep their length
 
 # What a policy that is not chosen above takes where it has no default.
 VALUES = {
@@ -75,7 +77,7 @@ def _default(make: type[Policy]) -> Policy:
   return make(**{name: VALUES[name] for name in fields})
 
 
-_KNOWN = {type(policy) for policy in [*CHOSEN, *DRAFTING, *SLIDING]}
+_KNOWN = {type(policy) for policy in [*CHOSEN, *DRAFTING, *SLIDING, *GROWING]}
 EVERY = [*CHOSEN, *[_default(make) for make in POLICIES.values() if make not in _KNOWN]]
 
 

@@ -26,7 +26,7 @@ from dlm.sampling.policies import (
 )
 from dlm.sampling.policy import Policy, Wrapper
 from dlm.types import StatSpec
-from tests.dlm.sampling.every import BLOCK, DRAFTING, EVERY, SLIDING, warmth
+from tests.dlm.sampling.every import BLOCK, DRAFTING, EVERY, GROWING, SLIDING, warmth
 from tests.dlm.sampling.loop_test import ROWS, SLOTS, VOCAB, canvas_of, run, sampler
 from tests.dlm.sampling.policies.views import keys
 from tests.dlm.sampling.table import random_table
@@ -74,7 +74,7 @@ def test_a_wrapper_hands_on_every_power():
   assert declared - set(vars(Wrapper)) == set()
 
 
-@pytest.mark.parametrize("policy", [*EVERY, *DRAFTING, *SLIDING], ids=str)
+@pytest.mark.parametrize("policy", [*EVERY, *DRAFTING, *SLIDING, *GROWING], ids=str)
 def test_a_policy_has_the_powers_that_it_declares(policy):
   width, zero_B = SLOTS if policy.scope == "canvas" else BLOCK, jnp.zeros(2, jnp.int32)
   state = policy.enter(jnp.ones((2, width), bool), None)
@@ -84,6 +84,7 @@ def test_a_policy_has_the_powers_that_it_declares(policy):
     (policy.renoises, policy.noise(keys(2), width, 0)),
     (policy.levels, policy.level(zero_B)),
     (policy.needs().gather, policy.gather_ids(state)),
+    (bool(policy.bars), policy.barred(state)),
     (policy.needs().soft, policy.soft_weight(zero_B)),
   ):
     assert declared == (power is not None)
@@ -95,7 +96,7 @@ BY_CHANCE = [
   Fixed(k=1, order="random"), Cad(0.6, most=3, order="random"),
   Dream(3, "topk_margin", alg_temp=0.4),
 ]  # fmt: skip
-KINDS = {type(policy): policy for policy in [*EVERY, *BY_CHANCE, *DRAFTING, *SLIDING]}
+KINDS = {type(policy): policy for policy in [*EVERY, *BY_CHANCE, *DRAFTING, *SLIDING, *GROWING]}
 
 
 @pytest.mark.parametrize("inner", KINDS.values(), ids=str)
