@@ -83,6 +83,7 @@ class KVCache:
   k_YxBxSxKxH: Array
   v_YxBxSxKxH: Array
   filled_BxS: Array
+  drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
 
 
 @struct.dataclass
@@ -101,6 +102,7 @@ class ModelOutput:
   head: LogitHead  # asked positions only
   cache: KVCache | None
   aux: dict[str, Array]  # what routers tell of themselves: losses, load of experts; {}: no routers
+  features_BxWxF: Array | None = None  # outputs of the tapped layers, side by side
 
 
 Aux = tuple[dict[str, Array], ...]  # `ModelOutput.aux` of every forward that a loss took
@@ -124,11 +126,13 @@ class Denoiser(Protocol):
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
+    taps: tuple[int, ...] = (),
   ) -> ModelOutput:
     """Runs the window. `ask` indexes the window (None: all of it); `soft` is added to embeddings.
 
     `place`: where each input stands in the order that the mask speaks of, which uses the window's
     slots in another order; None: at its own slot.
+    `taps`: layers, from 0, whose outputs are told besides.
 
     With a cache the window attends to filled slots outside itself and to itself; the returned cache
     holds the window's keys where `write`, and is otherwise unchanged.
@@ -140,6 +144,49 @@ class Denoiser(Protocol):
   def embedding(self, params: Params) -> Array:
     """What each id is before the first layer, [V, D]: for objectives that mix ids."""
     ...
+
+
+class FeatureDrafter(Protocol):
+  """A drafter that reads what another model's layers told of the settled text, not the text."""
+
+  taps: tuple[int, ...]  # those layers
+
+  def __call__(
+    self,
+    params: Params,
+    target: Params,
+    tokens_BxW: Array,
+    *,
+    slot_BxW: Array,
+    key_BxW: Array,
+    mask: Mask,
+    context: tuple[Array, Array],
+    live_BxS: Array | None = None,
+  ) -> ModelOutput:
+    """Runs blocks of tokens and masks; all are asked. `target`: parameters of the other model.
+
+    `mask` finds the window's keys at `key`, those of the text at 0, 1, ...: `context` holds them,
+    [Y, B, S, K, H] each, where `live`.
+    """
+    ...
+
+  def context(self, params: Params, features_BxCxF: Array, slot_BxC: Array) -> tuple[Array, Array]:
+    """Keys and values of the text at `slot`, of which the other model's layers told `features`."""
+    ...
+
+  def remember(
+    self,
+    params: Params,
+    features_BxWxF: Array,
+    *,
+    slot_BxW: Array,
+    write_BxW: Array,
+    cache: KVCache,
+  ) -> KVCache:
+    """The cache with the context of the slots where `write`, and otherwise unchanged."""
+    ...
+
+  def empty_cache(self, batch: int, slots: int) -> KVCache: ...
 
 
 class Schedule(Protocol):

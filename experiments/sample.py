@@ -8,9 +8,10 @@ filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line
 "infill": true. The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
 user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
 "content": "..."}, ...], "tools": [...]}, and --chat_args='{"enable_thinking": false}' tells the
-template more. --drafter=DIR names the diffusion checkpoint that drafts for an autoregressive one
-(configs/sample/deer.py). --stop=STRING ends completions where it begins. --adapter=PEFT_DIR is
-merged into the checkpoint, or acts on its mask tokens if it is gated.
+template more. --drafter=DIR names the checkpoint that drafts for an autoregressive one: a diffusion
+model (configs/sample/deer.py), or a drafter of that one alone (dflash.py). --stop=STRING ends
+completions where it begins. --adapter=PEFT_DIR is merged into the checkpoint, or acts on its mask
+tokens if it is gated.
 """
 
 import jax
@@ -25,7 +26,7 @@ CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "Of training, a Hugging Face directory, FILE.gguf or package:NAME."
 )
-DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts (policy deer).")
+DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts.")
 ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
@@ -51,7 +52,9 @@ def main() -> None:
     raise ValueError("--live shows and --out writes: give one of them")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
-  drafter = build.pretrained(DRAFTER.value) if DRAFTER.value else None
+  drafter = None
+  if DRAFTER.value:
+    drafter = build.pretrained(DRAFTER.value, words=trained.tokenizer)
   sample, own = generator(config, trained, drafter=drafter, stops=STOP.value)
   requests = asked(
     trained,

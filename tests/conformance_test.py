@@ -18,6 +18,7 @@ from tests.checkers import (
   block,
   block_objectives,
   decoding,
+  dflash,
   drafting,
   dream,
   ec_moe,
@@ -49,7 +50,7 @@ CHECKED = {
   "d2f": multi_block.METHODS,
   "d3llm": multi_block.METHODS,
   "bd3lm": bd3lm.METHODS,
-  "families_short": rnd1.METHODS,
+  "families_short": {**rnd1.METHODS, **dflash.METHODS},
   "nemotron_labs_diffusion": nemotron.METHODS,
 }
 UNCHECKED = {
@@ -60,7 +61,6 @@ UNCHECKED = {
     ("nemotron_ar", "nemotron_linear_spec_retyped", "nemotron_diffusion_retyped"),
     "its three modes of sampling follow",
   ),
-  "families_short": {"dflash_generate": "DFlash's drafter is not supported yet (a later issue)"},
 }
 ELSEWHERE = {
   "graders": "its list metrics are checked by tests/dlm/evaluation/tasks_lists_test.py, no others"

@@ -193,6 +193,7 @@ def pretrained(
   directory: str | os.PathLike,
   which: str | int = "best",
   adapter: str | os.PathLike | None = None,
+  words: Tokenizer | None = None,
 ) -> Pretrained:
   """Reads what describes a checkpoint, and none of its parameters.
 
@@ -202,22 +203,25 @@ def pretrained(
     which: of the steps of a checkpoint folder: best, latest, or a number, also as text.
     adapter: a directory in PEFT's layout, see `dlm.weights.peft`: merged into the parameters, or
       beside them if it is gated. What a run of ours trained it for is then the model's purpose.
+    words: the tokenizer of a directory that has none: a DFlash drafter's, whose target has it.
 
   Raises:
     CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer; the
       adapter is none, or of another model.
   """
-  made = _alone(directory, which)
+  made = _alone(directory, which, words)
   return made if adapter is None else _with_adapter(made, peft.open_adapter(adapter))
 
 
-def _alone(directory: str | os.PathLike, which: str | int) -> Pretrained:
+def _alone(
+  directory: str | os.PathLike, which: str | int, words: Tokenizer | None = None
+) -> Pretrained:
   directory = weights.located(directory)
   which = int(which) if isinstance(which, str) and which.isdigit() else which
   if weights.is_gguf(directory) or (
     not (directory / "facts.json").exists() and weights.is_huggingface(directory)
   ):
-    return _of_source(weights.open_source(directory))
+    return _of_source(weights.open_source(directory), words)
   config = workdir.read_json(directory, "config.json")
   record = ModelRecord.of(_record(config))
   tokenizer = models.saved_tokenizer(directory)
@@ -287,8 +291,9 @@ def _record(config: Mapping[str, Any]) -> dict[str, Any]:
   return record
 
 
-def _of_source(source: Source) -> Pretrained:
-  tokenizer = _tokenizer(source)
+def _of_source(source: Source, words: Tokenizer | None) -> Pretrained:
+  drafts = source.model.drafter is not None
+  tokenizer = words if drafts and words is not None else _tokenizer(source)
   facts = dataclasses.replace(
     source.facts,
     mask_id=tokenizer.mask_id,
@@ -312,7 +317,7 @@ def _of_source(source: Source) -> Pretrained:
     config=config,
     which=0,
     source=source,
-    needs_mask_row=grows,
+    needs_mask_row=grows and not drafts,  # which has no rows
   )
 
 

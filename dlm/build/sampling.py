@@ -9,9 +9,11 @@ import jax
 from dlm import masks
 from dlm.build import pools, tables
 from dlm.build.choices import Auto
+from dlm.build.models import check_drafter
 from dlm.facts import ModelFacts
 from dlm.models.apart import STREAMED
 from dlm.models.bind import Model, bind
+from dlm.models.dflash import DFlash
 from dlm.parallel import Driver, MeshConfig
 from dlm.sampling.caching import PLANS
 from dlm.sampling.caching.plan import CachePlan
@@ -110,19 +112,21 @@ def sampling(
   config: SamplingConfig | Mapping[str, Any],
   model: Model,
   facts: ModelFacts,
-  drafter: tuple[Model, ModelFacts] | None = None,
+  drafter: tuple[Model | DFlash, ModelFacts] | None = None,
 ) -> tuple[Sampler, SamplingConfig]:
   """The sampler of a checkpoint, and the config with every 0 and "auto" filled in.
 
   Args:
     config: or the table of one.
     facts: of the checkpoint.
-    drafter: model and facts of the checkpoint that drafts, for policy "deer".
+    drafter: model and facts of the checkpoint that drafts, for policies "deer" and "dflash".
 
   Raises:
     ValueError: a field or a name is not one that can be, or the cache does not fit the model.
   """
   own = SamplingConfig.of(config)
+  if model.config.drafter is not None:
+    raise ValueError("a DFlash drafter writes nothing alone: sample its target, with it as drafter")
   causal = isinstance(facts.attention, masks.Causal)
   block = own.block or facts.block or (1 if causal else facts.length)
   slots = own.slots or facts.length
@@ -171,7 +175,9 @@ def sampling(
     forbidden=(*range(facts.vocab, model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),
     may_predict_mask=own.may_predict_mask,
-    drafter=None if drafter is None else _drafter(*drafter, facts, own.implementation),
+    drafter=None
+    if drafter is None
+    else _drafter(*drafter, model, facts, policy, own.implementation),
   )
   return sampler, own
 
@@ -219,15 +225,19 @@ def _sees(facts: ModelFacts, context: int = 0) -> MaskRule:
 
 
 def _drafter(
-  model: Model,
+  model: Model | DFlash,
   own: ModelFacts,
+  target: Model,
   facts: ModelFacts,
+  policy: Policy,
   implementation: str | None,
 ) -> Drafter:
   if own.vocab != facts.vocab:
     raise ValueError(
       f"the drafter's vocabulary of {own.vocab} ids must be the model's of {facts.vocab}"
     )
+  if model.config.drafter is not None:
+    return _feature_drafter(model, own, target, policy, implementation)
   if model.config.reads_noise:
     raise ValueError(
       "the drafter must not be told a noise level (model.time_conditioned, model.moe.schedule)"
@@ -235,6 +245,19 @@ def _drafter(
   if model.config.moe is not None and model.config.moe.choice == "expert":
     raise ValueError("the drafter's model.moe.choice='expert' lets tokens compete with later ones")
   return Drafter(_served(model, implementation), _sees(own), own.mask_id, own.shift)
+
+
+def _feature_drafter(
+  model: DFlash, own: ModelFacts, target: Model, policy: Policy, implementation: str | None
+) -> Drafter:
+  """ValueError where it drafts for another model than the target, or longer than it learned."""
+  check_drafter(model.config, target.config)
+  told = model.config.drafter
+  if policy.proposals >= own.block:
+    raise ValueError(
+      f"policy.length={policy.proposals} must be below the drafter's block of {own.block}"
+    )
+  return Drafter(_served(model, implementation), masks.Full(), told.mask_id, taps=told.taps)
 
 
 def _plan(own: SamplingConfig, sees: MaskRule, policy: Policy, whole_pools: bool) -> CachePlan:

@@ -25,6 +25,17 @@ class Shared:
   level_BxW: Array | None  # noise level itself; None where no layer reads it
   live_BxW: Array  # bool: real tokens, not padding
   gate_BxW: Array | None  # bool: where gated adapters act; None: there are none
+  tap_Y: Array | None = None  # which of the tapped layers each is; one past them: none; see `tap`
+
+
+# The stream; keys and values of all layers, None without a cache; outputs of the tapped layers
+# [T, B, W, D], None where there are none.
+Carry = tuple[Array, Stored | None, Array | None]
+
+
+def tap(tapped: Array | None, x_BxWxD: Array, layer: Array, shared: Shared) -> Array | None:
+  """The outputs of the tapped layers after `layer` gave x."""
+  return None if tapped is None else tapped.at[shared.tap_Y[layer]].set(x_BxWxD, mode="drop")
 
 
 class Attention(nn.Module):

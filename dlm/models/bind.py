@@ -10,6 +10,7 @@ from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.apart import collections
 from dlm.models.config import ModelConfig
+from dlm.models.dflash import DFlash
 from dlm.models.transformer import Transformer
 from dlm.types import Array, KVCache, Mask, ModelOutput, Params
 
@@ -37,11 +38,15 @@ class Model:
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
+    taps: tuple[int, ...] = (),
   ) -> ModelOutput:
     """`params`: as `init` makes them, or as `dlm.models.apart` holds them.
 
-    ValueError: a model that reads noise levels without `time`, `write` without a cache.
+    ValueError: a model that reads noise levels without `time`, `write` without a cache, taps that
+    are no layers.
     """
+    if any(not 0 <= layer < self.config.layers for layer in taps):
+      raise ValueError(f"{taps=} must lie in 0..{self.config.layers - 1}: the model's layers")
     if self.config.reads_noise and time_BxW is None:
       raise ValueError(
         "this model reads noise levels and needs time_BxW; got None "
@@ -63,6 +68,7 @@ class Model:
       write_BxW=write_BxW,
       ask_BxA=ask_BxA,
       place_BxW=place_BxW,
+      taps=taps,
     )
 
   def embedding(self, params: Params) -> Array:
@@ -100,5 +106,5 @@ class Model:
     return variables["params"]
 
 
-def bind(config: ModelConfig) -> Model:
-  return Model(config)
+def bind(config: ModelConfig) -> Model | DFlash:
+  return Model(config) if config.drafter is None else DFlash(config)

@@ -1,6 +1,7 @@
 """What a transformer is made of, and what it then costs: parameters, FLOPs."""
 
 import dataclasses
+import itertools
 
 from dlm.models.lora import ALL, ATTENTION, MLP, LoraConfig
 from dlm.models.moe.config import MoeConfig
@@ -11,6 +12,48 @@ TIME_WIDTH = 128  # of the noise level's embedding, as in MDLM (arXiv 2406.07524
 DIT_SINUSOIDS = 256  # from which DiT makes it
 
 DTYPES = ("float32", "bfloat16")
+
+# What a drafter may choose; all else is as its plain layers have it.
+DRAFTER_HAS = (
+  "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_base", "rope_scaling",
+  "norm_eps", "soft_cap", "dtype", "implementation", "remat",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+  """What a DFlash drafter (`dlm.models.dflash`) is told of its target.
+
+  Args:
+    taps: layers of the target, from 0, whose outputs it is given; not the last, which only the head
+      reads.
+    target_layers: how many the target has.
+    mask_id: row of the target's embedding that stands for a token to draft; None: that of the
+      tokenizer's mask token.
+  """
+
+  taps: tuple[int, ...]
+  target_layers: int
+  mask_id: int | None = None
+
+  def __post_init__(self):
+    ascend = all(a < b for a, b in itertools.pairwise((-1, *self.taps, self.target_layers - 1)))
+    if not self.taps or not ascend:
+      raise ValueError(
+        f"model.drafter.taps={self.taps} must ascend within 0..{self.target_layers - 2}: layers of "
+        f"a target of {self.target_layers} (target_layers), but for the last"
+      )
+
+  @classmethod
+  def of(cls, target_layers: int, layers: int) -> "DrafterConfig":
+    """A drafter of so many layers: as many taps, spread evenly from the second layer on.
+
+    The authors': 1 + i (target_layers - 4) / (layers - 1), rounded; a single one in the middle.
+    """
+    if layers == 1:
+      return cls((target_layers // 2,), target_layers)
+    step = (target_layers - 4) / (layers - 1)
+    return cls(tuple(round(1 + i * step) for i in range(layers)), target_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +83,7 @@ class ModelConfig:
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
   implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
   lora: LoraConfig | None = None  # adapters: training then changes them and nothing else
+  drafter: DrafterConfig | None = None  # a DFlash drafter of another model, not a model by itself
   remat: bool = False  # the backward pass recomputes whole layers: least memory, one more forward
 
   def __post_init__(self):
@@ -73,6 +117,8 @@ class ModelConfig:
         f"time_conditioned={self.time_conditioned}, mlp_bias={self.mlp_bias}"
       )
     self._check_lora()
+    if self.drafter is not None:
+      self._check_drafter()
     if self.soft_cap is not None and self.soft_cap <= 0:
       raise ValueError(f"ModelConfig: soft_cap={self.soft_cap} must be positive, or None for off")
     dispatch.check(self.implementation)
@@ -90,6 +136,23 @@ class ModelConfig:
       )
     if self.dit and "gate" in mlp and self.lora.targets != ALL:
       raise ValueError(f"model.lora.targets={self.lora.targets!r}: the MLP of a DiT has no gate")
+
+  def _check_drafter(self) -> None:
+    """Its layers are Qwen3's, and it has no table of its own."""
+    plain = ModelConfig(
+      **{field: getattr(self, field) for field in DRAFTER_HAS}, qk_norm=True, drafter=None
+    )
+    odd = [
+      f"{field.name}={getattr(self, field.name)!r}"
+      for field in dataclasses.fields(self)
+      if field.name != "drafter" and getattr(self, field.name) != getattr(plain, field.name)
+    ]
+    if odd:
+      raise ValueError(f"ModelConfig: a drafter's layers are Qwen3's, without {', '.join(odd)}")
+    if (self.drafter.mask_id or 0) >= self.vocab:
+      raise ValueError(
+        f"model.drafter.mask_id={self.drafter.mask_id} lies outside the vocabulary of {self.vocab}"
+      )
 
   @property
   def reads_noise(self) -> bool:
@@ -144,7 +207,13 @@ class ModelConfig:
       router_bias = self.stacks()[1] * experts if self.moe.bias else 0
     mlp_bias = self.stacks()[0] * (2 * self.mlp + self.width) if self.mlp_bias else 0
     others = self.layers * layer + self.width + lookup + router_bias + mlp_bias
-    return self._matmul_params(experts) + others + self._dit_params()
+    return self._matmul_params(experts) + others + self._dit_params() + self._drafter_params()
+
+  def _drafter_params(self) -> int:
+    """What a drafter has besides its layers, less the table that it has not."""
+    if self.drafter is None:
+      return 0
+    return (len(self.drafter.taps) * self.width + 1 - self.vocab) * self.width
 
   def _dit_params(self) -> int:
     """What only a DiT has: its conditioning, which multiplies no token, and biases."""

@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dlm.models.attention import Attention, Shared
-from dlm.models.cache import Stored
+from dlm.models.attention import Attention, Carry, Shared, tap
 from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum
 from dlm.models.lora import LoraConfig, on
@@ -79,11 +78,9 @@ class DitBlock(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(
-    self, carry: tuple[Array, Stored | None], layer: Array, shared: Shared
-  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
+  def __call__(self, carry: Carry, layer: Array, shared: Shared) -> tuple[Carry, dict[str, Array]]:
     """As `transformer.Block`."""
-    cfg, (x_BxWxD, stored) = self.config, carry
+    cfg, (x_BxWxD, stored, tapped) = self.config, carry
     out_gain = (2 * cfg.layers) ** -0.5
     parts = Modulation(6, cfg.width, name="modulation")(shared.time_BxWxC)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
@@ -93,7 +90,7 @@ class DitBlock(nn.Module):
     y = modulated(LayerNorm(cfg.norm_eps, name="mlp_norm")(x_BxWxD), mlp_shift, mlp_scale)
     mlp = GeluMlp(cfg.width, cfg.mlp, out_gain, cfg.lora, name="mlp")
     x_BxWxD += mlp_gate * mlp(y, shared.gate_BxW)
-    return (x_BxWxD, stored), {}
+    return (x_BxWxD, stored, tap(tapped, x_BxWxD, layer, shared)), {}
 
 
 class DitHead(nn.Module):

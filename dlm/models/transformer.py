@@ -23,8 +23,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.models import cache as kv_cache
-from dlm.models.attention import Attention, Shared
-from dlm.models.cache import Stored
+from dlm.models.attention import Attention, Carry, Shared, tap
 from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
 from dlm.models.dit import DitBlock, DitHead
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, query_scale, rotary
@@ -41,14 +40,9 @@ class Block(nn.Module):
   routed: bool  # experts in place of the MLP
 
   @nn.compact
-  def __call__(
-    self, carry: tuple[Array, Stored | None], layer: Array, shared: Shared
-  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
-    """`carry`: the stream, and keys and values of all layers, None without a cache.
-
-    Returns both as they are after `layer`, and the router's facts.
-    """
-    cfg, (x_BxWxD, stored) = self.config, carry
+  def __call__(self, carry: Carry, layer: Array, shared: Shared) -> tuple[Carry, dict[str, Array]]:
+    """Returns the carry as it is after `layer`, and the router's facts."""
+    cfg, (x_BxWxD, stored, tapped) = self.config, carry
     out_gain = (2 * cfg.layers) ** -0.5  # the residual stream keeps its scale at any depth
     attention_change, mlp_change = None, None
     if cfg.time_conditioned:
@@ -77,7 +71,8 @@ class Block(nn.Module):
     else:
       mlp = SwiGLU(cfg.width, cfg.mlp, out_gain, cfg.mlp_bias, cfg.lora, name="mlp")
       y = mlp(y, shared.gate_BxW)
-    return (residual(x_BxWxD, y, mlp_change), stored), facts
+    x_BxWxD = residual(x_BxWxD, y, mlp_change)
+    return (x_BxWxD, stored, tap(tapped, x_BxWxD, layer, shared)), facts
 
 
 class Transformer(nn.Module):
@@ -96,6 +91,7 @@ class Transformer(nn.Module):
     write_BxW: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
+    taps: tuple[int, ...] = (),
   ) -> ModelOutput:
     """See `dlm.types.Denoiser`."""
     cfg = self.config
@@ -107,11 +103,14 @@ class Transformer(nn.Module):
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     if soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
-    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW)
+    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW, taps)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
-    (x_BxWxD, stored), facts = self._layers((x_BxWxD, stored), shared)
+    tapped = jnp.zeros((len(taps), *x_BxWxD.shape), dtype) if taps else None
+    (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), shared)
     if write_BxW is not None:
-      cache = KVCache(*stored, kv_cache.filled(cache.filled_BxS, shared.target_BxW))
+      filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
+      k, v = stored
+      cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
 
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
@@ -123,7 +122,8 @@ class Transformer(nn.Module):
     head = LogitHead(
       hidden_BxAxD, unembed_VxD, embed_VxD, soft_cap=cfg.soft_cap, implementation=cfg.implementation
     )
-    return ModelOutput(head=head, cache=cache, aux=facts)
+    features_BxWxF = jnp.concatenate(tapped, axis=-1) if taps else None
+    return ModelOutput(head=head, cache=cache, aux=facts, features_BxWxF=features_BxWxF)
 
   def _table(self, name: str) -> Array:
     cfg = self.config
@@ -139,6 +139,7 @@ class Transformer(nn.Module):
     cache: KVCache | None,
     write_BxW: Array | None,
     place_BxW: Array | None,
+    taps: tuple[int, ...],
   ) -> Shared:
     cfg = self.config
     time_BxWxC, target_BxW, dtype = None, None, jnp.dtype(cfg.dtype)
@@ -152,6 +153,8 @@ class Transformer(nn.Module):
       key_BxW = jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
     if write_BxW is not None:
       target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
+    nowhere = len(taps)
+    tap_Y = [taps.index(layer) if layer in taps else nowhere for layer in range(cfg.layers)]
     return Shared(
       rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
       query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
@@ -161,6 +164,7 @@ class Transformer(nn.Module):
       level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
       live_BxW=masks.live(mask, key_BxW),
       gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
+      tap_Y=jnp.array(tap_Y) if taps else None,
     )
 
   def _sight(self, key_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
@@ -175,9 +179,7 @@ class Transformer(nn.Module):
       mask, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
     )
 
-  def _layers(
-    self, carry: tuple[Array, Stored | None], shared: Shared
-  ) -> tuple[tuple[Array, Stored | None], dict[str, Array]]:
+  def _layers(self, carry: Carry, shared: Shared) -> tuple[Carry, dict[str, Array]]:
     """All layers: plain ones, then those with experts, whose facts are returned."""
     dense, routed = self.config.stacks()
     facts = {}

@@ -1,52 +1,142 @@
 """Rows whose policy drafts: tokens stand on the canvas before they are settled."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from dlm import masks
 from dlm.sampling import ends, guidance
-from dlm.sampling.canvas import write
+from dlm.sampling.canvas import at_slot, write
+from dlm.sampling.forward import in_turn
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.sampling.state import LoopState
-from dlm.types import Array, Canvas, Params
+from dlm.types import Array, KVCache, LogitHead, Params, TokenStats
+
+Run = Callable[[KVCache], tuple[LogitHead, KVCache]]  # a forward of the drafter
 
 
 def propose(
-  sampler: Sampler, params: Params, canvas: Canvas, rows_B: Array, key_B: Array
-) -> Canvas:
+  sampler: Sampler, params: tuple[Params, Params], state: LoopState, rows_B: Array, key_B: Array
+) -> LoopState:
   """In `rows`, drafts of the drafter behind the last settled token; open slots only.
 
-  One forward over the row up to there and a mask in each slot to draft. It keeps no cache. Its
-  candidates are drawn as the model's are, with the same noise.
+  Its candidates are drawn as the model's are, with the same noise, or are its likeliest tokens
+  where the policy wants these. What it keeps of the settled text is `cache.drafts`.
 
   Args:
-    params: the drafter's.
+    params: the model's and the drafter's.
   """
-  drafter, count = sampler.drafter, sampler.policy.proposals
-  batch, slots = canvas.tokens_BxL.shape
-  slot_BxL = jnp.broadcast_to(jnp.arange(slots)[None, :], (batch, slots))
+  drafter, count, canvas = sampler.drafter, sampler.policy.proposals, state.canvas
   slot_BxA = canvas.start_B[:, None] + 1 + jnp.arange(count)[None, :]
-  end_B = jnp.minimum(canvas.start_B + count + 1, canvas.length_B)
   masks_BxA = jnp.full_like(slot_BxA, drafter.mask_id)
-  out = drafter.denoise(
-    params,
-    write(canvas, rows_B[:, None], slot_BxA, masks_BxA).tokens_BxL,
-    slot_BxW=slot_BxL,
-    mask=masks.within(drafter.sees(slot_BxL, slots, canvas.answer_B), end_B),
-    ask_BxA=jnp.minimum(slot_BxA, slots - 1) - drafter.shift,
-  )
+  shown_BxL = write(canvas, rows_B[:, None], slot_BxA, masks_BxA).tokens_BxL
+  if drafter.taps:
+    runs, size_B = _over_block(sampler, params, state, rows_B, shown_BxL)
+  else:
+    runs, size_B = _over_text(sampler, params[1], state, rows_B, shown_BxL)
   forbidden = (*sampler.spec().forbidden, drafter.mask_id)
   spec = dataclasses.replace(sampler.spec(), forbidden=forbidden)
-  stats = score(
-    out.head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA,
-  )  # fmt: skip
+  if sampler.policy.best_drafts:
+    spec = dataclasses.replace(spec, temperature=0.0)
+
+  def scored(run: Run, cache: KVCache) -> tuple[TokenStats, KVCache]:
+    head, cache = run(cache)
+    return score(
+      head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA
+    ), cache
+
+  turns = [(of_B, functools.partial(scored, run)) for of_B, run in runs]
+  stats, kept = in_turn(turns, state.cache.drafts)
   canvas = write(canvas, rows_B[:, None], slot_BxA, stats.token)
-  return canvas.replace(
-    drafts_B=canvas.drafts_B + rows_B,
-    queries_B=canvas.queries_B + jnp.where(rows_B, end_B, 0),
+  return state.replace(
+    canvas=canvas.replace(
+      drafts_B=canvas.drafts_B + rows_B,
+      queries_B=canvas.queries_B + jnp.where(rows_B, size_B, 0),
+    ),
+    cache=state.cache.replace(drafts=kept),
   )
+
+
+def _over_block(
+  sampler: Sampler, params: tuple[Params, Params], state: LoopState, rows_B: Array, shown_BxL: Array
+) -> tuple[list[tuple[Array, Run]], Array]:
+  """The last settled token and a mask for each draft, also where the canvas has ended by then.
+
+  Of the text before, `forward` remembers what the model's layers told.
+  """
+  drafter, count, canvas = sampler.drafter, sampler.policy.proposals, state.canvas
+  slot_BxW = canvas.start_B[:, None] + jnp.arange(count + 1)[None, :]
+  inside_BxW = slot_BxW < canvas.length_B[:, None]
+  tokens_BxW = jnp.where(inside_BxW, at_slot(shown_BxL, slot_BxW), drafter.mask_id)
+  everything = masks.Full()(slot_BxW, shown_BxL.shape[1] + count + 1)
+
+  def run(cache: KVCache) -> tuple[LogitHead, KVCache]:
+    out = drafter.denoise(
+      params[1],
+      params[0],
+      tokens_BxW,
+      slot_BxW=slot_BxW,
+      key_BxW=slot_BxW,
+      mask=everything,
+      context=(cache.k_YxBxSxKxH, cache.v_YxBxSxKxH),
+      live_BxS=cache.filled_BxS,
+    )
+    return out.head.replace(hidden_BxAxD=out.head.hidden_BxAxD[:, 1:]), cache
+
+  return [(rows_B, run)], jnp.full_like(canvas.start_B, count + 1)
+
+
+def _over_text(
+  sampler: Sampler, params: Params, state: LoopState, rows_B: Array, shown_BxL: Array
+) -> tuple[list[tuple[Array, Run]], Array]:
+  """What of the text is not cached, and a mask for each draft; at first the whole canvas.
+
+  Kept are the keys of settled tokens that see no more than settled ones: the drafts are then those
+  of a drafter without a cache. One that sees all of its row never has such; of that one all settled
+  tokens are kept, as they saw the row when they were new.
+  """
+  drafter, count, canvas = sampler.drafter, sampler.policy.proposals, state.canvas
+  slots = shown_BxL.shape[1]
+  slot_BxL = jnp.broadcast_to(jnp.arange(slots), shown_BxL.shape)
+  slot_BxA = canvas.start_B[:, None] + 1 + jnp.arange(count)[None, :]
+  end_B = jnp.minimum(canvas.start_B + count + 1, canvas.length_B)
+  settled_BxL = slot_BxL <= canvas.start_B[:, None]
+  if not isinstance(drafter.sees, masks.Full):
+    sees = drafter.sees(slot_BxL, slots, canvas.answer_B)
+    settled_BxL &= sees.hi_BxWxR.max(-1) <= canvas.start_B[:, None] + 1
+
+  def over(cache: KVCache, of_B: Array, window_BxL: Array, width: int) -> tuple[LogitHead, KVCache]:
+    order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
+    slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
+    asked_BxA = jnp.minimum(slot_BxA, slots - 1) - drafter.shift
+    ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
+    out = drafter.denoise(
+      params,
+      at_slot(shown_BxL, slot_BxW),
+      slot_BxW=slot_BxW,
+      mask=masks.within(drafter.sees(slot_BxW, slots, canvas.answer_B), end_B),
+      cache=cache,
+      write_BxW=at_slot(settled_BxL & of_B[:, None], slot_BxW) & (slot_BxW < slots),
+      ask_BxA=ask_BxA,
+    )
+    return out.head, out.cache
+
+  new_BxL = ~state.cache.drafts.filled_BxS & (slot_BxL < end_B[:, None])
+  # The tokens of one turn, the drafts, and what is left of a block that is not finished.
+  width = min(2 * count + getattr(drafter.sees, "block", 1), slots)
+  size_B = new_BxL.sum(-1)
+  much_B, everything_BxL = size_B > width, jnp.ones_like(new_BxL)
+  runs = [
+    (of_B, functools.partial(over, of_B=of_B, window_BxL=window_BxL, width=width))
+    for of_B, window_BxL, width in (
+      (rows_B & much_B, everything_BxL, slots),
+      (rows_B & ~much_B, new_BxL, width),
+    )
+  ]
+  return runs, jnp.where(much_B, end_B, size_B)
 
 
 def advance(sampler: Sampler, state: LoopState, advance_B: Array, decides_B: Array) -> LoopState:
@@ -68,12 +158,15 @@ def advance(sampler: Sampler, state: LoopState, advance_B: Array, decides_B: Arr
   cached_BxS = jnp.broadcast_to(slot_L[None, :] < start_B[:, None], canvas.open_BxL.shape)
   if sampler.guidance:
     cached_BxS = guidance.twice(cached_BxS)
+  cache, drafts = state.cache, state.cache.drafts
+  if drafts is not None:
+    drafts = drafts.replace(filled_BxS=drafts.filled_BxS & (slot_L[None, :] < start_B[:, None]))
   return state.replace(
     canvas=canvas.replace(
       start_B=start_B,
       done_B=done_B,
       tokens_BxL=jnp.where(unsettled_BxL, sampler.mask_id, canvas.tokens_BxL),
     ),
-    cache=state.cache.replace(filled_BxS=state.cache.filled_BxS & cached_BxS),
+    cache=cache.replace(filled_BxS=cache.filled_BxS & cached_BxS, drafts=drafts),
     cached_B=start_B,
   )

@@ -28,6 +28,7 @@ class Ask:
   soft_BxLxD: Array | None  # added to the embeddings of masked slots
   barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
   gather_BxAxJ: Array | None  # ids whose logits the policy needs
+  drafting: Params | None = None  # the drafter's parameters, where it is told of this forward
 
 
 @struct.dataclass
@@ -72,13 +73,13 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
     rows_B = ask.act_B & ~full & (rung_B == i)
     those = functools.partial(_over, sampler, params, ask.replace(act_B=rows_B))
     runs.append((rows_B, functools.partial(those, window_BxL=window_BxL, width=width)))
-  stats, cache = _in_turn(runs, cache)
+  stats, cache = in_turn(runs, cache)
   computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
   queries_B = jnp.where(full, canvas.length_B, size_B)
   return Scored(stats, _scored(sampler, canvas, computed_BxL), cache, queries_B)
 
 
-def _in_turn(
+def in_turn(
   runs: list[tuple[Array, Callable[[KVCache], tuple[TokenStats, KVCache]]]], cache: KVCache
 ) -> tuple[TokenStats, KVCache]:
   """`run(cache)` of every pair (rows, run) that has rows, and of each the statistics of its rows.
@@ -150,6 +151,9 @@ def _over(
     if sampler.policy.levels:
       level_B = sampler.policy.level(at.step_B)
       time_BxW = jnp.broadcast_to(level_B[:, None], slot_BxW.shape)
+  told = sampler.drafter is not None and sampler.drafter.taps
+  if told:
+    seldom["taps"] = told
   if ask.soft_BxLxD is not None:
     masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
     seldom["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
@@ -176,6 +180,16 @@ def _over(
     ask_BxA=None if by_query else ask_BxA,
     **seldom,
   )
+  kept = out.cache
+  if told:
+    drafts = sampler.drafter.denoise.remember(
+      ask.drafting,
+      out.features_BxWxF[: len(slot_BxW)],  # with guidance the twins come behind
+      slot_BxW=slot_BxW,
+      write_BxW=write_BxW,
+      cache=kept.drafts,
+    )
+    kept = kept.replace(drafts=drafts)
   stats = score(
     out.head,
     sampler.spec(),
@@ -188,4 +202,4 @@ def _over(
   )
   if by_query:
     stats = jax.tree.map(lambda x: at_slot(x, ask_BxA), stats)
-  return stats, out.cache
+  return stats, kept

@@ -24,14 +24,14 @@ def denoise(
 
   Args:
     open_BxW: where the sampler may write; all else is prompt, and masked in the twin.
-    rows: the other arguments of the model; all but `cache` lead with B.
+    rows: the other arguments of the model; all but `cache` and `taps` lead with B.
   """
   if not sampler.guidance:
     return sampler.denoise(params, tokens_BxW, **rows)
-  cache = rows.pop("cache")
+  whole = {name: rows.pop(name) for name in ("cache", "taps") if name in rows}
   twin_BxW = jnp.where(open_BxW, tokens_BxW, sampler.mask_id)
   tokens_2BxW = jnp.concatenate([tokens_BxW, twin_BxW])
-  out = sampler.denoise(params, tokens_2BxW, cache=cache, **twice(rows))
+  out = sampler.denoise(params, tokens_2BxW, **whole, **twice(rows))
   if out.head.soft_cap is not None:
     raise ValueError("guidance mixes hidden rows, which a model with soft_cap does not allow")
   with_prompt, without = jnp.split(out.head.hidden_BxAxD.astype(jnp.float32), 2)

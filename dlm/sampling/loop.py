@@ -44,10 +44,14 @@ def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
 def start(sampler: Sampler, canvas: Canvas) -> LoopState:
   """The state before the first forward."""
   batch, slots = canvas.tokens_BxL.shape
-  rows = 2 * batch if sampler.guidance else batch
+  rows, cache = 2 * batch if sampler.guidance else batch, None
+  if sampler.plan.cached:
+    cache = sampler.denoise.empty_cache(rows, slots)
+  if sampler.drafter is not None:
+    cache = cache.replace(drafts=sampler.drafter.denoise.empty_cache(batch, slots))
   return LoopState(
     canvas=renoising.begin(sampler, canvas, ~canvas.done_B),
-    cache=sampler.denoise.empty_cache(rows, slots) if sampler.plan.cached else None,
+    cache=cache,
     policy=sampler.policy.enter(in_block(sampler, canvas), None),
     step_B=jnp.zeros(batch, jnp.int32),
     cached_B=jnp.zeros(batch, jnp.int32),
@@ -70,13 +74,15 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
 
   # 2. denoise and score.
   key_noise_B, key_policy_B = _row_keys(canvas, sampler.policy.coupled)
+  drafting = None
   if sampler.drafter is not None:
-    params, drafting = params
-    canvas = drafts.propose(sampler, drafting, canvas, act_B & ~full, key_noise_B)
-    state = state.replace(canvas=canvas)
+    state = drafts.propose(sampler, params, state, act_B & ~full, key_noise_B)
+    canvas, (params, drafting) = state.canvas, params
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
   barred_B = sampler.policy.barred(state.policy)
-  ask = Ask(canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ)
+  ask = Ask(
+    canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ, drafting
+  )  # fmt: skip
   seen = forward(sampler, params, ask, state.cache)
 
   # 3. decide.

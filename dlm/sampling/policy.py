@@ -27,6 +27,7 @@ class Policy(abc.ABC):
     draft_span: slots that it drafts over (`Decision.advance_B`): the sampler's block, of scope
       "block". 0: it does not draft.
     proposals: drafts that a second model, the sampler's `drafter`, proposes a forward; 0: none.
+    best_drafts: they are its likeliest tokens, at any temperature, not drawn as the model's are.
     part: slots of the parts that it writes a block in, one after the other; 0: the block is one.
     shifts: it inserts and deletes (`dlm.sampling.shifts`): in scope "block" within the block, in
       scope "canvas" rows grow and shrink.
@@ -46,6 +47,7 @@ class Policy(abc.ABC):
   timed: ClassVar[bool] = False
   draft_span: ClassVar[int] = 0
   proposals: ClassVar[int] = 0
+  best_drafts: ClassVar[bool] = False
   part: ClassVar[int] = 0
   shifts: ClassVar[bool] = False
   bars: ClassVar[tuple[int, ...]] = ()
@@ -173,6 +175,10 @@ class Wrapper(Policy):
   @property
   def proposals(self) -> int:
     return self.inner.proposals
+
+  @property
+  def best_drafts(self) -> bool:
+    return self.inner.best_drafts
 
   @property
   def part(self) -> int:

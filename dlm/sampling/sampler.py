@@ -5,7 +5,7 @@ import dataclasses
 from dlm import masks
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policy import Policy
-from dlm.types import Clock, Denoiser, MaskRule, StatSpec
+from dlm.types import Clock, Denoiser, FeatureDrafter, MaskRule, StatSpec
 
 COMMITS = ("fused", "separate", "free")
 SCOPES = ("block", "canvas")
@@ -14,12 +14,19 @@ ON_EOS = ("stop", "stop_block", "fill", "fill_block")
 
 @dataclasses.dataclass(frozen=True)
 class Drafter:
-  """A second model, that proposes tokens for the first to check (DEER, arXiv 2512.15176)."""
+  """A second model, that proposes tokens for the first to check (DEER, arXiv 2512.15176).
 
-  denoise: Denoiser
+  Args:
+    denoise: a model, or with `taps` a `FeatureDrafter`.
+    sees: its attention; what it is told with `taps` it sees whole.
+    taps: layers of the first model whose outputs it reads in place of text (DFlash, 2602.06036).
+  """
+
+  denoise: Denoiser | FeatureDrafter
   sees: MaskRule
   mask_id: int
   shift: int = 0
+  taps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +53,8 @@ class Sampler:
       two, "plain" becomes that.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
-    drafter: who proposes, for policies that only check ("deer"); `params` are then a pair, the
-      model's and the drafter's.
+    drafter: who proposes, for policies that only check ("deer", "dflash"); `params` are then a
+      pair, the model's and the drafter's.
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
     least_entropy: completions end where their tokens vary less, in nats; 0: they may. See
       `dlm.sampling.variety`, which reads them on the host when a row is done.
@@ -103,7 +110,7 @@ class Sampler:
       )
     if bool(self.policy.proposals) != (self.drafter is not None):
       raise ValueError(
-        f"Sampler: a drafter goes with policy 'deer' and no other; {self.policy}, "
+        f"Sampler: a drafter goes with policies 'deer' and 'dflash' alone; {self.policy}, "
         f"drafter={self.drafter}"
       )
     if self.policy.draft_span:

@@ -167,7 +167,9 @@ def _facts(family: Family, model: ModelConfig, config: ConfigJson, stops: list[i
   published = family.published
   if published is not None and model.vocab not in published.vocabs:
     published = None
-  mask = config.value("mask_token_id", int, model.vocab - 1 if family.mask_last else None)
+  mask = None
+  if family.mask_field is not None:
+    mask = config.value(family.mask_field, int, model.vocab - 1 if family.mask_last else None)
   pad = config.value("pad_token_id", int)
   eos = [*stops, *_ids("eos_token_id", config.get("eos_token_id"))]
   if published is not None:
@@ -257,7 +259,7 @@ def _said(
 def _facts_said(family: Family, facts: ModelFacts, base: Mapping[str, Any]) -> dict[str, Any]:
   eos = list(facts.eos_ids)
   fields = {
-    "mask_token_id": facts.mask_id,
+    family.mask_field: facts.mask_id,
     "pad_token_id": facts.pad_id,
     "eos_token_id": eos[0] if len(eos) == 1 else eos,
     family.length_field: max(base.get(family.length_field) or 0, facts.length),

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from dlm.masks import Causal
-from dlm.models.config import ModelConfig
+from dlm.models.config import DrafterConfig, ModelConfig
 from dlm.weights import names, scaling
-from dlm.weights.fields import ConfigJson
+from dlm.weights.fields import ConfigJson, typed
 
 UNREAD = (".rotary_emb.inv_freq",)  # follows from config.json
 
@@ -73,6 +73,7 @@ class Family:
   block_field: str | None = None  # of config.json, tokens a block
   block: int | None = None  # where config.json has none
   length_field: str = "max_position_embeddings"
+  mask_field: str | None = "mask_token_id"  # None: none of the tokenizer's ids is named
   mask_last: bool = False  # the mask token is one past the tokenizer's ids: the table's last row
   published: Published | None = None
   # transformers 5 reads its tokenizer as Qwen2's, whatever class tokenizer_config.json declares.
@@ -213,6 +214,37 @@ def _is_stable_diffcoder(config: Mapping[str, Any]) -> bool:
 
 def _is_dream_reasoner(config: Mapping[str, Any]) -> bool:
   return config.get("model_type") == "Dream" and "DreamForCausalLM" in _classes(config)
+
+
+# ---------------------------------------------------------------------------------------------
+# DFlash
+
+
+def _is_dflash(config: Mapping[str, Any]) -> bool:
+  """Its model_type is that of its layers."""
+  return config.get("model_type") == "qwen3" and "DFlashDraftModel" in _classes(config)
+
+
+def _drafter(config: ConfigJson) -> DrafterConfig:
+  said = typed("dflash_config", config.get("dflash_config"), dict)
+  if unknown := sorted(said.keys() - {"mask_token_id", "target_layer_ids"}):
+    raise ValueError(f"dflash_config={said!r:.80}: {', '.join(unknown)} is not understood")
+  target_layers = config.need("num_target_layers", int)
+  made = DrafterConfig.of(target_layers, config.need("num_hidden_layers", int))
+  if "target_layer_ids" in said:
+    ids = typed("dflash_config.target_layer_ids", said["target_layer_ids"], list)
+    taps = tuple(typed("dflash_config.target_layer_ids", each, int) for each in ids)
+    made = dataclasses.replace(made, taps=taps)
+  mask_id = typed("dflash_config.mask_token_id", said.get("mask_token_id"), int)
+  return dataclasses.replace(made, mask_id=mask_id)
+
+
+def _drafter_said(model: ModelConfig) -> dict[str, Any]:
+  own = model.drafter
+  if own is None:
+    return {}
+  said = {"mask_token_id": own.mask_id, "target_layer_ids": list(own.taps)}
+  return {"dflash_config": said, "num_target_layers": own.target_layers}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -459,6 +491,22 @@ FAMILIES: dict[str, Family] = {
     attention=_IS_CAUSAL,
     shift=1,
     qwen2_tokenizer=True,
+  ),
+  "dflash": Family(
+    model_type="qwen3",
+    architecture="DFlashDraftModel",
+    table=names.DFLASH,
+    fields={
+      **{ours: theirs for ours, theirs in _QWEN_FIELDS.items() if ours != "tied"},
+      "drafter": Derived(_drafter, _drafter_said),
+    },
+    defaults={"rope_base": 1e6, "norm_eps": 1e-6, "qk_norm": True},
+    only={"architectures": (["DFlashDraftModel"],), **_QWEN3_ONLY},
+    irrelevant=(*_QWEN_IRRELEVANT, "tie_word_embeddings"),  # it has no table
+    claims=_is_dflash,
+    block_field="block_size",
+    block=16,
+    mask_field=None,
   ),
   "qwen3": Family(
     model_type="qwen3",

@@ -160,6 +160,7 @@ def typed(name: str, value: Any, kind: type) -> Any:
     bool: (isinstance(value, bool), "true or false"),
     str: (isinstance(value, str), "a text"),
     list: (isinstance(value, list), "a list"),
+    dict: (isinstance(value, dict), "a table"),
   }[kind]
   if not good:
     raise ValueError(f"{name}={value!r:.80} must be {wanted}")

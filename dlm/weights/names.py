@@ -49,6 +49,16 @@ QWEN: NameTable = {
   "layers/attention/query_norm/scale": (_LAYER + "self_attn.q_norm.weight", "H->H"),
   "layers/attention/key_norm/scale": (_LAYER + "self_attn.k_norm.weight", "H->H"),
 }
+# It has no `model.` before its names, and no table of tokens.
+DFLASH: NameTable = {
+  "context/kernel": ("fc.weight", "D,F->FD"),
+  "context_norm/scale": ("hidden_norm.weight", "D->D"),
+  **{
+    path: (name.removeprefix("model."), layout)
+    for path, (name, layout) in QWEN.items()
+    if path not in ("embed", "unembed") and not path.endswith("bias")
+  },
+}
 LLAMA: NameTable = {
   **QWEN,
   "layers/attention/out/bias": (_LAYER + "self_attn.o_proj.bias", "D->D"),

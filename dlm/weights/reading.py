@@ -121,7 +121,7 @@ def _parts(
     rows, *rest = part.layout.stored
     expected[part.name] = (part.row + rows, *rest)
 
-  head = family.table["unembed"][0]
+  head, _ = family.table.get("unembed", ("", ""))
   # Stored by some writers, read by nobody.
   unread = {n for n in stored if n.endswith(family.unread) or (model.tied and n == head)}
   wrong = []

@@ -70,7 +70,7 @@ def fill(
   if dtype is not None and dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}, or None for as they are")
   leaves = names.paths(params)
-  kind = dtype or str(leaves["embed"].dtype)
+  kind = dtype or str(leaves["final_norm/scale" if model.drafter else "embed"].dtype)
   written = config_of(family, model, facts, config or {}, kind)
   tensors = _tensors(family, model, leaves)
   made_of_config = FAMILIES[family].constants

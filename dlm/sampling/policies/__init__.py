@@ -5,6 +5,7 @@ from dlm.sampling.policies.cad import Cad
 from dlm.sampling.policies.certainty_prior import CertaintyPrior
 from dlm.sampling.policies.credit import Credit
 from dlm.sampling.policies.deer import Deer
+from dlm.sampling.policies.dflash import DFlash
 from dlm.sampling.policies.dream import Dream
 from dlm.sampling.policies.dream_threshold import DreamThreshold
 from dlm.sampling.policies.dreamon import DreamOn
@@ -58,6 +59,7 @@ POLICIES = {
   "wedlm": WeDlm,  # WeDLM, 2512.22737
   "introspective": Introspective,  # I-DLM, 2604.11035
   "deer": Deer,  # DEER, 2512.15176
+  "dflash": DFlash,  # DFlash, 2602.06036
   "pipelined": Pipelined,  # D2F, 2508.09192
   "distilled": Distilled,  # d3LLM, 2601.07568
   "parts": Parts,  # Fast-dLLM v2, 2509.26328

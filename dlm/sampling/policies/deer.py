@@ -28,7 +28,7 @@ class Deer(Policy):
 
   def __post_init__(self):
     if self.length < 1:
-      raise ValueError(f"deer: length={self.length} must be at least 1")
+      raise ValueError(f"{type(self).__name__.lower()}: length={self.length} must be at least 1")
 
   @property
   def proposals(self) -> int:

@@ -10,11 +10,13 @@ from dlm import build, masks
 from dlm.diffusion.schedules import LogLinear
 from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.models.config import DrafterConfig
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
   Ancestral,
   Cad,
+  DFlash,
   Distilled,
   Dream,
   DreamOn,
@@ -37,6 +39,10 @@ from dlm.sampling.sampler import Drafter
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "sample"
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16))
+DEEP = bind(dataclasses.replace(MODEL.config, layers=2))
+DRAFTER = bind(
+  dataclasses.replace(MODEL.config, qk_norm=True, drafter=DrafterConfig((0,), 2, mask_id=257))
+)
 TIMED = bind(dataclasses.replace(MODEL.config, time_conditioned=True))
 FACTS = {"mask_id": 259, "eos_ids": [258], "shift": 0, "attention": "full", "block": None}
 MDLM = FACTS | {"length": 64, "vocab": 260}
@@ -231,8 +237,22 @@ def test_a_drafter_has_the_models_vocabulary():
   assert sampler.drafter == Drafter(MODEL, masks.Full(), 259) and sampler.block == 34
   with pytest.raises(ValueError, match="drafter's vocabulary of 270 ids must be the model's of"):
     build.sampling(config, MODEL, ar, (MODEL, other))
-  with pytest.raises(ValueError, match="a drafter goes with policy 'deer' and no other"):
+  with pytest.raises(ValueError, match="a drafter goes with policies 'deer' and 'dflash' alone"):
     build.sampling(config, MODEL, ar)
+
+
+def test_a_dflash_drafter_belongs_to_its_target():
+  ar, own = ModelFacts.from_json(AR), ModelFacts.from_json(MDLM | {"block": 16})
+  config = runpy.run_path(str(CONFIGS / "dflash.py"))["get_config"]()
+  sampler, _ = build.sampling(config, DEEP, ar, (DRAFTER, own))
+  assert sampler.drafter == Drafter(DRAFTER, masks.Full(), 257, taps=(0,))
+  assert (sampler.policy, sampler.plan, sampler.block) == (DFlash(15), Rolling(), 17)
+  with pytest.raises(ValueError, match="target_layers=2 must be its target's 1"):
+    build.sampling(config, MODEL, ar, (DRAFTER, own))
+  with pytest.raises(ValueError, match="length=15 must be below the drafter's block of 8"):
+    build.sampling(config, DEEP, ar, (DRAFTER, dataclasses.replace(own, block=8)))
+  with pytest.raises(ValueError, match="a DFlash drafter writes nothing alone"):
+    build.sampling(config, DRAFTER, own)
 
 
 def test_the_implementation_of_kernels_is_the_samplers_to_choose():
@@ -283,7 +303,7 @@ UNNAMED = {
 }
 BLOCKS = ("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar", "stable_diffcoder")
 KINDS = {
-  **dict.fromkeys(("ar", "i_dlm", "deer"), AR),
+  **dict.fromkeys(("ar", "i_dlm", "deer", "dflash"), AR),
   **dict.fromkeys(BLOCKS, BD3LM),
   "fast_dllm_v2": SHIFTED,
   "d2f": D2F,
@@ -299,8 +319,9 @@ def test_every_config_takes_every_field_on_the_command_line(name):
     str(CONFIGS / f"{name}.py"), ["implementation=xla", "max_forwards=7", *texts]
   )
   facts = ModelFacts.from_json(KINDS.get(name, MDLM))
-  drafter = (MODEL, ModelFacts.from_json(MDLM)) if name == "deer" else None
-  sampler, _ = build.sampling(config, MODEL, facts, drafter)
+  drafters = {"deer": MODEL, "dflash": DRAFTER}
+  drafter = (drafters[name], ModelFacts.from_json(BD3LM)) if name in drafters else None
+  sampler, _ = build.sampling(config, DEEP, facts, drafter)
   assert sampler.denoise.config.implementation == "xla" and sampler.max_forwards == 7
   for field, value in unnamed.items():
     at = sampler

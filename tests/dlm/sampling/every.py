@@ -12,6 +12,7 @@ from dlm.sampling.policies import (
   Cad,
   Credit,
   Deer,
+  DFlash,
   Distilled,
   Dream,
   DreamOn,
@@ -61,7 +62,7 @@ CHOSEN = [
   Duo(VOCAB, LogLinear(eps=0.0), steps=4),
 ]  # fmt: skip
 # They need a causal model.
-DRAFTING = [Introspective(2), Deer(2)]
+DRAFTING = [Introspective(2), Deer(2), DFlash(2)]
 SLIDING = [WeDlm(0.8)]
 GROWING = [DreamOn(5, most=6, end_ids=(4,))]  # rows do not keep their length
 

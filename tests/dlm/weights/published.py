@@ -76,6 +76,12 @@ CONFIGS = {
     model_type="qwen2", architectures=["Qwen2ForCausalLM"], use_mrope=False,
   ),
   "qwen3": QWEN3 | dict(model_type="qwen3", architectures=["Qwen3ForCausalLM"]),
+  # z-lab's for Qwen3-8B
+  "dflash": QWEN3 | dict(
+    model_type="qwen3", architectures=["DFlashDraftModel"], block_size=16, num_hidden_layers=5,
+    auto_map={"AutoModel": "dflash.DFlashDraftModel"}, max_window_layers=5, num_target_layers=36,
+    dflash_config={"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]},
+  ),
   # SmolLM2-135M, and Mistral-7B-v0.3
   "llama": BOOK | dict(
     model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False,

@@ -8,6 +8,7 @@ import numpy as np
 from dlm import weights
 from dlm.facts import ModelFacts
 from dlm.models import ModelConfig, MoeConfig, RopeScaling, bind
+from dlm.models.config import DrafterConfig
 
 SIZES = dict(
   vocab=40, width=16, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=24, rope_base=1e6, tied=False
@@ -28,6 +29,7 @@ MODELS = {
   "dream_reasoner": ModelConfig(**QWEN3),
   "qwen2": ModelConfig(**QWEN2 | dict(tied=True)),
   "qwen3": ModelConfig(**QWEN3),
+  "dflash": ModelConfig(**QWEN3 | dict(tied=True), drafter=DrafterConfig((0, 3), 6, mask_id=38)),
   "llama": ModelConfig(**SIZES, qkv_bias=True, out_bias=True, mlp_bias=True),
   "mistral": ModelConfig(**SIZES),
   "stable_diffcoder": ModelConfig(**SIZES),
@@ -49,6 +51,7 @@ MODELS = {
 ATTENTION = {
   "qwen2": ("causal", 1, None),
   "qwen3": ("causal", 1, None),
+  "dflash": ("full", 0, 8),
   "llama": ("causal", 1, None),
   "mistral": ("causal", 1, None),
   "dream": ("full", 1, None),
@@ -67,7 +70,7 @@ ATTENTION = {
 
 def facts_of(family: str) -> ModelFacts:
   attention, shift, block = ATTENTION.get(family, ("full", 0, None))
-  mask_id = None if attention == "causal" and shift else 39
+  mask_id = None if (attention == "causal" and shift) or family == "dflash" else 39
   return ModelFacts.from_json(dict(
     mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
     vocab=40, length=64,
