@@ -13,8 +13,8 @@ Adapters act at masks alone (gated LoRA): what judges a draft is the model as it
 the clean stream has nothing to learn (clean_weight=0). Two masks in a row: strides of 3 at most.
 Rank 6 on all projections is 1.8M numbers, 7.4 MB. Rows are the model's own answers to everyday
 questions; --config.data.sources names other files.
-Expected: experiments/adapters/smollm_i_dlm, which these commands made in 101 minutes of 2 busy cores;
-more answers would help more than more updates.
+Expected: experiments/adapters/smollm_i_dlm, made so in 101 minutes of 2 busy cores; more answers to
+learn from would help more than more updates.
 :full trains all weights on one H100 or H200, and the clean stream with them, as the authors do: the
 model is then its own judge, but no longer SmolLM2. It was not run.
 """
