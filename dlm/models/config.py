@@ -57,8 +57,29 @@ class DrafterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """ModernBERT's layers: of every `full_every` one sees all, the first of them; the others nearby.
+
+  Args:
+    reach: tokens that a local layer sees on either side of a token.
+    local_rope_base: of local layers; `ModelConfig.rope_base` is that of the others.
+  """
+
+  full_every: int = 3
+  reach: int = 64
+  local_rope_base: float = 1e4
+
+  def __post_init__(self):
+    for name in ("full_every", "reach"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"BertConfig: {name}={getattr(self, name)} must be at least 1")
+    if not self.local_rope_base > 0:
+      raise ValueError(f"BertConfig: local_rope_base={self.local_rope_base} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A LLaMA/Qwen-style decoder, or a DiT. Hashable: equal configurations share one compile."""
+  """A LLaMA/Qwen-style decoder, a DiT or a ModernBERT. Equal configurations share one compile."""
 
   vocab: int  # rows of the embedding, special tokens included
   width: int
@@ -79,6 +100,7 @@ class ModelConfig:
   tied: bool = True  # one matrix embeds and unembeds
   time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
+  bert: BertConfig | None = None  # layers, embedding and head as in ModernBERT
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
   implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
@@ -116,6 +138,7 @@ class ModelConfig:
         f"time_conditioned and mlp_bias False; moe={self.moe}, "
         f"time_conditioned={self.time_conditioned}, mlp_bias={self.mlp_bias}"
       )
+    self._check_bert()
     self._check_lora()
     if self.drafter is not None:
       self._check_drafter()
@@ -124,6 +147,17 @@ class ModelConfig:
     dispatch.check(self.implementation)
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig: dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+
+  def _check_bert(self) -> None:
+    plain = dict(
+      moe=None, rope_scaling=None, rotary_dim=0, qk_norm=False, qkv_bias=False, out_bias=False,
+      mlp_bias=False, time_conditioned=False, dit=0,
+    )  # fmt: skip
+    for name, value in plain.items() if self.bert else ():
+      if getattr(self, name) != value:
+        raise ValueError(f"ModelConfig: {name}={getattr(self, name)} must be {value} with bert")
+    if self.bert and self.layers < 2:
+      raise ValueError(f"ModelConfig: layers={self.layers} must be at least 2 with bert")
 
   def _check_lora(self) -> None:
     if self.lora is None:
@@ -175,7 +209,8 @@ class ModelConfig:
       modulation = TIME_WIDTH * 6 * self.width
       time = 2 * TIME_WIDTH * TIME_WIDTH
     layers = self.layers * (attention + modulation + self._lora_params())
-    return layers + feed_forward + time + self.vocab * self.width
+    head = self.width * self.width if self.bert else 0
+    return layers + feed_forward + time + head + self.vocab * self.width
 
   def _lora_params(self) -> int:
     """Of a layer."""
@@ -190,6 +225,13 @@ class ModelConfig:
     """Layers with a plain MLP, which come first, and layers with experts."""
     dense = self.layers if self.moe is None else self.moe.dense_layers
     return dense, self.layers - dense
+
+  @property
+  def leading(self) -> int:
+    """Layers of the stack "dense_layers", which come before those of "layers"."""
+    if self.bert is not None:
+      return 1  # has no norm before its attention
+    return 0 if self.moe is None else self.moe.dense_layers
 
   def n_params(self) -> int:
     """Exact size of the parameter tree."""
@@ -207,13 +249,18 @@ class ModelConfig:
       router_bias = self.stacks()[1] * experts if self.moe.bias else 0
     mlp_bias = self.stacks()[0] * (2 * self.mlp + self.width) if self.mlp_bias else 0
     others = self.layers * layer + self.width + lookup + router_bias + mlp_bias
-    return self._matmul_params(experts) + others + self._dit_params() + self._drafter_params()
+    more = self._dit_params() + self._drafter_params() + self._bert_params()
+    return self._matmul_params(experts) + others + more
 
   def _drafter_params(self) -> int:
     """What a drafter has besides its layers, less the table that it has not."""
     if self.drafter is None:
       return 0
     return (len(self.drafter.taps) * self.width + 1 - self.vocab) * self.width
+
+  def _bert_params(self) -> int:
+    """A norm of the embedding, in place of the first layer's; the head's norm and bias."""
+    return self.width + self.vocab if self.bert else 0
 
   def _dit_params(self) -> int:
     """What only a DiT has: its conditioning, which multiplies no token, and biases."""
@@ -229,6 +276,10 @@ class ModelConfig:
     Of the experts only those that a token is routed to count; where a schedule says how many, on
     average over all noise levels.
     """
-    attention = 4 * context * self.heads * self.head_dim * self.layers
+    seen = context * self.layers
+    if self.bert is not None:
+      full = -(-self.layers // self.bert.full_every)
+      seen = context * full + min(context, 2 * self.bert.reach + 1) * (self.layers - full)
+    attention = 4 * seen * self.heads * self.head_dim
     active = 0 if self.moe is None else self.moe.mean_per_token()
     return round(2 * self._matmul_params(active)) + attention

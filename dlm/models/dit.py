@@ -110,9 +110,14 @@ class DitHead(nn.Module):
     x = LayerNorm(cfg.norm_eps, name="norm")(x_BxAxD)
     x = modulated(x, *Modulation(2, cfg.width, name="modulation")(condition_1x1xC))
     init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-    bias_V = self.param("bias", init, (cfg.vocab,)).astype(x.dtype)
-    one = jnp.ones_like(x[..., :1])
-    return (
-      jnp.concatenate([x, one], axis=-1),
-      jnp.concatenate([unembed_VxD, bias_V[:, None]], axis=1),
-    )
+    return biased(x, unembed_VxD, self.param("bias", init, (cfg.vocab,)))
+
+
+def biased(x_BxAxD: Array, unembed_VxD: Array, bias_V: Array) -> tuple[Array, Array]:
+  """Hidden rows and a head with a bias: one more column, which meets a channel of ones."""
+  one_BxAx1 = jnp.ones_like(x_BxAxD[..., :1])
+  bias_Vx1 = bias_V.astype(x_BxAxD.dtype)[:, None]
+  return (
+    jnp.concatenate([x_BxAxD, one_BxAx1], axis=-1),
+    jnp.concatenate([unembed_VxD, bias_Vx1], axis=1),
+  )

@@ -109,13 +109,14 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
+  """down(silu(gate(x)) * up(x)), arXiv 2002.05202; with another activation GeGLU and so on."""
 
   width: int
   mlp: int
   out_gain: float
   bias: bool = False
   lora: LoraConfig | None = None
+  activation: Callable[[Array], Array] = jax.nn.silu
 
   @nn.compact
   def __call__(self, x_BxWxD: Array, gate_BxW: Array | None = None) -> Array:
@@ -124,7 +125,7 @@ class SwiGLU(nn.Module):
       linear = Einsum("...D,DF->...F", shape, names, bias=self.bias, lora=lora, name=name)
       return linear(x_BxWxD, gate_BxW)
 
-    hidden_BxWxF = jax.nn.silu(project("gate")) * project("up")
+    hidden_BxWxF = self.activation(project("gate")) * project("up")
     down = Einsum(
       "...F,FD->...D", (self.mlp, self.width), ("mlp", "embed"), gain=self.out_gain, bias=self.bias,
       lora=on(self.lora, "down"), name="down",

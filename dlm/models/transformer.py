@@ -1,4 +1,6 @@
-"""One decoder for all models: LLaMA/Qwen layers, with experts or not, or DiT's; any mask, a cache.
+"""One decoder for all models: LLaMA/Qwen layers, with experts or not, DiT's or ModernBERT's.
+
+Any mask, a cache.
 
 Parameters, stacked over layers on axis 0 under "layers":
   embed [V, D], unembed [V, D] unless tied, final_norm/scale [D], time/{inner,outer}/kernel [C, C]
@@ -15,6 +17,9 @@ and the first `dense_layers` layers are a stack of their own, "dense_layers", wi
 With `ModelConfig.dit` (see `dlm.models.dit`) layers/mlp/{up,down} alone, they, time/{inner,outer}
 and layers/modulation/linear with a bias, and head/{norm/scale,modulation/linear/*,bias [V]} in
 place of final_norm.
+With `ModelConfig.bert` (see `dlm.models.modernbert`) the first layer, without attention_norm, is
+the stack "dense_layers"; embed_norm/scale [D], and behind final_norm head/{dense/kernel [D, D],
+norm/scale, bias [V]}.
 """
 
 import flax.linen as nn
@@ -25,8 +30,9 @@ from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Carry, Shared, tap
 from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
-from dlm.models.dit import DitBlock, DitHead
+from dlm.models.dit import DitBlock, DitHead, LayerNorm
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, query_scale, rotary
+from dlm.models.modernbert import BertBlock, BertHead, nearby
 from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
@@ -103,10 +109,15 @@ class Transformer(nn.Module):
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
     if soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
+    if cfg.bert is not None:
+      x_BxWxD = LayerNorm(cfg.norm_eps, name="embed_norm")(x_BxWxD)
     shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW, taps)
     stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
     tapped = jnp.zeros((len(taps), *x_BxWxD.shape), dtype) if taps else None
-    (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), shared)
+    kinds = shared
+    if cfg.bert is not None:
+      kinds = shared, self._local(shared, slot_BxW, mask, cache, place_BxW)
+    (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), kinds)
     if write_BxW is not None:
       filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
       k, v = stored
@@ -117,6 +128,9 @@ class Transformer(nn.Module):
     unembed_VxD, embed_VxD = unembed_VxD.astype(dtype), embed_VxD.astype(dtype)
     if cfg.dit:
       hidden_BxAxD, unembed_VxD = DitHead(cfg, name="head")(x_BxWxD, unembed_VxD, shared.time_BxWxC)
+    elif cfg.bert is not None:
+      x_BxWxD = LayerNorm(cfg.norm_eps, name="final_norm")(x_BxWxD)
+      hidden_BxAxD, unembed_VxD = BertHead(cfg, name="head")(x_BxWxD, unembed_VxD)
     else:
       hidden_BxAxD = RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
     head = LogitHead(
@@ -148,9 +162,7 @@ class Transformer(nn.Module):
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
-    key_BxW = slot_BxW if place_BxW is None else place_BxW
-    if cache is None:
-      key_BxW = jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
+    key_BxW = self._keys(slot_BxW, cache, place_BxW)
     if write_BxW is not None:
       target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
     nowhere = len(taps)
@@ -167,6 +179,27 @@ class Transformer(nn.Module):
       tap_Y=jnp.array(tap_Y) if taps else None,
     )
 
+  def _local(
+    self,
+    shared: Shared,
+    slot_BxW: Array,
+    mask: Mask,
+    cache: KVCache | None,
+    place_BxW: Array | None,
+  ) -> Shared:
+    """What the local layers of a ModernBERT have in common."""
+    cfg, key_BxW = self.config, self._keys(slot_BxW, cache, place_BxW)
+    return shared.replace(
+      rotary=rotary(slot_BxW, cfg.head_dim, cfg.bert.local_rope_base),
+      sight=self._sight(key_BxW, nearby(mask, key_BxW, cfg.bert.reach), cache),
+    )
+
+  def _keys(self, slot_BxW: Array, cache: KVCache | None, place_BxW: Array | None) -> Array:
+    """Where the window's keys sit: in the cache's slots, or in a row of their own."""
+    if cache is None:
+      return jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
+    return slot_BxW if place_BxW is None else place_BxW
+
   def _sight(self, key_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
     cfg = self.config
     keys = [Keys(key_BxW)]
@@ -179,9 +212,14 @@ class Transformer(nn.Module):
       mask, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
     )
 
-  def _layers(self, carry: Carry, shared: Shared) -> tuple[Carry, dict[str, Array]]:
+  def _layers(
+    self, carry: Carry, shared: Shared | tuple[Shared, Shared]
+  ) -> tuple[Carry, dict[str, Array]]:
     """All layers: plain ones, then those with experts, whose facts are returned."""
     dense, routed = self.config.stacks()
+    if self.config.bert is not None:
+      carry, _ = self._stack("dense_layers", 1, routed=False)(carry, jnp.arange(1), shared)
+      return self._stack("layers", dense - 1, routed=False)(carry, jnp.arange(1, dense), shared)
     facts = {}
     if dense:
       stack = self._stack("dense_layers" if routed else "layers", dense, routed=False)
@@ -206,6 +244,8 @@ class Transformer(nn.Module):
         policies.save_only_these_names(EXPERT_PRODUCT, RESIDUALS),
       )
     kind, options = (DitBlock, {}) if cfg.dit else (Block, {"routed": routed})
+    if cfg.bert is not None:
+      kind, options = BertBlock, {"first": name == "dense_layers"}
     block = nn.remat(kind, prevent_cse=False, policy=keep)
     stack = nn.scan(
       block,

@@ -117,7 +117,7 @@ def _read(name: str, config: Mapping[str, Any], stops: list[int]) -> tuple[Model
     raise ValueError(
       f"{missing[0]} is missing and must be null: without it the authors' class takes another"
     )
-  config = ConfigJson(config)
+  config = ConfigJson(family.flat(config))
   config.only(LIBRARY_ONLY)
   config.only(family.only)
   model = _model(family, config)
@@ -218,6 +218,7 @@ def config_of(
   if name not in FAMILIES:
     raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
   family = FAMILIES[name]
+  origin, base = base, family.flat(base) if base else base
   fresh = {key: values[0] for key, values in family.only.items()}
   config = {
     "architectures": [family.architecture],
@@ -230,6 +231,7 @@ def config_of(
     "vocab_size": model.vocab,
     **_facts_said(family, facts, base),
   }
+  config = family.nested(config, origin)
   reads, reads_facts = _read(name, config, [])
   means = dataclasses.asdict(reads) | reads_facts.to_json()
   wants = dataclasses.asdict(model) | facts.to_json()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlm.masks import Causal
-from dlm.models.config import DrafterConfig, ModelConfig
+from dlm.models.config import BertConfig, DrafterConfig, ModelConfig
 from dlm.weights import names, scaling
 from dlm.weights.fields import ConfigJson, typed
 
@@ -79,6 +79,9 @@ class Family:
   # transformers 5 reads its tokenizer as Qwen2's, whatever class tokenizer_config.json declares.
   qwen2_tokenizer: bool = False
   unread: tuple[str, ...] = UNREAD  # ends of tensors that are stored by some, and that we ignore
+  # A config.json in parts -> one table, and back with the one that it came from ({}: from none).
+  flat: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
+  nested: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda c, _: dict(c)
   # Tensors that the authors' class looks for, though config.json says what is in them.
   constants: Callable[[ModelConfig, Mapping[str, Any]], Mapping[str, np.ndarray]] | None = None
 
@@ -346,6 +349,79 @@ def _dit_constants(model: ModelConfig, config: Mapping[str, Any]) -> dict[str, n
     for name, default in (("sampling_eps_min", 1e-3), ("sampling_eps_max", 0.999)):
       found[name] = np.array(config.get(name, default), np.float32)
   return found
+
+
+# ---------------------------------------------------------------------------------------------
+# ModernBERT
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_BERT_BASES = {_FULL: ("global_rope_theta", 1.6e5), _SLIDING: ("local_rope_theta", 1e4)}
+
+
+def _bert_flat(config: Mapping[str, Any]) -> dict[str, Any]:
+  """As transformers 4 wrote it: which layers are full by their distance, a key for each rotation.
+
+  Raises:
+    ValueError: both say it, differently; layers are not full at equal distances; a rotation is
+      scaled.
+  """
+  flat = dict(config)
+  kinds, rotations = flat.pop("layer_types", None), flat.pop("rope_parameters", None) or {}
+  if not isinstance(rotations, dict) or not all(isinstance(x, dict) for x in rotations.values()):
+    raise ValueError(f"rope_parameters={rotations!r:.200} must hold a table for each kind of layer")
+  if kinds is not None:
+    layers = flat.get("num_hidden_layers")
+    if not isinstance(kinds, list) or type(layers) is not int:
+      raise ValueError(f"layer_types={kinds!r:.200} must be a list, {layers=} its length")
+    every = kinds[1:].index(_FULL) + 1 if _FULL in kinds[1:] else layers
+    if kinds != [_SLIDING if i % every else _FULL for i in range(layers)]:
+      raise ValueError(
+        f"layer_types={kinds!r:.200} must be {_FULL} at equal distances, and first, in {layers}"
+      )
+    _agrees(flat, "global_attn_every_n_layers", every)
+  for kind, rotation in rotations.items():
+    if (
+      kind not in _BERT_BASES
+      or {*rotation} - {"rope_type", "rope_theta"}
+      or (rotation.get("rope_type", "default") != "default")
+    ):
+      raise ValueError(f"rope_parameters={rotations!r:.200} is not understood")
+    if "rope_theta" in rotation:
+      _agrees(flat, _BERT_BASES[kind][0], rotation["rope_theta"])
+  return flat
+
+
+def _agrees(flat: dict[str, Any], name: str, value: Any) -> None:
+  if flat.setdefault(name, value) != value:
+    raise ValueError(f"{name}={flat[name]!r:.80} disagrees with {value!r:.80}")
+
+
+def _bert_nested(flat: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+  """As transformers 5 reads it; it would not look at all of the older keys."""
+  del base
+  flat = dict(flat)
+  every, layers = flat.pop("global_attn_every_n_layers"), flat["num_hidden_layers"]
+  flat["layer_types"] = [_SLIDING if i % every else _FULL for i in range(layers)]
+  flat["rope_parameters"] = {
+    kind: {"rope_theta": flat.pop(name), "rope_type": "default"}
+    for kind, (name, _) in _BERT_BASES.items()
+  }
+  return flat
+
+
+def _bert_layers(config: ConfigJson) -> BertConfig:
+  local = config.value("local_attention", int, 128)
+  every = config.value("global_attn_every_n_layers", int, 3)
+  return BertConfig(every, local // 2, config.value("local_rope_theta", float, 1e4))
+
+
+def _bert_said(model: ModelConfig) -> dict[str, Any]:
+  bert = model.bert
+  return {
+    "global_attn_every_n_layers": bert.full_every,
+    "local_attention": 2 * bert.reach,
+    "local_rope_theta": bert.local_rope_base,
+  }
 
 
 # Of two that claim a config.json the first is meant.
@@ -654,6 +730,41 @@ FAMILIES: dict[str, Family] = {
     published=Published((50258,), mask=50257, eos=(50256,), pad=50256),
     unread=(*UNREAD, "sampling_eps_min", "sampling_eps_max"),
     constants=_dit_constants,
+  ),
+  "modernbert": Family(
+    model_type="modernbert",
+    architecture="ModernBertForMaskedLM",
+    table=names.MODERNBERT,
+    fields={
+      "vocab": "vocab_size",
+      "width": "hidden_size",
+      "layers": "num_hidden_layers",
+      "heads": "num_attention_heads",
+      "kv_heads": Derived(lambda config: config.need("num_attention_heads", int)),
+      "head_dim": _width_per_head("hidden_size", "num_attention_heads"),
+      "mlp": "intermediate_size",
+      "norm_eps": "norm_eps",
+      "rope_base": "global_rope_theta",
+      "tied": "tie_word_embeddings",
+      "bert": Derived(_bert_layers, _bert_said),
+    },
+    defaults={"norm_eps": 1e-5, "rope_base": 1.6e5, "tied": True},
+    only={
+      "architectures": (["ModernBertForMaskedLM"],), "hidden_activation": ("gelu",),
+      "classifier_activation": ("gelu",), "classifier_bias": (False,), "decoder_bias": (True,),
+      "attention_bias": (False,), "mlp_bias": (False,), "norm_bias": (False,),
+      "position_embedding_type": ("absolute", "sans_pos"),
+    },
+    # How it classifies, trains and runs; the class reads norm_eps, not layer_norm_eps.
+    irrelevant=(
+      "classifier_dropout", "classifier_pooling", "cls_token_id", "deterministic_flash_attn",
+      "gradient_checkpointing", "initializer_cutoff_factor", "layer_norm_eps", "mlp_dropout",
+      "reference_compile", "repad_logits_with_grad", "sparse_pred_ignore_index",
+      "sparse_prediction",
+    ),
+    published=Published((50368,), mask=50284, eos=(50282,), pad=50283),
+    flat=_bert_flat,
+    nested=_bert_nested,
   ),
   "a2d-llama": Family(
     model_type="a2d-llama",

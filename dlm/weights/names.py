@@ -160,6 +160,28 @@ BD3LM: NameTable = {
   "layers/mlp/down/bias": (_DIT + "mlp.2.bias", "D->D"),
 }
 
+_BERT = "model.layers.{i}."
+_WQKV, _WI = _BERT + "attn.Wqkv.weight", _BERT + "mlp.Wi.weight"
+
+MODERNBERT: NameTable = {
+  "embed": ("model.embeddings.tok_embeddings.weight", "V,D->VD"),
+  "unembed": ("decoder.weight", "V,D->VD"),
+  "embed_norm/scale": ("model.embeddings.norm.weight", "D->D"),
+  "final_norm/scale": ("model.final_norm.weight", "D->D"),
+  "head/dense/kernel": ("head.dense.weight", "E,D->DE"),
+  "head/norm/scale": ("head.norm.weight", "D->D"),
+  "head/bias": ("decoder.bias", "V->V"),
+  "layers/attention_norm/scale": (_BERT + "attn_norm.weight", "D->D"),
+  "layers/mlp_norm/scale": (_BERT + "mlp_norm.weight", "D->D"),
+  "layers/attention/query/kernel": (_WQKV, "NH,D->DNH"),
+  "layers/attention/key/kernel": (_WQKV, "KH,D->DKH"),
+  "layers/attention/value/kernel": (_WQKV, "KH,D->DKH"),
+  "layers/attention/out/kernel": (_BERT + "attn.Wo.weight", "D,NH->NHD"),
+  "layers/mlp/gate/kernel": (_WI, "F,D->DF"),
+  "layers/mlp/up/kernel": (_WI, "F,D->DF"),
+  "layers/mlp/down/kernel": (_BERT + "mlp.Wo.weight", "D,F->FD"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

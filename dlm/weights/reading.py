@@ -115,7 +115,7 @@ def _parts(
     )
   parts: dict[str, list[names.TensorPart]] = {path: [] for path in shapes}
   expected: dict[str, tuple[int, ...]] = {}
-  dense = model.moe.dense_layers if model.moe else 0
+  dense = model.leading
   for part in names.parts(family.table, shapes, dense):
     parts[part.path].append(part)
     rows, *rest = part.layout.stored

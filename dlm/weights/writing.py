@@ -91,7 +91,7 @@ def _tensors(
     raise ValueError(f"family {family!r} has no tensor for {', '.join(nameless)}")
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
   tensors: dict[str, list[names.TensorPart]] = {}
-  for part in names.parts(table, shapes, model.moe.dense_layers if model.moe else 0):
+  for part in names.parts(table, shapes, model.leading):
     tensors.setdefault(part.name, []).append(part)
   return tensors
 

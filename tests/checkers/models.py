@@ -37,6 +37,7 @@ TOLERANCE = {
   "fast_dllm_v2": 2e-3,
   "bd3lm": 2e-3,
   "nemotron_labs_diffusion": 1e-4,
+  "modernbert": 3e-4,
 }
 # Tolerances are of arrays whose largest number is about this, and grow with a larger one.
 LARGE = 20.0

@@ -62,6 +62,7 @@ def sampling(facts, name="default", model=MODEL, **fields):
   [
     ("rnd1", MDLM | {"shift": 1}, Rnd1(256), 256, NoCache()),
     ("diffullama", MDLM | {"shift": 1}, Ancestral(LogLinear(), 64), 2048, NoCache()),
+    ("modernbert", MDLM, Fixed(steps=32), 32, NoCache()),
     ("dreamon", MDLM | {"shift": 1}, DreamOn(151667, 64, end_ids=(258,)), 128, NoCache()),
     ("wedlm", AR | {"shift": 0}, WeDlm(0.6, 0.02), 16, ExactBlock()),
     ("stable_diffcoder", BD3LM | {"block": 4}, Fixed(steps=4), 4, ExactBlock()),

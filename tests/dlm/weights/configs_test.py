@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlm import masks, weights
-from dlm.models import PRESETS, ModelConfig, RopeScaling, bind, from_preset
+from dlm.models import PRESETS, BertConfig, ModelConfig, RopeScaling, bind, from_preset
 from dlm.weights.configs import config_of
 from dlm.weights.families import FAMILIES
 from dlm.weights.fields import IRRELEVANT
@@ -176,6 +176,28 @@ def test_wedlm_is_a_causal_qwen_that_predicts_masks(tmp_path):
   of_qwen2 = {key: x for key, x in config.items() if key not in ("attention_bias", "qk_norm")}
   model = opened(tmp_path, of_qwen2).model
   assert model.qkv_bias and not model.qk_norm
+
+
+def test_modernbert_base_as_published(tmp_path):
+  config = CONFIGS["modernbert"]
+  source = opened(tmp_path, config)
+  assert source.model.n_params() == 149_655_232
+  assert source.model.bert == BertConfig(3, 64, 1e4) and source.model.rope_base == 1.6e5
+  facts = source.facts
+  assert (facts.mask_id, facts.eos_ids, facts.shift) == (50284, (50282,), 0)
+  written = config_of(source.family, source.model, facts, config, "float32")
+  (tmp_path / "config.json").write_text(json.dumps(written))
+  assert weights.open_source(tmp_path).model == source.model
+  kinds, rotations = written["layer_types"], written["rope_parameters"]
+  for change, words in (
+    ({"layer_types": kinds[1:] + kinds[:1]}, "at equal distances"),
+    ({"layer_types": kinds[:-1]}, "at equal distances"),
+    ({"global_attn_every_n_layers": 4}, "global_attn_every_n_layers=4 disagrees with 3"),
+    ({"local_rope_theta": 7.0}, "local_rope_theta=7.0 disagrees with 10000.0"),
+    ({"rope_parameters": rotations | {"full_attention": {"rope_type": "yarn"}}}, "not understood"),
+  ):
+    with pytest.raises(weights.WeightsError, match=words):
+      opened(tmp_path, written | change)
 
 
 def test_nemotron_labs_diffusion_8b_as_published(tmp_path):

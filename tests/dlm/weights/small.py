@@ -7,7 +7,7 @@ import numpy as np
 
 from dlm import weights
 from dlm.facts import ModelFacts
-from dlm.models import ModelConfig, MoeConfig, RopeScaling, bind
+from dlm.models import BertConfig, ModelConfig, MoeConfig, RopeScaling, bind
 from dlm.models.config import DrafterConfig
 
 SIZES = dict(
@@ -43,6 +43,9 @@ MODELS = {
   )),
   "bd3lm": ModelConfig(**SIZES | dict(
     kv_heads=4, head_dim=4, mlp=64, rope_base=1e4, norm_eps=1e-5, dit=10,
+  )),
+  "modernbert": ModelConfig(**SIZES | dict(
+    kv_heads=4, head_dim=4, norm_eps=1e-5, tied=True, bert=BertConfig(2, 5, 5e3),
   )),
   "a2d-llama": ModelConfig(**SIZES, rope_scaling=RopeScaling("llama3", 32.0, 8192)),
   "a2d-qwen2": ModelConfig(**QWEN2),
