@@ -257,6 +257,7 @@ class View:
   step_B: Array  # forwards already spent on the row's active block
   turn_B: Array  # forwards already spent on the row; commits are not counted
   mask_id: int = struct.field(pytree_node=False)
+  threshold_B: Array | None = None  # of rows that have one of their own; NaN: the policy's
 
 
 @struct.dataclass

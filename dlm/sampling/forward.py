@@ -29,6 +29,7 @@ class Ask:
   barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
   gather_BxAxJ: Array | None  # ids whose logits the policy needs
   drafting: Params | None = None  # the drafter's parameters, where it is told of this forward
+  own_temperature_B: Array | None = None  # of rows that have one of their own
 
 
 @struct.dataclass
@@ -199,6 +200,7 @@ def _over(
     key_B=ask.key_B,
     slot_BxA=target_BxA,
     gather_BxAxJ=gather_BxAxJ,
+    own_temperature_B=ask.own_temperature_B,
   )
   if by_query:
     stats = jax.tree.map(lambda x: at_slot(x, ask_BxA), stats)

@@ -5,6 +5,8 @@ share one compiled step, and a row sampled alone equals the row in a batch: to t
 number of rows, the canvas and the widths of windows are equal, else unless two candidates lie
 within rounding:
 
+  fill     of plans that cache the prompt in parts: forwards that cache the next one and decide
+           nothing, until a block or less is left
   pending  clean text before the active block is not cached: the prompt, or the block just finished.
            commit="separate": the next forward caches it and decides nothing, but for the first
            token of the active block where the clean token before it predicts that (shift).
@@ -27,7 +29,7 @@ from dlm.sampling import drafts, ends, renoising, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
 from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import LoopState, where_rows
+from dlm.sampling.state import LoopState, Served, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
 
 
@@ -41,8 +43,18 @@ def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
   return state.canvas
 
 
-def start(sampler: Sampler, canvas: Canvas) -> LoopState:
-  """The state before the first forward."""
+def turns(sampler: Sampler, params: Params, state: LoopState, most: int) -> LoopState:
+  """So many turns of `run`, fewer where all rows are done before: between them rows may change."""
+  _, state = jax.lax.while_loop(
+    lambda carry: (carry[0] < most) & jnp.any(~carry[1].canvas.done_B),
+    lambda carry: (carry[0] + 1, step(sampler, params, carry[1])),
+    (jnp.zeros((), jnp.int32), state),
+  )
+  return state
+
+
+def start(sampler: Sampler, canvas: Canvas, served: Served | None = None) -> LoopState:
+  """The state before the first forward. `served`: settings of rows that differ in them."""
   batch, slots = canvas.tokens_BxL.shape
   rows, cache = 2 * batch if sampler.guidance else batch, None
   if sampler.plan.cached:
@@ -57,6 +69,7 @@ def start(sampler: Sampler, canvas: Canvas) -> LoopState:
     cached_B=jnp.zeros(batch, jnp.int32),
     renewed_B=jnp.zeros(batch, bool),
     soft_BxLxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
+    served=served,
   )
 
 
@@ -70,6 +83,9 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   act_B = ~canvas.done_B & (refresh_B | ~full)
   separate = sampler.plan.commits and sampler.commit == "separate"
   commits_B = act_B & (state.cached_B < canvas.start_B) & separate
+  fills_B = sampler.plan.fills_B(at)
+  if fills_B is not None:
+    commits_B |= act_B & fills_B
   at = at.replace(commits_B=commits_B)
 
   # 2. denoise and score.
@@ -80,8 +96,9 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     canvas, (params, drafting) = state.canvas, params
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
   barred_B = sampler.policy.barred(state.policy)
+  own_B = None if state.served is None else state.served.temperature_B
   ask = Ask(
-    canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ, drafting
+    canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ, drafting, own_B
   )  # fmt: skip
   seen = forward(sampler, params, ask, state.cache)
 
@@ -115,9 +132,10 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     cache=seen.cache,
     policy=where_rows(decides_B & ~alone_B, policy, state.policy),
     step_B=state.step_B + (decides_B & ~at.commits_B),
-    cached_B=jnp.where(act_B, canvas.start_B, state.cached_B),
+    cached_B=jnp.where(act_B, sampler.plan.cached_to_B(at), state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),
     soft_BxLxD=_soften(sampler, state, view, decides_B),
+    served=_broken(state, view, decides_B),
   )
   return _advance(sampler, state, decision, decides_B)
 
@@ -180,7 +198,16 @@ def _view(
     step_B=state.step_B,
     turn_B=at.turn_B,
     mask_id=sampler.mask_id,
+    threshold_B=None if state.served is None else state.served.threshold_B,
   )
+
+
+def _broken(state: LoopState, view: View, decides_B: Array) -> Served | None:
+  """Marks rows that have just decided by NaN: what they write from here on means nothing."""
+  if state.served is None:
+    return None
+  nan_B = (view.masked_BxA & jnp.isnan(view.stats.lse)).any(-1)
+  return state.served.replace(broken_B=state.served.broken_B | (nan_B & decides_B))
 
 
 def _row_keys(canvas: Canvas, coupled: bool) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ class Policy(abc.ABC):
     renoises: its blocks begin as the random ids of `noise`, not as masks; of scope "block".
     levels: `level` says how noisy its block is, in place of the sampler's clock.
     judges: written slots of the active block answer as if they were masked (`dlm.sampling.shadow`).
+    adjustable: rows may have a threshold of their own (`View.threshold_B`).
     coupled: a slot's candidates are drawn with the same noise at every forward.
     timed: it ends a block by its own count of forwards, which must all be forwards over the block.
     draft_span: slots that it drafts over (`Decision.advance_B`): the sampler's block, of scope
@@ -43,6 +44,7 @@ class Policy(abc.ABC):
   renoises: ClassVar[bool] = False
   levels: ClassVar[bool] = False
   judges: ClassVar[bool] = False
+  adjustable: ClassVar[bool] = False
   coupled: ClassVar[bool] = False
   timed: ClassVar[bool] = False
   draft_span: ClassVar[int] = 0
@@ -159,6 +161,10 @@ class Wrapper(Policy):
   @property
   def judges(self) -> bool:
     return self.inner.judges
+
+  @property
+  def adjustable(self) -> bool:
+    return self.inner.adjustable
 
   @property
   def coupled(self) -> bool:

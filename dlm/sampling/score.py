@@ -1,5 +1,7 @@
 """From a logit head to the statistics that a policy reads: the only door to the vocabulary."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +21,7 @@ def score(
   temperature_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
   bars: tuple[tuple[int, ...], Array | None] = ((), None),
+  own_temperature_B: Array | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
@@ -27,6 +30,7 @@ def score(
 
   Args:
     bars: ids, and bool [B]: the rows in which none of them may be chosen.
+    own_temperature_B: in place of the spec's.
   """
   if bars[0]:
     head = _without(head, *bars)
@@ -39,7 +43,9 @@ def score(
     hidden_BxAxD = hidden_BxAxD.astype(jnp.float32) / temperature_B[:, None, None]
   batch, asked, width = hidden_BxAxD.shape
   key_R = None
-  if spec.temperature > 0:
+  if own_temperature_B is not None:
+    spec = dataclasses.replace(spec, temperature=0.0, per_row=True)
+  if spec.draws:
     key_R = jax.vmap(lambda key, slot_A: jax.vmap(lambda s: jax.random.fold_in(key, s))(slot_A))(
       key_B, slot_BxA
     ).reshape(-1)
@@ -51,6 +57,7 @@ def score(
     key_R=key_R,
     gather_id_RxJ=gather_BxAxJ.reshape(batch * asked, -1) if spec.gather else None,
     embed_VxD=head.embed_VxD,
+    temperature_R=None if own_temperature_B is None else jnp.repeat(own_temperature_B, asked),
     soft_cap=head.soft_cap,
     implementation=head.implementation,
   )

@@ -39,8 +39,11 @@ def above_or_top(score_BxA: Array, eligible_BxA: Array, threshold: float, least_
   return jnp.where(enough_Bx1, above_BxA, top(score_BxA, eligible_BxA, least_B))
 
 
-def falling(threshold: float, decay: float, turn_B: Array) -> float | Array:
-  """A threshold [B, 1] that falls from 1 by `decay` a forward of the row; decay 0: constant."""
-  if not decay:
-    return threshold
-  return jnp.maximum(1 - decay * turn_B, threshold)[:, None]
+def falling(threshold: float | Array, decay: float, turn_B: Array) -> float | Array:
+  """A threshold that falls from 1 by `decay` a forward of the row; decay 0: constant.
+
+  threshold: one for all, or [B]. Returns one for all, or [B, 1].
+  """
+  if decay:
+    threshold = jnp.maximum(1 - decay * turn_B, threshold)
+  return threshold[:, None] if jnp.ndim(threshold) else threshold

@@ -8,6 +8,15 @@ from dlm.types import Array, Canvas, KVCache, State
 
 
 @struct.dataclass
+class Served:
+  """What rows have of their own where they are requests that come and go (`dlm.serving`)."""
+
+  temperature_B: Array  # in place of the sampler's; 0: the candidate is the argmax
+  threshold_B: Array  # in place of the policy's; NaN: the policy's
+  broken_B: Array  # the model said NaN where the row had to decide
+
+
+@struct.dataclass
 class LoopState:
   canvas: Canvas
   cache: KVCache | None
@@ -16,6 +25,7 @@ class LoopState:
   cached_B: Array  # slots before this are cached for good
   renewed_B: Array  # the row's last forward was the whole canvas
   soft_BxLxD: Array | None  # what masked slots carry of their last prediction
+  served: Served | None = None  # None: all rows are as the sampler says
 
 
 def where_rows(rows_B: Array, new: State, old: State) -> State:

@@ -32,6 +32,7 @@ def token_stats(
   key_R: Array | None = None,
   gather_id_RxJ: Array | None = None,
   embed_VxD: Array | None = None,
+  temperature_R: Array | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
@@ -50,10 +51,11 @@ def token_stats(
   Args:
     hidden_RxD, unembed_VxD: float32 or bfloat16; products are summed in float32.
     current_R: int32 id that stands there now, needed iff `spec.current`. Outside [0, V): -inf.
-    key_R: one typed threefry key a row, needed iff `spec.temperature` > 0.
+    key_R: one typed threefry key a row, needed iff `spec.draws`.
     gather_id_RxJ: int32 ids whose plain logits are wanted, needed iff `spec.gather`. Outside
       [0, V): -inf.
     embed_VxD: what `spec.soft` averages, of any width, needed iff it does.
+    temperature_R: float32, needed iff `spec.per_row`; the candidate of a row at 0 is its argmax.
     soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
@@ -63,10 +65,11 @@ def token_stats(
   )
   vocabulary.check_ids("token_stats", "outside", spec.outside, vocab)
   inputs = Inputs(
-    key_data_Rx2=_key_data(key_R, hidden_RxD.shape[0], spec) if spec.temperature > 0 else None,
+    key_data_Rx2=_key_data(key_R, hidden_RxD.shape[0], spec) if spec.draws else None,
     current_R=current_R if spec.current else None,
     gather_id_RxJ=gather_id_RxJ if spec.gather else None,
     embed_VxD=embed_VxD if spec.soft else None,
+    temperature_Rx1=_column(temperature_R) if spec.per_row else None,
   )
   _check(spec, inputs, hidden_RxD.shape[0], vocab)
 
@@ -83,7 +86,7 @@ def token_stats(
       soft_cap=soft_cap,
     )
 
-  split = ("b", "t", Inputs("b", "b", "b", "t"))
+  split = ("b", "t", Inputs("b", "b", "b", "t", "b"))
   return shards.run(run, split, "b", hidden_RxD, unembed_VxD, inputs)
 
 
@@ -103,12 +106,22 @@ def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
     shape = inputs.embed_VxD.shape
     if len(shape) != 2 or shape[0] != vocab:
       raise ValueError(f"token_stats: embed_VxD must be [{vocab}, D], not {shape}")
+  if spec.per_row and inputs.temperature_Rx1.shape != (rows, 1):
+    shape = inputs.temperature_Rx1.shape
+    raise ValueError(f"token_stats: temperature_R must be [{rows}], not ({shape[0]},)")
+
+
+def _column(temperature_R: Array | None) -> Array:
+  if temperature_R is None:
+    raise ValueError("token_stats: spec.per_row=True needs temperature_R")
+  return temperature_R[:, None]
 
 
 def _key_data(key_R: Array | None, rows: int, spec: StatSpec) -> Array:
   """The two words of each row's key."""
   if key_R is None:
-    raise ValueError(f"token_stats: temperature={spec.temperature} needs key_R, one key a row")
+    asked = "per_row=True" if spec.per_row else f"temperature={spec.temperature}"
+    raise ValueError(f"token_stats: {asked} needs key_R, one key a row")
   if not jnp.issubdtype(key_R.dtype, jax.dtypes.prng_key) or key_R.shape != (rows,):
     raise ValueError(
       f"token_stats: key_R must hold {rows} typed keys, not {key_R.dtype}{key_R.shape}"

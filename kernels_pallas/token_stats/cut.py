@@ -57,15 +57,16 @@ def merge_k_best(a: KBest, b: KBest) -> KBest:
   return KBest(best_RxK, equal_R(a) + equal_R(b) - (best_RxK == last_Rx1).sum(1))
 
 
-def top_k_cut(kept: KBest, spec: StatSpec, all_R: Array | None) -> Array:
+def top_k_cut(kept: KBest, spec: StatSpec, divisor: float | Array, all_R: Array | None) -> Array:
   """[R]: the k-th best logit, or where top-p cuts among the ids that reach it.
 
-  `all`: the mass of which top-p is a share, that of the best id being 1; None: what top-k keeps.
+  `divisor`: a number, or [R, 1]. `all`: the mass of which top-p is a share, that of the best id
+  being 1; None: what top-k keeps.
   """
   best_RxK = kept.best_RxK
   if spec.top_p == 1:
     return best_RxK[:, -1]
-  weight_RxK = _weight(best_RxK, best_RxK[:, 0], spec.divisor)
+  weight_RxK = _weight(best_RxK, best_RxK[:, 0], divisor)
   sum_RxK = jnp.cumsum(weight_RxK, axis=1)
   kept_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
   most_R = spec.top_p * (kept_R if all_R is None else all_R)
@@ -77,7 +78,9 @@ def top_k_cut(kept: KBest, spec: StatSpec, all_R: Array | None) -> Array:
   return jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
 
 
-def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec) -> Array:
+def top_p_cut(
+  sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec, divisor: float | Array
+) -> Array:
   """[R]: a value that parts the set of best ids that top-p keeps from the others.
 
   Starts from an interval that holds it (all mass below its lower end is less than 1 - top_p) and
@@ -86,7 +89,7 @@ def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec) -> Array:
   """
   within = spec.top_p_rule == "within"
   high_R = finite(top1_R)
-  low_R = high_R + spec.divisor * jnp.log((1 - spec.top_p) / vocab)
+  low_R = high_R + jnp.ravel(divisor) * jnp.log((1 - spec.top_p) / vocab)
 
   def narrow(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low_R, high_R = bounds
@@ -94,7 +97,7 @@ def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec) -> Array:
     cut_CxR = high_R[None, :] - (high_R - low_R)[None, :] * step_C[:, None]
 
     def add_mass(mass: tuple[Array, Array], z_RxT: Array) -> tuple[Array, Array]:
-      weight_RxT = _weight(z_RxT, top1_R, spec.divisor)
+      weight_RxT = _weight(z_RxT, top1_R, divisor)
       above_CxR = jax.lax.map(
         lambda cut_R: jnp.where(z_RxT >= cut_R[:, None], weight_RxT, 0).sum(1), cut_CxR
       )
@@ -111,7 +114,7 @@ def top_p_cut(sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec) -> Array:
   return high_R if within else low_R
 
 
-def _weight(z_RxT: Array, top1_R: Array, temperature: float) -> Array:
+def _weight(z_RxT: Array, top1_R: Array, temperature: float | Array) -> Array:
   """Tempered probability of each id, over that of the best."""
   return jnp.exp((z_RxT - finite(top1_R)[:, None]) / temperature)
 

@@ -101,10 +101,12 @@ def token_stats(
 
   Raises:
     NotImplementedError: not bfloat16, sizes that the hardware's copies cannot cut, or a spec with
-      top-k, top-p, mean embeddings or many gathered ids.
+      top-k, top-p, mean embeddings, many gathered ids or a temperature per row.
   """
   rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
   tiling = tiling or tiling_for(rows, vocab)
+  if spec.per_row:
+    raise NotImplementedError("the kernel knows one temperature for all rows")
   columns = tiles.asked_of_one_pass(spec, inputs, held.total)
   _check(hidden_RxD, unembed_VxD, tiling, len(columns.gather_J))
   first_R = jnp.full(rows, held.first, jnp.int32)

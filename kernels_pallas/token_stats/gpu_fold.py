@@ -22,7 +22,8 @@ def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec
   plain_RxT = jnp.where(vocabulary.among(ids_RxT, spec.forbidden), -jnp.inf, z_RxT)
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
-  scored_RxT = eligible_RxT if spec.divisor == 1 else eligible_RxT / spec.divisor
+  divisor = spec.divisor(None)
+  scored_RxT = eligible_RxT if divisor == 1 else eligible_RxT / divisor
   told_RxT = spec.told(eligible_RxT, scored_RxT, scored_RxT)  # nothing is cut here
 
   drawn = spec.temperature > 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kernels_pallas import vocabulary
 from kernels_pallas.token_stats import cut
 from kernels_pallas.token_stats import tile as tiles
-from kernels_pallas.token_stats.spec import StatSpec
+from kernels_pallas.token_stats.spec import Inputs, StatSpec
 from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
@@ -57,13 +57,16 @@ def over_tiles(
   return sweep
 
 
-def lowest_kept(sweep: Sweep, spec: StatSpec, lowest_R: Array, held: Held) -> Array | None:
+def lowest_kept(
+  sweep: Sweep, spec: StatSpec, inputs: Inputs, lowest_R: Array, held: Held
+) -> Array | None:
   """[R]: the lowest plain logit that top-k and top-p keep; None where they cut nothing.
 
   One pass with top-k, seven with top-p alone. `lowest` is -inf.
   """
   if not spec.cuts(held.total):
     return None
+  divisor = spec.divisor(inputs.temperature_Rx1)
   if not 0 < spec.top_k < held.total:
     top1_R = sweep(lambda top_R, seen: jnp.maximum(top_R, seen.eligible_RxT.max(1)), lowest_R)
     top1_R = vocabulary.of_all(jnp.maximum, top1_R, held)
@@ -72,7 +75,7 @@ def lowest_kept(sweep: Sweep, spec: StatSpec, lowest_R: Array, held: Held) -> Ar
       own = sweep(lambda state, seen: fold(state, seen.eligible_RxT), zeros)
       return vocabulary.of_all(lambda a, b: jax.tree.map(jnp.add, a, b), own, held)
 
-    return cut.top_p_cut(sums, top1_R, held.total, spec)
+    return cut.top_p_cut(sums, top1_R, held.total, spec, divisor)
   # Of what top-k keeps the k best tell the mass; that of all ids has to be gathered beside them.
   of_all = spec.top_p < 1 and spec.top_p_of == "all"
 
@@ -81,11 +84,11 @@ def lowest_kept(sweep: Sweep, spec: StatSpec, lowest_R: Array, held: Held) -> Ar
   ) -> tuple[cut.KBest, tiles.Mass | None]:
     best, mass = state
     if of_all:
-      mass = tiles.merge_mass(mass, tiles.mass_of(seen.eligible_RxT / spec.divisor))
+      mass = tiles.merge_mass(mass, tiles.mass_of(seen.eligible_RxT / divisor))
     return cut.add_k_best(best, seen.eligible_RxT), mass
 
   no_mass = tiles.no_mass(lowest_R[:, None]) if of_all else None
   best, mass = sweep(add, (cut.no_best(lowest_R, spec.top_k), no_mass))
   best = vocabulary.of_all(cut.merge_k_best, best, held)
   all_R = vocabulary.of_all(tiles.merge_mass, mass, held).sum_Rx1[:, 0] if of_all else None
-  return cut.top_k_cut(best, spec, all_R)
+  return cut.top_k_cut(best, spec, divisor, all_R)

@@ -28,15 +28,19 @@ def token_stats(
   plain_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 
+  divisor = spec.divisor(inputs.temperature_Rx1)
   kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
   if spec.cuts(ids_V.size):
-    kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec)
-  tempered_RxV = eligible_RxV / spec.divisor
+    kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec, divisor)
+  tempered_RxV = eligible_RxV / divisor
   score_RxV = jnp.where(kept_RxV, tempered_RxV, -jnp.inf)
   eligible_RxV = spec.told(eligible_RxV, tempered_RxV, score_RxV)
   z_RxV = jnp.where(jnp.isnan(z_RxV), jnp.nan, eligible_RxV)
-  if spec.temperature > 0:
-    score_RxV = score_RxV + gumbel(inputs.key_data_Rx2, ids_V)
+  if spec.draws:
+    gumbel_RxV = gumbel(inputs.key_data_Rx2, ids_V)
+    if spec.per_row:
+      gumbel_RxV = jnp.where(inputs.temperature_Rx1 > 0, gumbel_RxV, 0)
+    score_RxV = score_RxV + gumbel_RxV
   some_R = (score_RxV > -jnp.inf).any(1)
   fallback = vocabulary.first_allowed(ids_V.size, spec.forbidden)
   token_R = jnp.where(some_R, jnp.argmax(score_RxV, axis=1), fallback).astype(jnp.int32)
@@ -76,7 +80,7 @@ def token_stats(
   return stats
 
 
-def _cut(eligible_RxV: Array, spec: StatSpec) -> Array:
+def _cut(eligible_RxV: Array, spec: StatSpec, divisor: float | Array) -> Array:
   """The lowest logit that top-k and top-p keep, [R, 1]."""
   sorted_RxV = jnp.sort(eligible_RxV, axis=1, descending=True)
   cut_Rx1 = sorted_RxV[:, -1:]
@@ -85,7 +89,7 @@ def _cut(eligible_RxV: Array, spec: StatSpec) -> Array:
   if spec.top_p < 1:
     kept_RxV = sorted_RxV >= cut_Rx1
     counted_RxV = kept_RxV if spec.top_p_of == "top_k" else jnp.ones_like(kept_RxV)
-    p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / spec.divisor, -jnp.inf), axis=1)
+    p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / divisor, -jnp.inf), axis=1)
     mass_RxV = jnp.cumsum(p_RxV, axis=1)
     needed_RxV = mass_RxV - p_RxV < spec.top_p
     if spec.top_p_rule == "within":

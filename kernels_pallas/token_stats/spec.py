@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -33,6 +34,7 @@ class StatSpec:
   outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
   confidence: str = "plain"  # whose statistics: those of plain, tempered or shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
+  per_row: bool = False  # each row has a temperature of its own, in place of that one
   top_k: int = 0  # 0: off. Ids below the k-th best logit are dropped; ties at it stay
   top_p: float = 1.0  # 1: off. Of the best ids a set of mass top_p stays
   top_p_rule: str = (
@@ -45,6 +47,10 @@ class StatSpec:
   def __post_init__(self):
     if self.temperature < 0:
       raise ValueError(f"StatSpec: temperature={self.temperature} must not be negative")
+    if self.per_row and self.temperature:
+      raise ValueError(
+        f"StatSpec: temperature={self.temperature} must be 0 with per_row=True: rows have their own"
+      )
     if self.top_k < 0:
       raise ValueError(f"StatSpec: top_k={self.top_k} must not be negative (0: off)")
     if not 0 < self.top_p <= 1:
@@ -56,8 +62,14 @@ class StatSpec:
         raise ValueError(f"StatSpec: {name}={value!r} is not one of {', '.join(known)}")
 
   @property
-  def divisor(self) -> float:
-    """What tempered logits are divided by."""
+  def draws(self) -> bool:
+    """Whether candidates are drawn, those of some rows at least."""
+    return self.per_row or self.temperature > 0
+
+  def divisor(self, temperature_Rx1: Array | None) -> float | Array:
+    """What tempered logits are divided by, [R, 1] if `per_row`."""
+    if self.per_row:
+      return jnp.where(temperature_Rx1 > 0, temperature_Rx1, 1.0)
     return self.temperature or 1.0
 
   def told(self, plain: Array, tempered: Array, shaped: Array) -> Array:
@@ -67,7 +79,7 @@ class StatSpec:
   def cuts(self, vocab: int) -> bool:
     """Whether top-k or top-p matter: at temperature 0 they leave the argmax as it is."""
     cutting = 0 < self.top_k < vocab or self.top_p < 1
-    return cutting and (self.confidence == "shaped" or self.temperature > 0)
+    return cutting and (self.confidence == "shaped" or self.draws)
 
 
 @jax.tree_util.register_dataclass
@@ -79,6 +91,7 @@ class Inputs:
   current_R: Array | None = None
   gather_id_RxJ: Array | None = None
   embed_VxD: Array | None = None
+  temperature_Rx1: Array | None = None
 
 
 @jax.tree_util.register_dataclass

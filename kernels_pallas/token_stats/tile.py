@@ -24,6 +24,7 @@ class Asked(NamedTuple):
 
   key0_Rx1: Array | None  # uint32, the words of its key
   key1_Rx1: Array | None
+  temperature_Rx1: Array | None  # float32
   cut_Rx1: Array | None  # float32: the lowest plain logit that top-k and top-p keep
   current_Rx1: Array | None  # int32
   gather_J: tuple[Array, ...]  # int32 [R, 1] each
@@ -70,10 +71,11 @@ class State(NamedTuple):
 
 def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
   """The columns that a kernel reads beside hidden and unembedding."""
-  key_data_Rx2 = inputs.key_data_Rx2 if spec.temperature > 0 else None
+  key_data_Rx2 = inputs.key_data_Rx2 if spec.draws else None
   return Asked(
     key0_Rx1=None if key_data_Rx2 is None else key_data_Rx2[:, :1],
     key1_Rx1=None if key_data_Rx2 is None else key_data_Rx2[:, 1:],
+    temperature_Rx1=inputs.temperature_Rx1 if spec.per_row else None,
     cut_Rx1=None if cut_R is None else cut_R[:, None],
     current_Rx1=inputs.current_R[:, None].astype(jnp.int32) if spec.current else None,
     gather_J=tuple(
@@ -137,14 +139,17 @@ def of_tile(
   plain_RxT = jnp.where(dead_1xT, -jnp.inf, z_RxT)
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
-  scored_RxT = tempered_RxT = eligible_RxT if spec.divisor == 1 else eligible_RxT / spec.divisor
+  scored_RxT = tempered_RxT = _divided(eligible_RxT, spec.divisor(rows.temperature_Rx1))
   if rows.cut_Rx1 is not None:
     scored_RxT = jnp.where(eligible_RxT >= rows.cut_Rx1, tempered_RxT, -jnp.inf)
   told_RxT = spec.told(eligible_RxT, tempered_RxT, scored_RxT)
 
   noisy_RxT = scored_RxT
   if rows.key0_Rx1 is not None:
-    noisy_RxT = scored_RxT + gumbel_of(rows.key0_Rx1, rows.key1_Rx1, ids_1xT)
+    gumbel_RxT = gumbel_of(rows.key0_Rx1, rows.key1_Rx1, ids_1xT)
+    if rows.temperature_Rx1 is not None:
+      gumbel_RxT = jnp.where(rows.temperature_Rx1 > 0, gumbel_RxT, 0.0)
+    noisy_RxT = scored_RxT + gumbel_RxT
   score_Rx1 = noisy_RxT.max(1, keepdims=True)
   token_Rx1 = _lowest(ids_1xT, noisy_RxT == score_Rx1)
   logit_Rx1 = top1_Rx1 = score_Rx1
@@ -230,6 +235,10 @@ def result(state: State) -> TokenStats:
     soft_RxD = state.soft_RxD / state.mass.sum_Rx1
     stats.soft = jnp.where(jnp.isfinite(lse_Rx1), soft_RxD, jnp.nan)
   return stats
+
+
+def _divided(z_RxT: Array, divisor: float | Array) -> Array:
+  return z_RxT if isinstance(divisor, float) and divisor == 1 else z_RxT / divisor
 
 
 def _lowest(ids_1xT: Array, where_RxT: Array) -> Array:

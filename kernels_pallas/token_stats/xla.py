@@ -30,7 +30,7 @@ def token_stats(
     hidden_RxD, unembed_VxD, held, forbidden=spec.forbidden, soft_cap=soft_cap, tile=tile
   )
   lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
-  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, lowest_R, held))
+  asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, inputs, lowest_R, held))
   end = held.first + unembed_VxD.shape[0]
 
   def add(state: tiles.State, seen: passes.Seen) -> tiles.State:

@@ -16,11 +16,21 @@ class ExactBlock(CachePlan):
 
   Exact where clean blocks never look ahead (3.2): BD3-LM, SDAR, causal models. One whole-canvas
   forward fills the prompt; it also decides the first tokens.
+
+  Args:
+    fill: slots of the prompt that one forward caches, for servers and long canvases: the prompt is
+      filled part by part, which costs its own length and no forward over the canvas. 0: off.
   """
+
+  fill: int = dataclasses.field(default=0, kw_only=True)
 
   commits = True
   provisional = True
   whole_blocks = True
+
+  def __post_init__(self):
+    if self.fill < 0:
+      raise ValueError(f"cache: fill={self.fill} must not be negative (0: off)")
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses attention rules under which a cached block could still change."""
@@ -29,8 +39,16 @@ class ExactBlock(CachePlan):
         f"cache 'block' keeps finished blocks for good, but {policy} may write to them again. "
         "Use cache 'none'."
       )
+    if self.fill and (self.fill % block or self.fill < 2 * block):
+      raise ValueError(
+        f"cache 'block' needs fill={self.fill} to be a multiple of block={block}, two at least"
+      )
     if isinstance(sees, masks.Causal):
       return
+    if self.fill and isinstance(sees, masks.PromptBlocks):
+      raise ValueError(
+        f"cache 'block': fill={self.fill} would cut the prompt, one block for {sees}"
+      )
     if not isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
       raise ValueError(
         f"cache 'block' is exact only for block-causal or causal attention, not {sees}: "
@@ -43,6 +61,17 @@ class ExactBlock(CachePlan):
 
   def refresh_B(self, at: Progress) -> Array:
     """Where more than a block waits: the prompt, or blocks that were clean all along."""
+    return jnp.zeros_like(at.commits_B) if self.fill else self._long_B(at)
+
+  def fills_B(self, at: Progress) -> Array | None:
+    return self._long_B(at) if self.fill else None
+
+  def cached_to_B(self, at: Progress) -> Array:
+    if not self.fill:
+      return at.start_B
+    return jnp.where(self._long_B(at), jnp.minimum(at.cached_B + self.fill, at.start_B), at.start_B)
+
+  def _long_B(self, at: Progress) -> Array:
     return at.start_B - at.cached_B > at.block
 
   def window_BxL(self, at: Progress) -> Array:
@@ -50,14 +79,14 @@ class ExactBlock(CachePlan):
     return (at.slot_L[None, :] >= at.cached_B[:, None]) & self._before_end(at)
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    return (block, 2 * block)
+    return tuple(sorted({block, 2 * block, self.fill or block}))
 
   def keep_BxL(self, at: Progress) -> Array:
     """Keys of the active block are kept too; every forward over it brings new ones."""
     return self._before_end(at)
 
   def _before_end(self, at: Progress) -> Array:
-    end_B = jnp.where(at.commits_B, at.start_B, at.reach_B)
+    end_B = jnp.where(at.commits_B, self.cached_to_B(at), at.reach_B)
     return at.slot_L[None, :] < end_B[:, None]
 
 
@@ -78,6 +107,7 @@ class SubBlock(ExactBlock):
   whole_blocks = False
 
   def __post_init__(self):
+    super().__post_init__()
     if self.size < 1:
       raise ValueError(f"cache: size={self.size} must be at least 1")
 
@@ -100,7 +130,7 @@ class SubBlock(ExactBlock):
     return jnp.where(alone_B[:, None], part_BxL & at.active_BxL, super().window_BxL(at))
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    return tuple(sorted({self.size, block, 2 * block}))
+    return tuple(sorted({self.size, *super().widths(block, slots)}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +148,8 @@ class Ahead(ExactBlock):
       raise ValueError(
         f"cache 'ahead' is for policies that work ahead of their block, not {policy}"
       )
+    if self.fill:
+      raise ValueError(f"cache 'ahead' caches the prompt in one window, not fill={self.fill}")
     exact = isinstance(sees, masks.Causal)
     if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
       exact = block % sees.block == 0

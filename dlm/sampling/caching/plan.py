@@ -39,6 +39,14 @@ class CachePlan(abc.ABC):
   def refresh_B(self, at: Progress) -> Array:
     """Rows whose next forward must be the whole canvas."""
 
+  def fills_B(self, at: Progress) -> Array | None:
+    """Rows whose next forward caches a part of the prompt and decides nothing; None: never any."""
+    return None
+
+  def cached_to_B(self, at: Progress) -> Array:
+    """Slots before this are cached for good after the next forward."""
+    return at.start_B
+
   @abc.abstractmethod
   def window_BxL(self, at: Progress) -> Array:
     """Bool: slots that any other forward computes; attention finds the rest in the cache."""

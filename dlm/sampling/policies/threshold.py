@@ -1,6 +1,9 @@
 """All tokens that are sure enough."""
 
 import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
 
 from dlm.sampling import select
 from dlm.sampling.policy import Policy
@@ -22,6 +25,8 @@ class Threshold(Policy):
       `threshold`; 0.02 in dInfer, beside iteration smoothing. 0: it is constant.
   """
 
+  adjustable: ClassVar[bool] = True
+
   threshold: float = 0.9
   band: float = 0.0
   decay: float = 0.0
@@ -35,6 +40,9 @@ class Threshold(Policy):
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     candidate_BxA = view.masked_BxA & (view.stats.token != view.mask_id)
-    threshold = select.falling(self.threshold, self.decay, view.turn_B)
+    threshold = self.threshold
+    if view.threshold_B is not None:
+      threshold = jnp.where(jnp.isnan(view.threshold_B), threshold, view.threshold_B)
+    threshold = select.falling(threshold, self.decay, view.turn_B)
     write_BxA = select.at_least(confidence(view.stats), candidate_BxA, threshold, self.band)
     return Decision(write_BxA, view.stats.token), state

@@ -11,7 +11,7 @@ import pytest
 from dlm import masks
 from dlm.models import ModelConfig, bind
 from dlm.sampling import loop
-from dlm.sampling.caching import PLANS, Rolling, SubBlock
+from dlm.sampling.caching import PLANS, Ahead, ExactBlock, Rolling, SubBlock
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.clock import BlockMaskRatio
 from dlm.sampling.policies import (
@@ -20,6 +20,7 @@ from dlm.sampling.policies import (
   Fixed,
   LeftToRight,
   Parts,
+  Pipelined,
   Quota,
   Renoise,
   Threshold,
@@ -148,6 +149,34 @@ def test_cached_rows_equal_uncached_ones(case):
     full, window, commits = separate.forwards_Bx3.T
     np.testing.assert_array_equal(window, decided)
     assert (full == 0).all() and commits.sum() > 0, "what fills the cache decides nothing"
+
+
+@pytest.mark.parametrize(("name", "commit"), [("random_stops", "separate"), ("shifted", "fused")])
+def test_a_prompt_is_cached_part_by_part(name, commit):
+  """No forward is over the whole canvas; texts are those of no cache, whatever is left to ride."""
+  case = CASES[name]
+  plain = run(case.sampler("none"), case.params(), case.canvas())
+  filled = run(case.sampler("block", commit, ExactBlock(fill=8)), case.params(), case.canvas())
+  same_text(filled, plain)
+  full, window, commits = filled.forwards_Bx3.T
+  np.testing.assert_array_equal(full + window, plain.forwards_Bx3[:, 0])
+  assert (full == 0).all()
+  if commit == "fused":  # prompts of 5 and 8 slots, and what is clean already before a later hole
+    assert commits.tolist() == [0, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+  ("plan", "changes", "message"),
+  [
+    (ExactBlock(fill=6), {}, "fill=6 to be a multiple of block=4, two at least"),
+    (ExactBlock(fill=4), {}, "fill=4 to be a multiple of block=4, two at least"),
+    (ExactBlock(fill=8), {"sees": masks.PromptBlocks(4)}, "fill=8 would cut the prompt"),
+    (Ahead(fill=8), {"policy": Pipelined(4)}, "in one window, not fill=8"),
+  ],
+)
+def test_parts_of_a_prompt_that_could_not_be_exact_are_refused(plan, changes, message):
+  with pytest.raises(ValueError, match=message):
+    CASES["fixed"].sampler("block", plan=plan, **changes)
 
 
 def test_forwards_and_queries_are_counted_by_kind():

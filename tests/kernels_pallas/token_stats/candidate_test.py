@@ -1,5 +1,7 @@
 """Which id is drawn: against sorted float64 numpy with the same noise, and as a distribution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,19 @@ def test_draws_what_sorted_numpy_draws(compute, draw):
   np.testing.assert_array_equal(stats.token, score_RxV.argmax(1))
   np.testing.assert_array_equal(stats.logit, plain_RxV[np.arange(ROWS), score_RxV.argmax(1)])
   np.testing.assert_array_equal(stats.top1, plain_RxV.max(1))  # plain: no noise, no cut
+
+
+@pytest.mark.parametrize("shape", [{}, {"top_p": 0.9, "confidence": "tempered"}], ids=str)
+def test_rows_with_temperatures_of_their_own_draw_what_all_rows_at_theirs_would(compute, shape):
+  z_RxV = (np.random.default_rng(6).normal(size=(12, 23)) * 2).astype(np.float32)
+  own_R = np.tile(np.array([0.0, 0.25], np.float32), 6)
+  run = functools.partial(compute, jnp.asarray(z_RxV), jnp.eye(23), key_data_Rx2=keys(12))
+  mixed = run(StatSpec(per_row=True, **shape), temperature_Rx1=jnp.asarray(own_R)[:, None])
+  for temperature in (0.0, 0.25):
+    alone, rows = run(StatSpec(temperature=temperature, **shape)), own_R == temperature
+    np.testing.assert_array_equal(mixed.token[rows], alone.token[rows])
+    np.testing.assert_array_equal(mixed.logit[rows], alone.logit[rows])
+    np.testing.assert_array_equal(mixed.lse[rows], alone.lse[rows])
 
 
 def test_top_p_finds_its_cut_among_close_logits_far_from_zero(compute):

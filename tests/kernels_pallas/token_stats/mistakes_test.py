@@ -40,6 +40,13 @@ def test_mistakes_are_named():
     token_stats(hidden_RxD, unembed_VxD, StatSpec(soft=True), embed_VxD=unembed_VxD.T)
   with pytest.raises(ValueError, match=r"temperature=1\.0 needs key_R"):
     token_stats(hidden_RxD, unembed_VxD, sampled)
+  with pytest.raises(ValueError, match=r"temperature=0\.5 must be 0 with per_row=True"):
+    StatSpec(temperature=0.5, per_row=True)
+  with pytest.raises(ValueError, match=r"per_row=True needs temperature_R"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(per_row=True), key_R=key_R)
+  with pytest.raises(ValueError, match=r"temperature_R must be \[2\], not \(3,\)"):
+    warm = {"key_R": key_R, "temperature_R": jnp.ones(3)}
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(per_row=True), **warm)
   with pytest.raises(ValueError, match="must hold 2 typed keys"):
     token_stats(hidden_RxD, unembed_VxD, sampled, key_R=key_R[:1])
   with pytest.raises(ValueError, match="threefry2x32"):

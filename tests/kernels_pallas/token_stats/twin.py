@@ -10,7 +10,7 @@ def keys(rows, seed=0):
 
 def best_with_mass(z_V, spec):
   """The set of best logits that holds top_p of the mass of `z` (sorted): its lowest logit."""
-  p_V = np.exp((z_V - z_V[0]) / spec.divisor)
+  p_V = np.exp((z_V - z_V[0]) / spec.divisor(None))
   p_V /= p_V.sum()
   if spec.top_p_rule == "within":  # value by value, as long as there is room; the best anyway
     fits = [z for z in z_V if p_V[z_V >= z].sum() <= spec.top_p]
@@ -40,14 +40,14 @@ def shaped(z_RxV, spec):
   """Tempered and cut logits."""
   z_RxV = allowed(z_RxV, spec)
   kept_RxV = np.stack([kept(z_V, spec) for z_V in z_RxV])
-  return np.where(kept_RxV, z_RxV / spec.divisor, -np.inf)
+  return np.where(kept_RxV, z_RxV / spec.divisor(None), -np.inf)
 
 
 def told(z_RxV, spec):
   """The logits whose statistics are asked for."""
   if spec.confidence == "shaped":
     return shaped(z_RxV, spec)
-  return allowed(z_RxV, spec) / (spec.divisor if spec.confidence == "tempered" else 1)
+  return allowed(z_RxV, spec) / (spec.divisor(None) if spec.confidence == "tempered" else 1)
 
 
 def lse(z_RxV):
