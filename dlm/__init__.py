@@ -31,10 +31,12 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
   dlm/generate     THE sampling path                  answers     a model's own, to train on
   dlm/rollout      rows that a model writes while it learns
+  dlm/serving      requests that come and go: scheduler, prefix cache, text bit by bit
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out, GGUF files in;
                    autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
+  dlm/roofline     what a forward costs at least on a chip: operations and bytes
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
@@ -53,9 +55,9 @@ Imports point one way; tests/layering_test.py holds the table:
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
   weights -> models;  rollout, generate -> all above, and build;  train -> the same and rollout
-  evaluation -> generate and all above but models
-  difftester -> types, sampling
-  build -> all but train, generate, evaluation;  experiments -> anything
+  evaluation -> generate and all above but models;  serving -> generate and all above
+  difftester -> types, sampling;  roofline -> models
+  build -> all but train, generate, serving, evaluation;  experiments -> anything
 
 The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling, weights) needs no
 package but jax, flax, optax, numpy and safetensors, so it runs where nothing else is installed.

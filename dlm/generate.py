@@ -261,7 +261,8 @@ class Generator:
     canvas = jax.block_until_ready(self._run(params, canvas))
     seconds = time.perf_counter() - began
     host = jax.device_get(canvas.replace(key_B=None))
-    return [_read(host, row, request, self, seconds) for row, request in enumerate(requests)]
+    own = {"sampler": self.sampler, "tokenizer": self.tokenizer, "stops": self.stops}
+    return [read(host, row, each, seconds=seconds, **own) for row, each in enumerate(requests)]
 
   def stream(
     self, params: Params, requests: Sequence[Request], *, seed: int = 0
@@ -326,11 +327,17 @@ def samples(training: Training) -> Callable[[Params, int], list[str]] | None:
   return lambda params, step: [c.text for c in write(params, requests, seed=step)]
 
 
-def _read(
-  canvas: Canvas, row: int, request: Request, generator: Generator, seconds: float
+def read(
+  canvas: Canvas,
+  row: int,
+  request: Request,
+  *,
+  sampler: Sampler,
+  tokenizer: Tokenizer,
+  stops: Sequence[str],
+  seconds: float,
 ) -> Completion:
-  """One row of a finished canvas (host arrays) as text."""
-  sampler, tokenizer = generator.sampler, generator.tokenizer
+  """One row of a finished canvas (host arrays) as text. `stops`, `seconds`: see `Generator`."""
   n = int(canvas.length_B[row])  # a policy that inserts and deletes may have changed it
   ids, when, logp, free = (
     x[row, :n] for x in (canvas.tokens_BxL, canvas.when_BxL, canvas.logp_BxL, canvas.open_BxL)
@@ -339,7 +346,7 @@ def _read(
   end, reason = _end(ids, written, free, sampler)
   written = written[written < end]
   text = tokenizer.decode(ids[written] if request.continues else ids)
-  if at := [text.find(stop) for stop in generator.stops if request.continues and stop in text]:
+  if at := [text.find(stop) for stop in stops if request.continues and stop in text]:
     text = text[: min(at)]
     # Tokens that lie before the stop string; it may begin within the next one.
     kept = bisect.bisect_right(

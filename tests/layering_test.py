@@ -90,6 +90,8 @@ LAYERS = {
   "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
+  "dlm.roofline": Layer(("dlm.models.config",)),
+  "dlm.serving": Layer((*PARTS, "dlm.build", "dlm.generate"), ("jax", "flax", "numpy")),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax",)),
   "dlm.train": Layer(
     (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout"), ("jax", "flax", "optax", "numpy")

@@ -1,0 +1,10 @@
+"""Requests that come and go over one sampler: an engine whose rows do not see each other.
+
+scheduler  who runs next: two classes, a budget of query tokens, deadlines     (host, no arrays)
+prefixes   which prefixes of prompts have cached keys                          (host, no arrays)
+text       text of tokens that come bit by bit, and where stop strings end it  (host, no arrays)
+  memory     whether all of it fits, before a request is taken
+  programs   what runs on the device, compiled before the engine is ready
+  compiles   how many programs a thread has compiled: none, while it serves
+  engine     all of that together: submit, tick, cancel
+"""

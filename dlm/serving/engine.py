@@ -1,0 +1,538 @@
+"""The engine: requests in, final tokens out, tick by tick. One thread drives it, others may ask.
+
+A request gets a row of the smallest canvas that holds it. Its prompt is cached part by part beside
+the rows that decode (`ExactBlock.fill`), or found in the prefix cache; then the row joins its tile
+and takes part in the turns of `dlm.sampling.loop`, whatever the others do. A row's tokens are those
+that it would have alone, to the bit: tiles have one compiled size, windows the row's own width, and
+a prompt's parts do not depend on when they are run.
+
+A tick dispatches its work and then reads what the tick before it did, so the host works while the
+device does; a row is therefore known to be done one tick late.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlm import build, parallel
+from dlm.build import Pretrained, SamplingConfig
+from dlm.data import Tokenizer
+from dlm.generate import Completion, Request, read
+from dlm.models.apart import apart
+from dlm.sampling.caching import ExactBlock
+from dlm.sampling.canvas import make_canvas
+from dlm.sampling.sampler import Sampler
+from dlm.sampling.state import LoopState
+from dlm.seeds import check_seed
+from dlm.serving import compiles, programs
+from dlm.serving.memory import MemoryPlan, device_bytes, nbytes
+from dlm.serving.prefixes import Chain, PrefixCache
+from dlm.serving.scheduler import Job, Limits, Overloaded, Scheduler
+from dlm.serving.text import TextStream
+from dlm.types import Canvas, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+  """A request, and what it wants of its own.
+
+  Args:
+    seed: with the request's id and sample all that its noise depends on.
+    temperature, threshold: None: those of the sampling config.
+    stops: strings that end the text where the first of them begins; the row ends there too.
+    offline: it runs where nobody waits for a row.
+    tenant: prompts share cached prefixes within one alone.
+    start_within, end_within: seconds that it may wait, and take in all.
+  """
+
+  request: Request
+  seed: int = 0
+  temperature: float | None = None
+  threshold: float | None = None
+  stops: tuple[str, ...] = ()
+  offline: bool = False
+  tenant: str = ""
+  start_within: float = math.inf
+  end_within: float = math.inf
+
+
+# Why a request ended without a completion.
+FAULTS = (
+  "cancelled",
+  "queue_timeout",  # it waited longer than start_within
+  "request_timeout",  # it took longer than end_within
+  "nonfinite_logits",  # the model said NaN
+  "engine_restarted",  # a program failed, and with it all that was on the device
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+  """What became final of a request since its last event; the last one has `completion` or `fault`.
+
+  `tokens` in order of position, with the log-probability each had when it was written (None: it had
+  none); `text` is what they add to the text, whole characters and no beginning of a stop string.
+  """
+
+  key: int
+  tokens: list[int] = dataclasses.field(default_factory=list)
+  logprobs: list[float | None] = dataclasses.field(default_factory=list)
+  text: str = ""
+  completion: Completion | None = None
+  fault: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+  """How an engine is built.
+
+  Args:
+    sizes: slots of its canvases; a request gets the smallest that holds it.
+    rows: of each size, rounded up to whole tiles.
+    row_tile: rows that are computed together; 0: all of a size.
+    turns: of the loop a tick, between which rows neither come nor go.
+    fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
+      forward over the whole canvas, in which the other rows of the tile wait.
+    prefixes: pages of `fill` slots that the prefix cache holds; 0: none.
+    memory: bytes that may be used; 0: what the device has.
+  """
+
+  sizes: tuple[int, ...]
+  rows: int = 8
+  row_tile: int = 0
+  turns: int = 4
+  fill: int = 128
+  prefixes: int = 0
+  memory: int = 0
+  limits: Limits = dataclasses.field(default_factory=Limits)
+
+  def __post_init__(self):
+    for name in ("rows", "turns"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"serving: {name}={getattr(self, name)} must be at least 1")
+    for name in ("row_tile", "fill", "prefixes", "memory"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"serving: {name}={getattr(self, name)} must not be negative (0: off)")
+    if not self.sizes or min(self.sizes) < 2:
+      raise ValueError(f"serving: sizes={self.sizes} must name canvases of two slots or more")
+    if self.prefixes and not 0 < self.fill < min(self.sizes):
+      raise ValueError(
+        f"serving: prefixes={self.prefixes} are pages of fill={self.fill} slots, which must be "
+        f"fewer than those of the smallest canvas; sizes={self.sizes}"
+      )
+    if self.limits.waiting_slots < max(self.sizes):
+      raise ValueError(
+        f"serving: waiting_slots={self.limits.waiting_slots} must hold a canvas; sizes={self.sizes}"
+      )
+
+
+@dataclasses.dataclass
+class _Live:
+  """A request that is in the engine."""
+
+  ask: Ask
+  job: Job
+  text: TextStream
+  began: float
+  start: int  # first slot of its first block
+  seen: int = 0  # slots before this have been told, if they were to be
+  tokens: int = 0  # that have been told
+  ended: bool = False  # a stop id was among what is final: no other token will be told
+  chain: Chain | None = None  # of its prompt's pages
+  pages: list[int] = dataclasses.field(default_factory=list)  # those found in the prefix cache
+  parts: int = 0  # of its prompt that are cached
+
+
+@dataclasses.dataclass
+class _Canvases:
+  """All rows of one canvas size."""
+
+  run: programs.Programs
+  tiles: list[LoopState]
+  keys: list[list[int | None]]  # whose row it is, tile by tile; None: nobody's
+  filling: LoopState | None = None  # the row whose prompt is being cached
+  whose: int | None = None
+
+
+class Engine:
+  """Serves one sampler.
+
+  Attributes:
+    compiles: programs that were compiled since it is ready: each is a bug.
+    memory: what it holds, see `MemoryPlan`.
+    prefixes: the prefix cache, which counts its hits.
+  """
+
+  def __init__(
+    self,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    params: Params,
+    serving: Serving,
+    *,
+    align: str,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self.sampler, self.serving = _served(sampler, serving), serving
+    self.tokenizer, self.align, self._clock = tokenizer, align, clock
+    devices = jax.tree.leaves(jax.device_put(params))[0].devices()
+    if len(devices) > 1:
+      raise ValueError(f"serving: parameters on {len(devices)} devices; one device is served")
+    self._params = apart(jax.device_put(params, *devices))
+    # A block's tokens are final, unless the policy goes back or a text is cut when it is done.
+    self._streams = self.sampler.scope == "block" and not sampler.least_entropy
+    self._tile = min(serving.row_tile or serving.rows, serving.rows)
+    self._tiles = -(-serving.rows // self._tile)
+    paged = serving.prefixes > 0
+    self._page_shapes = programs.shapes_of_pages(self.sampler, serving.prefixes) if paged else None
+    self._run = {
+      slots: programs.compiled(
+        self.sampler, self._params, slots=slots, tile=self._tile, pages=self._page_shapes,
+        align=align,
+      )
+      for slots in sorted(set(serving.sizes))
+    }  # fmt: skip
+    self.memory = MemoryPlan(
+      limit=serving.memory or device_bytes(*devices),
+      weights=nbytes(self._params),
+      row={slots: nbytes(run.row) for slots, run in self._run.items()},
+      rows=self._tiles * self._tile,
+      pages=nbytes(self._page_shapes),
+      temporaries=max(run.temporaries for run in self._run.values()),
+    )
+    self.memory.check()
+    self._keys = itertools.count()
+    self._live: dict[int, _Live] = {}
+    self._cancelled: set[int] = set()
+    self._work = threading.Condition()
+    self._empty()
+    self.compiles = 0
+    self._warm()
+
+  # -----------------------------------------------------------------------------------------------
+  # From any thread
+
+  def submit(self, ask: Ask) -> int:
+    """Takes a request; what becomes of it is told under the key that is returned.
+
+    Raises:
+      ValueError: it asks for what cannot be served.
+      Overloaded: too many wait.
+    """
+    self._check(ask)
+    now = self._clock()
+    slots = min(slots for slots in self._run if slots >= self._room(ask.request))
+    with self._work:
+      key = next(self._keys)
+      job = Job(key, slots, ask.offline, now + ask.start_within, now + ask.end_within)
+      self.scheduler.submit(job)
+      first = int(np.argmax(ask.request.open))
+      block = self.sampler.block
+      start = first // block * block if self.align == "canvas" else first
+      text = TextStream(self.tokenizer, ask.stops)
+      self._live[key] = _Live(ask, job, text, began=now, start=start)
+      self._work.notify_all()
+    return key
+
+  def cancel(self, key: int) -> None:
+    """Ends a request at the next tick, if it has not ended before."""
+    with self._work:
+      self._cancelled.add(key)
+      self._work.notify_all()
+
+  @property
+  def idle(self) -> bool:
+    """Whether a tick would find nothing to do."""
+    return not (self._live or self._cancelled)
+
+  def wait(self, seconds: float) -> bool:
+    """Until there is something to do, or for so long; whether there is."""
+    with self._work:
+      return self._work.wait_for(lambda: not self.idle, seconds)
+
+  # -----------------------------------------------------------------------------------------------
+  # From the thread that drives it
+
+  def tick(self) -> list[Event]:
+    """One turn of the crank: what became final, of whom."""
+    before, events = compiles.count(), []
+    try:
+      with self._work:
+        self._drop(events)
+        for job in self.scheduler.admit():
+          self._begin(job)
+        for job, parts in self.scheduler.parts():
+          self._fill(job, parts)
+        last, self._dispatched = self._dispatched, self._decode()
+      for keys, report in last:
+        canvas, broken_B = jax.device_get((report.canvas, report.broken_B))
+        with self._work:
+          for row, key in enumerate(keys):
+            if key in self._live:
+              events += self._read(key, canvas, row, bool(broken_B[row]))
+    except jax.errors.JaxRuntimeError:
+      # What was donated is gone: all rows end, and the next tick starts from nothing.
+      with self._work:
+        running = list(self.scheduler.running)
+        events += [self._end(key, fault="engine_restarted") for key in running]
+        self._empty(self.scheduler)
+    self.compiles += compiles.count() - before
+    return events
+
+  def run(self, asks: Iterable[Ask]) -> list[Completion | str]:
+    """Offline: all of them, in their order; a fault by its name. Nobody else asks meanwhile.
+
+    Prompts that begin alike go in one after the other, so that what they share is cached when the
+    next needs it (BatchLLM, 2412.03594).
+    """
+    asks = list(asks)
+    order = sorted(range(len(asks)), key=lambda i: asks[i].request.tokens.tolist(), reverse=True)
+    done: list[Completion | str | None] = [None] * len(asks)
+    at: dict[int, int] = {}
+    while order or at:
+      with contextlib.suppress(Overloaded):
+        while order:
+          at[self.submit(asks[order[-1]])] = order[-1]
+          order.pop()
+      for event in self.tick():
+        if event.completion or event.fault:
+          done[at.pop(event.key)] = event.completion or event.fault
+    return done
+
+  # -----------------------------------------------------------------------------------------------
+  # Inside a tick
+
+  def _empty(self, scheduler: Scheduler | None = None) -> None:
+    """Nothing on the device but the weights. `scheduler`: one whose queue is kept."""
+    serving = self.serving
+    self._pages = None if self._page_shapes is None else programs.empty_pages(self._page_shapes)
+    self.prefixes = PrefixCache(serving.prefixes, max(serving.fill, 1))
+    self._dispatched: list[tuple[tuple[int | None, ...], programs.Report]] = []
+    self._canvases = {
+      slots: _Canvases(
+        run,
+        [run.empty() for _ in range(self._tiles)],
+        [[None] * self._tile for _ in range(self._tiles)],
+      )
+      for slots, run in self._run.items()
+    }
+    self.scheduler = scheduler or Scheduler(
+      serving.limits,
+      {slots: self._tiles * self._tile for slots in self._run},
+      decode=self.sampler.block * serving.turns,
+      fill=max(serving.fill, 1),
+    )
+
+  def _warm(self) -> None:
+    """A request of each size runs through, so that all is compiled that is ever called."""
+    for slots in self._run:
+      free = np.arange(slots) == slots - 1
+      tokens = np.where(free, self.sampler.mask_id, 0).astype(np.int32)
+      for end in self.run([Ask(Request(0, "", tokens, free), tenant="\0")] * 2):
+        if isinstance(end, str):
+          raise ValueError(f"serving: a row of {slots} slots of id 0 ends by {end!r}")
+    self.prefixes.hits = self.prefixes.misses = self.compiles = 0
+
+  def _drop(self, events: list[Event]) -> None:
+    now = self._clock()
+    ended = {key: "cancelled" for key in self._cancelled}
+    self._cancelled.clear()
+    for job in self.scheduler.late(now):
+      waits = job.row < 0 and now <= job.end_by
+      ended.setdefault(job.key, "queue_timeout" if waits else "request_timeout")
+    events += [self._end(key, fault=fault) for key, fault in ended.items() if key in self._live]
+
+  def _begin(self, job: Job) -> None:
+    """The row of a job that was admitted; it waits for its prompt, or joins its tile."""
+    live = self._live[job.key]
+    ask = live.ask
+    live.began = self._clock()
+    if self._pages is not None:
+      live.chain = self.prefixes.chain(ask.request.tokens[: live.start], ask.tenant)
+      live.pages = self.prefixes.hold(live.chain)
+      live.parts = len(live.pages)
+    fill, left = self.serving.fill, live.start - live.parts * self.serving.fill
+    while fill and left > self.sampler.block:  # as ExactBlock fills, until a block or less is left
+      job.fills, left = job.fills + 1, left - fill
+    if not job.fills:
+      self._join(job, self._row(live))
+
+  def _row(self, live: _Live) -> LoopState:
+    """The state of a row before its first forward, with what is cached of its prompt."""
+    ask, request = live.ask, live.ask.request
+    canvas = make_canvas(
+      [request.tokens], [request.open], [request.id],
+      samples=[request.sample], slots=live.job.slots, block=self.sampler.block, align=self.align,
+      mask_id=self.sampler.mask_id, seed=ask.seed,
+    )  # fmt: skip
+    temperature = self.sampler.temperature if ask.temperature is None else ask.temperature
+    threshold = math.nan if ask.threshold is None else ask.threshold
+    run = self._run[live.job.slots]
+    own = (np.full(1, value, np.float32) for value in (temperature, threshold))
+    state = run.begin(canvas, *own)
+    for place, number in enumerate(live.pages):
+      state = run.load(state, self._pages, np.int32(number), np.int32(place))
+    return state
+
+  def _fill(self, job: Job, parts: int) -> None:
+    """The next parts of a prompt; after the last of them its row joins its tile."""
+    canvases, live = self._canvases[job.slots], self._live[job.key]
+    if canvases.filling is None:
+      canvases.filling, canvases.whose = self._row(live), job.key
+    run, state = canvases.run, canvases.filling
+    state, _ = run.fill(self._params, state, np.ones(1, bool), np.int32(parts))
+    for place in range(live.parts, live.parts + parts):
+      whole = live.chain is not None and place == live.chain.held < len(live.chain.names)
+      if whole and (number := self.prefixes.add(live.chain)) is not None:
+        self._pages = run.save(self._pages, state, np.int32(number), np.int32(place))
+    live.parts += parts
+    canvases.filling = state
+    if not job.fills:
+      canvases.filling = canvases.whose = None
+      self._join(job, state)
+
+  def _join(self, job: Job, state: LoopState) -> None:
+    canvases = self._canvases[job.slots]
+    tile, place = divmod(job.row, self._tile)
+    canvases.keys[tile][place] = job.key
+    if canvases.run.insert is not None:
+      state = canvases.run.insert(canvases.tiles[tile], state, np.int32(place))
+    canvases.tiles[tile] = state
+
+  def _decode(self) -> list[tuple[tuple[int | None, ...], programs.Report]]:
+    """The turns of this tick, of every tile that somebody is in."""
+    dispatched, turns = [], np.int32(self.serving.turns)
+    for canvases in self._canvases.values():
+      for i, keys in enumerate(canvases.keys):
+        if any(key is not None for key in keys):
+          live_B = np.array([key is not None for key in keys])
+          canvases.tiles[i], report = canvases.run.decode(
+            self._params, canvases.tiles[i], live_B, turns
+          )
+          dispatched.append((tuple(keys), report))
+    return dispatched
+
+  def _read(self, key: int, canvas: Canvas, row: int, broken: bool) -> list[Event]:
+    """What a report says of a row that is still wanted."""
+    live = self._live[key]
+    if broken:
+      return [self._end(key, fault="nonfinite_logits")]
+    done, told = bool(canvas.done_B[row]), live.text.told
+    tokens, logprobs, text = [], [], ""
+    if not done and self._streams and live.ask.request.continues:
+      final = int(canvas.start_B[row])
+      slot_N = self._news(live, canvas, row, final)
+      tokens, logp = (x[row, slot_N].tolist() for x in (canvas.tokens_BxL, canvas.logp_BxL))
+      logprobs = [each if math.isfinite(each) else None for each in logp]
+      text = live.text.push(tokens)
+    if not done and not live.text.stopped:
+      live.tokens += len(tokens)
+      return [Event(key, tokens, logprobs, text)] if tokens else []
+    if not done:  # a stop string: as if no later slot had been written
+      when_BxL = np.array(canvas.when_BxL)
+      when_BxL[row, final:] = -1
+      canvas = canvas.replace(when_BxL=when_BxL)
+    completion = read(
+      canvas, row, live.ask.request, sampler=self.sampler, tokenizer=self.tokenizer,
+      stops=live.ask.stops, seconds=self._clock() - live.began,
+    )  # fmt: skip
+    self._end(key)
+    rest = slice(live.tokens, None)
+    return [
+      Event(
+        key, completion.tokens[rest], completion.logprobs[rest], completion.text[told:], completion
+      )
+    ]
+
+  def _news(self, live: _Live, canvas: Canvas, row: int, final: int) -> np.ndarray:
+    """Slots before `final` that were written and not told yet, up to the first stop id."""
+    slot_N = np.arange(live.seen, max(final, live.seen))
+    live.seen = max(final, live.seen)
+    ids_N = canvas.tokens_BxL[row, slot_N]
+    written_N = canvas.open_BxL[row, slot_N] & (canvas.when_BxL[row, slot_N] >= 0)
+    slot_N, ids_N = (x[written_N & (ids_N != self.sampler.mask_id)] for x in (slot_N, ids_N))
+    stops = np.flatnonzero(np.isin(ids_N, self.sampler.eos_ids))
+    if live.ended or len(stops):
+      slot_N = slot_N[: 0 if live.ended else stops[0]]
+      live.ended = True
+    return slot_N
+
+  def _end(self, key: int, fault: str | None = None) -> Event:
+    """The request leaves the engine; its row is free from the next tick on."""
+    live = self._live.pop(key)
+    job = self.scheduler.remove(key, self._clock())
+    if live.chain is not None:
+      self.prefixes.release(live.chain)
+    if job.row >= 0:
+      canvases = self._canvases[job.slots]
+      tile, place = divmod(job.row, self._tile)
+      if canvases.keys[tile][place] == key:
+        canvases.keys[tile][place] = None
+      elif canvases.whose == key:
+        canvases.filling = canvases.whose = None
+    return Event(key, fault=fault)
+
+  def _room(self, request: Request) -> int:
+    """Slots that it may come to fill."""
+    return len(request.tokens) + self.sampler.policy.spare
+
+  def _check(self, ask: Ask) -> None:
+    """Raises ValueError where a request cannot be served, before it waits for anything."""
+    check_seed(ask.seed)
+    slots = self._room(ask.request)
+    if slots > max(self._run):
+      raise ValueError(
+        f"request: {slots} tokens, those to be written included, exceed the largest canvas of "
+        f"{max(self._run)} slots"
+      )
+    if not ask.request.open.any():
+      raise ValueError("request: nothing to write (no open position)")
+    warm = ask.temperature
+    if warm is not None and not (0 <= warm < math.inf):
+      raise ValueError(f"request: temperature={warm} must be finite and not negative")
+    if warm and self.sampler.spec().gather:
+      raise ValueError(f"request: temperature={warm} must be 0 with {self.sampler.policy}")
+    if ask.threshold is not None:
+      if not self.sampler.policy.adjustable:
+        raise ValueError(
+          f"request: threshold={ask.threshold} is not a setting of {self.sampler.policy}"
+        )
+      if not 0 <= ask.threshold <= 1:
+        raise ValueError(f"request: threshold={ask.threshold} must lie in [0, 1]")
+    if "" in ask.stops:
+      raise ValueError("request: a stop string must not be empty")
+    if ask.stops and not ask.request.continues:
+      raise ValueError("request: a text that is filled in has no stop strings")
+
+
+def engine(
+  config: SamplingConfig | Mapping[str, Any], trained: Pretrained, serving: Serving
+) -> Engine:
+  """What serves a checkpoint on the first device of this process."""
+  sampler, own = build.sampling(config, trained.model, trained.facts)
+  params, _ = trained.on(parallel.make_mesh(devices=jax.local_devices()[:1]))
+  return Engine(sampler, trained.tokenizer, params, serving, align=own.align)
+
+
+def _served(sampler: Sampler, serving: Serving) -> Sampler:
+  """The sampler, with rows that owe nothing to their neighbours and prompts in parts."""
+  if sampler.guidance:
+    raise ValueError(f"serving: guidance={sampler.guidance} must be 0: it takes two rows a request")
+  if sampler.drafter is not None:
+    raise ValueError(f"serving: {sampler.policy} needs a second model, which is not served")
+  plan, parts = sampler.plan, 0
+  if serving.fill:
+    if type(plan) is not ExactBlock:
+      raise ValueError(f"serving: fill={serving.fill} needs cache 'block', not {plan}; 0: off")
+    plan, parts = dataclasses.replace(plan, fill=serving.fill), max(serving.sizes) // serving.fill
+  return dataclasses.replace(
+    sampler, plan=plan, own_width=True, max_forwards=sampler.max_forwards + parts + 1
+  )
