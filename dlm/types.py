@@ -223,7 +223,7 @@ class Canvas:
   key_B: Array
   done_B: Array
   forwards_Bx3: Array  # whole canvas, window, commit: see FORWARD_KINDS
-  drafts_B: Array  # forwards of a second model that drafts; `forwards` are the model's own
+  drafts_B: Array  # forwards that only draft, of a second model or its own; no part of `forwards`
   queries_B: Array  # query positions those forwards computed for this row
   remasked_B: Array  # written tokens that were masked again
 

@@ -57,10 +57,6 @@ UNCHECKED = {
   "d3llm": {
     "d3llm_dream_multi_block_kv": "their cache holds keys twice once two blocks wait together"
   },
-  "nemotron_labs_diffusion": dict.fromkeys(
-    ("nemotron_ar", "nemotron_linear_spec_retyped", "nemotron_diffusion_retyped"),
-    "its three modes of sampling follow",
-  ),
 }
 ELSEWHERE = {
   "serve_numbers": "costs of forwards are checked by tests/dlm/roofline_test.py",

@@ -10,7 +10,7 @@ from dlm import masks
 from dlm.build import pools, tables
 from dlm.build.choices import Auto
 from dlm.build.models import check_drafter
-from dlm.facts import ModelFacts
+from dlm.facts import ModelFacts, rule_of
 from dlm.models.apart import STREAMED
 from dlm.models.bind import Model, bind
 from dlm.models.dflash import DFlash
@@ -27,6 +27,7 @@ from dlm.types import Clock, MaskRule
 
 THRESHOLD = tables.Named("threshold", POLICIES["threshold"])
 AUTO = tables.Named("auto", Auto)
+MODES = ("causal", "causal_context", "prompt_blocks")  # of a checkpoint of attention causal_context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,12 @@ class SamplingConfig(tables.Config):
   Args:
     policy: which masks to decide after each forward: one of `dlm.sampling.policies`.
     cache: one of `dlm.sampling.caching`; auto: the exact one of model and policy, else none.
-    commit: how a finished block's keys enter the cache: fused, separate or free.
+    attention: of a checkpoint that has several modes (Nemotron-Labs-Diffusion): causal, to write
+      token by token or to check drafts; causal_context or prompt_blocks, to denoise blocks behind
+      text that is read causally or whole; auto: causal with policies that draft, else
+      causal_context. Of others: auto, what they were trained with.
+    commit: how a finished block's keys enter the cache: fused, separate or free; auto: separate
+      behind a causal context, else fused.
     block: tokens a block; 0: the checkpoint's block.
     align: where blocks are counted from: canvas, prompt; auto: canvas for block-causal models.
     slots: of the canvas; 0: the length of the model's training rows.
@@ -65,7 +71,8 @@ class SamplingConfig(tables.Config):
 
   policy: tables.Named[Policy] = THRESHOLD
   cache: tables.Named[CachePlan] = AUTO
-  commit: str = "fused"
+  attention: str = "auto"
+  commit: str = "auto"
   block: int = 0
   align: str = "auto"
   slots: int = 0
@@ -133,6 +140,7 @@ def sampling(
   aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
   ends = facts.eos_ids
   policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab)
+  facts = _in_mode(facts, own.attention, block, bool(policy.draft_span))
   block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.
   blocks = -(-slots // block)
@@ -142,6 +150,8 @@ def sampling(
     block=block,
     slots=slots,
     align=aligned if own.align == "auto" else own.align,
+    attention=facts.attention_name,
+    commit=_commit(facts) if own.commit == "auto" else own.commit,
     max_forwards=own.max_forwards or enough,
     row_tile=_row_tile(model) if own.row_tile is None else own.row_tile,
   )
@@ -150,8 +160,13 @@ def sampling(
   whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts.shift)
   plan = _plan(own, sees, policy, whole_pools)
   pools.check(moe, facts, plan, policy, whole_pools, own.row_tile)
+  served, adapted = _served(pools.dropless(model), own.implementation), None
+  if policy.own_drafts and model.config.lora is not None:  # on to draft, off to check
+    adapted = served
+    served = bind(dataclasses.replace(served.config, lora=None))
   sampler = Sampler(
-    denoise=_served(pools.dropless(model), own.implementation),
+    denoise=served,
+    adapted=adapted,
     policy=policy,
     plan=plan,
     sees=sees,
@@ -180,6 +195,24 @@ def sampling(
     else _drafter(*drafter, model, facts, policy, own.implementation),
   )
   return sampler, own
+
+
+def _in_mode(facts: ModelFacts, mode: str, block: int, drafts: bool) -> ModelFacts:
+  """The facts of one mode of a checkpoint; of one that has a single mode its own."""
+  if not isinstance(facts.attention, masks.CausalContext):
+    if mode not in ("auto", facts.attention_name):
+      raise ValueError(
+        f"attention={mode!r} must be 'auto': the checkpoint knows {facts.attention_name!r} alone"
+      )
+    return facts
+  if mode == "auto":
+    mode = "causal" if drafts else "causal_context"
+  tables.one_of("attention", mode, MODES)
+  return dataclasses.replace(facts, attention=rule_of(mode, block), shift=int(mode == "causal"))
+
+
+def _commit(facts: ModelFacts) -> str:
+  return "separate" if isinstance(facts.attention, masks.CausalContext) else "fused"
 
 
 def _row_tile(model: Model) -> int:

@@ -11,9 +11,9 @@ from dlm.sampling import ends, guidance
 from dlm.sampling.canvas import at_slot, write
 from dlm.sampling.forward import in_turn
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.score import score
+from dlm.sampling.score import confidence, score
 from dlm.sampling.state import LoopState
-from dlm.types import Array, KVCache, LogitHead, Params, TokenStats
+from dlm.types import Array, Canvas, KVCache, LogitHead, Params, TokenStats
 
 Run = Callable[[KVCache], tuple[LogitHead, KVCache]]  # a forward of the drafter
 
@@ -137,6 +137,49 @@ def _over_text(
     )
   ]
   return runs, jnp.where(much_B, end_B, size_B)
+
+
+def propose_itself(
+  sampler: Sampler, params: Params, state: LoopState, rows_B: Array, key_B: Array
+) -> Canvas:
+  """In `rows`, drafts of the model itself behind the last settled token (Nemotron-Labs-Diffusion).
+
+  One forward over that token and a mask in each slot to draft: they see each other and the cached
+  text, and leave no keys. A mask predicts its own slot, with the noise by which the check draws it.
+  Drafts that are no surer than the policy's `least_sure` stay masks.
+  """
+  canvas, policy = state.canvas, sampler.policy
+  slots = canvas.tokens_BxL.shape[1]
+  slot_BxW = canvas.start_B[:, None] + jnp.arange(1 + policy.own_drafts)[None, :]
+  slot_BxA = slot_BxW[:, 1:]
+  masks_BxA = jnp.full_like(slot_BxA, sampler.mask_id)
+  canvas = write(canvas, rows_B[:, None], slot_BxA, masks_BxA)
+  end_B = jnp.minimum(canvas.start_B + slot_BxW.shape[1], canvas.length_B)
+
+  def run(cache: KVCache) -> tuple[TokenStats, KVCache]:
+    out = (sampler.adapted or sampler.denoise)(
+      params,
+      at_slot(canvas.tokens_BxL, slot_BxW),
+      slot_BxW=jnp.minimum(slot_BxW, slots),
+      mask=masks.within(masks.Full()(slot_BxW, slots), end_B),
+      cache=cache,
+      ask_BxA=jnp.broadcast_to(jnp.arange(1, slot_BxW.shape[1]), slot_BxA.shape),
+    )
+    return score(
+      out.head,
+      sampler.spec(),
+      current_BxA=jnp.zeros_like(slot_BxA),
+      key_B=key_B,
+      slot_BxA=slot_BxA,
+    ), cache
+
+  stats, _ = in_turn([(rows_B, run)], state.cache)
+  sure_BxA = confidence(stats) > policy.least_sure
+  canvas = write(canvas, rows_B[:, None] & sure_BxA, slot_BxA, stats.token)
+  return canvas.replace(
+    drafts_B=canvas.drafts_B + rows_B,
+    queries_B=canvas.queries_B + jnp.where(rows_B, end_B - canvas.start_B, 0),
+  )
 
 
 def advance(sampler: Sampler, state: LoopState, advance_B: Array, decides_B: Array) -> LoopState:

@@ -13,7 +13,7 @@ from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
 from dlm.sampling.state import where_rows
-from dlm.types import Array, Canvas, KVCache, Params, Progress, TokenStats
+from dlm.types import Array, Canvas, KVCache, Mask, Params, Progress, TokenStats
 
 
 @struct.dataclass
@@ -59,7 +59,8 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   if not sampler.plan.cached:
     shadows = sampler.block if sampler.policy.judges else 0
     stats, _ = whole(None)
-    return Scored(stats, _scored(sampler, canvas, everywhere_BxL), None, canvas.length_B + shadows)
+    scored_BxA = _scored(sampler, ask, everywhere_BxL)
+    return Scored(stats, scored_BxA, None, canvas.length_B + shadows)
 
   window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
   if sampler.anchored:
@@ -77,7 +78,7 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   stats, cache = in_turn(runs, cache)
   computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
   queries_B = jnp.where(full, canvas.length_B, size_B)
-  return Scored(stats, _scored(sampler, canvas, computed_BxL), cache, queries_B)
+  return Scored(stats, _scored(sampler, ask, computed_BxL), cache, queries_B)
 
 
 def in_turn(
@@ -109,10 +110,23 @@ def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
   return tuple(sorted(widths))
 
 
-def _scored(sampler: Sampler, canvas: Canvas, computed_BxL: Array) -> Array:
+def _shift(sampler: Sampler, at: Progress) -> int | Array:
+  """How far ahead of itself a query predicts, for each row [B, 1] where that differs."""
+  return at.commits_B[:, None].astype(jnp.int32) if sampler.causal_context else sampler.shift
+
+
+def _sees(sampler: Sampler, at: Progress, slot_BxW: Array, slots: int) -> Mask:
+  """What each query sees, padding included."""
+  mask = sampler.sees(slot_BxW, slots, at.answer_B)
+  if sampler.causal_context:
+    mask = where_rows(at.commits_B, sampler.sees.clean(slot_BxW, slots), mask)
+  return mask
+
+
+def _scored(sampler: Sampler, ask: Ask, computed_BxL: Array) -> Array:
   """Slots in scope whose predicting query was computed; slot 0 has only its own."""
-  slot_BxA = scope(sampler, canvas)
-  asked_BxA = jnp.maximum(slot_BxA - sampler.shift, 0)
+  slot_BxA = scope(sampler, ask.canvas)
+  asked_BxA = jnp.maximum(slot_BxA - _shift(sampler, ask.at), 0)
   return at_slot(computed_BxL, asked_BxA) & (slot_BxA < computed_BxL.shape[1])
 
 
@@ -133,7 +147,8 @@ def _over(
   order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
   slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
   # Query w predicts slot + shift. The w-th slot of the window is found by counting.
-  asked_BxA = jnp.clip(slot_BxA - sampler.shift, 0, slots - 1)
+  shift = _shift(sampler, at)
+  asked_BxA = jnp.clip(slot_BxA - shift, 0, slots - 1)
   ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
   place_BxW, seldom = slot_BxW, {}  # a denoiser that is never given these need not know the words
   if sampler.policy.slides:
@@ -160,7 +175,7 @@ def _over(
     seldom["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
   # As few rows as can be meet the vocabulary: those of the queries, or the active block's.
   by_query = sampler.scope == "canvas" or width < slot_BxA.shape[1]
-  target_BxA = jnp.minimum(slot_BxW + sampler.shift, slots - 1) if by_query else slot_BxA
+  target_BxA = jnp.minimum(slot_BxW + shift, slots - 1) if by_query else slot_BxA
   gather_BxAxJ = ask.gather_BxAxJ
   if by_query and gather_BxAxJ is not None:
     gather_BxAxJ = at_slot(gather_BxAxJ, jnp.maximum(target_BxA - slot_BxA[:, :1], 0))
@@ -174,7 +189,7 @@ def _over(
     at_slot(canvas.tokens_BxL, slot_BxW),
     at_slot(canvas.open_BxL, slot_BxW),
     slot_BxW=slot_BxW,
-    mask=masks.within(sampler.sees(place_BxW, slots, at.answer_B), canvas.length_B),
+    mask=masks.within(_sees(sampler, at, place_BxW, slots), canvas.length_B),
     time_BxW=time_BxW,
     cache=cache,
     write_BxW=write_BxW,

@@ -9,7 +9,8 @@ within rounding:
            nothing, until a block or less is left
   pending  clean text before the active block is not cached: the prompt, or the block just finished.
            commit="separate": the next forward caches it and decides nothing, but for the first
-           token of the active block where the clean token before it predicts that (shift).
+           token of the active block where the clean token before it predicts that (shift, or a
+           causal context, where this forward reads causally and no other does).
            "fused": it rides in the active block's first forward, one forward fewer for the same
            tokens. "free": as fused, and a block whose last forward changed nothing is cached by it
   denoise  forwards over the active block; the policy writes tokens after each
@@ -94,6 +95,9 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   if sampler.drafter is not None:
     state = drafts.propose(sampler, params, state, act_B & ~full, key_noise_B)
     canvas, (params, drafting) = state.canvas, params
+  if sampler.policy.own_drafts:
+    canvas = drafts.propose_itself(sampler, params, state, act_B & ~full, key_noise_B)
+    state = state.replace(canvas=canvas)
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
   barred_B = sampler.policy.barred(state.policy)
   own_B = None if state.served is None else state.served.temperature_B
@@ -127,10 +131,14 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   if sampler.on_eos == "fill":
     rows_B = decides_B & ends.fills_after(sampler, full)
     canvas = ends.fill(sampler, canvas, rows_B, jnp.zeros_like(canvas.start_B))
+  policy = where_rows(decides_B & ~alone_B, policy, state.policy)
+  if sampler.causal_context:  # the block that its policy enters begins behind the first token
+    entered = sampler.policy.enter(in_block(sampler, canvas), state.policy)
+    policy = where_rows(alone_B, entered, policy)
   state = state.replace(
     canvas=canvas,
     cache=seen.cache,
-    policy=where_rows(decides_B & ~alone_B, policy, state.policy),
+    policy=policy,
     step_B=state.step_B + (decides_B & ~at.commits_B),
     cached_B=jnp.where(act_B, sampler.plan.cached_to_B(at), state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),

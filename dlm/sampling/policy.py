@@ -29,6 +29,9 @@ class Policy(abc.ABC):
       "block". 0: it does not draft.
     proposals: drafts that a second model, the sampler's `drafter`, proposes a forward; 0: none.
     best_drafts: they are its likeliest tokens, at any temperature, not drawn as the model's are.
+    own_drafts: drafts that the model itself proposes, in a forward of its own before each that
+      checks: over masks behind the settled text, which see each other. 0: none.
+    least_sure: own drafts whose probability is no higher stay masks.
     part: slots of the parts that it writes a block in, one after the other; 0: the block is one.
     shifts: it inserts and deletes (`dlm.sampling.shifts`): in scope "block" within the block, in
       scope "canvas" rows grow and shrink.
@@ -50,6 +53,8 @@ class Policy(abc.ABC):
   draft_span: ClassVar[int] = 0
   proposals: ClassVar[int] = 0
   best_drafts: ClassVar[bool] = False
+  own_drafts: ClassVar[int] = 0
+  least_sure: ClassVar[float] = 0.0
   part: ClassVar[int] = 0
   shifts: ClassVar[bool] = False
   bars: ClassVar[tuple[int, ...]] = ()
@@ -185,6 +190,14 @@ class Wrapper(Policy):
   @property
   def best_drafts(self) -> bool:
     return self.inner.best_drafts
+
+  @property
+  def own_drafts(self) -> int:
+    return self.inner.own_drafts
+
+  @property
+  def least_sure(self) -> float:
+    return self.inner.least_sure
 
   @property
   def part(self) -> int:

@@ -53,6 +53,8 @@ class Sampler:
       two, "plain" becomes that.
     doubtful: ids left out of every confidence; a candidate among them has confidence 0 (LLaDA's
       confidence_eos_eot_inf, arXiv 2502.09992, B.4: end tokens are written last).
+    adapted: the same model with the adapters that help it to draft, for policies that draft in
+      forwards of their own ("self_speculative"); None: it has none.
     drafter: who proposes, for policies that only check ("deer", "dflash"); `params` are then a
       pair, the model's and the drafter's.
     guidance: scale of classifier-free guidance, 0: off; two rows a forward.
@@ -87,6 +89,7 @@ class Sampler:
   least_entropy: float = 0.0
   own_width: bool = False
   drafter: Drafter | None = None
+  adapted: Denoiser | None = None
 
   def __post_init__(self):
     object.__setattr__(self, "scope", self.scope or self.policy.scope)
@@ -115,6 +118,8 @@ class Sampler:
       )
     if self.policy.draft_span:
       self._check_drafts()
+    if self.causal_context:
+      self._check_context()
     if self.policy.judges:
       self._check_shadows()
     if self.policy.renoises:
@@ -152,6 +157,22 @@ class Sampler:
         f"Sampler: {self.policy} drafts, which needs cache 'rolling', scope 'block' and a causal "
         f"model whose logits predict the next token; shift={self.shift}, scope={self.scope!r}, "
         f"{self.plan}"
+      )
+    if self.policy.own_drafts and self.guidance:
+      raise ValueError(
+        f"Sampler: guidance={self.guidance} must be 0 where a model drafts over its own cache; "
+        f"{self.policy}"
+      )
+
+  def _check_context(self) -> None:
+    """Raises ValueError where clean text would not be read apart from the block being written."""
+    apart = self.plan.provisional and self.commit == "separate" and self.scope == "block"
+    if not apart or self.shift or self.clock or self.policy.renoises:
+      raise ValueError(
+        f"Sampler: {self.sees} reads clean text causally, in forwards of their own: it needs cache "
+        "'block', commit 'separate', scope 'block', and a model that predicts its own and is told "
+        f"no noise level; {self.plan}, commit={self.commit!r}, scope={self.scope!r}, "
+        f"shift={self.shift}, {self.policy}"
       )
 
   def _check_shadows(self) -> None:
@@ -203,8 +224,18 @@ class Sampler:
       )
 
   @property
+  def causal_context(self) -> bool:
+    """Clean text is read causally, and predicts the first token of the block behind it."""
+    return isinstance(self.sees, masks.CausalContext)
+
+  @property
   def first_alone(self) -> bool:
-    """With shift: a forward that fills the cache writes the first token behind it, and no other."""
+    """With shift: a forward that fills the cache writes the first token behind it, and no other.
+
+    So it is after a causal context, too.
+    """
+    if self.causal_context:
+      return True
     separate = self.plan.commits and self.commit == "separate"
     return bool(self.shift) and self.plan.cached and (separate or not self.plan.anchor)
 

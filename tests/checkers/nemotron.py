@@ -1,15 +1,23 @@
-"""Nemotron-Labs-Diffusion: its rotations and query scale by number, and its joint loss."""
+"""Nemotron-Labs-Diffusion: rotations and query scale by number, its joint loss, its three modes."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm import masks
 from dlm.models import RopeScaling
 from dlm.models.layers import query_scale
 from dlm.models.rope import frequencies
 from dlm.objectives import Nemotron
+from dlm.sampling import drafts, loop
+from dlm.sampling.caching import ExactBlock, Rolling
+from dlm.sampling.policies import Fixed, Introspective, SelfSpeculative, Threshold
+from dlm.sampling.sampler import Sampler
 from dlm.types import Batch
 from kernels_pallas.block_attention import Keys, visible
-from tests.checkers.decoding import Case, model_of
+from tests.checkers.decoding import Case, Trace, canvas_of, model_of, play
 
 
 def yarn_table(case: Case) -> None:
@@ -85,7 +93,74 @@ def joint_loss(case: Case) -> None:
     np.testing.assert_allclose(parts[1], want["autoregressive"] or 0.0, rtol=1e-4)
 
 
+def played(case: Case, policy, sees, room: int, block: int, **fields) -> tuple[Sampler, Trace]:
+  model, params = model_of(case.folder)
+  fields = dict(max_forwards=400, may_predict_mask=True) | fields
+  mask_id, eos_ids = case.arg("mask_token_id"), (case.arg("eos_token_id"),)
+  sampler = Sampler(
+    model, policy, fields.pop("plan"), sees, block=block, mask_id=mask_id, eos_ids=eos_ids, **fields
+  )
+  assert len(case.line["prompt_ids"]) == 1
+  return sampler, play(sampler, params, *canvas_of(case, room, mask_id, block))
+
+
+def autoregressive(case: Case) -> None:
+  new = case.arg("max_new_tokens")
+  _, trace = played(case, Introspective(1), masks.Causal(), new, 2, plan=Rolling(), shift=1)
+  want = case.expected["tokens"][0]
+  np.testing.assert_array_equal(trace.row(trace.canvases[-1], 0)[: len(want)], want)
+  assert trace.forwards()[0] == len(want) - len(trace.prompts[0])
+
+
+def self_speculation(case: Case) -> None:
+  """Every draft, what the check settles of it, and forwards of both kinds, the prefill included."""
+  new, want = case.arg("max_new_tokens"), case.expected
+  policy = SelfSpeculative(case.arg("block_length"), case.arg("threshold"))
+  span, loops = policy.draft_span, len(want["steps"])
+  sampler, trace = played(
+    case, policy, masks.Causal(), new + 2 * span, span, plan=Rolling(), shift=1,
+    max_forwards=1 + loops,
+  )  # fmt: skip
+  params = model_of(case.folder)[1]
+  propose = jax.jit(functools.partial(drafts.propose_itself, sampler))
+  for before, after, step in zip(trace.states[1:-1], trace.states[2:], want["steps"], strict=True):
+    key_B, _ = loop._row_keys(before.canvas, coupled=True)
+    drafted = propose(params, before, jnp.ones(1, bool), key_B)
+    start = int(before.canvas.start_B[0])
+    np.testing.assert_array_equal(drafted.tokens_BxL[0, start : start + span - 1], step["draft"])
+    accepted = step["accepted"]
+    assert int(after.canvas.start_B[0]) - start == accepted
+    settled = trace.row(after.canvas, 0)[start + 1 : start + 1 + accepted]
+    np.testing.assert_array_equal(settled, step["verified"][:accepted])
+  tokens = want["tokens"][0]
+  np.testing.assert_array_equal(trace.row(trace.canvases[-1], 0)[: len(tokens)], tokens)
+  assert trace.forwards()[0] + int(trace.canvases[-1].drafts_B[0]) == want["nfe"]
+
+
+def diffusion(case: Case) -> None:
+  """The block after every forward that denoises. They count the last commit, and no prefill."""
+  new, block, want = case.arg("max_new_tokens"), case.arg("block_length"), case.expected
+  steps, threshold = case.arg("steps") // (new // block), case.arg("threshold")
+  policy = Fixed(steps=steps) if threshold is None else Threshold(threshold, steps=steps)
+  sees = (masks.CausalContext if case.arg("causal_context") else masks.PromptBlocks)(block)
+  _, trace = played(case, policy, sees, new, block, plan=ExactBlock(), commit="separate")
+  got = []
+  for before, after in zip(trace.states, trace.canvases, strict=False):
+    start = int(before.canvas.start_B[0])
+    if int(before.cached_B[0]) == start:  # else it is a commit, which may give a first token
+      index = (start - len(trace.prompts[0])) // block
+      got.append({"block": index, "grid": trace.row(after, 0)[start : start + block].tolist()})
+  assert got == want["steps"]
+  tokens = want["tokens"][0]
+  np.testing.assert_array_equal(trace.row(trace.canvases[-1], 0)[: len(tokens)], tokens)
+  prefill, last_commit = 1, 1
+  assert trace.forwards()[0] - prefill + last_commit == want["nfe"]
+
+
 METHODS = {
+  "nemotron_ar": autoregressive,
+  "nemotron_linear_spec_retyped": self_speculation,
+  "nemotron_diffusion_retyped": diffusion,
   "yarn_table": yarn_table,
   "query_scale_table": query_scale_table,
   "nemotron_joint_loss_retyped": joint_loss,

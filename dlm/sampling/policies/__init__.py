@@ -27,6 +27,7 @@ from dlm.sampling.policies.region import Region
 from dlm.sampling.policies.renoise import Renoise
 from dlm.sampling.policies.rnd1 import Rnd1
 from dlm.sampling.policies.saber import Saber
+from dlm.sampling.policies.self_speculative import SelfSpeculative
 from dlm.sampling.policies.smooth import Smooth
 from dlm.sampling.policies.threshold import Threshold
 from dlm.sampling.policies.wedlm import WeDlm
@@ -60,6 +61,7 @@ POLICIES = {
   "introspective": Introspective,  # I-DLM, 2604.11035
   "deer": Deer,  # DEER, 2512.15176
   "dflash": DFlash,  # DFlash, 2602.06036
+  "self_speculative": SelfSpeculative,  # Nemotron-Labs-Diffusion, nvidia/Nemotron-Labs-Diffusion-8B
   "pipelined": Pipelined,  # D2F, 2508.09192
   "distilled": Distilled,  # d3LLM, 2601.07568
   "parts": Parts,  # Fast-dLLM v2, 2509.26328

@@ -23,6 +23,8 @@ class Threshold(Policy):
       dInfer's code (arXiv 2510.08666).
     decay: the threshold starts at 1 and falls by this with every forward of the row, down to
       `threshold`; 0.02 in dInfer, beside iteration smoothing. 0: it is constant.
+    steps: forwards of a block at most, after which what is masked stays so (Nemotron-Labs-
+      Diffusion); 0: as many as it takes.
   """
 
   adjustable: ClassVar[bool] = True
@@ -30,13 +32,18 @@ class Threshold(Policy):
   threshold: float = 0.9
   band: float = 0.0
   decay: float = 0.0
+  steps: int = 0
 
   def __post_init__(self):
     if not 0 <= self.threshold <= 1:
       raise ValueError(f"threshold: threshold={self.threshold} must lie in [0, 1]")
-    for field in ("band", "decay"):
+    for field in ("band", "decay", "steps"):
       if getattr(self, field) < 0:
         raise ValueError(f"threshold: {field}={getattr(self, field)} must not be negative (0: off)")
+
+  @property
+  def timed(self) -> bool:
+    return self.steps > 0
 
   def decide(self, view: View, state: tuple[()], key_B: Array) -> tuple[Decision, tuple[()]]:
     candidate_BxA = view.masked_BxA & (view.stats.token != view.mask_id)
@@ -45,4 +52,5 @@ class Threshold(Policy):
       threshold = jnp.where(jnp.isnan(view.threshold_B), threshold, view.threshold_B)
     threshold = select.falling(threshold, self.decay, view.turn_B)
     write_BxA = select.at_least(confidence(view.stats), candidate_BxA, threshold, self.band)
-    return Decision(write_BxA, view.stats.token), state
+    leave_B = view.step_B + 1 >= self.steps if self.steps else None
+    return Decision(write_BxA, view.stats.token, leave_B=leave_B), state

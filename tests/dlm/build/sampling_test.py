@@ -8,8 +8,8 @@ import pytest
 
 from dlm import build, masks
 from dlm.diffusion.schedules import LogLinear
-from dlm.facts import ModelFacts
-from dlm.models import ModelConfig, MoeConfig, bind
+from dlm.facts import ATTENTION, ModelFacts
+from dlm.models import LoraConfig, ModelConfig, MoeConfig, bind
 from dlm.models.config import DrafterConfig
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
@@ -30,6 +30,7 @@ from dlm.sampling.policies import (
   Renoise,
   Rnd1,
   Saber,
+  SelfSpeculative,
   Smooth,
   Threshold,
   WeDlm,
@@ -206,6 +207,7 @@ def test_configs_of_papers_sample_any_checkpoint(name, policy):
 
 SHIFTED = BD3LM | {"shift": 1}
 D2F = BD3LM | {"attention": "prompt_blocks"}
+NEMOTRON = BD3LM | {"attention": "causal_context"}
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,9 @@ D2F = BD3LM | {"attention": "prompt_blocks"}
     ("d3llm", MDLM, Distilled(32, 0.5, begin=0.1, end_ids=(258,)), NoCache(), 32),
     ("i_dlm", AR, Introspective(4), Rolling(), 8),
     ("ar", AR, Introspective(1), Rolling(), 2),
+    ("nemotron", NEMOTRON, Threshold(), ExactBlock(), 16),
+    ("nemotron:self_speculation", NEMOTRON, SelfSpeculative(16), Rolling(), 17),
+    ("nemotron:autoregressive", NEMOTRON, Introspective(1), Rolling(), 2),
     ("diffusion_gemma", BD3LM, Renoise(260), ExactBlock(), 16),
     ("diffusion_gemma", MDLM, Renoise(260), NoCache(), 64),
   ],
@@ -228,6 +233,33 @@ def test_configs_of_papers_sample_their_kind_of_checkpoint(name, facts, policy, 
   sampler, own = sampling(facts, name, max_new_tokens=32)
   assert (sampler.policy, sampler.plan, sampler.block) == (policy, plan, block)
   assert (own.align == "prompt") == (facts["attention"] != "block_causal")
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "sees", "shift", "commit"),
+  [
+    ("nemotron", {}, masks.CausalContext(16), 0, "separate"),
+    ("nemotron", {"block": 8}, masks.CausalContext(8), 0, "separate"),
+    ("nemotron", {"attention": "prompt_blocks"}, masks.PromptBlocks(16), 0, "fused"),
+    ("nemotron:self_speculation", {}, masks.Causal(), 1, "fused"),
+    ("nemotron:autoregressive", {}, masks.Causal(), 1, "fused"),
+  ],
+)
+def test_one_checkpoint_is_read_in_three_modes(name, fields, sees, shift, commit):
+  sampler, own = sampling(NEMOTRON, name, max_new_tokens=32, **fields)
+  assert (sampler.sees, sampler.shift, sampler.commit) == (sees, shift, commit)
+  assert isinstance(sampler.sees, ATTENTION[own.attention])
+  with pytest.raises(ValueError, match="attention='causal' must be 'auto': the checkpoint knows"):
+    sampling(BD3LM, name, attention="causal")
+  with pytest.raises(ValueError, match="attention='full' is unknown; known: causal, causal_con"):
+    sampling(NEMOTRON, name, attention="full")
+
+
+def test_adapters_of_a_model_that_drafts_for_itself_are_off_while_it_checks():
+  adapted = bind(dataclasses.replace(MODEL.config, lora=LoraConfig(rank=2, alpha=4.0)))
+  sampler, _ = sampling(NEMOTRON, "nemotron:self_speculation", model=adapted)
+  assert (sampler.denoise, sampler.adapted) == (MODEL, adapted)
+  assert sampling(NEMOTRON, "nemotron", model=adapted)[0].denoise == adapted
 
 
 def test_a_drafter_has_the_models_vocabulary():
@@ -300,6 +332,7 @@ UNNAMED = {
   "llada21": {"policy.least": 2},
   "p_react": {"policy.inner.k": 0, "policy.inner.steps": 4},
   "prophet": {"policy.inner.exact_steps": True},
+  "nemotron": {"policy.steps": 8},
   "sdar": {"policy.order": "left_to_right"},
 }
 BLOCKS = ("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar", "stable_diffcoder")

@@ -32,7 +32,7 @@ def policy(file: str, *fields: str) -> Policy:
 
 def test_the_command_line_stands_above_the_file_and_the_file_above_the_defaults(file):
   config = SamplingConfig.read(file, ("seed=4", "policy.threshold=0.75", "mesh.fsdp=2"))
-  assert (config.seed, config.block, config.commit) == (4, 8, "fused")
+  assert (config.seed, config.block, config.commit) == (4, 8, "auto")
   assert config.policy.make() == Wino(threshold=0.75, back=0.5)
   assert (config.mesh.data, config.mesh.fsdp) == (-1, 2)
 

@@ -35,6 +35,7 @@ from dlm.sampling.policies import (
   Renoise,
   Rnd1,
   Saber,
+  SelfSpeculative,
   Smooth,
   Threshold,
   WeDlm,
@@ -62,7 +63,7 @@ CHOSEN = [
   Duo(VOCAB, LogLinear(eps=0.0), steps=4),
 ]  # fmt: skip
 # They need a causal model.
-DRAFTING = [Introspective(2), Deer(2), DFlash(2)]
+DRAFTING = [Introspective(2), Deer(2), DFlash(2), SelfSpeculative(3)]
 SLIDING = [WeDlm(0.8)]
 GROWING = [DreamOn(5, most=6, end_ids=(4,))]  # rows do not keep their length
 

@@ -35,7 +35,7 @@ def params_of():
 
 def sampler(policy, plan=None, **fields):
   fields = dict(block=policy.draft_span or 1, max_forwards=60, mask_id=MASK, shift=1) | fields
-  return Sampler(MODEL, policy, plan or Rolling(), masks.Causal(), **fields)
+  return Sampler(MODEL, policy, plan or Rolling(), fields.pop("sees", masks.Causal()), **fields)
 
 
 def canvas_of(rows=ROWS, row_ids=None, seed=0, slots=16):

@@ -36,7 +36,15 @@ def test_the_threshold_falls_from_one_with_the_forwards_of_the_row():
   assert written(Threshold(0.7), prob) == [0, 1]
 
 
-@pytest.mark.parametrize("field", ["band", "decay"])
+def test_a_block_may_be_left_after_so_many_forwards():
+  for step, leaves in ((0, False), (1, True)):
+    view = view_of([[0.5, 0.4]], [[1, 1]], step_B=jnp.array([step]))
+    decision, _ = Threshold(0.9, steps=2).decide(view, (), keys(1))
+    assert bool(decision.leave_B[0]) == leaves
+  assert Threshold(0.9).decide(view, (), keys(1))[0].leave_B is None
+
+
+@pytest.mark.parametrize("field", ["band", "decay", "steps"])
 def test_bad_settings_are_refused(field):
   with pytest.raises(ValueError, match=f"threshold: {field}=-0.1 must not be negative"):
     Threshold(0.9, **{field: -0.1})
