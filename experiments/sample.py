@@ -11,7 +11,8 @@ user says, put through the checkpoint's chat template; a line may hold {"message
 template more. --drafter=DIR names the checkpoint that drafts for an autoregressive one: a diffusion
 model (configs/sample/deer.py), or a drafter of that one alone (dflash.py). --stop=STRING ends
 completions where it begins. --adapter=PEFT_DIR is merged into the checkpoint, or acts on its mask
-tokens if it is gated.
+tokens if it is gated; --draft_adapter=PEFT_DIR acts while the checkpoint drafts for itself
+(nemotron.py).
 """
 
 import jax
@@ -28,6 +29,7 @@ CHECKPOINT = flags.DEFINE_string(
 )
 DRAFTER = flags.DEFINE_string("drafter", None, "A second checkpoint, that drafts.")
 ADAPTER = flags.DEFINE_string("adapter", None, "Of the checkpoint, in PEFT's layout.")
+DRAFT_ADAPTER = flags.DEFINE_string("draft_adapter", None, "Likewise; it acts on drafts alone.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A JSONL file of prompts.")
@@ -51,7 +53,9 @@ def main() -> None:
   if LIVE.value and OUT.value:
     raise ValueError("--live shows and --out writes: give one of them")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  trained = build.pretrained(
+    CHECKPOINT.value, STEP.value, ADAPTER.value, draft_adapter=DRAFT_ADAPTER.value
+  )
   drafter = None
   if DRAFTER.value:
     drafter = build.pretrained(DRAFTER.value, words=trained.tokenizer)

@@ -3,11 +3,12 @@ r"""Nemotron-Labs-Diffusion: one checkpoint, three ways to write (NVIDIA's model
 python experiments/sample.py --checkpoint=HF_DIR --config=configs/sample/nemotron.py --chat \
   --prompt="..."
 
-Diffusion in blocks of 32: all that is surer than 0.9, the causal context gives each block its first
-token. `nemotron.py:self_speculation`: each block is drafted at masks and checked causally, so the
-text is the autoregressive one, in fewer forwards; with --adapter=HF_DIR/linear_spec_lora NVIDIA's
-adapter drafts. `nemotron.py:autoregressive`: token by token. All greedy, 512 tokens, as published;
-temperature=1 draws, in the last two from the same law.
+Diffusion in blocks of 32: all that is surer than 0.9; the text before a block, read causally, gives
+its first token. `nemotron.py:self_speculation`: each block is drafted at masks and checked
+causally, so the text is the autoregressive one, in fewer forwards; with
+--draft_adapter=HF_DIR/linear_spec_lora NVIDIA's adapter helps to draft.
+`nemotron.py:autoregressive`: token by token. All greedy, 512 tokens, as published; temperature=1
+draws, and the last two then write the same text, too.
 """
 
 from ml_collections import ConfigDict

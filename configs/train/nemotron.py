@@ -7,6 +7,10 @@ HF_DIR: any autoregressive model (theirs: Ministral 3). NVIDIA's recipe (Megatro
 64, rows of 4096 tokens, 512 rows an update, 12,500 updates at 1e-5, falling to 1e-6 over the last
 2500, Adam's second beta 0.95; 0.3 of the masks' loss plus that of the next tokens. Ours: the text,
 here the standard library. Expected: no numbers of a loss are public; not run here.
+
+configs/sample/nemotron.py samples what it made, in three modes. Adapters that help it to draft:
+--config.model.lora.rank=16 --config.model.lora.alpha=32 --config.model.lora.gated=True
+--config.objective.next_weight=0, from a model that this recipe made.
 """
 
 from ml_collections import ConfigDict

@@ -106,6 +106,10 @@ def _merged(made: Pretrained, **reading: Any) -> tuple[Pretrained, Params, int]:
       f"{made.directory}: its adapters are gated: they act on mask tokens alone and cannot be "
       "merged into weights; --export_adapter writes them as they are"
     )
+  if own is not None and own.drafts:
+    raise ValueError(
+      f"{made.directory}: its adapter only drafts, and is off in all that is written"
+    )
   params, step = made.params(**reading)
   if own is None:
     return made, params, step

@@ -99,7 +99,7 @@ class Pretrained:
   ) -> tuple[Params, int]:
     """As the directory has them, with the adapter."""
     whole, adapter = shardings, self.adapter
-    if adapter is not None and adapter.gated and shardings is not None:
+    if adapter is not None and adapter.beside and shardings is not None:
       shardings = lora.frozen(shardings)
     if self.source is None:
       params, step = checkpoint.restore_params(
@@ -120,7 +120,7 @@ class Pretrained:
     if adapter is None:
       return params, step
     model = dataclasses.replace(self.model.config, vocab=params["embed"].shape[0], lora=None)
-    if not adapter.gated:
+    if not adapter.beside:
       return peft.merged(adapter, _family(self), model, params), step
     _, own = peft.separate(adapter, _family(self), model)
     own = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype or x.dtype)), own)
@@ -194,6 +194,7 @@ def pretrained(
   which: str | int = "best",
   adapter: str | os.PathLike | None = None,
   words: Tokenizer | None = None,
+  draft_adapter: str | os.PathLike | None = None,
 ) -> Pretrained:
   """Reads what describes a checkpoint, and none of its parameters.
 
@@ -204,13 +205,22 @@ def pretrained(
     adapter: a directory in PEFT's layout, see `dlm.weights.peft`: merged into the parameters, or
       beside them if it is gated. What a run of ours trained it for is then the model's purpose.
     words: the tokenizer of a directory that has none: a DFlash drafter's, whose target has it.
+    draft_adapter: another such directory, whose adapter is on while the model drafts for itself.
 
   Raises:
     CheckpointError, WeightsError, ValueError: it is neither, or damaged, or lacks a tokenizer; the
       adapter is none, or of another model.
   """
   made = _alone(directory, which, words)
-  return made if adapter is None else _with_adapter(made, peft.open_adapter(adapter))
+  if draft_adapter is None:
+    return made if adapter is None else _with_adapter(made, peft.open_adapter(adapter))
+  if adapter is not None or not isinstance(made.facts.attention, masks.CausalContext):
+    raise ValueError(
+      f"draft_adapter={str(draft_adapter)!r} is for a checkpoint that drafts for itself (attention "
+      f"causal_context), without another adapter; {made.directory} has attention "
+      f"{made.facts.attention_name!r}, adapter={adapter}"
+    )
+  return _with_adapter(made, dataclasses.replace(peft.open_adapter(draft_adapter), drafts=True))
 
 
 def _alone(
@@ -259,9 +269,9 @@ def _with_adapter(made: Pretrained, adapter: Adapter) -> Pretrained:
       config=made.config | {"objective": plain(record.objective)},
     )
   model = made.model
-  if adapter.gated:
+  if adapter.beside:
     own, _ = peft.separate(adapter, family, model.config)
-    own = dataclasses.replace(own, mask_id=made.facts.mask_id)
+    own = dataclasses.replace(own, mask_id=made.facts.mask_id, drafts=adapter.drafts)
     model = bind(dataclasses.replace(model.config, lora=own))
   config = made.config | {"model": plain(model.config)}
   return dataclasses.replace(made, model=model, config=config, adapter=adapter)

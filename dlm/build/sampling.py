@@ -161,8 +161,8 @@ def sampling(
   plan = _plan(own, sees, policy, whole_pools)
   pools.check(moe, facts, plan, policy, whole_pools, own.row_tile)
   served, adapted = _served(pools.dropless(model), own.implementation), None
-  if policy.own_drafts and model.config.lora is not None:  # on to draft, off to check
-    adapted = served
+  if model.config.lora is not None and model.config.lora.drafts:
+    adapted = served if policy.own_drafts else None
     served = bind(dataclasses.replace(served.config, lora=None))
   sampler = Sampler(
     denoise=served,

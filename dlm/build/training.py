@@ -271,6 +271,11 @@ def _agree_on_adapters(training: Training) -> None:
   run, moe = training.run, training.model.config.moe
   if training.source is None:
     raise ValueError("model.lora needs init_from: adapters learn beside a trained model")
+  if training.model.config.lora.drafts:
+    raise ValueError(
+      "model.lora.drafts=True is of adapters that are read; to train some that only draft set "
+      "model.lora.gated=True, and objective.next_weight=0 with objective 'nemotron'"
+    )
   if run.optimizer.trainable != "all":
     raise ValueError(
       f"optimizer.trainable={run.optimizer.trainable!r} does not go with model.lora: its adapters "

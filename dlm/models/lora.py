@@ -30,6 +30,8 @@ class LoraConfig:
     rslora: by alpha / sqrt(rank) instead (2312.03732).
     gated: the adapter acts on mask tokens and nowhere else: what a causal model computes of clean
       text stays the base model's, to the bit.
+    drafts: the adapter acts while the model drafts for itself, and is off while it checks and in
+      all else (NVIDIA's linear_spec_lora): of a checkpoint that is read; a run trains gated ones.
     mask_id: of the mask token; `dlm.build` takes the tokenizer's.
   """
 
@@ -38,6 +40,7 @@ class LoraConfig:
   targets: str | tuple[str, ...] = ALL
   rslora: bool = False
   gated: bool = False
+  drafts: bool = False
   mask_id: int | None = None
 
   def __post_init__(self):
@@ -92,8 +95,10 @@ def merged(params: Params, lora: LoraConfig) -> Params:
   """The parameters of the model without adapters that computes the same.
 
   Raises:
-    ValueError: the adapters are gated; no weights do that.
+    ValueError: the adapters are gated or only draft; no weights do that.
   """
+  if lora.drafts:
+    raise ValueError("an adapter that only drafts is off elsewhere: it is not merged into weights")
   if lora.gated:
     raise ValueError("a gated adapter acts on mask tokens alone and cannot be merged into weights")
   return _merged(params, lora.scale)

@@ -87,6 +87,7 @@ class Adapter:
 
   directory: pathlib.Path
   config: Mapping[str, Any]
+  drafts: bool = False  # on while the model drafts for itself, off else: only its reader knows
 
   @property
   def ours(self) -> Mapping[str, Any] | None:
@@ -96,6 +97,11 @@ class Adapter:
   @property
   def gated(self) -> bool:
     return bool(self.ours and self.ours.get("gated"))
+
+  @property
+  def beside(self) -> bool:
+    """It stands beside the parameters, and is not merged."""
+    return self.gated or self.drafts
 
   def scale(self, module: str, rank: int) -> float:
     """s of s B A: alpha is not scaled with a rank of its own."""

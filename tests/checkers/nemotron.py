@@ -82,7 +82,7 @@ def joint_loss(case: Case) -> None:
     index_BxW = jnp.broadcast_to(jnp.arange(2 * length), (rows, 2 * length))
     seen = visible(noisy.mask, Keys(index_BxW))
     np.testing.assert_array_equal(seen[0], arrays[f"loss/mask_{paradigm}"])
-    loss_BxL, ce_BxL, _ = objective.losses(model, params, noisy)
+    loss_BxL, ce_BxL, _ = jax.jit(functools.partial(objective.losses, model))(params, noisy)
     np.testing.assert_allclose(
       np.asarray(ce_BxL[:, :length])[masked], arrays[f"loss/{paradigm}_token_ce_at_masked"],
       rtol=1e-4,

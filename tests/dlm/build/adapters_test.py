@@ -1,14 +1,17 @@
 """Adapters in PEFT's layout beside and in a checkpoint, and out of a run that trained them."""
 
+import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm import build, train
-from dlm.models import lora
+from dlm.models import bind, lora
+from dlm.weights import peft
 from dlm.workdir import read_json
 from tests.dlm.build import directories
 from tests.dlm.train_adapters_test import same, table
@@ -95,3 +98,32 @@ def test_what_takes_no_adapter_says_so(source, gated, tmp_path):
   with pytest.raises(ValueError, match="give the model as checkpoint and this directory as --ad"):
     build.pretrained(tmp_path / "peft")
   assert not (tmp_path / "again").exists()
+
+
+def test_an_adapter_that_only_drafts_stands_beside_a_model_that_drafts_for_itself(source, tmp_path):
+  """As NVIDIA ships it: PEFT's own files, of one projection."""
+  family = "nemotron_labs_diffusion"
+  facts = {"shift": 0, "attention": "causal_context", "block": 8}
+  base = directories.write(tmp_path / "base", family, mask="<|mask|>", **facts)
+  made = build.pretrained(base)
+  adapted = lora.LoraConfig(rank=2, alpha=4.0, targets="out", drafts=True)
+  model = dataclasses.replace(made.model.config, lora=adapted)
+  own = lora.adapters(nn.unbox(bind(model).init(jax.random.key(1))))
+  (tmp_path / "peft").mkdir()
+  peft.fill(tmp_path / "peft", family, model, own, base=str(base), ours={})
+  said = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+  said.pop("dlm")
+  (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(said))
+
+  drafting = build.pretrained(base, draft_adapter=tmp_path / "peft")
+  found = drafting.model.config.lora
+  assert found.drafts and not found.gated and (found.rank, found.names) == (2, ("out",))
+  params, _ = drafting.params()
+  same(lora.adapters(params), own)
+  same(lora.frozen(params), made.params()[0])
+  with pytest.raises(ValueError, match="its adapter only drafts"):
+    build.write_checkpoint(tmp_path / "merged", drafting)
+  with pytest.raises(ValueError, match="only drafts is off elsewhere"):
+    lora.merged(params, found)
+  with pytest.raises(ValueError, match="is for a checkpoint that drafts for itself"):
+    build.pretrained(source, draft_adapter=tmp_path / "peft")

@@ -256,10 +256,16 @@ def test_one_checkpoint_is_read_in_three_modes(name, fields, sees, shift, commit
 
 
 def test_adapters_of_a_model_that_drafts_for_itself_are_off_while_it_checks():
-  adapted = bind(dataclasses.replace(MODEL.config, lora=LoraConfig(rank=2, alpha=4.0)))
+  lora = LoraConfig(rank=2, alpha=4.0, drafts=True)
+  adapted = bind(dataclasses.replace(MODEL.config, lora=lora))
   sampler, _ = sampling(NEMOTRON, "nemotron:self_speculation", model=adapted)
   assert (sampler.denoise, sampler.adapted) == (MODEL, adapted)
-  assert sampling(NEMOTRON, "nemotron", model=adapted)[0].denoise == adapted
+  plain, _ = sampling(NEMOTRON, "nemotron", model=adapted)
+  assert (plain.denoise, plain.adapted) == (MODEL, None)
+  gated = dataclasses.replace(lora, drafts=False, gated=True, mask_id=259)
+  gated = bind(dataclasses.replace(MODEL.config, lora=gated))  # what it settles sees no mask
+  sampler, _ = sampling(NEMOTRON, "nemotron:self_speculation", model=gated)
+  assert (sampler.denoise, sampler.adapted) == (gated, None)
 
 
 def test_a_drafter_has_the_models_vocabulary():

@@ -78,7 +78,7 @@ def test_policies_inside_policies_and_schedules_are_tables_too(file):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    (["blok=3"], "config.blok is unknown; known: align, batch, block, "),
+    (["blok=3"], "config.blok is unknown; known: align, attention, batch, block, "),
     (["policy.treshold=0.5"], "config.policy.treshold is unknown; known: back, name, threshold"),
     (["policy.name=vino"], "config.policy.name='vino' is unknown; known: ancestral, cad"),
     (["policy.name=threshold", "policy.back=1"], "policy.back is unknown; known: band, decay,"),

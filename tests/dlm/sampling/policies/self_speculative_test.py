@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from dlm.models import LoraConfig, bind, lora
+from dlm.sampling import drafts, loop
 from dlm.sampling.caching import ExactBlock
 from dlm.sampling.policies import Introspective, SelfSpeculative
 from tests.dlm.models.small import jitter
 from tests.dlm.sampling.policies.introspective_test import (
+  MASK,
   MODEL,
   canvas_of,
   distance_to_law,
@@ -30,34 +32,40 @@ def with_adapters():
   return lora.joined(params_of(), jax.tree.map(lambda x: 5 * x, own))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_text_is_that_of_token_by_token_sampling(temperature):
-  """Whether adapters help to draft or not: they change how many drafts are right."""
+@pytest.mark.parametrize(
+  ("temperature", "adapted"), [(0.0, None), (1.0, ADAPTED)], ids=["greedy", "drawn"]
+)
+def test_the_text_is_that_of_token_by_token_sampling(temperature, adapted):
+  """Whatever the adapters that help to draft have learned: they are off while it checks."""
   plain = run(sampler(Introspective(1), temperature=temperature), params_of(), canvas_of())
+  own = sampler(SelfSpeculative(4), temperature=temperature, adapted=adapted)
+  out = run(own, params_of() if adapted is None else with_adapters(), canvas_of())
+  np.testing.assert_array_equal(out.tokens_BxL, plain.tokens_BxL)
+  checks_B = out.forwards_Bx3[:, 1]
+  np.testing.assert_array_equal(out.drafts_B, checks_B)  # a forward of each kind in turn
+  assert out.done_B.all() and checks_B.sum() < plain.forwards_Bx3[:, 1].sum()
+
+
+def test_what_is_drafted():
+  """With adapters other tokens; with a threshold that nothing exceeds none."""
+  canvas = canvas_of()
   drafted = []
-  for adapted, params in ((None, params_of()), (ADAPTED, with_adapters())):
-    own = sampler(SelfSpeculative(4), temperature=temperature, adapted=adapted)
-    out = run(own, params, canvas_of())
-    np.testing.assert_array_equal(out.tokens_BxL, plain.tokens_BxL)
-    checks_B = out.forwards_Bx3[:, 1]
-    np.testing.assert_array_equal(out.drafts_B, checks_B)  # a forward of each kind in turn
-    assert out.done_B.all() and checks_B.sum() < plain.forwards_Bx3[:, 1].sum()
-    drafted.append(checks_B.tolist())
-  assert drafted[0] != drafted[1]
+  for params, threshold in ((params_of(), 0.0), (with_adapters(), 0.0), (params_of(), 1.0)):
+    adapted = None if params is params_of() else ADAPTED
+    own = sampler(SelfSpeculative(4, threshold), adapted=adapted)
+    propose = jax.jit(functools.partial(drafts.propose_itself, own))
+    out = propose(params, loop.start(own, canvas), canvas.start_B > 0, canvas.key_B)
+    drafted.append(np.asarray(out.tokens_BxL))
+    np.testing.assert_array_equal(out.drafts_B, [1, 1, 0, 1, 1])
+  plain, helped, none = drafted
+  assert (plain[0, 4:7] != MASK).all() and (plain[0, 7:12] == MASK).all()
+  assert (plain != helped).any() and (none == np.asarray(canvas.tokens_BxL)).all()
 
 
 def test_the_law_at_temperature_1_is_the_autoregressive_one():
   own = sampler(SelfSpeculative(3), temperature=1.0)
   distance, chance = distance_to_law(own, params_of())
   assert distance < chance.mean() + 5 * chance.std()
-
-
-def test_drafts_that_are_not_sure_are_not_made():
-  """None at all with threshold 1: every check settles one token, as token by token."""
-  plain = run(sampler(Introspective(1)), params_of(), canvas_of())
-  out = run(sampler(SelfSpeculative(4, threshold=1.0)), params_of(), canvas_of())
-  np.testing.assert_array_equal(out.tokens_BxL, plain.tokens_BxL)
-  np.testing.assert_array_equal(out.forwards_Bx3, plain.forwards_Bx3)
 
 
 @pytest.mark.parametrize(
