@@ -45,7 +45,9 @@ BATCH = flags.DEFINE_integer("batch", 0, "Rows a batch; 0: as in training.", low
 DRAWS = flags.DEFINE_integer("draws", 1, "Noise draws for each row.", lower_bound=1)
 ESTIMATOR = flags.DEFINE_string("estimator", "auto", "auto, training, or an objective by name.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise, or of the problems.")
-TASK = flags.DEFINE_multi_string("task", [], "reasoning_gym:NAMES or lists:NAMES, several times.")
+TASK = flags.DEFINE_multi_string(
+  "task", [], "KIND:NAMES, several times; unknown ones list the known."
+)
 SIZE = flags.DEFINE_integer("size", 100, "Problems of each task.", lower_bound=1)
 OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE for tasks, a Python literal.")
 CHAT = flags.DEFINE_bool("chat", False, "A problem is a message, not a text to continue.")

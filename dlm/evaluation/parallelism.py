@@ -145,11 +145,21 @@ def best_within(points: Sequence[CurvePoint], points_of_accuracy: float = 2.0) -
 # AUP
 
 
-def aup(points: Iterable[tuple[float, float]], y_max: float) -> float:
+def aup_weight(y: float, y_max: float, alpha: float = AUP_ALPHA) -> float:
+  """How much an accuracy in percent counts beside the best of all methods, `y_max`."""
+  return min(math.exp(-alpha * (1 - y / y_max)), 1.0)
+
+
+def aup(
+  points: Iterable[tuple[float, float]],
+  y_max: float,
+  alpha: float = AUP_ALPHA,
+  slack: float = AUP_SLACK,
+) -> float:
   """Accuracy under parallelism of (tokens per forward, percent) pairs. arXiv 2601.07568.
 
   `y_max` is the best accuracy of any method compared. The first point counts unweighted; points
-  more than 5 below it are dropped, and if the fastest one is, the curve is refused (ValueError).
+  more than `slack` below it are dropped; if the fastest one is, the curve is refused (ValueError).
   """
   points = sorted(points, key=lambda point: point[0])
   if not points or points[0][0] <= 0:
@@ -159,16 +169,12 @@ def aup(points: Iterable[tuple[float, float]], y_max: float) -> float:
   if y_max <= 0:
     raise ValueError(f"aup: {y_max=} must be positive")
   (rho_1, y_1), y_last = points[0], points[-1][1]
-  if y_1 - y_last > AUP_SLACK:
-    raise ValueError(f"aup: accuracy falls from {y_1} to {y_last}, must stay within {AUP_SLACK}")
-  kept = [(rho, y) for rho, y in points if y >= y_1 - AUP_SLACK]
-
-  def weighted(y: float) -> float:
-    return y * min(math.exp(-AUP_ALPHA * (1 - y / y_max)), 1.0)
-
+  if y_1 - y_last > slack:
+    raise ValueError(f"aup: accuracy falls from {y_1} to {y_last}, must stay within {slack}")
+  kept = [(rho, y * aup_weight(y, y_max, alpha)) for rho, y in points if y >= y_1 - slack]
   area = rho_1 * y_1
-  for (rho_a, y_a), (rho_b, y_b) in itertools.pairwise(kept):
-    area += (rho_b - rho_a) * (weighted(y_a) + weighted(y_b)) / 2
+  for (rho_a, weighted_a), (rho_b, weighted_b) in itertools.pairwise(kept):
+    area += (rho_b - rho_a) * (weighted_a + weighted_b) / 2
   return area
 
 

@@ -3,6 +3,7 @@
 from dlm.data.sources.example import SPLITS, Documents, Example, Source
 from dlm.data.sources.gym import read_gym
 from dlm.data.sources.lists import Lists
+from dlm.data.sources.parallel_bench import read_parallel_bench
 from dlm.data.sources.records import read_dataset, read_jsonl, read_parquet
 from dlm.data.sources.stdlib import read_stdlib
 from dlm.data.sources.tfds import TfdsSource, read_tfds
@@ -27,9 +28,12 @@ SOURCES = {
   "parquet": lambda paths, split, seed, options: read_parquet(paths, split, **options),
   "dataset": lambda paths, split, seed, options: read_dataset(paths, split, **options),
   "reasoning_gym": lambda names, split, seed, options: read_gym(names, split, seed, **options),
+  "parallel_bench": lambda names, split, seed, options: read_parallel_bench(
+    names, split, seed, **options
+  ),
   "tfds": lambda name, split, seed, options: read_tfds(name, split, **options),
 }
-_WITH_ARGUMENT = ("jsonl", "parquet", "dataset", "reasoning_gym", "tfds")
+_WITH_ARGUMENT = ("jsonl", "parquet", "dataset", "reasoning_gym", "parallel_bench", "tfds")
 
 
 def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) -> Source:
@@ -42,7 +46,8 @@ def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) ->
   if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
     raise ValueError(
       f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, parquet:PATH, dataset:DIR,"
-      " reasoning_gym:TASKS, tfds:NAME[:CONFIG] (and tokens:DIR where rows are made)"
+      " reasoning_gym:TASKS, parallel_bench:TASKS, tfds:NAME[:CONFIG] (and tokens:DIR where rows"
+      " are made)"
     )
   try:
     source = SOURCES[name](argument, split, seed, options)

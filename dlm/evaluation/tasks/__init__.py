@@ -1,6 +1,7 @@
 """Tasks whose answers a program can judge, on problems that are held out.
 
   lists:copy,sort                  list problems (`dlm.data.sources.lists`)
+  parallel_bench:copy,sudoku_n4_12 of ParallelBench made anew (`dlm.data.sources.parallel_bench`)
   reasoning_gym:chain_sum,gcd      of the package reasoning-gym, by its own scorers
 
 A problem is put to a model as a message, or as text that it continues, after worked examples if
@@ -14,7 +15,7 @@ from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
-from dlm.evaluation.tasks import gym, lists
+from dlm.evaluation.tasks import gym, lists, parallel_bench
 from dlm.generate import Completion
 
 
@@ -39,6 +40,9 @@ class Kind:
 
 KINDS = {
   "lists": Kind(lists.grade, "{prompt}", "{prompt}", "{completion}", "\n"),
+  "parallel_bench": Kind(
+    parallel_bench.grade, "{prompt}", "{prompt}Answer:\n", "{completion}", "\n\n"
+  ),
   "reasoning_gym": Kind(
     gym.grade,
     "{prompt}Give only the final answer.",

@@ -1,7 +1,7 @@
 """Graders of the list tasks (`dlm/data/sources/lists.py`): what counts as a right answer.
 
 The rules are those of ParallelBench (arXiv 2510.04767; evaluation.md 1.4). `items` is the given
-list, `word` the item to insert or to put in place of another.
+list, `word` the item to insert or to put in place of another; None: any will do.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ def list_shuffle(found: list[str], items: Sequence[str]) -> bool:
   return sorted(found) == sorted(items) and found != list(items)
 
 
-def random_insert(found: list[str], items: Sequence[str], word: str) -> bool:
+def random_insert(found: list[str], items: Sequence[str], word: str | None) -> bool:
+  if word is None:
+    return random_remove(list(items), found)
   if word not in found:
     return False
   at = found.index(word)
@@ -34,8 +36,12 @@ def random_remove(found: list[str], items: Sequence[str]) -> bool:
   return found == rest
 
 
-def random_replace(found: list[str], items: Sequence[str], word: str) -> bool:
-  if len(found) != len(items) or word not in found:
+def random_replace(found: list[str], items: Sequence[str], word: str | None) -> bool:
+  if len(found) != len(items):
+    return False
+  if word is None:
+    return sum(a != b for a, b in zip(found, items, strict=True)) == 1
+  if word not in found:
     return False
   at = found.index(word)
   return found == [*items[:at], word, *items[at + 1 :]]
