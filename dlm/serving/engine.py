@@ -195,11 +195,16 @@ class Engine:
     self._page_shapes = programs.shapes_of_pages(self.sampler, serving.prefixes) if paged else None
     self._run = {
       slots: programs.compiled(
-        self.sampler, self._params, slots=slots, tile=self._tile, pages=self._page_shapes,
+        self.sampler,
+        self._params,
+        slots=slots,
+        tile=self._tile,
+        fills=serving.fill > 0,
+        pages=self._page_shapes,
         align=align,
       )
       for slots in sorted(set(serving.sizes))
-    }  # fmt: skip
+    }
     self.memory = MemoryPlan(
       limit=serving.memory or device_bytes(*devices),
       weights=nbytes(self._params),

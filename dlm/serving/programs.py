@@ -38,8 +38,8 @@ class Programs:
 
   Attributes:
     begin: (canvas, temperature_B, threshold_B) -> state of one row
-    fill: (params, state of one row, live_B, turns) -> (state, report)
-    decode: the same of a tile of rows
+    decode: (params, state of a tile, live_B, turns) -> (state, report)
+    fill: the same of one row, whose prompt is cached; None: prompts are not cached in parts
     insert: (state of a tile, state of one row, its place) -> state of the tile; None: a tile is one
       row, which takes the place of the one before
     load: (state of one row, pages, number, place in the prompt) -> state
@@ -47,18 +47,18 @@ class Programs:
   """
 
   begin: Any
-  fill: Any
   decode: Any
-  insert: Any
-  load: Any
-  save: Any
+  fill: Any | None
+  insert: Any | None
+  load: Any | None
+  save: Any | None
   idle: LoopState  # shapes of a tile
   row: LoopState  # shapes of one row
 
   @property
   def temporaries(self) -> int:
     """The most bytes that one of them needs beside its arguments and results."""
-    run = (self.begin, self.fill, self.decode, self.insert, self.load, self.save)
+    run = (self.begin, self.decode, self.fill, self.insert, self.load, self.save)
     sizes = [each.memory_analysis() for each in run if each is not None]
     return max(each.temp_size_in_bytes for each in sizes)
 
@@ -70,9 +70,21 @@ class Programs:
 
 
 def compiled(
-  sampler: Sampler, params: Params, *, slots: int, tile: int, pages: Pages | None, align: str
+  sampler: Sampler,
+  params: Params,
+  *,
+  slots: int,
+  tile: int,
+  fills: bool,
+  pages: Pages | None,
+  align: str,
 ) -> Programs:
-  """Of rows of `slots` slots, `tile` of them together. `pages`: None, or their shapes."""
+  """Of rows of `slots` slots, `tile` of them together.
+
+  Args:
+    fills: prompts are cached in parts.
+    pages: shapes of those of the prefix cache, if there is one.
+  """
   canvas = make_canvas(
     [np.full(1, sampler.mask_id)], [np.ones(1, bool)], [0],
     slots=slots, block=sampler.block, align=align, mask_id=sampler.mask_id, seed=0,
@@ -94,12 +106,14 @@ def compiled(
     return jax.jit(fn, donate_argnums=donated).lower(*args).compile()
 
   decode = ready(run, params, idle, np.zeros(tile, bool), most, donate=1)
-  alone = decode if tile == 1 else ready(run, params, row, np.zeros(1, bool), most, donate=1)
+  fill = decode if tile == 1 else None
+  if tile > 1 and fills:
+    fill = ready(run, params, row, np.zeros(1, bool), most, donate=1)
   paged = pages is not None
   return Programs(
     begin=ready(begin, canvas, own, own),
-    fill=alone,
     decode=decode,
+    fill=fill,
     insert=ready(_insert, idle, row, most, donate=0) if tile > 1 else None,
     load=ready(_load, row, pages, most, most, donate=0) if paged else None,
     save=ready(_save, pages, row, most, most, donate=0) if paged else None,

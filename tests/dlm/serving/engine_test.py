@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 import types
 
 import jax
@@ -14,10 +15,11 @@ from dlm.facts import ModelFacts
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind
 from dlm.sampling.caching import ExactBlock, NoCache
-from dlm.sampling.policies import Threshold
+from dlm.sampling.policies import Fixed, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.serving.engine import Ask, Engine, Serving, engine
 from dlm.serving.scheduler import Limits, Overloaded
+from tests.dlm.sampling.table import Lookup, random_table
 
 BYTES = ByteTokenizer()
 MASK = BYTES.mask_id
@@ -203,6 +205,41 @@ def test_a_row_of_nan_ends_alone(either, alone):
   ends = [each[-1].completion.tokens for each in events]
   assert ends == [alone[i].tokens for i in range(6)]
   assert [c.tokens for c in either.run(asked)] == ends, "and rows that follow it are as before"
+
+
+def test_models_that_see_all_slots_are_served_too():
+  """Without a cache, by a policy with a state; what may still change is not told."""
+  table = random_table(seed=0, slots=SLOTS, vocab=23)
+  own = Sampler(
+    Lookup(23), Fixed(steps=3), NoCache(), masks.Full(),
+    block=8, max_forwards=64, mask_id=22, scope="canvas", temperature=1.0,
+  )  # fmt: skip
+  requests = [
+    Request.from_ids(i, "", np.arange(i), 22, slots=SLOTS, max_new_tokens=20 - i) for i in range(6)
+  ]
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  want = Generator(own, BYTES, mesh, align="prompt", row_tile=2)(table, requests, seed=3)
+  both = Engine(own, BYTES, table, Serving((SLOTS,), rows=2, turns=2, fill=0), align="prompt")
+  events = served(both, [Ask(request, seed=3) for request in requests], 4)
+  assert all(len(each) == 1 for each in events), "nothing is told before a row is done"
+  assert exact(each[0].completion for each in events) == exact(want)
+
+
+def test_requests_may_come_from_another_thread_than_the_one_that_serves(by_one, alone):
+  asked, ends, over = asks(), {}, threading.Event()
+
+  def serve():
+    while not over.is_set() or not by_one.idle:
+      if by_one.wait(0.01):
+        ends.update({event.key: event.completion for event in by_one.tick() if event.completion})
+
+  server = threading.Thread(target=serve)
+  server.start()
+  keys = [by_one.submit(ask) for ask in asked]
+  over.set()
+  server.join()
+  assert [ends[key].tokens for key in keys] == [each.tokens for each in alone]
+  assert by_one.compiles == 0
 
 
 def test_who_waits_or_takes_too_long_is_told_so(by_one):
