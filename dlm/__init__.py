@@ -20,6 +20,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    (masks are ranges of keys). dispatch chooses, shards splits an op over a mesh,
                    aot compiles for devices that are not here
   dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
+  dlm/edits        text that is inserted or deleted in rows of fixed length
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
@@ -50,7 +51,7 @@ may say beyond its rule is declared in its base class: `dlm.sampling.policy`, `c
 Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
-  masks, diffusion, parallel -> types                 data -> numpy, files
+  masks, edits, diffusion, parallel -> types            data -> numpy, files
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)

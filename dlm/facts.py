@@ -41,6 +41,7 @@ class ModelFacts:
     vocab: ids that spell something; the embedding may have more rows.
     length: slots of a canvas where nobody asks for another number.
     block: tokens that were trained to be decided together; None: the whole row.
+    insert_id, delete_id: predicted where a mask is to come in, or a token to go; None: never.
   """
 
   mask_id: int | None
@@ -51,6 +52,8 @@ class ModelFacts:
   vocab: int
   length: int
   block: int | None = None
+  insert_id: int | None = None
+  delete_id: int | None = None
 
   def __post_init__(self):
     for name in ("vocab", "length"):
@@ -59,9 +62,9 @@ class ModelFacts:
       _whole("block", self.block, least=1)
     if type(self.shift) is not int or self.shift not in (0, 1):
       raise ValueError(f"shift={self.shift!r} must be 0 or 1")
-    for name, ids in (("mask_id", (self.mask_id,)), ("pad_id", (self.pad_id,))):
-      if ids != (None,):
-        _whole(name, *ids, least=0)
+    for name in ("mask_id", "pad_id", "insert_id", "delete_id"):
+      if getattr(self, name) is not None:
+        _whole(name, getattr(self, name), least=0)
     for each in self.eos_ids:
       _whole("eos_ids", each, least=0)
       if each >= self.vocab:
@@ -71,7 +74,8 @@ class ModelFacts:
   def from_json(cls, values: Mapping[str, Any]) -> Self:
     """Raises ValueError, naming the field, where the values cannot be facts."""
     fields = {field.name for field in dataclasses.fields(cls)}
-    missing = sorted(fields - {"pad_id"} - values.keys())  # older folders leave it out
+    late = {"pad_id", "insert_id", "delete_id"}  # older folders leave them out
+    missing = sorted(fields - late - values.keys())
     if missing:
       raise ValueError(f"field {', '.join(missing)} is missing")
     values = {name: values.get(name) for name in fields}

@@ -252,7 +252,7 @@ class View:
   open_BxA: Array  # bool: may be written at all
   inside_BxA: Array  # bool: a slot of the row, not padding
   scored_BxA: Array  # bool: the forward computed it; elsewhere `stats` mean nothing
-  stats: TokenStats  # leaves are [B, A]; `soft` is [B, A, D], `gathered` [B, A, J]
+  stats: TokenStats  # leaves are [B, A]; `soft` is [B, A, D], `gathered` and `best` [B, A, J]
   start_B: Array  # first slot of the active block
   step_B: Array  # forwards already spent on the row's active block
   turn_B: Array  # forwards already spent on the row; commits are not counted

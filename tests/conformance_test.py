@@ -25,6 +25,7 @@ from tests.checkers import (
   gguf,
   graders,
   llada,
+  llada22,
   models,
   multi_block,
   nemotron,
@@ -53,6 +54,7 @@ CHECKED = {
   "bd3lm": bd3lm.METHODS,
   "families_short": {**rnd1.METHODS, **dflash.METHODS},
   "nemotron_labs_diffusion": nemotron.METHODS,
+  "llada22": llada22.METHODS,
 }
 UNCHECKED = {
   "d3llm": {

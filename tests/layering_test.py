@@ -31,7 +31,7 @@ class Layer:
   lazy: tuple[str, ...] = ()  # packages too, but within a function: many machines lack them
 
 
-WORDS = ("dlm.types", "dlm.masks", "dlm.facts", "dlm.seeds")
+WORDS = ("dlm.types", "dlm.masks", "dlm.edits", "dlm.facts", "dlm.seeds")
 BELOW_THE_PATHS = (
   *WORDS,
   "dlm.files",
@@ -58,6 +58,7 @@ LAYERS = {
     ("kernels_pallas.block_attention", "kernels_pallas.token_stats"), ("jax", "flax")
   ),
   "dlm.masks": Layer(("dlm.types",), ("jax",)),
+  "dlm.edits": Layer(("dlm.types",), ("jax",)),
   "dlm.facts": Layer(("dlm.types", "dlm.masks")),
   "dlm.files": Layer(),
   "dlm.seeds": Layer(),

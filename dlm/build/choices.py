@@ -54,7 +54,7 @@ class Choices:
 
 
 CHOICES: dict[Any, Choices] = {
-  Policy: Choices(POLICIES, known=("block", "end_ids", "vocab")),
+  Policy: Choices(POLICIES, known=("block", "end_ids", "vocab", "insert_id", "delete_id")),
   CachePlan: Choices({"auto": Auto, **PLANS}),
   Objective: Choices(OBJECTIVES, known=("mask_id", "vocab", "end_id"), beside=Reading),
   Schedule: Choices(SCHEDULES),

@@ -1,6 +1,6 @@
-"""What experts ask of a sampler: those that choose see their whole pool, and none drops a token.
+"""What experts ask of a sampler: whole pools, where there are any, and that none drops a token.
 
-The pool of choice "expert" is the row or a block of slots (`dlm.models.moe.layer.Moe`). A cached
+A pool is the row or a block of slots (`dlm.models.moe.layer.Moe`). A cached
 window of whole blocks has the pools of the whole canvas; a row that is its own pool has lost what
 the window leaves out.
 """
@@ -17,7 +17,7 @@ from dlm.sampling.policy import Policy
 
 def in_windows(moe: MoeConfig | None, *, block: int, align: str, shift: int) -> bool:
   """Whether windows of whole blocks hold whole pools."""
-  if moe is None or moe.choice == "token":
+  if moe is None or not moe.pooled:
     return True
   return moe.pool > 0 and block % moe.pool == 0 and align == "canvas" and not shift
 
@@ -37,11 +37,11 @@ def check(
   Args:
     whole: what `in_windows` says.
   """
-  if moe is None or moe.choice == "token":
+  if moe is None or not moe.pooled:
     return
   if isinstance(facts.attention, masks.Causal):
     raise ValueError(
-      "model.moe.choice='expert' lets a token compete with later ones: not for attention 'causal'"
+      f"{_rule(moe)} lets a token's experts depend on later tokens: not for attention 'causal'"
     )
   if isinstance(facts.attention, masks.BlockCausal) and moe.pool and facts.block % moe.pool:
     raise ValueError(
@@ -50,7 +50,7 @@ def check(
     )
   if plan.cached and not (whole and plan.whole_blocks):
     raise ValueError(
-      f"cache {plan} leaves tokens out of the pools of model.moe.choice='expert': a cache needs "
+      f"cache {plan} leaves tokens out of the pools of {_rule(moe)}: a cache needs "
       f"model.moe.pool={moe.pool} to be a number of slots that divides the sampler's block, "
       "align='canvas', a model without shift, and windows of whole blocks. Use cache 'none'."
     )
@@ -61,9 +61,15 @@ def check(
     )
   if policy.judges:
     raise ValueError(
-      f"{policy} puts copies of slots into the window, which would compete in the pools of "
-      "model.moe.choice='expert'"
+      f"{policy} puts copies of slots into the window, which would count in the pools of "
+      f"{_rule(moe)}"
     )
+
+
+def _rule(moe: MoeConfig) -> str:
+  if moe.admitted:
+    return f"model.moe.admitted={moe.admitted}"
+  return f"model.moe.choice={moe.choice!r}"
 
 
 def dropless(model: Model) -> Model:

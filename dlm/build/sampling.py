@@ -139,7 +139,8 @@ def sampling(
   slots = own.slots or facts.length
   aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
   ends = facts.eos_ids
-  policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab)
+  edits = dict(insert_id=facts.insert_id, delete_id=facts.delete_id)
+  policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab, **edits)
   facts = _in_mode(facts, own.attention, block, bool(policy.draft_span))
   block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.
@@ -275,8 +276,8 @@ def _drafter(
     raise ValueError(
       "the drafter must not be told a noise level (model.time_conditioned, model.moe.schedule)"
     )
-  if model.config.moe is not None and model.config.moe.choice == "expert":
-    raise ValueError("the drafter's model.moe.choice='expert' lets tokens compete with later ones")
+  if model.config.moe is not None and model.config.moe.pooled:
+    raise ValueError("the drafter's model.moe lets experts depend on later tokens (see its pools)")
   return Drafter(_served(model, implementation), _sees(own), own.mask_id, own.shift)
 
 

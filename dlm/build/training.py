@@ -176,6 +176,8 @@ def _facts(
 ) -> ModelFacts:
   """What a sampler must know about the trained model."""
   stops = [tokenizer.eos_id, *([] if source is None else source.facts.eos_ids)]
+  known = (None, None) if source is None else (source.facts.insert_id, source.facts.delete_id)
+  insert_id, delete_id = trained.edit_ids or known
   return ModelFacts(
     mask_id=tokenizer.mask_id,
     eos_ids=tuple(dict.fromkeys(stops)),
@@ -185,6 +187,8 @@ def _facts(
     block=trained.block,
     vocab=tokenizer.vocab_size,
     length=run.data.length,
+    insert_id=insert_id,
+    delete_id=delete_id,
   )
 
 
@@ -244,11 +248,11 @@ def _agree(training: Training) -> None:
     raise ValueError(f"objective.block={block} must divide data.length={run.data.length}")
   moe, attention = training.model.config.moe, training.facts.attention_name
   apart = attention == "block_causal" and moe is not None and moe.pool and block % moe.pool == 0
-  if moe is not None and moe.choice == "expert" and attention != "full" and not apart:
+  if moe is not None and moe.pooled and attention != "full" and not apart:
     # The clean copy of a block, or a later token, would take a place in a pool of masked tokens.
     raise ValueError(
-      f"model.moe.choice='expert' with attention {attention!r} lets tokens compete with those "
-      f"they must not see, unless model.moe.pool={moe.pool} divides objective.block={block}"
+      f"model.moe.choice={moe.choice!r} with attention {attention!r} lets experts depend on tokens "
+      f"that others must not see, unless model.moe.pool={moe.pool} divides objective.block={block}"
     )
   partly = training.model.config.lora is not None or run.optimizer.trainable != "all"
   if partly and training.objective.init():

@@ -22,6 +22,7 @@ from dlm.objectives.hackable import Hackable
 from dlm.objectives.i_dlm import IDlm
 from dlm.objectives.llada import Llada, LladaSft
 from dlm.objectives.llada2 import Llada2Sft
+from dlm.objectives.llada22 import Llada22
 from dlm.objectives.md4 import Md4
 from dlm.objectives.mdlm import Mdlm
 from dlm.objectives.nemotron import Nemotron
@@ -51,6 +52,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "fast_dllm_v2": FastDllmV2,  # Fast-dLLM v2, 2509.26328
   "efficient_dlm": EfficientDlm,  # Efficient-DLM, 2512.14067
   "llada2_sft": Llada2Sft,  # LLaDA2.0 fine-tuning, 2512.15745
+  "llada22": Llada22,  # LLaDA2.2, inclusionAI/LLaDA2.X
   "i_dlm": IDlm,  # I-DLM, 2604.11035
   "wedlm": WeDlm,  # WeDLM, 2512.22737
   "stable_diffcoder": StableDiffcoder,  # Stable-DiffCoder, 2601.15892
@@ -85,6 +87,7 @@ __all__ = [
   "IDlm",
   "Llada",
   "Llada2Sft",
+  "Llada22",
   "LladaSft",
   "Md4",
   "Mdlm",

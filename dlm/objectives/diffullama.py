@@ -66,6 +66,7 @@ class _Around(Objective):
   annealable = property(attrgetter("objective.annealable"))
   exact_count = property(attrgetter("objective.exact_count"))
   taught = property(attrgetter("objective.taught"))
+  edit_ids = property(attrgetter("objective.edit_ids"))
   traced = property(attrgetter("objective.traced"))
 
   def not_a_likelihood(self) -> str | None:

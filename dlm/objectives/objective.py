@@ -25,6 +25,7 @@ class Objective(abc.ABC):
   annealable = False  # `Annealed` may open its attention update by update
   exact_count = False  # `ExactCount` measures the likelihood of its model
   taught = False  # a frozen teacher is asked too: `denoise` and `params` are pairs, its own second
+  edit_ids = None  # (insert, delete): ids that the model learns to predict, and no text holds
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
 
   @property

@@ -11,13 +11,14 @@ first; then slots move, each with its token and all that is known of it. By the 
 A policy that keeps something for each slot moves it alike: `moved(x_BxA, sources(...), new)`.
 """
 
-import jax
 import jax.numpy as jnp
 
+from dlm import edits
+from dlm.edits import moved
 from dlm.sampling.sampler import Sampler
 from dlm.types import Array, Canvas, Decision, View
 
-NEW, PADDING = -1, -2
+PADDING = -2
 
 
 def sources(view: View, insert_BxA: Array, delete_BxA: Array, scope: str) -> Array:
@@ -28,33 +29,16 @@ def sources(view: View, insert_BxA: Array, delete_BxA: Array, scope: str) -> Arr
   Args:
     scope: the policy's.
   """
-  batch, width = view.slot_BxA.shape
   insert_BxA, delete_BxA = insert_BxA & view.open_BxA, delete_BxA & view.open_BxA
-  place_BxA = jnp.broadcast_to(jnp.arange(width), (batch, width))
-  source_BxA = jnp.full_like(place_BxA, NEW)
-  if scope == "canvas":
-    room_Bx1 = (~view.inside_BxA | delete_BxA).sum(-1, keepdims=True)
-    insert_BxA &= jnp.cumsum(insert_BxA, axis=1) <= room_Bx1
-    length_Bx1 = width - room_Bx1 + insert_BxA.sum(-1, keepdims=True)
-    source_BxA = jnp.where(place_BxA < length_Bx1, NEW, PADDING)
-    stays_BxA, hole_BxA, end_BxA = view.inside_BxA, jnp.zeros_like(place_BxA), width
-  else:
-    stays_BxA = jnp.ones_like(view.open_BxA)
-    hole_BxA = jax.lax.cummax(jnp.where(view.open_BxA, 0, place_BxA + 1), axis=1)  # its first slot
-    end_BxA = jax.lax.cummin(jnp.where(view.open_BxA, width, place_BxA), axis=1, reverse=True)
-    end_BxA += ~view.open_BxA  # a closed slot stands still
-  moves_BxA = jnp.cumsum(insert_BxA.astype(jnp.int32) - delete_BxA, axis=1)
-  before_BxA = jnp.pad(moves_BxA, ((0, 0), (1, 0)))
-  into_BxA = place_BxA + moves_BxA - jnp.take_along_axis(before_BxA, hole_BxA, axis=1)
-  stays_BxA &= ~delete_BxA & (into_BxA < end_BxA)
-  into_BxA = jnp.where(stays_BxA, into_BxA, width)  # out of range: dropped
-  return source_BxA.at[jnp.arange(batch)[:, None], into_BxA].set(place_BxA, mode="drop")
-
-
-def moved(x_BxA: Array, source_BxA: Array, new: Array | float | bool) -> Array:
-  """x as it stands after the edits; `new` where nothing came from."""
-  taken_BxA = jnp.take_along_axis(x_BxA, jnp.maximum(source_BxA, 0), axis=1)
-  return jnp.where(source_BxA < 0, new, taken_BxA)
+  if scope == "block":
+    return edits.sources(insert_BxA, delete_BxA, *edits.holes(view.open_BxA))
+  place_BxA = jnp.broadcast_to(jnp.arange(view.slot_BxA.shape[1]), view.slot_BxA.shape)
+  room_Bx1 = (~view.inside_BxA | delete_BxA).sum(-1, keepdims=True)
+  insert_BxA &= jnp.cumsum(insert_BxA, axis=1) <= room_Bx1
+  length_Bx1 = (view.inside_BxA.astype(jnp.int32) + insert_BxA - delete_BxA).sum(-1, keepdims=True)
+  all_BxA = jnp.zeros_like(place_BxA), jnp.full_like(place_BxA, place_BxA.shape[1])
+  source_BxA = edits.sources(insert_BxA, delete_BxA, *all_BxA)
+  return jnp.where(place_BxA < length_Bx1, source_BxA, PADDING)
 
 
 def carry_out(

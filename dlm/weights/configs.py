@@ -176,7 +176,11 @@ def _facts(family: Family, model: ModelConfig, config: ConfigJson, stops: list[i
     mask = published.mask if mask is None else mask
     pad = published.pad if pad is None else pad
     eos += published.eos
-  for name, ids in (("mask_token_id", [mask]), ("pad_token_id", [pad]), ("eos_token_id", eos)):
+  edits = {
+    name: config.value(name, int) for name in (family.insert_field, family.delete_field) if name
+  }
+  told = {"mask_token_id": [mask], "pad_token_id": [pad], "eos_token_id": eos}
+  for name, ids in (told | {name: [each] for name, each in edits.items()}).items():
     beyond = [each for each in ids if each is not None and each >= model.vocab]
     if beyond:
       raise ValueError(f"{name}={beyond[0]} lies outside the vocabulary of {model.vocab}")
@@ -200,6 +204,8 @@ def _facts(family: Family, model: ModelConfig, config: ConfigJson, stops: list[i
     block=block,
     vocab=model.vocab,
     length=min(config.value(family.length_field, int, LONGEST), LONGEST),
+    insert_id=edits.get(family.insert_field),
+    delete_id=edits.get(family.delete_field),
   )
 
 
@@ -266,6 +272,8 @@ def _facts_said(family: Family, facts: ModelFacts, base: Mapping[str, Any]) -> d
     "eos_token_id": eos[0] if len(eos) == 1 else eos,
     family.length_field: max(base.get(family.length_field) or 0, facts.length),
     family.block_field: facts.block,
+    family.insert_field: facts.insert_id,
+    family.delete_field: facts.delete_id,
   }
   for each in (family.attention, family.shift):
     fields |= each.write(facts) if isinstance(each, Derived) else {}

@@ -72,6 +72,8 @@ class Family:
   shift: int | Derived = 0  # 1: logits at i predict token i + 1
   block_field: str | None = None  # of config.json, tokens a block
   block: int | None = None  # where config.json has none
+  insert_field: str | None = None  # of config.json, see `dlm.facts.ModelFacts`
+  delete_field: str | None = None
   length_field: str = "max_position_embeddings"
   mask_field: str | None = "mask_token_id"  # None: none of the tokenizer's ids is named
   mask_last: bool = False  # the mask token is one past the tokenizer's ids: the table's last row
@@ -325,6 +327,39 @@ def _shared_width(config: ConfigJson) -> int:
   return count * config.need("moe_intermediate_size", int)
 
 
+def _is_llada22(config: Mapping[str, Any]) -> bool:
+  return config.get("model_type") == "llada2_moe" and bool(config.get("expert_capacity"))
+
+
+_LLADA2_FIELDS: Mapping[str, Said] = {
+  **_QWEN_FIELDS,
+  "rotary_dim": Derived(
+    _rotary_dim(0.5),
+    lambda m: {"rotary_dim": _rotated(m), "partial_rotary_factor": _rotated(m) / m.head_dim},
+  ),
+}
+_LLADA2 = {"rope_base": 6e5, "norm_eps": 1e-6, "tied": False, "qk_norm": True}
+_LLADA2_EXPERTS: Mapping[str, Said] = {
+  **_EXPERTS,
+  "mlp": "moe_intermediate_size",
+  "dense_layers": "first_k_dense_replace",
+  "score": "score_function",
+  "bias": "moe_router_enable_expert_bias",
+  "renormalise": "norm_topk_prob",
+  "scale": "routed_scaling_factor",
+  "shared": Derived(_shared_width, lambda m: {"num_shared_experts": m.moe.shared // m.moe.mlp}),
+}
+_LLADA2_ROUTER = {
+  "dense_layers": 1, "score": "sigmoid", "bias": True, "renormalise": True, "scale": 2.5,
+}  # fmt: skip
+_LLADA2_ONLY = {
+  "hidden_act": ("silu",), "use_sliding_window": (False,), "norm_head": (False,),
+  "norm_softmax": (False,), "router_dtype": ("fp32",), "use_bias": (False,),
+  "use_qk_norm": (True,), "use_qkv_bias": (False,), "use_rmsnorm": (True,),
+  "using_split_qkv_in_self_attention": (False,),
+}  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------
 # Nemotron-Labs-Diffusion: how it was trained says nothing about its three modes of inference.
 
@@ -474,42 +509,38 @@ FAMILIES: dict[str, Family] = {
     length_field="max_sequence_length",
     published=Published((126464,), mask=126336, eos=(126081, 126348), pad=126081),
   ),
+  "llada22_moe": Family(
+    model_type="llada2_moe",
+    architecture="LLaDA2MoeModelLM",
+    table=names.LLADA2_MOE,
+    fields=_LLADA2_FIELDS,
+    defaults=_LLADA2,
+    moe={
+      **_LLADA2_EXPERTS,
+      "admitted": "expert_capacity",
+      "pool": Derived(lambda c: c.value("block_size", int, 32)),  # a block of its attention
+    },
+    moe_defaults=_LLADA2_ROUTER,
+    only=_LLADA2_ONLY,
+    # Still there, and of no effect: blocks admit experts in the place of groups.
+    irrelevant=(*_QWEN_IRRELEVANT, *_BALANCE, "n_group", "topk_group"),
+    claims=_is_llada22,
+    attention="block_causal",
+    block_field="block_size",
+    block=32,
+    insert_field="split_token_id",
+    delete_field="delete_token_id",
+    published=Published((157184,), mask=156895, eos=(156892, 156900), pad=156892),
+  ),
   "llada2_moe": Family(
     model_type="llada2_moe",
     architecture="LLaDA2MoeModelLM",
     table=names.LLADA2_MOE,
-    fields={
-      **_QWEN_FIELDS,
-      "rotary_dim": Derived(
-        _rotary_dim(0.5),
-        lambda m: {
-          "rotary_dim": _rotated(m), "partial_rotary_factor": _rotated(m) / m.head_dim,
-        },
-      ),
-    },
-    defaults={"rope_base": 6e5, "norm_eps": 1e-6, "tied": False, "qk_norm": True},
-    moe={
-      **_EXPERTS,
-      "mlp": "moe_intermediate_size",
-      "dense_layers": "first_k_dense_replace",
-      "score": "score_function",
-      "bias": "moe_router_enable_expert_bias",
-      "renormalise": "norm_topk_prob",
-      "scale": "routed_scaling_factor",
-      "groups": "n_group",
-      "top_groups": "topk_group",
-      "shared": Derived(
-        _shared_width, lambda m: {"num_shared_experts": m.moe.shared // m.moe.mlp}
-      ),
-    },
-    moe_defaults={"dense_layers": 1, "score": "sigmoid", "bias": True, "renormalise": True,
-                  "scale": 2.5, "groups": 8, "top_groups": 4},
-    only={
-      "hidden_act": ("silu",), "use_sliding_window": (False,), "norm_head": (False,),
-      "norm_softmax": (False,), "router_dtype": ("fp32",), "use_bias": (False,),
-      "use_qk_norm": (True,), "use_qkv_bias": (False,), "use_rmsnorm": (True,),
-      "using_split_qkv_in_self_attention": (False,),
-    },
+    fields=_LLADA2_FIELDS,
+    defaults=_LLADA2,
+    moe={**_LLADA2_EXPERTS, "groups": "n_group", "top_groups": "topk_group"},
+    moe_defaults={**_LLADA2_ROUTER, "groups": 8, "top_groups": 4},
+    only=_LLADA2_ONLY,
     irrelevant=(*_QWEN_IRRELEVANT, *_BALANCE),
     attention="block_causal",
     block_field="block_size",

@@ -96,6 +96,8 @@ def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
     if inputs.current_R is None:
       raise ValueError("token_stats: spec.current=True needs current_R")
     vocabulary.check_per_row("token_stats", "current_R", inputs.current_R, rows)
+  if spec.best > vocab:
+    raise ValueError(f"token_stats: spec.best={spec.best} exceeds the vocabulary of {vocab}")
   if spec.gather:
     if inputs.gather_id_RxJ is None:
       raise ValueError("token_stats: spec.gather=True needs gather_id_RxJ")

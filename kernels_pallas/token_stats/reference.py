@@ -74,6 +74,10 @@ def token_stats(
   if spec.gather:
     inside_RxJ, logit_RxJ = vocabulary.at_ids(plain_RxV, inputs.gather_id_RxJ)
     stats.gathered = jnp.where(inside_RxJ, logit_RxJ, -jnp.inf)
+  if spec.best:
+    order_RxV = jnp.argsort(eligible_RxV, axis=1, descending=True, stable=True)
+    stats.best = order_RxV[:, : spec.best].astype(jnp.int32)
+    stats.best_logit = jnp.take_along_axis(eligible_RxV, stats.best, axis=1)
   if spec.outside:
     outside_1xV = vocabulary.allowed(ids_V, spec.outside)[None, :]
     stats.lse_outside = jax.nn.logsumexp(jnp.where(outside_1xV, z_RxV, -jnp.inf), axis=1)

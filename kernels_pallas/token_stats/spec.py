@@ -31,6 +31,7 @@ class StatSpec:
   current: bool = False  # logit of the token that stands there now
   gather: bool = False  # plain logits of a few ids that each row names
   soft: bool = False  # mean embedding under the softmax of the logits
+  best: int = 0  # so many ids of the highest logits
   outside: tuple[int, ...] = ()  # ids without which `lse_outside` is taken; (): it is not
   confidence: str = "plain"  # whose statistics: those of plain, tempered or shaped logits
   temperature: float = 0.0  # 0: candidate = argmax; else a draw from softmax(l / temperature)
@@ -51,6 +52,8 @@ class StatSpec:
       raise ValueError(
         f"StatSpec: temperature={self.temperature} must be 0 with per_row=True: rows have their own"
       )
+    if self.best < 0:
+      raise ValueError(f"StatSpec: best={self.best} must not be negative (0: none)")
     if self.top_k < 0:
       raise ValueError(f"StatSpec: top_k={self.top_k} must not be negative (0: off)")
     if not 0 < self.top_p <= 1:
@@ -112,3 +115,5 @@ class TokenStats:
   lse_outside: Array | None = None  # logsumexp over the ids that are not in `outside`
   soft: Array | None = None  # float32 [R, D] mean embedding
   gathered: Array | None = None  # [R, J] plain logits of the ids asked for, in any case
+  best: Array | None = None  # int32 [R, J] ids of the highest logits, from the highest on
+  best_logit: Array | None = None  # [R, J] theirs; -inf where no more may be chosen

@@ -67,6 +67,7 @@ class State(NamedTuple):
   outside: Mass | None
   gathered_J: tuple[Array, ...]
   soft_RxD: Array | None = None  # sum of exp(logit - finite(best)) * embedding; in XLA alone
+  best_RxJ: tuple[Array, Array] | None = None  # the highest logits and their ids; in XLA alone
 
 
 def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
@@ -89,7 +90,7 @@ def asked_of_one_pass(spec: StatSpec, inputs: Inputs, total: int) -> Asked:
   """`asked`, for a kernel that makes one pass and no more; `total`: ids of all devices.
 
   Raises:
-    NotImplementedError: top-k or top-p cut, or the spec asks for the mean embedding.
+    NotImplementedError: top-k or top-p cut, or the spec asks for the mean embedding or `best`.
   """
   if spec.cuts(total):
     # XLA would find it from sums in another order, and the id that it is the logit of might fall
@@ -97,6 +98,8 @@ def asked_of_one_pass(spec: StatSpec, inputs: Inputs, total: int) -> Asked:
     raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
   if spec.soft:
     raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
+  if spec.best:
+    raise NotImplementedError("the kernel finds the best id alone (spec.best)")
   return asked(spec, inputs, None)
 
 
@@ -116,6 +119,7 @@ def empty(
     outside=nothing if spec.outside else None,
     gathered_J=(lowest_Rx1,) * gathered,
     soft_RxD=jnp.repeat(nothing.sum_Rx1, embed_width, axis=1) if spec.soft else None,
+    best_RxJ=_none_best(lowest_Rx1, first_allowed, spec.best) if spec.best else None,
   )
 
 
@@ -174,6 +178,7 @@ def of_tile(
     outside=_outside(z_RxT, told_RxT, ids_1xT, spec.outside) if spec.outside else None,
     gathered_J=tuple(_at(id_Rx1, plain_RxT, ids_1xT, start) for id_Rx1 in rows.gather_J),
     soft_RxD=_average(weight_RxT, embed_TxD) if spec.soft else None,
+    best_RxJ=_best(told_RxT, ids_1xT, spec.best) if spec.best else None,
   )
 
 
@@ -193,6 +198,10 @@ def merge(old: State, new: State) -> State:
   current_Rx1 = None
   if old.current_Rx1 is not None:
     current_Rx1 = _found(old.current_Rx1, new.current_Rx1)
+  best_RxJ = None
+  if old.best_RxJ is not None:
+    both = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), old.best_RxJ, new.best_RxJ)
+    best_RxJ = _best(*both, old.best_RxJ[0].shape[1])
   outside = None
   if old.outside is not None:
     outside = merge_mass(old.outside, new.outside)
@@ -207,6 +216,7 @@ def merge(old: State, new: State) -> State:
     outside=outside,
     gathered_J=tuple(map(_found, old.gathered_J, new.gathered_J)),
     soft_RxD=soft_RxD,
+    best_RxJ=best_RxJ,
   )
 
 
@@ -231,6 +241,8 @@ def result(state: State) -> TokenStats:
   stats = jax.tree.map(lambda column_Rx1: column_Rx1[:, 0], columns)
   if state.gathered_J:
     stats.gathered = jnp.concatenate(state.gathered_J, axis=1)
+  if state.best_RxJ is not None:
+    stats.best_logit, stats.best = state.best_RxJ
   if state.soft_RxD is not None:
     soft_RxD = state.soft_RxD / state.mass.sum_Rx1
     stats.soft = jnp.where(jnp.isfinite(lse_Rx1), soft_RxD, jnp.nan)
@@ -269,6 +281,18 @@ def _outside(z_RxT: Array, told_RxT: Array, ids_1xT: Array, ids: tuple[int, ...]
   top1_Rx1 = jnp.where(inside_1xT, -jnp.inf, told_RxT).max(1, keepdims=True)
   weight_RxT = jnp.exp(jnp.where(inside_1xT, -jnp.inf, z_RxT) - finite(top1_Rx1))
   return Mass(top1_Rx1, weight_RxT.sum(1, keepdims=True))
+
+
+def _none_best(lowest_Rx1: Array, first_allowed: int, count: int) -> tuple[Array, Array]:
+  logit_RxJ = jnp.repeat(lowest_Rx1, count, axis=1)
+  return logit_RxJ, jnp.full_like(logit_RxJ, first_allowed, dtype=jnp.int32)
+
+
+def _best(z_RxN: Array, id_RxN: Array, count: int) -> tuple[Array, Array]:
+  """The highest logits and their ids, the first of equals first; fewer where N is less."""
+  best_RxJ, at_RxJ = jax.lax.top_k(z_RxN, min(count, z_RxN.shape[1]))
+  id_RxN = jnp.broadcast_to(id_RxN, z_RxN.shape)
+  return best_RxJ, jnp.take_along_axis(id_RxN, at_RxJ, axis=1)
 
 
 def _average(weight_RxT: Array, embed_TxD: Array) -> Array:

@@ -14,7 +14,7 @@ SDAR = ModelFacts(3, (1, 2), 0, 0, masks.BlockCausal(4), vocab=10, length=16, bl
     SDAR,
     ModelFacts(None, (), None, 1, masks.Causal(), vocab=10, length=16),
     ModelFacts(3, (1,), 0, 1, masks.Causal(), vocab=10, length=16, block=2),
-    ModelFacts(3, (1,), 0, 0, masks.Full(), vocab=10, length=16),
+    ModelFacts(3, (1,), 0, 0, masks.Full(), vocab=10, length=16, insert_id=4, delete_id=1),
     ModelFacts(3, (1,), 0, 0, masks.PromptBlocks(4), vocab=10, length=16, block=4),
     ModelFacts(3, (1,), 0, 0, masks.CausalContext(4), vocab=10, length=16, block=4),
   ],
@@ -43,6 +43,7 @@ def test_a_folder_of_before_says_the_same():
     ({"eos_ids": 1}, "eos_ids=1 must be a list"),
     ({"eos_ids": [1, 10]}, r"eos_ids=\(1, 10\) must lie below vocab=10"),
     ({"mask_id": "3"}, "mask_id='3' must be a whole number"),
+    ({"insert_id": -1}, "insert_id=-1 must be a whole number, at least 0"),
     ({"length": True}, "length=True must be a whole number"),
   ],
 )

@@ -151,6 +151,8 @@ def test_checkpoint_folder_is_self_contained(unbroken):
     "shift": 0,
     "attention": "block_causal",
     "block": 8,
+    "insert_id": None,
+    "delete_id": None,
     "vocab": 260,
     "length": 32,
   }

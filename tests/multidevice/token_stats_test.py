@@ -14,7 +14,9 @@ from dlm import parallel
 from kernels_pallas.token_stats import StatSpec, token_stats
 
 R, D, V, J = 8, 16, 48, 3
-EVERYTHING = dict(top2=True, entropy=True, current=True, gather=True, soft=True, outside=(5, 40))
+EVERYTHING = dict(
+  top2=True, entropy=True, current=True, gather=True, soft=True, best=4, outside=(5, 40)
+)
 SPECS = [
   StatSpec(**EVERYTHING, forbidden=(0, 1, 47)),
   StatSpec(**EVERYTHING, temperature=0.7, top_p=0.8),

@@ -9,7 +9,7 @@ CHOICES = ("token", "expert")
 BIASED = ("score", "logits")
 LOWEST = {
   **dict.fromkeys(("experts", "per_token", "mlp", "groups"), 1),
-  **dict.fromkeys(("shared", "dense_layers", "capacity_factor", "pool"), 0),
+  **dict.fromkeys(("shared", "dense_layers", "capacity_factor", "pool", "admitted"), 0),
   **dict.fromkeys(("bias_rate", "z_loss", "balance_loss"), 0),
 }
 
@@ -20,8 +20,9 @@ class MoeConfig:
 
   By choice "token" each token takes its `per_token` best experts. LLaDA-MoE (arXiv 2509.24389)
   scores by softmax and weighs by the biased score; LLaDA2 scores by sigmoid, in groups, and weighs
-  without the bias. By choice "expert" each expert takes its best tokens of every pool, `per_token`
-  experts a token on average (EC-DLM, arXiv 2604.01622).
+  without the bias; in LLaDA2.2 a block's tokens choose among few experts, not in groups. By choice
+  "expert" each expert takes its best tokens of every pool, `per_token` experts a token on average
+  (EC-DLM, arXiv 2604.01622).
   Parameters are the same: a checkpoint changes sides by its config alone.
   """
 
@@ -47,12 +48,18 @@ class MoeConfig:
   bias_rate: float = 0.0  # step of the bias against the load (arXiv 2408.15664); 0: it stays
   groups: int = 1  # equal groups of consecutive experts
   top_groups: int = 1  # only the best groups, by the sum of their two best scores, are chosen from
+  # Tokens of a pool choose among so many experts, those with the best score of any of its tokens;
+  # 0: among all.
+  admitted: int = 0
   # An expert keeps this many times its even share of a forward's tokens, those of largest weight,
   # on a mesh of every device's tokens; 0: no token is dropped.
   capacity_factor: float = 0.0
 
+  # Of `admitted`, and of choice "expert", whose pools compete. Blocks of so many slots from the
+  # window's start; 0: the whole row.
+  pool: int = 0
+
   # Choice "expert". The bias is kept and not read: an expert's choice does not depend on it.
-  pool: int = 0  # slots that compete: blocks of so many from the window's start; 0: the whole row
   schedule: str = "static"  # how many experts a token has, by the noise level of its pool
   per_token_range: tuple[int, int] | None = None  # least and most of a schedule
   sigma: float = 0.2  # width of the Gaussian bells
@@ -89,7 +96,8 @@ class MoeConfig:
       )
     self._check_groups()
     if self.choice == "token":
-      self._only_of("expert", pool=0, schedule="static", per_token_range=None, gate_scales=())
+      self._only_of("expert", schedule="static", per_token_range=None, gate_scales=())
+      self._check_admitted()
       if self.renormalise and self.per_token == 1 < self.experts:
         raise ValueError(
           "MoeConfig: renormalise=True with per_token=1 makes every weight 1, and nothing teaches "
@@ -98,7 +106,7 @@ class MoeConfig:
     else:
       self._only_of(
         "token", bias_to="score", bias_in_weight=False, bias_rate=0, top_groups=self.groups,
-        capacity_factor=0,
+        capacity_factor=0, admitted=0,
       )  # fmt: skip
       self._check_expert_choice()
 
@@ -125,6 +133,20 @@ class MoeConfig:
     if self.per_token > eligible:
       raise ValueError(
         f"MoeConfig: per_token={self.per_token} exceeds the {eligible} experts of the best groups"
+      )
+
+  def _check_admitted(self) -> None:
+    if self.pool and not self.admitted:
+      raise ValueError(f"MoeConfig: pool={self.pool} with choice='token' needs admitted")
+    if self.admitted and not self.per_token <= self.admitted <= self.experts:
+      raise ValueError(
+        f"MoeConfig: admitted={self.admitted} must lie in per_token={self.per_token}..experts="
+        f"{self.experts} (0: off)"
+      )
+    if self.admitted and self.top_groups != self.groups:
+      raise ValueError(
+        f"MoeConfig: admitted={self.admitted} takes the place of groups: top_groups="
+        f"{self.top_groups} must be groups={self.groups}"
       )
 
   def _check_expert_choice(self) -> None:
@@ -160,6 +182,11 @@ class MoeConfig:
   def reads_noise(self) -> bool:
     """Whether the layer must be told each slot's noise level."""
     return self.schedule != "static"
+
+  @property
+  def pooled(self) -> bool:
+    """Whether a token's experts depend on the other tokens of its pool."""
+    return self.choice == "expert" or self.admitted > 0
 
   def mean_per_token(self) -> float:
     """Experts a token passes on average: over levels ~ U(0, 1), before rounding to whole ones."""

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from dlm.models.config import ModelConfig
 from dlm.models.layers import SwiGLU
-from dlm.models.moe import capacity, exchange, expert_choice, router_losses, token_choice
+from dlm.models.moe import capacity, exchange, expert_choice, pools, router_losses, token_choice
 from dlm.models.moe.config import MoeConfig
 from dlm.models.moe.exchange import Exchange
 from dlm.models.moe.experts import INWARD, NAMES, OUTWARD, Experts, apply_experts, apply_slots
@@ -54,11 +54,12 @@ class Kernel(nn.Module):
 class Moe(nn.Module):
   """Routed experts plus, if there is one, the expert that all tokens share.
 
-  With choice "expert" the slots of a pool compete. Pools are the whole row, or blocks of `pool`
-  slots cut from the window's start: each copy of a block in [noisy; clean] is a pool of its own,
-  and a cached window of whole blocks has the pools that the whole canvas has. With the row as its
-  pool a token's experts depend on slots that a cached window leaves out. A pool's noise level is
-  the largest of its live slots; clean text says 0.
+  With choice "expert" the slots of a pool compete, and with `admitted` they choose among the same
+  experts. Pools are the whole row, or blocks of `pool` slots cut from the window's start: each copy
+  of a block in [noisy; clean] is a pool of its own, and a cached window of whole blocks has the
+  pools that the whole canvas has. With the row as its pool a token's experts depend on slots that a
+  cached window leaves out. A pool's noise level is the largest of its live slots; clean text says
+  0.
   """
 
   config: ModelConfig
@@ -161,7 +162,7 @@ def _best_experts(
   """
   experts, bias_E = params
   x_TxD, logits_TxE, live_T = _flat(x_BxWxD), _flat(logits_BxWxE), live_BxW.reshape(-1)
-  chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E)
+  chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E, live_BxW)
   if moe.capacity_factor:
     places = token_choice.capacity(chosen_TxK.size, moe.experts, moe.capacity_factor)
     places = min(places, len(x_TxD))
@@ -191,10 +192,10 @@ def _experts_choose(
 ) -> tuple[Array, dict[str, Array]]:
   batch, window = live_BxW.shape
   size = moe.pool or window
-  live_PxS = _pools(live_BxW, size)
+  live_PxS = pools.cut(live_BxW, size)
   level_P = jnp.zeros(len(live_PxS))
   if moe.reads_noise:
-    level_P = jnp.where(live_PxS, _pools(level_BxW, size), 0).max(1)
+    level_P = jnp.where(live_PxS, pools.cut(level_BxW, size), 0).max(1)
   per_token_P = capacity.per_token(moe, level_P)
   count_P = capacity.tokens_per_expert(per_token_P, live_PxS.sum(1), moe.experts)
   rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW, count_P.reshape(batch, -1)
@@ -212,12 +213,6 @@ def _experts_choose(
       logits_TxE, choosers_T, jnp.maximum(mean_per_token, 1), live_T
     ),
   }
-
-
-def _pools(x_BxW: Array, size: int) -> Array:
-  """[B, W, ...] -> [P, S, ...]; the last block of a row is filled up."""
-  pad = ((0, 0), (0, -x_BxW.shape[1] % size), *[(0, 0)] * (x_BxW.ndim - 2))
-  return jnp.pad(x_BxW, pad).reshape(-1, size, *x_BxW.shape[2:])
 
 
 def _best_tokens(
@@ -239,7 +234,7 @@ def _best_tokens(
   sizes = capacity.buffer_sizes(moe, len(count_P), size)
   places = sizes[-1] // len(count_P)
   choice = expert_choice.choose(
-    moe, _pools(logits_BxWxE, size), _pools(live_BxW, size), count_P, places
+    moe, pools.cut(logits_BxWxE, size), pools.cut(live_BxW, size), count_P, places
   )
   block_N = jnp.arange(count_BxN.shape[1])
   first_P = (jnp.arange(batch)[:, None] * window + block_N[None] * size).reshape(-1)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlm.models.moe import gate_scales
+from dlm.models.moe import gate_scales, pools
 from dlm.models.moe.config import MoeConfig
 from dlm.models.moe.experts import Routing, Slots
 from dlm.types import Array
@@ -13,17 +13,24 @@ from dlm.types import Array
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
-def token_choice(moe: MoeConfig, logits_TxE: Array, bias_E: Array | None) -> tuple[Array, Array]:
+def token_choice(
+  moe: MoeConfig, logits_TxE: Array, bias_E: Array | None, live_BxW: Array | None = None
+) -> tuple[Array, Array]:
   """Each token's experts, int32 [T, K], and their weights [T, K] in the logits' type.
 
   In the order of the choice: highest (biased) score first, the lowest index of equals. `bias` as
-  `MoeConfig.bias` says; it is set from outside, so no gradient reaches it.
+  `MoeConfig.bias` says; it is set from outside, so no gradient reaches it. `live`: real tokens, of
+  the rows that T is made of; needed where pools admit experts.
   """
   score_TxE = SCORES[moe.score](logits_TxE.astype(jnp.float32))
   rank_TxE = biased(moe, logits_TxE, bias_E) if moe.bias_to == "logits" else score_TxE
   if bias_E is not None and moe.bias_to == "score":
     rank_TxE += jax.lax.stop_gradient(bias_E.astype(jnp.float32))[None]
-  _, chosen_TxK = jax.lax.top_k(_best_groups(moe, rank_TxE), moe.per_token)
+  eligible_TxE = _best_groups(moe, rank_TxE)
+  if moe.admitted:
+    rank_BxWxE = rank_TxE.reshape(*live_BxW.shape, moe.experts)
+    eligible_TxE = pools.among_admitted(moe, rank_BxWxE, live_BxW).reshape(rank_TxE.shape)
+  _, chosen_TxK = jax.lax.top_k(eligible_TxE, moe.per_token)
   weighing_TxE = rank_TxE if moe.bias_in_weight else score_TxE
   weight_TxK = jnp.take_along_axis(weighing_TxE, chosen_TxK, axis=1)
   if moe.renormalise:

@@ -16,6 +16,7 @@ from dlm.sampling.policies.ete import Ete
 from dlm.sampling.policies.factor import Factor
 from dlm.sampling.policies.fixed import Fixed
 from dlm.sampling.policies.hierarchy import Hierarchy
+from dlm.sampling.policies.indel import InDel, ServedInDel
 from dlm.sampling.policies.introspective import Introspective
 from dlm.sampling.policies.left_to_right import LeftToRight
 from dlm.sampling.policies.parts import Parts
@@ -57,6 +58,8 @@ POLICIES = {
   "wino": Wino,  # WINO, 2507.18578
   "quota": Quota,  # SDAR, 2510.06303
   "edit": Edit,  # LLaDA2.1, 2602.08676
+  "indel": InDel,  # LLaDA2.2, inclusionAI/LLaDA2.X
+  "served_indel": ServedInDel,  # SGLang for LLaDA2.2, sgl-project/sglang
   "wedlm": WeDlm,  # WeDLM, 2512.22737
   "introspective": Introspective,  # I-DLM, 2604.11035
   "deer": Deer,  # DEER, 2512.15176

@@ -22,6 +22,7 @@ from dlm.sampling.policies import (
   DreamOn,
   Edit,
   Fixed,
+  InDel,
   Introspective,
   Parts,
   Pipelined,
@@ -31,6 +32,7 @@ from dlm.sampling.policies import (
   Rnd1,
   Saber,
   SelfSpeculative,
+  ServedInDel,
   Smooth,
   Threshold,
   WeDlm,
@@ -206,6 +208,7 @@ def test_configs_of_papers_sample_any_checkpoint(name, policy):
 
 
 SHIFTED = BD3LM | {"shift": 1}
+LLADA22 = BD3LM | {"insert_id": 7, "delete_id": 8}
 D2F = BD3LM | {"attention": "prompt_blocks"}
 NEMOTRON = BD3LM | {"attention": "causal_context"}
 
@@ -216,6 +219,8 @@ NEMOTRON = BD3LM | {"attention": "causal_context"}
     ("sdar", BD3LM, Quota(16, threshold=0.85), ExactBlock(), 16),
     ("llada2", BD3LM, Quota(16, threshold=0.95), ExactBlock(), 16),
     ("llada21", BD3LM, Edit(0.7, 0.5), ExactBlock(), 16),
+    ("llada22", LLADA22, InDel(7, 8), ExactBlock(), 16),
+    ("llada22:served", LLADA22, ServedInDel(7, 8), ExactBlock(), 16),
     ("efficient_dlm", BD3LM, Threshold(0.9), ExactBlock(), 16),
     ("fast_dllm_v2", SHIFTED, Parts(Threshold(0.9)), SubBlock(8), 16),
     ("d2f", D2F, Pipelined(16, end_ids=(258,)), Ahead(), 16),
@@ -345,6 +350,7 @@ BLOCKS = ("bd3lm", "efficient_dlm", "llada2", "llada21", "sdar", "stable_diffcod
 KINDS = {
   **dict.fromkeys(("ar", "i_dlm", "deer", "dflash"), AR),
   **dict.fromkeys(BLOCKS, BD3LM),
+  "llada22": LLADA22,
   "fast_dllm_v2": SHIFTED,
   "d2f": D2F,
   "wedlm": AR | {"shift": 0},

@@ -18,6 +18,7 @@ from dlm.sampling.policies import (
   Edit,
   Factor,
   Fixed,
+  InDel,
   LeftToRight,
   Parts,
   Pipelined,
@@ -84,7 +85,7 @@ class Case:
   def rows(self):
     """Slots that see masks alone are equally sure, and round-off chooses: give them a token."""
     by_confidence = isinstance(
-      self.policy, Threshold | Factor | Quota | Edit | Parts
+      self.policy, Threshold | Factor | Quota | Edit | InDel | Parts
     ) or self.policy == Fixed(k=1)
     return [[3] + [M] * 15, *ROWS[1:]] if by_confidence else ROWS
 
@@ -110,6 +111,7 @@ CASES = {
   "two_blocks_stops": Case(Factor(1.0), FOUR, block=8, eos_ids=(1, 2, 13, 14)),
   "quota": Case(Quota(4, 3, 0.5), FOUR, separate=True),
   "edit": Case(Edit(0.6, 0.3), FOUR),
+  "indel": Case(InDel(1, 2, 0.6, 0.3, most=4, limit=30), FOUR),
   "parts": Case(Parts(Threshold(0.5), 2), FOUR),
   "renoise": Case(Renoise(23, steps=6, still=0.5), FOUR, temperature=1.0, separate=True),
   "timed": Case(Threshold(0.4), FOUR, temperature=1.0, timed=True),

@@ -24,6 +24,7 @@ from dlm.sampling.policies import (
   Factor,
   Fixed,
   Hierarchy,
+  InDel,
   Introspective,
   LeftToRight,
   Parts,
@@ -36,6 +37,7 @@ from dlm.sampling.policies import (
   Rnd1,
   Saber,
   SelfSpeculative,
+  ServedInDel,
   Smooth,
   Threshold,
   WeDlm,
@@ -61,6 +63,7 @@ CHOSEN = [
   Parts(Threshold(0.6), 2), Pipelined(BLOCK, 0.6, begin=0.3, eager=0.6),
   Distilled(BLOCK, 1.0, begin=0.3), Renoise(VOCAB, steps=5),
   Duo(VOCAB, LogLinear(eps=0.0), steps=4),
+  InDel(1, 2, most=4, steps=3, limit=9), ServedInDel(1, 2, most=3, ids=5),
 ]  # fmt: skip
 # They need a causal model.
 DRAFTING = [Introspective(2), Deer(2), DFlash(2), SelfSpeculative(3)]
@@ -85,4 +88,4 @@ EVERY = [*CHOSEN, *[_default(make) for make in POLICIES.values() if make not in 
 
 def warmth(policy: Policy) -> float:
   """Policies that choose among ids of their own draw none."""
-  return 0.0 if policy.needs().gather else 1.0
+  return 0.0 if policy.needs().gather or policy.needs().best else 1.0

@@ -15,12 +15,14 @@ from dlm.sampling.policies import (
   Dream,
   Edit,
   Fixed,
+  InDel,
   Introspective,
   Parts,
   Planned,
   Prophet,
   Region,
   Renoise,
+  ServedInDel,
   Smooth,
   Wino,
 )
@@ -145,6 +147,7 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(make, message):
     (Fixed(k=1), 4), (Fixed(steps=9), 9), (Fixed(steps=2), 4), (Planned(steps=9), 9),
     (Dream(9), 9), (Edit(most=5), 4 + 5), (Renoise(VOCAB, steps=9), 9),
     (Prophet(Fixed(k=1), steps=99, answer_start=0), 4), (Smooth(Edit(most=5)), 4 + 5),
+    (InDel(1, 2, limit=7), 7), (ServedInDel(1, 2, most=5), 4 + 5 + 1),
   ],
   ids=str,
 )  # fmt: skip

@@ -91,8 +91,8 @@ def same_among_any_neighbours(policy, plan):
 
 @pytest.mark.parametrize("policy", {type(p): p for p in EVERY}.values(), ids=str)
 def test_every_policy_over_a_cache(policy):
-  # A shadow block goes with no cache, random ids with an exact one.
-  alone = policy.judges or policy.renoises
+  # A shadow block goes with no cache, random ids and edits with an exact one.
+  alone = policy.judges or policy.renoises or policy.shifts
   same_among_any_neighbours(policy, NoCache() if alone else Dual())
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import masks
+from dlm import edits, masks
 from dlm.sampling import shifts
 from dlm.sampling.caching import ExactBlock, NoCache, SubBlock
 from dlm.sampling.policy import Policy
@@ -15,7 +15,7 @@ from tests.dlm.sampling.policies.views import view_of
 from tests.dlm.sampling.table import Lookup
 
 NO_CACHE = NoCache()
-NEW, PADDING = shifts.NEW, shifts.PADDING
+NEW, PADDING = edits.NEW, shifts.PADDING
 ROWS, WIDTH = 40, 12
 
 

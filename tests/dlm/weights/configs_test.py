@@ -43,7 +43,7 @@ def test_llada_8b_as_published(tmp_path):
   assert source.model.n_params() == 8_015_581_184
   assert source.facts.to_json() == dict(
     mask_id=126336, eos_ids=[126081, 126348], pad_id=126081, shift=0, attention="full", block=None,
-    vocab=126464, length=4096,
+    vocab=126464, length=4096, insert_id=None, delete_id=None,
   )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_bd3lm_as_published(tmp_path):
   assert (model.kv_heads, model.head_dim, model.mlp, model.dit) == (12, 64, 3072, 128)
   assert source.facts.to_json() == dict(
     mask_id=50257, eos_ids=[50256], pad_id=50256, shift=0, attention="block_causal", block=16,
-    vocab=50258, length=1024,
+    vocab=50258, length=1024, insert_id=None, delete_id=None,
   )  # fmt: skip
   with pytest.raises(weights.WeightsError, match="time_conditioning=True is not supported"):
     opened(tmp_path, BD3LM | {"time_conditioning": True})
@@ -152,7 +152,7 @@ def test_stable_diffcoder_is_a_llama_by_its_model_type_alone(tmp_path):
   assert source.model.n_params() == 8_250_462_208
   assert source.facts.to_json() == dict(
     mask_id=5, eos_ids=[2], pad_id=1, shift=0, attention="block_causal", block=4, vocab=155136,
-    length=4096,
+    length=4096, insert_id=None, delete_id=None,
   )  # fmt: skip
   for family in ("llama", "mistral", "qwen2", "qwen3"):  # and no other class is taken for theirs
     with pytest.raises(weights.WeightsError, match=r"architectures=\['Own'\] is not supported"):
@@ -209,7 +209,7 @@ def test_nemotron_labs_diffusion_8b_as_published(tmp_path):
   )
   assert source.facts.to_json() == dict(
     mask_id=100, eos_ids=[11], pad_id=None, shift=0, attention="causal_context", block=32,
-    vocab=131072, length=4096,
+    vocab=131072, length=4096, insert_id=None, delete_id=None,
   )  # fmt: skip
   written = config_of(source.family, source.model, source.facts, config, "bfloat16")
   assert {key: written[key] for key in config} == config
@@ -273,19 +273,27 @@ def test_every_key_that_is_not_named_irrelevant_is_looked_at(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_that_nobody_knows_is_refused(family, tmp_path):
-  """LLaDA2.2 keeps the model_type of LLaDA2, and routes by blocks."""
-  opened(tmp_path, CONFIGS[family] | {"expert_capacity": None})
+  opened(tmp_path, CONFIGS[family] | {"expert_groups": None})
   with pytest.raises(weights.WeightsError) as error:
-    opened(tmp_path, CONFIGS[family] | {"expert_capacity": 48})
+    opened(tmp_path, CONFIGS[family] | {"expert_groups": 48})
   path = tmp_path / "config.json"
-  assert str(error.value) == f"{path}: expert_capacity=48 is not understood (family {family})"
+  assert str(error.value) == f"{path}: expert_groups=48 is not understood (family {family})"
+
+
+def test_llada22_is_told_from_llada2_by_its_router(tmp_path):
+  """It keeps the model_type, and groups of experts that mean nothing any more."""
+  source = opened(tmp_path, CONFIGS["llada22_moe"])
+  moe = source.model.moe
+  assert (moe.admitted, moe.pool, moe.groups, moe.top_groups) == (48, 32, 1, 1)
+  assert (source.facts.insert_id, source.facts.delete_id) == (156931, 156930)
+  assert source.facts.eos_ids == (156892, 156900)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_spellings_of_what_we_write(family, tmp_path):
   """Rotations of half a head among them, where a family can have them."""
   model, facts = small.MODELS[family], small.facts_of(family)
-  if family in ("llada_moe", "llada2_moe"):
+  if family in ("llada_moe", "llada2_moe", "llada22_moe"):
     model = dataclasses.replace(model, rotary_dim=model.head_dim // 2)
   config = config_of(family, model, facts, {}, "float32")
   for spelling in (config, by_transformers_5(config)):

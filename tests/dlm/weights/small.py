@@ -19,12 +19,14 @@ LLADA2 = dict(
   shared=12, dense_layers=1, score="sigmoid", bias=True, renormalise=True, scale=2.5, groups=4,
   top_groups=2,
 )  # fmt: skip
+LLADA22 = LLADA2 | dict(groups=1, top_groups=1, admitted=5, pool=16)
 LLADA_MOE = dict(shared=20, dense_layers=1, bias=True, bias_in_weight=True)
 
 MODELS = {
   "llada": ModelConfig(**SIZES | dict(kv_heads=4, head_dim=4)),
   "llada_moe": ModelConfig(**QWEN3, moe=MoeConfig(**EXPERTS, **LLADA_MOE)),
   "llada2_moe": ModelConfig(**QWEN3, rotary_dim=4, moe=MoeConfig(**EXPERTS, **LLADA2)),
+  "llada22_moe": ModelConfig(**QWEN3, rotary_dim=4, moe=MoeConfig(**EXPERTS, **LLADA22)),
   "dream": ModelConfig(**QWEN2),
   "dream_reasoner": ModelConfig(**QWEN3),
   "qwen2": ModelConfig(**QWEN2 | dict(tied=True)),
@@ -60,6 +62,7 @@ ATTENTION = {
   "dream": ("full", 1, None),
   "dream_reasoner": ("block_causal", 0, 16),
   "llada2_moe": ("block_causal", 0, 16),
+  "llada22_moe": ("block_causal", 0, 16),
   "stable_diffcoder": ("block_causal", 0, 4),
   "rnd1": ("full", 1, None),
   "wedlm": ("causal", 0, None),
@@ -74,9 +77,10 @@ ATTENTION = {
 def facts_of(family: str) -> ModelFacts:
   attention, shift, block = ATTENTION.get(family, ("full", 0, None))
   mask_id = None if (attention == "causal" and shift) or family == "dflash" else 39
+  edits = dict(insert_id=31, delete_id=32) if family == "llada22_moe" else {}
   return ModelFacts.from_json(dict(
     mask_id=mask_id, eos_ids=[3, 5], pad_id=3, shift=shift, attention=attention, block=block,
-    vocab=40, length=64,
+    vocab=40, length=64, **edits,
   ))  # fmt: skip
 
 

@@ -29,6 +29,21 @@ def test_gathered_logits_are_plain(compute, confidence):
   np.testing.assert_array_equal(stats.gathered, expected)
 
 
+def test_the_best_ids_in_order(compute_in_xla):
+  """The lowest of equal ones first; what must not be chosen is none of them."""
+  z_RxV, _ = some()
+  z_RxV[0] = z_RxV[0].round()
+  spec = StatSpec(best=9, forbidden=tuple(range(2, 18)))  # seven are left
+  stats = compute_in_xla(jnp.asarray(z_RxV), jnp.eye(23), spec)
+  allowed_RxV = twin.allowed(z_RxV, spec)
+  order_RxJ = np.argsort(-allowed_RxV, axis=1, kind="stable")[:, :9]
+  np.testing.assert_array_equal(
+    stats.best_logit, np.take_along_axis(allowed_RxV, order_RxJ, axis=1)
+  )
+  np.testing.assert_array_equal(stats.best[:, :7], order_RxJ[:, :7])
+  np.testing.assert_array_equal(stats.best[:, 0], stats.token)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"confidence": "shaped", "top_k": 4, "top_p": 0.9}], ids=str)
 def test_soft_is_the_mean_embedding(compute_in_xla, dtype, shape):

@@ -229,7 +229,7 @@ def test_runs_inside_while_loop_and_shard_map(check_vma):
   "spec",
   [
     StatSpec(top2=True, entropy=True, current=True, temperature=1.0),
-    StatSpec(gather=True, soft=True),
+    StatSpec(gather=True, soft=True, best=3),
     StatSpec(temperature=1.0, top_k=9, top_p=0.9),
     StatSpec(temperature=1.0, top_p=0.9),
     StatSpec(
