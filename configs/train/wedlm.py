@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
       batch=8,
       mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True),
-      objective=dict(name="wedlm", block=32),
+      objective=dict(name="wedlm", block=32, shift=0),
       data=dict(sources=(("stdlib", 1.0),), length=2048),
       optimizer=dict(lr=3e-6, schedule="cosine", warmup=500, weight_decay=0.01),
       eval=dict(every=500),

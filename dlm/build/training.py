@@ -203,7 +203,14 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
   if not (run.teacher or run.init_from):
     raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
   teacher = pretrained(run.teacher or run.init_from)
-  if not isinstance(teacher.facts.attention, masks.Causal):
+  if not trained.teacher_shift:
+    if (trained.attention, 0) != (teacher.facts.attention, teacher.facts.shift):
+      raise ValueError(
+        f"teacher {teacher.directory} must be such a model as objective.name="
+        f"{run.objective.name!r} trains, not of attention {teacher.facts.attention_name!r} and "
+        f"shift={teacher.facts.shift}: name another by `teacher`"
+      )
+  elif not isinstance(teacher.facts.attention, masks.Causal):
     raise ValueError(
       f"teacher {teacher.directory} must be autoregressive, not of attention "
       f"{teacher.facts.attention_name!r}: name another by `teacher`"

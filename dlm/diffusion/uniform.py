@@ -20,6 +20,23 @@ def random_ids(key: Array, shape: tuple[int, ...], vocab: int, mask_id: int) -> 
   return id_BxL + (id_BxL >= mask_id)
 
 
+def gaussian(
+  normal_BxLxV: Array, tokens_BxL: Array, gamma_B: Array, mask_id: int
+) -> tuple[Array, Array]:
+  """Gaussian noise about clean ids: the argmax [B, L], and the numbers [B, L, V] that it is of.
+
+  Args:
+    gamma_B: log of the noise's variance over the signal's; both variances sum to 1.
+    mask_id: is never the argmax.
+  """
+  vocab = normal_BxLxV.shape[-1]
+  signal_B, noise_B = (jnp.sqrt(jax.nn.sigmoid(sign * gamma_B)) for sign in (-1, 1))
+  z_BxLxV = noise_B[:, None, None] * normal_BxLxV
+  z_BxLxV += signal_B[:, None, None] * jax.nn.one_hot(tokens_BxL, vocab)
+  z_BxLxV = jnp.where((jnp.arange(vocab) == mask_id)[None, None], -jnp.inf, z_BxLxV)
+  return z_BxLxV.argmax(-1).astype(tokens_BxL.dtype), z_BxLxV
+
+
 def argmax_survival(gamma_B: Array, n: int) -> tuple[Array, Array]:
   """Duo (2506.10892, Eq. 10): survival of a token where Gaussian diffusion is read by its argmax.
 

@@ -13,6 +13,7 @@ from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
 from dlm.objectives.dreamon import DreamOn
 from dlm.objectives.duo import Duo
+from dlm.objectives.duo_dcd import DuoDcd
 from dlm.objectives.ec_dlm import EcDlm
 from dlm.objectives.efficient_dlm import EfficientDlm
 from dlm.objectives.exact_count import ExactCount
@@ -63,6 +64,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
   "opdlm": Opdlm,  # OPDLM, 2606.06712
   "duo": Duo,  # Duo, 2506.10892
+  "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
   "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
@@ -78,6 +80,7 @@ __all__ = [
   "DreamOn",
   "DreamSft",
   "Duo",
+  "DuoDcd",
   "EcDlm",
   "EfficientDlm",
   "ExactCount",

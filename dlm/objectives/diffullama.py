@@ -67,6 +67,7 @@ class _Around(Objective):
   exact_count = property(attrgetter("objective.exact_count"))
   taught = property(attrgetter("objective.taught"))
   edit_ids = property(attrgetter("objective.edit_ids"))
+  teacher_shift = property(attrgetter("objective.teacher_shift"))
   traced = property(attrgetter("objective.traced"))
 
   def not_a_likelihood(self) -> str | None:

@@ -115,14 +115,11 @@ class Duo(RowTraining):
     lo, hi = self.gamma
     gamma_B = lo + t_B * (hi - lo)
     alpha_B, slope_B = uniform.argmax_survival(gamma_B, self.states)
-    signal_B, noise_B = (jnp.sqrt(jax.nn.sigmoid(sign * gamma_B)) for sign in (-1, 1))
-    z_BxLxV = noise_B[:, None, None] * normal_BxLxV
-    z_BxLxV += signal_B[:, None, None] * jax.nn.one_hot(tokens_BxL, self.vocab)
-    z_BxLxV = jnp.where((jnp.arange(self.vocab) == self.mask_id)[None, None], -jnp.inf, z_BxLxV)
+    ids_BxL, z_BxLxV = uniform.gaussian(normal_BxLxV, tokens_BxL, gamma_B, self.mask_id)
     first, last = map(math.log, self.tau)
     tau = jnp.exp(first + (last - first) * jnp.minimum(step / self.curriculum, 1))
     mix_BxLxV = jax.nn.softmax(z_BxLxV / tau)
-    return alpha_B, (hi - lo) * slope_B, mix_BxLxV, z_BxLxV.argmax(-1).astype(tokens_BxL.dtype)
+    return alpha_B, (hi - lo) * slope_B, mix_BxLxV, ids_BxL
 
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """The bound, and the cross-entropy of all noisable tokens."""

@@ -26,6 +26,7 @@ class Objective(abc.ABC):
   exact_count = False  # `ExactCount` measures the likelihood of its model
   taught = False  # a frozen teacher is asked too: `denoise` and `params` are pairs, its own second
   edit_ids = None  # (insert, delete): ids that the model learns to predict, and no text holds
+  teacher_shift = 1  # of one: its logits at i predict token i + 1, as autoregressive models' do
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
 
   @property

@@ -1,5 +1,5 @@
-"""Post-training of the authors' codes, from tests/conformance/rl_2026: OPDLM, and what of TraceRL's
-rows and attention it shares.
+"""Post-training of the authors' codes, from tests/conformance/rl_2026: OPDLM, what of TraceRL's
+rows and attention it shares, and Duo's distillation.
 
 Their input is [prompt | clean answer | noisy answer], prompts padded on the left; ours is
 [noisy; clean] of both. `in_theirs` says which of our inputs each of theirs is.
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import Opdlm, streams
+from dlm.objectives import DuoDcd, Opdlm, streams
 from dlm.objectives.block import answer_block_start
 from dlm.objectives.divergence import Divergence
 from dlm.objectives.opdlm import step_ranks
 from dlm.types import Batch
 from tests.checkers.block_objectives import seen_by
 from tests.checkers.objectives import Case, Recorded, close, same
+from tests.checkers.objectives import batch_of as of_text
 
 KEEP_ALL = 0.75  # a draw that takes the last of one or two states of a block
 
@@ -193,7 +194,65 @@ def tracerl_rows(case: Case):
   same(case.inputs["reward"][source], case.outputs["reward"])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def distilled(objective, draws, batch, step, student, teacher, cotangent):
+  noisy = objective.corrupt_with(draws, batch, step)
+
+  def told(logits):
+    params = ({"logits": logits}, {"logits": teacher})
+    nats_BxL = objective.losses((Recorded(), Recorded()), params, noisy)[0]
+    return (nats_BxL * cotangent).sum(), nats_BxL
+
+  grad, nats_BxL = jax.grad(told, has_aux=True)(student)
+  return noisy, objective.step_at(step), nats_BxL, grad
+
+
+def duo_dcd_loss(case: Case):
+  """Their teacher is renewed within a run, which is here the next one, with twice the step."""
+  step, every, first = case.arg("global_step"), case.arg("update_teacher_every"), 1 / case.arg("T")
+  gamma = case.arg("gamma_min"), case.arg("gamma_max")
+  growth, updates = case.arg("linear_growth"), case.arg("max_steps")
+  case.arg("loss_precision")
+  assert case.arg("antithetic")
+  x0, vocab = case.inputs["x0"], case.inputs["noise"].shape[-1]
+  objective = DuoDcd(
+    vocab, vocab=vocab, dt=first * 2 ** (step // every), gamma=gamma,
+    growth=None if growth is None else (*growth, updates), min_time=case.arg("sampling_eps"),
+    reverse={"kl-bwd": True, "kl-fwd": False}[case.arg("divergence")],
+  )  # fmt: skip
+  draws = {
+    "u_time": case.inputs["u"], "stratum": np.arange(len(x0)), "normal": case.inputs["noise"]
+  }  # fmt: skip
+  noisy, dt, nats, grad = distilled(
+    objective, draws, of_text(x0), step, case.inputs["student_logits"],
+    case.inputs["teacher_logits"], case.inputs["cotangent"],
+  )  # fmt: skip
+  close(dt, case.expected["dt"])
+  same(noisy.inputs_BxW, case.outputs["xt"])
+  same(noisy.extra["nearer_BxL"], case.outputs["xs"])
+  close(nats, case.outputs["loss"])
+  close(grad, case.outputs["grad_student_logits"])
+  # They look a level up in a table, at the entry next to it.
+  table = case.inputs["table"].astype(np.float64)
+  grid = np.linspace(case.arg("table_gamma_min"), case.arg("table_gamma_max"), len(table))
+  t = np.clip((case.inputs["u"] / len(x0) + np.arange(len(x0)) / len(x0)) % 1, 0, 1)
+  t = np.clip(t * (1 - objective.min_time) + objective.min_time + float(dt), 0, 1)
+  for level, time, sigma in (
+    (noisy.time_BxW, t, case.outputs["sigma_t"]),
+    (noisy.extra["nearer_time_BxL"], t - float(dt), case.outputs["sigma_s"]),
+  ):
+    at = gamma[0] + time * (gamma[1] - gamma[0])
+    alpha = (vocab * np.interp(at, grid, table) - 1) / (vocab - 1)
+    np.testing.assert_allclose(level[:, 0], 1 - alpha, atol=1e-4)
+    around = [
+      (vocab * np.interp(at + shift, grid, table) - 1) / (vocab - 1)
+      for shift in (grid[1] - grid[0], grid[0] - grid[1])
+    ]
+    assert (around[0] <= np.exp(-sigma) + 1e-6).all() and (np.exp(-sigma) <= around[1] + 1e-6).all()
+
+
 METHODS = {
+  "duo_dcd_loss": duo_dcd_loss,
   "opdlm_loss": opdlm_loss,
   "opdlm_rows": opdlm_rows,
   "tracerl_attention": tracerl_attention,

@@ -192,7 +192,7 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   fields.append("optimizer.b1=0.5")
   if "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
-  elif "moe" in given.model.fields:
+  elif "moe" in given.model.fields or given.objective.name == "duo_dcd":
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
     fields.append(f"init_from={directories.write(tmp_path / 'hf', 'llada_moe', **facts)}")
   else:  # it goes on from published weights
@@ -203,6 +203,13 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   assert training.model.config.implementation == "xla" and run.optimizer.b1 == 0.5
   assert (run.data.document_mask, run.sample.prompts) == (False, ("a",))
   assert run.checkpoint.keep_last == 5
+
+
+def test_a_model_that_is_taught_by_its_like_needs_one(tmp_path):
+  causal = directories.write(tmp_path / "hf")
+  config = RunConfig.read("configs/train/duo_dcd.py", [f"init_from={causal}"])
+  with pytest.raises(ValueError, match=r"such a model as objective\.name='duo_dcd' trains, not of"):
+    build.everything(config)
 
 
 def test_missing_fields_are_named():

@@ -57,9 +57,9 @@ def measured(objective, step=STEPS):
   """
   noisy = objective.corrupt(jax.random.key(1), batch_of(), step)
 
-  def asked(ahead):  # a teacher predicts the next token
+  def asked(ahead):
     own = with_own({}, objective.init())
-    return oracle.asked(objective, Counts(ahead), own, Counts(1), {})
+    return oracle.asked(objective, Counts(ahead), own, Counts(objective.teacher_shift), {})
 
   own, following = (objective.losses(*asked(ahead), noisy)[1] for ahead in (0, 1))
   loss = objective.loss(*asked(objective.shift), noisy)[0].total
