@@ -217,7 +217,7 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
     )
   if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
     raise ValueError(f"teacher {teacher.directory} has another tokenizer than the run")
-  return teacher.adapted()
+  return teacher.adapted() if trained.teacher_shift else teacher
 
 
 def _agree_on_rollout(training: Training) -> None:
