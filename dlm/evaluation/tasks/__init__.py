@@ -3,6 +3,7 @@
   lists:copy,sort                  list problems (`dlm.data.sources.lists`)
   parallel_bench:copy,sudoku_n4_12 of ParallelBench made anew (`dlm.data.sources.parallel_bench`)
   reasoning_gym:chain_sum,gcd      of the package reasoning-gym, by its own scorers
+  published:gsm8k,humaneval        from files that lie here (`published.py` names them)
 
 A problem is put to a model as a message, or as text that it continues, after worked examples if
 some are wanted: those are of the split that training sees.
@@ -10,33 +11,14 @@ some are wanted: those are of the split that training sees.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
-from dlm.evaluation.tasks import gym, lists, parallel_bench
+from dlm.evaluation.tasks import answers, gym, lists, parallel_bench, published
+from dlm.evaluation.tasks.kind import Kind
 from dlm.generate import Completion
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """How problems of a source are asked and graded.
-
-  Args:
-    grade: a text's score in [0, 1].
-    message: to a chat model; text: to be continued; answer: what a worked example says then.
-    end: of an answer, in a text.
-    check: ValueError where an example cannot be graded.
-  """
-
-  grade: Callable[[Example, str], float]
-  message: str
-  text: str
-  answer: str
-  end: str
-  check: Callable[[Example], None] = lambda example: None
-
 
 KINDS = {
   "lists": Kind(lists.grade, "{prompt}", "{prompt}", "{completion}", "\n"),
@@ -82,9 +64,14 @@ class Question:
 
   def score(self, text: str, chat: bool) -> float:
     """Of what a model wrote; to a text that it continues, up to the end of an answer."""
-    if not chat:
-      text = text.strip(" ").partition(self.kind.end)[0]
-    return self.kind.grade(self.example, text)
+    kind = self.kind
+    if chat:
+      return kind.grade(self.example, text)
+    if kind.stops is None:
+      text = text.strip(" ").partition(kind.end)[0]
+    else:
+      text = answers.cut_at_stops(text, kind.stops)
+    return (kind.continued or kind.grade)(self.example, text)
 
 
 def _said(form: str, example: Example) -> str:
@@ -106,13 +93,17 @@ def questions(
     options: of the source: `dlm.data.sources`.
   """
   name, _, tasks = spec.partition(":")
-  if name not in KINDS or not tasks:
-    known = ", ".join(f"{kind}:NAMES" for kind in KINDS)
+  if name not in (*KINDS, "published") or not tasks:
+    known = ", ".join(f"{kind}:NAMES" for kind in (*KINDS, "published"))
     raise ValueError(f"unknown task {spec!r}; known: {known}")
-  kind, found = KINDS[name], []
+  found = []
   for task in tasks.split(","):
-    asked = _examples(name, task, tasks, "test", seed, size, options or {})
-    shown = _examples(name, task, tasks, "train", seed, shots, options or {}) if shots else []
+    if name == "published":
+      kind, asked, shown = published.read(task, size=size, shots=shots, **(options or {}))
+    else:
+      kind = KINDS[name]
+      asked = _examples(name, task, tasks, "test", seed, size, options or {})
+      shown = _examples(name, task, tasks, "train", seed, shots, options or {}) if shots else []
     for example in asked:
       kind.check(example)
       found.append(Question(task, kind, example, tuple(shown)))

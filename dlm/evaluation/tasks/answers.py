@@ -20,7 +20,7 @@ NUMBER = re.compile(r"-?\d+\.\d+|-?\d+")
 def cut_at_stops(text: str, stops: Sequence[str]) -> str:
   """What stands before each stop string, applied in their order, as LLaDA's harness does."""
   for stop in stops:
-    text = text.partition(stop)[0] if stop else text
+    text = text.partition(stop)[0]
   return text
 
 

@@ -60,7 +60,7 @@ def test_results_are_counted_by_task():
 
 @pytest.mark.parametrize("spec", ["lists", "stdlib:x", "nothing:copy", "lists:"])
 def test_unknown_tasks_list_the_known(spec):
-  known = r"unknown task .*; known: lists:NAMES, parallel_bench:NAMES, reasoning_gym:NAMES"
+  known = r"unknown task .*; known: lists:NAMES, parallel_bench:NAMES, reasoning_gym:NAMES, pub"
   with pytest.raises(ValueError, match=known):
     tasks.questions(spec, size=1)
 

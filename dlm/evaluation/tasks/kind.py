@@ -1,0 +1,29 @@
+"""How problems of a source are asked and graded."""
+
+import dataclasses
+from collections.abc import Callable
+
+from dlm.data import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """How problems of a source are asked and graded.
+
+  Args:
+    grade: a text's score in [0, 1].
+    message: to a chat model; text: to be continued; answer: what a worked example says then.
+    end: of an answer, in a text.
+    check: ValueError where an example cannot be graded.
+    stops: what ends an answer in a text; None: `end` does, and blanks about it do not count.
+    continued: the score of what continues a text, if it is another one than `grade`.
+  """
+
+  grade: Callable[[Example, str], float]
+  message: str
+  text: str
+  answer: str
+  end: str
+  check: Callable[[Example], None] = lambda example: None
+  stops: tuple[str, ...] | None = None
+  continued: Callable[[Example, str], float] | None = None
