@@ -50,6 +50,7 @@ class Ask:
     stops: strings that end the text where the first of them begins; the row ends there too.
     offline: it runs where nobody waits for a row.
     tenant: prompts share cached prefixes within one alone.
+    drafts: what is open and not final is told too.
     start_within, end_within: seconds that it may wait, and take in all.
   """
 
@@ -60,6 +61,7 @@ class Ask:
   stops: tuple[str, ...] = ()
   offline: bool = False
   tenant: str = ""
+  drafts: bool = False
   start_within: float = math.inf
   end_within: float = math.inf
 
@@ -80,12 +82,14 @@ class Event:
 
   `tokens` in order of position, with the log-probability each had when it was written (None: it had
   none); `text` is what they add to the text, whole characters and no beginning of a stop string.
+  `draft`, if asked for: place and id of each open slot that may still change.
   """
 
   key: int
   tokens: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float | None] = dataclasses.field(default_factory=list)
   text: str = ""
+  draft: list[tuple[int, int]] | None = None
   completion: Completion | None = None
   fault: str | None = None
 
@@ -440,7 +444,8 @@ class Engine:
       text = live.text.push(tokens)
     if not done and not live.text.stopped:
       live.tokens += len(tokens)
-      return [Event(key, tokens, logprobs, text)] if tokens else []
+      draft = self._draft(live, canvas, row) if live.ask.drafts else None
+      return [Event(key, tokens, logprobs, text, draft)] if tokens or draft else []
     if not done:  # a stop string: as if no later slot had been written
       when_BxL = np.array(canvas.when_BxL)
       when_BxL[row, final:] = -1
@@ -453,7 +458,11 @@ class Engine:
     rest = slice(live.tokens, None)
     return [
       Event(
-        key, completion.tokens[rest], completion.logprobs[rest], completion.text[told:], completion
+        key,
+        completion.tokens[rest],
+        completion.logprobs[rest],
+        completion.text[told:],
+        completion=completion,
       )
     ]
 
@@ -469,6 +478,11 @@ class Engine:
       slot_N = slot_N[: 0 if live.ended else stops[0]]
       live.ended = True
     return slot_N
+
+  def _draft(self, live: _Live, canvas: Canvas, row: int) -> list[tuple[int, int]]:
+    slot_N = np.flatnonzero(canvas.open_BxL[row])
+    slot_N = slot_N[slot_N >= live.seen]
+    return list(zip(slot_N.tolist(), canvas.tokens_BxL[row, slot_N].tolist(), strict=True))
 
   def _end(self, key: int, fault: str | None = None) -> Event:
     """The request leaves the engine; its row is free from the next tick on."""

@@ -1,0 +1,11 @@
+r"""A server with the defaults of `dlm.serving.config.ServeConfig`.
+
+python experiments/serve.py --checkpoint=DIR --config=configs/serve/default.py \
+  --config.serving.rows=16 --config.sampling.policy.threshold=0.95
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict()

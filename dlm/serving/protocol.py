@@ -1,0 +1,302 @@
+"""OpenAI's request bodies: read, checked field by field, and turned into what an engine is asked.
+
+A field that would change the result and cannot be honoured is refused by name, never ignored. Text
+is text: a prompt that spells the mask or the end token asks for nothing, and positions are open
+only where a field of the body says so.
+"""
+
+import dataclasses
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlm.data import Tokenizer, encode_infill
+from dlm.data.chat import ChatTemplate, Conversation
+from dlm.generate import Request
+from dlm.seeds import SEEDS
+from dlm.serving.engine import Ask
+
+MOST_CHOICES = 128  # of one body: its prompts times n
+
+# They change no token: whoever sends them, for whatever purpose, gets the same text.
+IGNORED = frozenset(
+  ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
+)
+# Refused unless they say what happens anyway.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+  "best_of": (1,),
+  "echo": (False,),
+  "frequency_penalty": (0,),
+  "presence_penalty": (0,),
+  "logit_bias": ({},),
+  "top_logprobs": (0,),
+  "response_format": ({"type": "text"},),
+  "tool_choice": ("auto", "none"),
+  "parallel_tool_calls": (True,),
+}
+
+
+class Refused(Exception):
+  """A request that is answered with an error: its HTTP status, and the body's fields."""
+
+  def __init__(
+    self,
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    retry_after: int = 0,
+  ):
+    super().__init__(message)
+    self.status, self.message, self.param, self.code = status, message, param, code
+    self.retry_after = retry_after
+
+
+def invalid(param: str, value: Any, rule: str) -> Refused:
+  return Refused(400, f"{param}={value!r:.80} {rule}", param=param, code="invalid_value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A body that was understood.
+
+  Args:
+    asks: choice i is row i.
+    logprobs: each token's log-probability, at the forward that wrote it, is told.
+  """
+
+  asks: list[Ask]
+  stream: bool
+  include_usage: bool
+  logprobs: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """Reads the bodies that one model can be sent.
+
+  Args:
+    model: its name.
+    slots: of the largest canvas.
+    new: tokens of an answer where the body does not say; 0: as many as fit.
+    top_p: of the sampling config, which holds for all rows.
+  """
+
+  model: str
+  tokenizer: Tokenizer
+  template: Callable[[], ChatTemplate]
+  slots: int
+  new: int
+  bos: bool
+  top_p: float
+  start_within: float
+  end_within: float
+
+  def completion(self, body: Mapping[str, Any], tenant: str) -> Call:
+    """Of /v1/completions; with `infill`, `[[8]]` in a prompt stands for eight open positions."""
+    fields = _Fields(body)
+    prompts = _prompts(fields)
+    infill = fields.flag("infill")
+    suffix = fields.take("suffix", str)
+    new = fields.whole("max_tokens", least=1)
+    logprobs = fields.whole("logprobs", least=0)
+    if logprobs:
+      raise invalid("logprobs", logprobs, "must be 0: the written token's alone is known")
+    if suffix is not None and (infill or new is None):
+      raise invalid("suffix", suffix, "needs max_tokens, and goes without infill")
+    rows = [self._row(i, text, infill, suffix, new) for i, text in enumerate(prompts)]
+    return self._call(fields, rows, tenant, logprobs is not None)
+
+  def chat(self, body: Mapping[str, Any], tenant: str) -> Call:
+    """Of /v1/chat/completions; tools and chat_template_kwargs go through the chat template."""
+    fields = _Fields(body)
+    named = ("messages", "tools", "chat_template_kwargs")
+    record = {name: fields.pop(name) for name in named}
+    new = fields.whole("max_completion_tokens", least=1)
+    old = fields.whole("max_tokens", least=1)
+    if None not in (new, old) and new != old:
+      raise invalid("max_tokens", old, f"contradicts max_completion_tokens={new}")
+    try:
+      talk = Conversation.of(record, "messages")
+      ids = self.template().encode([talk], self.tokenizer)[0]
+    except ValueError as error:
+      raise Refused(400, str(error), param="messages", code="invalid_value") from error
+    said = str(talk.messages[-1].get("content") or "")
+    row = self._continued(0, said, ids, new or old, "messages")
+    return self._call(fields, [row], tenant, fields.flag("logprobs"))
+
+  def _call(self, fields: "_Fields", rows: Sequence[Request], tenant: str, logprobs: bool) -> Call:
+    model = fields.take("model", str)
+    if model not in (None, self.model):
+      raise Refused(
+        404, f"model={model!r} is not served; {self.model!r} is", param="model",
+        code="model_not_found",
+      )  # fmt: skip
+    n = fields.whole("n", least=1) or 1
+    if n * len(rows) > MOST_CHOICES:
+      raise invalid("n", n, f"times {len(rows)} prompts must be at most {MOST_CHOICES}")
+    top_p = fields.number("top_p", 0, 1)
+    if top_p is not None and top_p != self.top_p:
+      raise invalid("top_p", top_p, f"must be {self.top_p}, that of the server's sampling config")
+    seed = fields.whole("seed", least=0)
+    if seed is not None and seed >= SEEDS:
+      raise invalid("seed", seed, f"must be below {SEEDS}")
+    stops = _stops(fields)
+    priority = fields.take("priority", str) or "online"
+    if priority not in ("online", "offline"):
+      raise invalid("priority", priority, "must be 'online' or 'offline'")
+    stream = fields.flag("stream")
+    options = fields.take("stream_options", dict) or {}
+    if options and not stream:
+      raise invalid("stream_options", options, "needs stream=true")
+    if set(options) - {"include_usage"} or not isinstance(options.get("include_usage", True), bool):
+      raise invalid("stream_options", options, 'must be {"include_usage": true} or false')
+    drafts = fields.flag("draft")
+    if drafts and not stream:
+      raise invalid("draft", drafts, "needs stream=true")
+    own = {
+      "seed": secrets.randbelow(SEEDS) if seed is None else seed,
+      "temperature": fields.number("temperature", 0, 2),
+      "threshold": fields.number("threshold", 0, 1),
+    }
+    fields.finish()
+    asks = [
+      Ask(
+        row, **own, stops=stops, offline=priority == "offline", tenant=tenant,
+        drafts=drafts,        start_within=self.start_within, end_within=self.end_within,
+      )
+      for request in rows
+      for row in request.samples(n)
+    ]  # fmt: skip
+    return Call(asks, stream, bool(options.get("include_usage")), logprobs)
+
+  def _row(
+    self, i: int, prompt: str | list[int], infill: bool, suffix: str | None, new: int | None
+  ) -> Request:
+    if isinstance(prompt, list):
+      if infill:
+        raise invalid("infill", infill, "needs a prompt of text")
+      ids, shown = np.asarray(prompt, np.int32), ""
+      if ids.min() < 0 or ids.max() >= self.tokenizer.vocab_size:
+        rule = f"must hold ids from 0 to {self.tokenizer.vocab_size - 1}"
+        raise invalid("prompt", prompt, rule)
+    else:
+      shown = prompt
+      if infill:
+        return self._filled(i, prompt, *encode_infill(prompt, self.tokenizer), new)
+      ids = self.tokenizer.encode(prompt)
+      if self.bos:
+        ids = np.append(np.int32(self.tokenizer.bos_id), ids)
+    if suffix is None:
+      return self._continued(i, shown, ids, new, "prompt")
+    behind = self.tokenizer.encode(suffix)
+    free = np.repeat([False, True, False], [len(ids), new, len(behind)])
+    masks = np.full(new, self.tokenizer.mask_id, np.int32)
+    return self._filled(i, shown, np.concatenate([ids, masks, behind]), free, None)
+
+  def _filled(
+    self, i: int, prompt: str, ids: np.ndarray, free: np.ndarray, new: int | None
+  ) -> Request:
+    if not free.any():
+      raise invalid("infill", True, "needs a prompt with holes, as [[8]]")
+    if new is not None:
+      raise invalid("max_tokens", new, "goes without infill: the holes say how many")
+    self._fits(len(ids) - int(free.sum()), int(free.sum()), "prompt")
+    return Request(i, prompt, ids, free)
+
+  def _continued(
+    self, i: int, prompt: str, ids: np.ndarray, new: int | None, param: str
+  ) -> Request:
+    room = self.slots - len(ids)
+    new = new or (min(self.new, room) if self.new else room)
+    self._fits(len(ids), max(new, 1), param)
+    return Request.from_ids(
+      i, prompt, ids, self.tokenizer.mask_id, slots=self.slots, max_new_tokens=new
+    )
+
+  def _fits(self, given: int, new: int, param: str) -> None:
+    if given + new > self.slots:
+      raise Refused(
+        400, f"{given} tokens and {new} new ones exceed the {self.slots} that a request may have",
+        param=param, code="context_length_exceeded",
+      )  # fmt: skip
+
+
+class _Fields:
+  """A body's fields, taken one by one; what is left at the end is not understood."""
+
+  def __init__(self, body: Mapping[str, Any]):
+    self._left = dict(body)
+
+  def pop(self, name: str) -> Any:
+    return self._left.pop(name, None)
+
+  def take(self, name: str, kind: type) -> Any:
+    value = self.pop(name)
+    if value is not None and not isinstance(value, kind):
+      raise invalid(name, value, f"must be of type {kind.__name__}")
+    return value
+
+  def flag(self, name: str) -> bool:
+    return bool(self.take(name, bool))
+
+  def whole(self, name: str, *, least: int) -> int | None:
+    value = self.pop(name)
+    if value is None:
+      return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+      raise invalid(name, value, f"must be a whole number, at least {least}")
+    return value
+
+  def number(self, name: str, low: float, high: float) -> float | None:
+    value = self.pop(name)
+    if value is None:
+      return None
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high:
+      raise invalid(name, value, f"must be a number from {low} to {high}")
+    return float(value)
+
+  def finish(self) -> None:
+    """Raises Refused where a field is left that would change the result."""
+    for name, value in self._left.items():
+      if name in IGNORED or value is None or value in NEUTRAL.get(name, ()):
+        continue
+      if name in NEUTRAL:
+        raise Refused(
+          400, f"{name}={value!r:.80} is not supported", param=name, code="unsupported_parameter"
+        )
+      raise Refused(400, f"{name} is not a field of this route", param=name, code="unknown_field")
+
+
+def _prompts(fields: _Fields) -> list[str | list[int]]:
+  """A text, ids, or a list of either."""
+  prompt = fields.pop("prompt")
+  prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
+  alike = isinstance(prompts, list) and (
+    all(isinstance(each, str) and each for each in prompts) or all(map(_is_ids, prompts))
+  )
+  if alike and prompts:
+    return prompts
+  raise invalid("prompt", prompt, "must be a text, token ids, or a list of either; none empty")
+
+
+def _is_ids(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+  )
+
+
+def _stops(fields: _Fields) -> tuple[str, ...]:
+  stop = fields.pop("stop")
+  stops = [stop] if isinstance(stop, str) else stop or []
+  texts = isinstance(stops, list) and all(isinstance(each, str) and each for each in stops)
+  if not texts or len(stops) > 16:
+    raise invalid("stop", stop, "must be a text or up to 16 of them, none empty")
+  return tuple(stops)
