@@ -27,12 +27,13 @@ TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 
-.PHONY: help demo smollm test test-one-device test-many-devices aot lint bench clean
+.PHONY: help demo smollm serve test test-one-device test-many-devices aot lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a small model, sample it, draw the results       -> runs/demo"
 	@echo "make smollm  a real model from a package answers, drafts ahead    -> runs/smollm"
+	@echo "make serve   the demo's model as an OpenAI server, with a page       -> localhost:8000"
 	@echo "make test    style, then every test (CPU; 8 forced devices where several are needed)"
 	@echo "make aot     the kernels compiled for TPU and H100, without either (350 MB of compilers)"
 	@echo "make lint    style alone        make bench   speed of the parts on this machine"
@@ -67,6 +68,13 @@ demo: $(READY)
 
 smollm: $(READY)
 	$(BIN)/python -m experiments.studies.smollm --workdir=runs/smollm
+
+runs/demo/model:
+	$(MAKE) demo
+
+serve: $(READY) | runs/demo/model
+	$(BIN)/python experiments/serve.py --checkpoint=runs/demo/model --name=demo \
+	  --config=configs/serve/demo.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
   dlm/generate     THE sampling path                  answers     a model's own, to train on
   dlm/rollout      rows that a model writes while it learns
-  dlm/serving      requests that come and go: scheduler, prefix cache, text bit by bit
+  dlm/serving      requests that come and go: an engine, and an OpenAI server in front of it
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out, GGUF files in;
                    autoregressive -> diffusion

@@ -93,6 +93,8 @@ LAYERS = {
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.roofline": Layer(("dlm.models.config",)),
   "dlm.serving": Layer((*PARTS, "dlm.build", "dlm.generate"), ("jax", "flax", "numpy")),
+  # Imported by the main alone: the engine needs no web server.
+  "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax",)),
   "dlm.train": Layer(
     (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout"), ("jax", "flax", "optax", "numpy")

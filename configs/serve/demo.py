@@ -1,6 +1,6 @@
 """The demo's model as a server: rows of 24 bytes, one block each, hence nothing to cache.
 
-make serve
+make serve      # or: python experiments/serve.py --checkpoint=DIR --config=configs/serve/demo.py
 """
 
 from ml_collections import ConfigDict

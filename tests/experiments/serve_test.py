@@ -284,7 +284,11 @@ async def in_browser(browser, folder, link, act, until):
     for expression in (act, until):
       while not await value(expression):
         await asyncio.sleep(0.1)
-    return await value("document.body.innerText + document.documentElement.scrollWidth")
+    text = await value("document.body.innerText + document.documentElement.scrollWidth")
+    socket.close()
+    while await socket.read_message() is not None:
+      pass
+    return text
   finally:
     process.kill()
     process.wait()
