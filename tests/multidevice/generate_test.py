@@ -10,9 +10,10 @@ from dlm import masks, parallel
 from dlm.data import ByteTokenizer
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind
-from dlm.sampling.caching import ExactBlock
-from dlm.sampling.policies import Threshold
+from dlm.sampling.caching import ExactBlock, NoCache
+from dlm.sampling.policies import DreamOn, Threshold
 from dlm.sampling.sampler import Sampler
+from tests.dlm.sampling.table import Lookup, random_table
 
 MODEL = bind(ModelConfig(vocab=260, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=32))
 BYTES = ByteTokenizer()
@@ -84,6 +85,26 @@ def test_with_a_row_tile_rows_are_equal_to_the_bit_on_any_devices_and_in_any_bat
   for generator in (one, eight):
     assert exact(generator, params, requests[2:5]) == many[2:5]
   assert exact(eight, params, requests[:1]) == many[:1]
+
+
+def test_rows_that_grow_are_the_same_on_any_devices():
+  """Of a table of logits by which three letters and the end token are likely."""
+  policy = DreamOn(ord("x"), 9, end_ids=(ord("."),))
+  sampler = Sampler(
+    Lookup(), policy, NoCache(), masks.Full(), block=16, shift=1, max_forwards=64,
+    mask_id=BYTES.mask_id, temperature=1.0,
+  )  # fmt: skip
+  params = random_table(0, 64, 260, scale=0.1)
+  params["own"] = params["own"].at[:, np.array(list(b"xyz."))].add(99)
+  one, eight = (
+    Generator(sampler, BYTES, parallel.make_mesh(n, devices=jax.devices()[:n]), batch=9, row_tile=1)
+    for n in (1, 8)
+  )
+  many = exact(eight, params, REQUESTS)
+  assert exact(one, params, REQUESTS) == many
+  assert exact(one, params, REQUESTS[2:3]) == many[2:3]
+  grown = [len(done.row) - len(asked.tokens) for done, asked in zip(many, REQUESTS, strict=True)]
+  assert min(grown) < 0 < max(grown)
 
 
 def test_stream_beside_sharded_parameters_writes_the_same(params, alone):
