@@ -34,6 +34,7 @@ from dlm.weights.peft import Adapter
 
 ORIGIN = "huggingface"  # of config.json: the family and the config.json of where it all began
 
+DRAFTING = {"name": "dflash", "anchors": 512}  # of a drafter of others, which no one measures
 # What a run that goes on from a checkpoint may choose for itself: none changes a parameter.
 FREE = ("dtype", "remat", "implementation")
 # Of experts (`model.moe`) it may choose how they are routed, all but what parameters there are.
@@ -314,7 +315,7 @@ def _of_source(source: Source, words: Tokenizer | None) -> Pretrained:
   grows = tokenizer.mask_id == source.model.vocab  # an added mask token may be one row too many
   config = {
     "model": plain(source.model) | {"vocab": source.model.vocab + grows},
-    "objective": _objective(facts),
+    "objective": DRAFTING | {"block": facts.block} if drafts else _objective(facts),
     ORIGIN: {"family": source.family, "config": source.config},
   }
   record = ModelRecord.of(_record(config))

@@ -89,13 +89,14 @@ class RunConfig(Config):
     batch: rows an update, of all devices together.
     objective: one of `dlm.objectives`; `shift` and `anneal` besides: `dlm.build.choices.Reading`.
     model: fields of `ModelConfig`, or a `preset` and what differs from it; `vocab` is the
-      tokenizer's where it is not said. With `init_from` all is that model's.
+      tokenizer's where it is not said. With `init_from` all is that model's; a drafter (objective
+      dflash) has its teacher's sizes.
     microbatches: parts of the batch that are computed one after the other, for memory.
     parallel: shard_map or pmap.
     init_from: a checkpoint folder or Hugging Face directory whose parameters the run starts from;
       empty: from random ones.
-    teacher: a checkpoint whose model tells an objective like opdlm what to predict; empty: that of
-      init_from, as it is there.
+    teacher: a checkpoint whose model tells an objective like opdlm what to predict, or a drafter
+      what it makes of the text; empty: that of init_from, as it is there.
     rollout: how the model writes the rows it learns from, after the prompts of the data's rows: see
       `dlm.rollout`. None: it learns from the data's.
   """

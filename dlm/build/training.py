@@ -9,15 +9,19 @@ import jax
 from dlm import data, masks, parallel
 from dlm.build import tables
 from dlm.build.choices import Reading
-from dlm.build.models import model
+from dlm.build.models import check_drafter, model
 from dlm.build.pretrained import ORIGIN, Pretrained, continued, pretrained, without_origin
 from dlm.build.run import RunConfig
 from dlm.build.sampling import SamplingConfig, sampling
 from dlm.data import Rows, Tokenizer
 from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
+from dlm.models.config import DrafterConfig, ModelConfig
+from dlm.models.dflash import DFlash
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.optimizer import learning_rate
+
+DRAFT_LAYERS = 5  # of a DFlash drafter (2602.06036)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Training:
   source: Pretrained | None  # what the first parameters are; None: random
   mesh: jax.sharding.Mesh
   tokenizer: Tokenizer
-  model: Model
+  model: Model | DFlash
   objective: Objective
   rows: Rows
   eval_rows: Rows
@@ -61,11 +65,13 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     ValueError: a table, a field, a name or a value is not one that can be.
   """
   run = RunConfig.of(config)
-  source = None
+  source, target = None, None
   if run.init_from:
     run, source = continued(run, pretrained(run.init_from))
+  elif run.objective.kind.drafts:
+    run, target = _of_target(run)
   run = _completed(run)
-  words = _words(run, source)
+  words = _words(run, source or target)
   trained = objective(run.objective, words)
   training = Training(
     run=run,
@@ -97,14 +103,18 @@ def _completed(run: RunConfig) -> RunConfig:
 
 
 def _words(run: RunConfig, source: Pretrained | None) -> Tokenizer:
-  """The tokenizer of the config; where it names none, that of the model the run starts from."""
+  """The tokenizer of the config; where it names none, that of `source`.
+
+  Args:
+    source: the model that the run starts from; of a drafter that starts from none, its target.
+  """
   name = run.data.tokenizer
   if source is None:
     return data.load_tokenizer(name or "byte")
   words = data.load_tokenizer(name) if name else source.tokenizer
   if words.fingerprint != source.tokenizer.fingerprint:
     raise ValueError(
-      f"data.tokenizer={name!r} is not that of init_from {source.directory}: leave it out or empty"
+      f"data.tokenizer={name!r} is not that of {source.directory}: leave it out or empty"
     )
   return source.tokenizer  # with the files that came with it
 
@@ -193,7 +203,7 @@ def _facts(
 
 
 def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretrained | None:
-  """With a mask row, as a model that starts from it has."""
+  """With a mask row, as a model that starts from it has; the target of a drafter as it is."""
   if not trained.taught:
     if run.teacher:
       raise ValueError(
@@ -217,7 +227,29 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
     )
   if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
     raise ValueError(f"teacher {teacher.directory} has another tokenizer than the run")
-  return teacher.adapted() if trained.teacher_shift else teacher
+  return teacher.adapted() if trained.teacher_shift and not trained.drafts else teacher
+
+
+def _of_target(run: RunConfig) -> tuple[RunConfig, Pretrained]:
+  """A drafter's run with what its table leaves out, and its target.
+
+  Five layers of the target's sizes, and taps that are spread evenly.
+  """
+  if not run.teacher:
+    raise ValueError(f"objective.name={run.objective.name!r} needs teacher: what it drafts for")
+  target = pretrained(run.teacher)
+  own, given = target.model.config, run.model.fields
+  sizes = ("vocab", "width", "heads", "kv_heads", "head_dim", "mlp", "rope_base", "norm_eps")
+  layers = given.get("layers", DRAFT_LAYERS)
+  fields = {
+    **{name: getattr(own, name) for name in (*sizes, "soft_cap")},
+    "layers": layers,
+    "qk_norm": True,
+    **given,
+  }
+  if "drafter" not in given:
+    fields["drafter"] = DrafterConfig.of(own.layers, layers)
+  return dataclasses.replace(run, model=tables.Partial(ModelConfig, fields)), target
 
 
 def _agree_on_rollout(training: Training) -> None:
@@ -250,7 +282,8 @@ def _agree(training: Training) -> None:
     )
   if run.parallel == "pmap" and training.mesh.size != training.mesh.shape["data"]:
     raise ValueError(f"parallel='pmap' splits the batch only; mesh={dict(training.mesh.shape)}")
-  block = training.objective.block
+  _agree_on_drafter(training)
+  block = None if training.objective.drafts else training.objective.block
   if block and run.data.length % block:
     raise ValueError(f"objective.block={block} must divide data.length={run.data.length}")
   moe, attention = training.model.config.moe, training.facts.attention_name
@@ -275,6 +308,23 @@ def _agree(training: Training) -> None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
   _agree_on_rollout(training)
   learning_rate(run.optimizer, run.steps)
+
+
+def _agree_on_drafter(training: Training) -> None:
+  """ValueError where the run trains no drafter of its teacher, or a drafter as a model."""
+  run, drafter = training.run, training.model.config.drafter
+  if training.objective.drafts != (drafter is not None):
+    raise ValueError(
+      f"objective.name={run.objective.name!r} does not go with model.drafter={drafter}: 'dflash' "
+      "trains a drafter, and no other does"
+    )
+  if drafter is None:
+    return
+  check_drafter(training.model.config, training.teacher.model.config)
+  if training.objective.block > run.data.length:
+    raise ValueError(
+      f"objective.block={training.objective.block} exceeds data.length={run.data.length}"
+    )
 
 
 def _agree_on_adapters(training: Training) -> None:

@@ -8,6 +8,7 @@ from dlm.objectives.ar import Autoregressive
 from dlm.objectives.bd3lm import Bd3lm
 from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
+from dlm.objectives.dflash import DFlash
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
@@ -54,6 +55,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "efficient_dlm": EfficientDlm,  # Efficient-DLM, 2512.14067
   "llada2_sft": Llada2Sft,  # LLaDA2.0 fine-tuning, 2512.15745
   "llada22": Llada22,  # LLaDA2.2, inclusionAI/LLaDA2.X
+  "dflash": DFlash,  # DFlash, 2602.06036
   "i_dlm": IDlm,  # I-DLM, 2604.11035
   "wedlm": WeDlm,  # WeDLM, 2512.22737
   "stable_diffcoder": StableDiffcoder,  # Stable-DiffCoder, 2601.15892
@@ -75,6 +77,7 @@ __all__ = [
   "Bd3lm",
   "D2f",
   "D3pm",
+  "DFlash",
   "DiffuLlama",
   "Dllm",
   "DreamOn",

@@ -68,6 +68,7 @@ class _Around(Objective):
   taught = property(attrgetter("objective.taught"))
   edit_ids = property(attrgetter("objective.edit_ids"))
   teacher_shift = property(attrgetter("objective.teacher_shift"))
+  drafts = property(attrgetter("objective.drafts"))
   traced = property(attrgetter("objective.traced"))
 
   def not_a_likelihood(self) -> str | None:

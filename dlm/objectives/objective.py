@@ -27,6 +27,7 @@ class Objective(abc.ABC):
   taught = False  # a frozen teacher is asked too: `denoise` and `params` are pairs, its own second
   edit_ids = None  # (insert, delete): ids that the model learns to predict, and no text holds
   teacher_shift = 1  # of one: its logits at i predict token i + 1, as autoregressive models' do
+  drafts = False  # and its model is a drafter of the teacher, told by taps, without a table
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
 
   @property

@@ -224,6 +224,8 @@ def config_of(
   if name not in FAMILIES:
     raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
   family = FAMILIES[name]
+  if family.mask_field is None:  # the tokenizer's, of which such a model says nothing
+    facts = dataclasses.replace(facts, mask_id=None)
   origin, base = base, family.flat(base) if base else base
   fresh = {key: values[0] for key, values in family.only.items()}
   config = {

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import DuoDcd, Opdlm, streams
+from dlm.models.config import DrafterConfig
+from dlm.objectives import DFlash, DuoDcd, Opdlm, streams
 from dlm.objectives.block import answer_block_start
 from dlm.objectives.divergence import Divergence
 from dlm.objectives.opdlm import step_ranks
 from dlm.types import Batch
+from kernels_pallas.block_attention import Keys, visible
 from tests.checkers.block_objectives import seen_by
 from tests.checkers.objectives import Case, Recorded, close, same
 from tests.checkers.objectives import batch_of as of_text
@@ -251,8 +253,80 @@ def duo_dcd_loss(case: Case):
     assert (around[0] <= np.exp(-sigma) + 1e-6).all() and (np.exp(-sigma) <= around[1] + 1e-6).all()
 
 
+class Drafted(Recorded):
+  """A drafter whose logits are recorded; the target tells it nothing."""
+
+  taps = ()
+
+  def __call__(self, params, target, tokens_BxW, **_):
+    return super().__call__(params, tokens_BxW)
+
+  def context(self, params, features_BxCxF, slot_BxC):
+    return None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def drafted(objective, u_BxL, batch, logits):
+  """Noisy, the sums of the loss, and the gradient of its mean."""
+  noisy = objective.corrupt_with({"u_anchor": u_BxL}, batch, 0)
+
+  def mean(logits):
+    left = noisy.targets_BxL.shape[1] - logits.shape[1]  # blocks that no row has a place for
+    params = {"logits": jnp.pad(logits, ((0, 0), (0, left), (0, 0)))}
+    silent = {"logits": jnp.zeros((len(logits), 1, 1))}
+    sums, _ = objective.loss((Drafted(), Recorded()), (params, silent), noisy)
+    return sums.total / sums.count, sums
+
+  grad, sums = jax.grad(mean, has_aux=True)(logits)
+  return noisy, sums, grad
+
+
+def dflash_loss(case: Case):
+  assert (case.arg("loss_type"), case.arg("sliding_window")) == ("dflash", None)
+  ids, block = case.inputs["input_ids"], case.arg("block_size")
+  rows, length = ids.shape
+  segment, position = np.ones((rows, length), int), np.tile(np.arange(length), (rows, 1))
+  if "seq_lens" in case.inputs:
+    position = case.inputs["position_ids"]
+    for row, sizes in enumerate(case.inputs["seq_lens"]):
+      ends = np.cumsum(sizes)
+      segment[row] = np.searchsorted(ends, np.arange(length), side="right") + 1
+      segment[row, ends[-1] :] = 0
+  batch = Batch(
+    jnp.asarray(ids, jnp.int32), jnp.asarray(case.inputs["loss_mask"] > 0),
+    jnp.asarray(segment, jnp.int32), jnp.asarray(position, jnp.int32),
+  )  # fmt: skip
+  u = np.pad(case.inputs["u"], ((0, 0), (0, block - 1)), constant_values=1)
+  gamma = case.arg("loss_decay_gamma")
+  objective = DFlash(case.arg("mask_id"), block, case.arg("num_anchors"), gamma)
+  noisy, sums, grad = drafted(objective, jnp.asarray(u), batch, jnp.asarray(case.inputs["logits"]))
+  size = case.outputs["draft_ids"].shape[1]
+  same(noisy.inputs_BxW[:, :size], case.outputs["draft_ids"])
+  same(noisy.slot_BxW[:, :size], case.outputs["position_ids"][:, length:])
+  keys = length + noisy.inputs_BxW.shape[1]
+  seen = visible(noisy.mask, Keys(jnp.broadcast_to(jnp.arange(keys), (rows, keys))))
+  same(seen[:, :size, : length + size], case.outputs["attention_mask"])
+  kept = np.asarray(noisy.inputs_BxW)[:, :size:block] != case.arg("mask_id")
+  same(kept, case.outputs["keep"])
+  close(sums.total / sums.count, case.expected["loss"])
+  close(sums.count, case.expected["loss_weight"])
+  for name, theirs in (
+    ("masked", "valid_tokens"), ("right", "correct_tokens"), ("accepted", "accept_len_sum"),
+    ("blocks", "valid_blocks"),
+  ):  # fmt: skip
+    close(sums.metrics[name], case.expected[theirs])
+  close(grad, case.outputs["grad_logits"])
+
+
+def dflash_target_layers(case: Case):
+  for (target_layers, layers), taps in zip(case.arg("pairs"), case.expected["layers"], strict=True):
+    same(DrafterConfig.of(target_layers, layers).taps, taps)
+
+
 METHODS = {
   "duo_dcd_loss": duo_dcd_loss,
+  "dflash_loss": dflash_loss,
+  "dflash_target_layers": dflash_target_layers,
   "opdlm_loss": opdlm_loss,
   "opdlm_rows": opdlm_rows,
   "tracerl_attention": tracerl_attention,
@@ -260,6 +334,9 @@ METHODS = {
 }
 # Of methods above, cases of what is not here.
 UNCHECKED = {
+  "dflash_loss/no_decay_window": "a drafter that sees a window of the text",
+  "dflash_loss/variable_prefix": "D2SD's blocks, which begin with several shown tokens",
+  "dflash_loss/jetspec": "JetSpec's causal drafter, which learns the target's distribution",
   "tracerl_rows/post_num1": "padding that is learned",
   "tracerl_rows/random_masking": "states that were never met, by token",
   "tracerl_rows/coupled": "complementary states",

@@ -160,7 +160,7 @@ def test_model_table_may_agree_and_choose_how_to_compute(qwen):
   [
     ({"model": {"width": 32, "layers": 3}}, r"another model .*: layers: 2 -> 3; width: 16 -> 32"),
     ({"model": {"widht": 32}}, "model.widht is unknown; known: .*width"),
-    ({"data": CONFIG["data"] | {"tokenizer": "byte"}}, "data.tokenizer='byte' is not that of init"),
+    ({"data": CONFIG["data"] | {"tokenizer": "byte"}}, "data.tokenizer='byte' is not that of /"),
     ({"objective": {"name": "sedd"}}, "objective.shift=1 does not go with Sedd"),
     ({"objective": {"name": "mdlm", "shift": 2}}, "objective.shift=2 must be 0 or 1"),
     ({"objective": {"name": "mdlm", "anneal": 3}}, "objective.anneal=3 must end within steps=2"),

@@ -31,7 +31,7 @@ def made(name: str, mask_id: int = MASK, vocab: int = STATES + 1) -> Objective:
   """The objective of OBJECTIVES, with the fields that it demands."""
   known = {
     "mask_id": mask_id, "block": 4, "vocab": vocab, "end_id": 2, "expand_id": 3, "insert_id": 0,
-    "delete_id": 1,
+    "delete_id": 1, "anchors": 2,
   }  # fmt: skip
   parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
   demanded = {p.name: known[p.name] for p in parameters if p.default is p.empty}

@@ -40,9 +40,14 @@ TOKENS = oracle.sample(6, 8, seed=1)
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-  """Logits are the one parameter, whatever is asked."""
+  """Logits are the one parameter, whatever is asked; as a drafter, too, which is told nothing."""
 
-  def __call__(self, params, tokens_BxW, **_):
+  taps = ()
+
+  def context(self, params, features_BxCxF, slot_BxC):
+    return None
+
+  def __call__(self, params, *tokens_BxW, **_):
     logits = params["logits"]
     return ModelOutput(LogitHead(logits, jnp.eye(logits.shape[-1])), None, {})
 
