@@ -15,6 +15,7 @@ ATTENTION = {
   "prompt_blocks": masks.PromptBlocks,
   "answer_blocks": masks.AnswerBlocks,
   "causal_context": masks.CausalContext,
+  "canvas": masks.Canvas,
 }
 
 

@@ -18,7 +18,9 @@ def _one_range(lo_BxW: Array, hi_BxW: Array) -> Mask:
 class Full:
   """Every query sees every slot (MDLM, LLaDA, Dream)."""
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array | None = None, start_B: Array | None = None
+  ) -> Mask:
     return _one_range(jnp.zeros_like(slot_BxW), jnp.full_like(slot_BxW, slots))
 
 
@@ -26,7 +28,9 @@ class Full:
 class Causal:
   """A query sees itself and what stands before it (autoregressive models)."""
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array | None = None, start_B: Array | None = None
+  ) -> Mask:
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(slot_BxW + 1, slots))
 
 
@@ -50,12 +54,48 @@ class BlockCausal:
         f"BlockCausal: context={self.context} must be a multiple of block={self.block} (0: all)"
       )
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array | None = None) -> Mask:
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array | None = None, start_B: Array | None = None
+  ) -> Mask:
     end_BxW = (slot_BxW // self.block + 1) * self.block
     first_BxW = jnp.zeros_like(slot_BxW)
     if self.context:
       first_BxW = jnp.maximum(end_BxW - self.context, 0)
     return _one_range(first_BxW, jnp.minimum(end_BxW, slots))
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+  """Text is read causally, and a canvas of `block` slots sees all of itself (DiffusionGemma).
+
+  The first range of a query is its own: itself, or its canvas. The second is its past, of which a
+  sliding layer takes the end.
+  """
+
+  block: int
+
+  def __post_init__(self):
+    if self.block < 1:
+      raise ValueError(f"Canvas: block={self.block} must be at least 1")
+
+  def __call__(
+    self,
+    slot_BxW: Array,
+    slots: int,
+    answer_B: Array | None = None,
+    start_B: Array | None = None,
+  ) -> Mask:
+    """`start_B`: where the canvas begins that is denoised; None: all is text."""
+    first_BxW, end_BxW = slot_BxW, slot_BxW + 1
+    if start_B is not None:
+      offset_BxW = slot_BxW - start_B[:, None]
+      canvas_BxW = slot_BxW - offset_BxW % self.block
+      first_BxW = jnp.where(offset_BxW < 0, slot_BxW, canvas_BxW)
+      end_BxW = jnp.where(offset_BxW < 0, end_BxW, canvas_BxW + self.block)
+    return Mask(
+      lo_BxWxR=jnp.stack([first_BxW, jnp.zeros_like(slot_BxW)], axis=-1),
+      hi_BxWxR=jnp.stack([jnp.minimum(end_BxW, slots), first_BxW], axis=-1),
+    )
 
 
 def noisy_clean(batch: int, length: int, block: int) -> Mask:
@@ -96,6 +136,26 @@ def noisy_clean_from(
   )
 
 
+def canvases(start_BxL: Array, block: int) -> Mask:
+  """The training mask of `Canvas` over the 2L inputs [noisy; clean].
+
+  A noisy input sees its canvas and the clean text before it, a clean one the text up to itself.
+
+  Args:
+    start_BxL: first slot of each slot's canvas.
+  """
+  length = start_BxL.shape[1]
+  mask = noisy_clean_from(start_BxL, block, causal_clean=True)
+  clean_BxW = jnp.broadcast_to(jnp.arange(2 * length) >= length, mask.lo_BxWxR.shape[:2])
+  own_BxW = mask.hi_BxWxR[..., 0] - 1
+  lo = jnp.stack([own_BxW, jnp.full_like(own_BxW, length)], axis=-1)
+  hi = jnp.stack([own_BxW + 1, own_BxW], axis=-1)
+  return Mask(
+    lo_BxWxR=jnp.where(clean_BxW[..., None], lo, mask.lo_BxWxR),
+    hi_BxWxR=jnp.where(clean_BxW[..., None], hi, mask.hi_BxWxR),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptBlocks:
   """The prompt is a block of any length, and blocks of the answer are cut from its end (D2F)."""
@@ -106,7 +166,9 @@ class PromptBlocks:
     if self.block < 1:
       raise ValueError(f"PromptBlocks: block={self.block} must be at least 1")
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array, start_B: Array | None = None
+  ) -> Mask:
     end_BxW = _end_of_block(slot_BxW, answer_B[:, None], self.block)
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))
 
@@ -115,7 +177,9 @@ class PromptBlocks:
 class AnswerBlocks(PromptBlocks):
   """The prompt is in blocks too, counted back from its end: its first may be short (OPDLM)."""
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array, start_B: Array | None = None
+  ) -> Mask:
     offset_BxW = slot_BxW - answer_B[:, None]
     end_BxW = slot_BxW + self.block - offset_BxW % self.block
     return _one_range(jnp.zeros_like(slot_BxW), jnp.minimum(end_BxW, slots))

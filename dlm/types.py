@@ -74,6 +74,15 @@ class LossSum:
 
 
 @struct.dataclass
+class Ring:
+  """Keys and values of layers that see the last S positions alone: position p is at p modulo S."""
+
+  k_YxBxSxKxH: Array
+  v_YxBxSxKxH: Array
+  slot_BxS: Array  # the position held; -1: none
+
+
+@struct.dataclass
 class KVCache:
   """Keys and values by canvas position: slot s holds position s, rotary already applied.
 
@@ -84,6 +93,7 @@ class KVCache:
   v_YxBxSxKxH: Array
   filled_BxS: Array
   drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
+  ring: Ring | None = None  # of sliding layers, which the arrays above then leave out
 
 
 @struct.dataclass
@@ -201,8 +211,13 @@ class Schedule(Protocol):
 class MaskRule(Protocol):
   """What a model's attention may see at inference: `masks.Full()`, `masks.BlockCausal(32)`."""
 
-  def __call__(self, slot_BxW: Array, slots: int, answer_B: Array) -> Mask:
-    """`answer_B`: each row's first open slot, where the prompt is a block of its own."""
+  def __call__(
+    self, slot_BxW: Array, slots: int, answer_B: Array, start_B: Array | None = None
+  ) -> Mask:
+    """`answer_B`: each row's first open slot, where the prompt is a block of its own.
+
+    `start_B`: where the block begins that is decided; None: all is text.
+    """
     ...
 
 

@@ -111,8 +111,13 @@ def first_allowed(vocab: int, forbidden: tuple[int, ...]) -> int:
   return next(i for i in range(vocab) if i not in forbidden)
 
 
-def logits(hidden_RxD: Array, unembed_TxD: Array, soft_cap: float | None) -> Array:
-  """Float32 [R, T], accumulated in float32 whatever the inputs are."""
+def logits(
+  hidden_RxD: Array,
+  unembed_TxD: Array,
+  soft_cap: float | None,
+  divide_Rx1: Array | None = None,
+) -> Array:
+  """Float32 [R, T], accumulated in float32 whatever the inputs are; capped, then divided."""
   z_RxT = jnp.einsum(
     "rd,td->rt",
     hidden_RxD,
@@ -120,7 +125,9 @@ def logits(hidden_RxD: Array, unembed_TxD: Array, soft_cap: float | None) -> Arr
     precision=precision.of(hidden_RxD, unembed_TxD),
     preferred_element_type=jnp.float32,
   )
-  return z_RxT if soft_cap is None else soft_cap * jnp.tanh(z_RxT / soft_cap)
+  if soft_cap is not None:
+    z_RxT = soft_cap * jnp.tanh(z_RxT / soft_cap)
+  return z_RxT if divide_Rx1 is None else z_RxT / divide_Rx1
 
 
 def at_ids(x_RxT: Array, id_RxJ: Array, start: Array | int = 0) -> tuple[Array, Array]:
@@ -169,6 +176,14 @@ def check_per_row(op: str, name: str, ids_R: Array, rows: int) -> None:
   if ids_R.shape != (rows,) or not jnp.issubdtype(ids_R.dtype, jnp.integer):
     raise ValueError(
       f"{op}: {name} must be an integer for each of {rows} rows, not {ids_R.dtype}{ids_R.shape}"
+    )
+
+
+def check_number_per_row(op: str, name: str, x_R: Array, rows: int) -> None:
+  """Raises ValueError unless `x_R` is one float32 a row."""
+  if x_R.shape != (rows,) or x_R.dtype != jnp.float32:
+    raise ValueError(
+      f"{op}: {name} must be a float32 for each of {rows} rows, not {x_R.dtype}{x_R.shape}"
     )
 
 

@@ -19,6 +19,7 @@ from tests.checkers import (
   block_objectives,
   decoding,
   dflash,
+  diffusion_gemma,
   drafting,
   dream,
   ec_moe,
@@ -40,6 +41,7 @@ FOLDER = pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", DEFAULT))  # as conf
 
 # Decoding methods by family.
 CHECKED = {
+  "diffusion_gemma": diffusion_gemma.METHODS,
   "qwen2": models.METHODS,
   "qwen3": models.METHODS,
   "llama": {**models.METHODS, **gguf.METHODS},
@@ -68,6 +70,7 @@ DECODED = tuple(dict.fromkeys((*FAMILIES, *CHECKED)))
 OBJECTIVES = objectives.read(FOLDER / "objectives")
 DECODING = [case for family in DECODED for case in decoding.read(FOLDER / family)]
 LOGITS = sorted(path for family in FAMILIES for path in (FOLDER / family).glob("logits*.npz"))
+GEMMA_LOGITS = sorted(FOLDER.glob("diffusion_gemma/logits*.npz"))
 IN_GGUF = [path for path in LOGITS if any(path.parent.glob("*.gguf"))]
 LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
@@ -153,6 +156,11 @@ def test_rl(case):
 @pytest.mark.parametrize("path", LOGITS, ids=named)
 def test_logits(path):
   models.check_logits(path)
+
+
+@pytest.mark.parametrize("path", GEMMA_LOGITS, ids=named)
+def test_logits_of_both_passes(path):
+  diffusion_gemma.check_logits(path)
 
 
 @pytest.mark.parametrize("path", IN_GGUF, ids=named)

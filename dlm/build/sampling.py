@@ -139,8 +139,10 @@ def sampling(
   slots = own.slots or facts.length
   aligned = "canvas" if isinstance(facts.attention, masks.BlockCausal) else "prompt"
   ends = facts.eos_ids
-  edits = dict(insert_id=facts.insert_id, delete_id=facts.delete_id)
-  policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab, **edits)
+  told = dict(
+    insert_id=facts.insert_id, delete_id=facts.delete_id, conditions=model.config.gemma is not None
+  )
+  policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab, **told)
   facts = _in_mode(facts, own.attention, block, bool(policy.draft_span))
   block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.
@@ -235,8 +237,8 @@ def _served(model: Model, implementation: str | None) -> Model:
 
 def _clock(model: Model, facts: ModelFacts) -> Clock | None:
   """What tells the model its noise level as its training did; None if it reads none."""
-  if not model.config.reads_noise:
-    return None
+  if not model.config.reads_noise or isinstance(facts.attention, masks.Canvas):
+    return None  # whose forward tells text from noise, and no level
   moe = model.config.moe
   # Levels belong to the model's own blocks; an autoregressive one reads written slots, level 0.
   clocks = {
@@ -298,6 +300,8 @@ def _plan(own: SamplingConfig, sees: MaskRule, policy: Policy, whole_pools: bool
   """The cache; "auto" is the exact one of the model and the policy, or "none"."""
   if own.cache.kind is not Auto:
     return own.cache.make()
+  if isinstance(sees, masks.Canvas):
+    return PLANS["text" if own.block == sees.block else "none"]()
   exact = isinstance(sees, masks.Causal)
   if isinstance(sees, masks.BlockCausal | masks.PromptBlocks):
     own_blocks = "canvas" if isinstance(sees, masks.BlockCausal) else "prompt"

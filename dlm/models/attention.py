@@ -7,7 +7,7 @@ from flax import struct
 from dlm.models import cache
 from dlm.models.cache import Stored
 from dlm.models.config import ModelConfig
-from dlm.models.layers import Einsum, RMSNorm, rotate
+from dlm.models.layers import Einsum, RMSNorm, normalised, rotate
 from dlm.models.lora import on
 from dlm.types import Array
 from kernels_pallas.block_attention import Part, Sight, block_attention
@@ -41,6 +41,7 @@ def tap(tapped: Array | None, x_BxWxD: Array, layer: Array, shared: Shared) -> A
 class Attention(nn.Module):
   config: ModelConfig
   out_gain: float
+  has_values: bool = True  # False: keys, before their norm, are the values too
 
   @nn.compact
   def __call__(
@@ -58,10 +59,13 @@ class Attention(nn.Module):
 
     q_BxWxNxH = project("query", cfg.heads, "heads")
     k_BxWxKxH = project("key", cfg.kv_heads, "kv_heads")
-    v_BxWxKxH = project("value", cfg.kv_heads, "kv_heads")
+    v_BxWxKxH = project("value", cfg.kv_heads, "kv_heads") if self.has_values else k_BxWxKxH
     if cfg.qk_norm:
       q_BxWxNxH = RMSNorm(cfg.norm_eps, ("head_dim",), name="query_norm")(q_BxWxNxH)
       k_BxWxKxH = RMSNorm(cfg.norm_eps, ("head_dim",), name="key_norm")(k_BxWxKxH)
+    if cfg.gemma is not None:  # values of length 1, and scores that are not divided
+      v_BxWxKxH = normalised(v_BxWxKxH, cfg.norm_eps)
+      q_BxWxNxH *= cfg.head_dim**0.5
     q_BxWxNxH = rotate(q_BxWxNxH, shared.rotary)
     if shared.query_scale_BxW is not None:
       q_BxWxNxH *= shared.query_scale_BxW[:, :, None, None].astype(q_BxWxNxH.dtype)

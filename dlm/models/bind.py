@@ -57,6 +57,10 @@ class Model:
       raise ValueError("model.lora.gated=True needs model.lora.mask_id: where the adapters act")
     if write_BxW is not None and cache is None:
       raise ValueError("write_BxW asks to store keys, but cache is None")
+    if place_BxW is not None and self.config.gemma is not None:
+      raise ValueError(
+        "a ring of keys holds them by slot, so a model with gemma takes no place_BxW"
+      )
     return Transformer(self.config).apply(
       collections(params),
       tokens_BxW,
@@ -85,14 +89,15 @@ class Model:
 
   def empty_cache(self, batch: int, slots: int) -> KVCache:
     cfg = self.config
-    return kv_cache.empty(
-      layers=cfg.layers,
-      batch=batch,
-      slots=slots,
-      kv_heads=cfg.kv_heads,
-      head_dim=cfg.head_dim,
-      dtype=jnp.dtype(cfg.dtype),
-    )
+    rows = {"batch": batch, "dtype": jnp.dtype(cfg.dtype)}
+    full = sum(stack.layers for stack in cfg.stacks() if stack.full)
+    sizes = {"kv_heads": cfg.kv_heads, "head_dim": cfg.head_dim}
+    if cfg.gemma is None:
+      return kv_cache.empty(layers=full, slots=slots, **sizes, **rows)
+    window = min(cfg.gemma.window - 1, slots)
+    ring = kv_cache.ring(layers=cfg.layers - full, slots=window, **sizes, **rows)
+    sizes = {"kv_heads": cfg.gemma.kv_heads, "head_dim": cfg.gemma.head_dim}
+    return kv_cache.empty(layers=full, slots=slots, **sizes, **rows).replace(ring=ring)
 
   def _init_boxed(self, key: Array) -> Params:
     slot_1x1 = jnp.zeros((1, 1), jnp.int32)
@@ -100,7 +105,7 @@ class Model:
       key,
       slot_1x1,
       slot_BxW=slot_1x1,
-      mask=masks.Full()(slot_1x1, 1),
+      mask=masks.Canvas(1)(slot_1x1, 1),
       time_BxW=jnp.zeros((1, 1), jnp.float32),
     )
     return variables["params"]

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dlm.types import Array, KVCache
+from dlm.types import Array, KVCache, Ring
 
 Stored = tuple[Array, Array]  # keys and values
 
@@ -18,9 +18,33 @@ def empty(
   )
 
 
+def ring(
+  *, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
+) -> Ring:
+  """Empty; `slots`: as many positions as its layers look back."""
+  shape = (layers, batch, slots, kv_heads, head_dim)
+  nothing = jnp.full((batch, slots), -1, jnp.int32)
+  return Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), nothing)
+
+
 def targets(slot_BxW: Array, write_BxW: Array, slots: int) -> Array:
   """The slot that each of the window's keys goes to; those that go nowhere: one past the last."""
   return jnp.where(write_BxW, slot_BxW, slots)
+
+
+def ring_targets(slot_BxW: Array, write_BxW: Array, size: int) -> Array:
+  """The place in a ring that each of the window's keys goes to; one past the last: it goes nowhere.
+
+  Keys enter in the order of the canvas, so those of a row that are `size` behind its last are lost.
+  """
+  last_Bx1 = jnp.where(write_BxW, slot_BxW, -1).max(1, keepdims=True)
+  return jnp.where(write_BxW & (slot_BxW > last_Bx1 - size), slot_BxW % size, size)
+
+
+def held(slot_BxS: Array, target_BxW: Array, slot_BxW: Array) -> Array:
+  """The positions that a ring holds after that."""
+  row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
+  return slot_BxS.at[row_Bx1, target_BxW].set(slot_BxW, mode="drop")
 
 
 def put(stored: Stored, new: Stored, layer: Array, target_BxW: Array) -> Stored:

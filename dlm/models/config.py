@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 from dlm.models.lora import ALL, ATTENTION, MLP, LoraConfig
 from dlm.models.moe.config import MoeConfig
@@ -78,8 +79,50 @@ class BertConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+  """DiffusionGemma's layers: sliding ones have the sizes of `ModelConfig`, full ones these.
+
+  Args:
+    full: the full layers, counted from 0; all others slide.
+    window: tokens that a sliding layer sees, a token itself among them.
+    rotated: share of a full layer's channels that turn: the first of each half of a head.
+  """
+
+  full: tuple[int, ...]
+  window: int
+  kv_heads: int
+  head_dim: int
+  rope_base: float = 1e6
+  rotated: float = 0.25
+
+  def __post_init__(self):
+    for name in ("window", "kv_heads", "head_dim"):
+      if getattr(self, name) < 1 + (name == "window"):
+        raise ValueError(f"GemmaConfig: {name}={getattr(self, name)} is too small")
+    if self.head_dim % 2:
+      raise ValueError(f"GemmaConfig: head_dim={self.head_dim} must be even: RoPE turns pairs")
+    if self.rope_base <= 0 or not 0 <= self.rotated <= 1:
+      raise ValueError(
+        f"GemmaConfig: rope_base={self.rope_base} must be positive, rotated={self.rotated} in 0..1"
+      )
+    if list(self.full) != sorted({*self.full}) or not all(i >= 0 for i in self.full):
+      raise ValueError(f"GemmaConfig: full={self.full} must be layers in order, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Layers in a row that are alike: one traced block, one subtree of the parameters."""
+
+  name: str
+  first: int  # of its layers
+  layers: int
+  routed: bool
+  full: bool = True  # attention sees all that the mask allows
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A LLaMA/Qwen-style decoder, a DiT or a ModernBERT. Equal configurations share one compile."""
+  """A LLaMA/Qwen-style decoder, a DiT, a ModernBERT or a DiffusionGemma. Hashable."""
 
   vocab: int  # rows of the embedding, special tokens included
   width: int
@@ -101,6 +144,7 @@ class ModelConfig:
   time_conditioned: bool = False  # the noise level shifts, scales and gates every layer
   dit: int = 0  # layers as in MDLM's and BD3-LM's DiT, with a conditioning so wide; 0: they are not
   bert: BertConfig | None = None  # layers, embedding and head as in ModernBERT
+  gemma: GemmaConfig | None = None  # layers, embedding and self-conditioning of DiffusionGemma
   soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
   dtype: str = "float32"  # of activations and of the cache; parameters are always float32
   implementation: str | None = None  # of attention and the head's ops, see `dispatch`; None: best
@@ -139,6 +183,7 @@ class ModelConfig:
         f"time_conditioned={self.time_conditioned}, mlp_bias={self.mlp_bias}"
       )
     self._check_bert()
+    self._check_gemma()
     self._check_lora()
     if self.drafter is not None:
       self._check_drafter()
@@ -159,11 +204,41 @@ class ModelConfig:
     if self.bert and self.layers < 2:
       raise ValueError(f"ModelConfig: layers={self.layers} must be at least 2 with bert")
 
+  def _check_gemma(self) -> None:
+    """Raises ValueError where layers are asked for that are not DiffusionGemma's."""
+    if self.gemma is None:
+      return
+    if self.gemma.full[-1:] != (self.layers - 1,):
+      raise ValueError(
+        f"ModelConfig: gemma.full={self.gemma.full} must end with the last of layers={self.layers}"
+      )
+    if self.heads % self.gemma.kv_heads:
+      raise ValueError(
+        f"ModelConfig: heads={self.heads} must be a multiple of kv_heads={self.gemma.kv_heads} of "
+        "gemma"
+      )
+    moe = self.moe
+    if moe is None or moe != MoeConfig(
+      experts=moe.experts, per_token=moe.per_token, mlp=moe.mlp, renormalise=True,
+      z_loss=moe.z_loss, balance_loss=moe.balance_loss,
+    ):  # fmt: skip
+      raise ValueError(
+        "ModelConfig: gemma needs moe with experts, per_token, mlp and renormalise=True, and no "
+        f"other setting but losses; moe={moe}"
+      )
+    plain = dict(
+      rope_scaling=None, rotary_dim=0, qk_norm=True, qkv_bias=False, out_bias=False, mlp_bias=False,
+      tied=True, time_conditioned=False, dit=0,
+    )  # fmt: skip
+    for name, value in plain.items():
+      if getattr(self, name) != value:
+        raise ValueError(f"ModelConfig: {name}={getattr(self, name)} must be {value} with gemma")
+
   def _check_lora(self) -> None:
     if self.lora is None:
       return
     mlp = [name for name in self.lora.names if name in MLP]
-    if self.moe is not None and mlp:
+    if self.moe is not None and mlp and self.gemma is None:
       raise ValueError(
         f"model.lora.targets={self.lora.targets!r}: experts have no adapters; with model.moe name "
         f"some of {', '.join(ATTENTION)}"
@@ -191,15 +266,25 @@ class ModelConfig:
   @property
   def reads_noise(self) -> bool:
     """Whether the model must be told the noise level of every input."""
-    return self.time_conditioned or (self.moe is not None and self.moe.reads_noise)
+    return (
+      self.time_conditioned
+      or self.gemma is not None  # clean text and noise are other passes
+      or (self.moe is not None and self.moe.reads_noise)
+    )
 
   def _matmul_params(self, experts: float = 0) -> float:
     """Weights that multiply every token: all but the embedding lookup, norms and biases.
 
     `experts`: how many of a layer's routed experts count.
     """
-    attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
-    dense, routed = self.stacks()
+    attention, dense, routed = 0, 0, 0
+    for stack in self.stacks():
+      kind = self.of_stack(stack)
+      keys = kind.kv_heads * (1 if self.gemma and stack.full else 2)  # its keys are its values
+      attention += stack.layers * self.width * (2 * kind.heads + keys) * kind.head_dim
+      dense += 0 if stack.routed and not self.gemma else stack.layers
+      routed += stack.layers if stack.routed else 0
+    dense += 1 if self.gemma else 0  # self-conditioning
     feed_forward = dense * (2 if self.dit else 3) * self.width * self.mlp
     if self.moe is not None:
       moe = self.moe
@@ -208,23 +293,49 @@ class ModelConfig:
     if self.time_conditioned:
       modulation = TIME_WIDTH * 6 * self.width
       time = 2 * TIME_WIDTH * TIME_WIDTH
-    layers = self.layers * (attention + modulation + self._lora_params())
+    adapters = sum(stack.layers * self._lora_params(stack) for stack in self.stacks())
+    layers = attention + self.layers * modulation + adapters
     head = self.width * self.width if self.bert else 0
     return layers + feed_forward + time + head + self.vocab * self.width
 
-  def _lora_params(self) -> int:
+  def _lora_params(self, stack: Stack) -> int:
     """Of a layer."""
     if self.lora is None:
       return 0
-    queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    kind = self.of_stack(stack)
+    queries, keys = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim
     out = {"query": queries, "key": keys, "value": keys, "out": queries}
+    if self.gemma and stack.full:
+      del out["value"]
     out |= dict.fromkeys(MLP[1:] if self.dit else MLP, self.mlp)
     return sum(self.lora.rank * (self.width + out[n]) for n in self.lora.names if n in out)
 
-  def stacks(self) -> tuple[int, int]:
-    """Layers with a plain MLP, which come first, and layers with experts."""
-    dense = self.layers if self.moe is None else self.moe.dense_layers
-    return dense, self.layers - dense
+  def stacks(self) -> tuple[Stack, ...]:
+    """All layers in order: those with a plain MLP, then those with experts.
+
+    DiffusionGemma's: runs of sliding layers and of full ones, all with both.
+    """
+    if self.gemma is not None:
+      return tuple(self._runs())
+    lead, routed = self.leading, self.moe is not None
+    first = Stack("dense_layers", 0, lead, routed=False)
+    rest = Stack("layers", lead, self.layers - lead, routed)
+    return (first, rest) if lead else (rest,)
+
+  def _runs(self) -> Iterator[Stack]:
+    kinds = (layer in self.gemma.full for layer in range(self.layers))
+    first = 0
+    for number, (full, run) in enumerate(itertools.groupby(kinds)):
+      layers = len(list(run))
+      yield Stack(f"layers_{number}", first, layers, routed=True, full=full)
+      first += layers
+
+  def of_stack(self, stack: Stack) -> "ModelConfig":
+    """With the sizes of its attention."""
+    if self.gemma is None or not stack.full:
+      return self
+    full = {name: getattr(self.gemma, name) for name in ("kv_heads", "head_dim", "rope_base")}
+    return dataclasses.replace(self, **full)
 
   @property
   def leading(self) -> int:
@@ -236,6 +347,8 @@ class ModelConfig:
   def n_params(self) -> int:
     """Exact size of the parameter tree."""
     layer = 2 * self.width
+    if self.gemma is not None:
+      return round(self._matmul_params(self.moe.experts)) + self._gemma_params()
     if self.qk_norm:
       layer += 2 * self.head_dim
     if self.qkv_bias:
@@ -246,8 +359,9 @@ class ModelConfig:
     experts, router_bias = 0, 0
     if self.moe is not None:
       experts = self.moe.experts
-      router_bias = self.stacks()[1] * experts if self.moe.bias else 0
-    mlp_bias = self.stacks()[0] * (2 * self.mlp + self.width) if self.mlp_bias else 0
+      router_bias = (self.layers - self.moe.dense_layers) * experts if self.moe.bias else 0
+    dense = self.layers if self.moe is None else self.moe.dense_layers
+    mlp_bias = dense * (2 * self.mlp + self.width) if self.mlp_bias else 0
     others = self.layers * layer + self.width + lookup + router_bias + mlp_bias
     more = self._dit_params() + self._drafter_params() + self._bert_params()
     return self._matmul_params(experts) + others + more
@@ -261,6 +375,12 @@ class ModelConfig:
   def _bert_params(self) -> int:
     """A norm of the embedding, in place of the first layer's; the head's norm and bias."""
     return self.width + self.vocab if self.bert else 0
+
+  def _gemma_params(self) -> int:
+    """Norms and scales, which multiply no token: seven norms a layer, and two beside the layers."""
+    heads = sum(2 * stack.layers * self.of_stack(stack).head_dim for stack in self.stacks())
+    layer = 7 * self.width + 2 + self.width + self.moe.experts
+    return self.layers * layer + heads + 2 * self.width
 
   def _dit_params(self) -> int:
     """What only a DiT has: its conditioning, which multiplies no token, and biases."""
@@ -276,10 +396,13 @@ class ModelConfig:
     Of the experts only those that a token is routed to count; where a schedule says how many, on
     average over all noise levels.
     """
-    seen = context * self.layers
+    attention = 0
+    for stack in self.stacks():
+      seen = context if stack.full else min(context, self.gemma.window)
+      attention += 4 * seen * self.heads * self.of_stack(stack).head_dim * stack.layers
     if self.bert is not None:
-      full = -(-self.layers // self.bert.full_every)
-      seen = context * full + min(context, 2 * self.bert.reach + 1) * (self.layers - full)
-    attention = 4 * seen * self.heads * self.head_dim
+      near = self.layers + -self.layers // self.bert.full_every
+      unseen = context - min(context, 2 * self.bert.reach + 1)
+      attention -= 4 * near * unseen * self.heads * self.head_dim
     active = 0 if self.moe is None else self.moe.mean_per_token()
     return round(2 * self._matmul_params(active)) + attention

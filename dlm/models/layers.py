@@ -103,9 +103,19 @@ class RMSNorm(nn.Module):
     scale = self.param(
       "scale", nn.with_logical_partitioning(nn.initializers.ones, self.names), x.shape[-1:]
     )
-    wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-    return wide.astype(x.dtype) * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
+    return normalised(x, self.eps) * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
+
+
+def normalised(x: Array, eps: float) -> Array:
+  """RMSNorm without a scale."""
+  wide = x.astype(jnp.float32)
+  wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+  return wide.astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+  """In its tanh form."""
+  return jax.nn.gelu(x, approximate=True)
 
 
 class SwiGLU(nn.Module):
@@ -134,10 +144,20 @@ class SwiGLU(nn.Module):
 
 
 def rotary(
-  slot_BxW: Array, dim: int, base: float, scaling: RopeScaling | None = None
+  slot_BxW: Array,
+  dim: int,
+  base: float,
+  scaling: RopeScaling | None = None,
+  rotated: float = 1.0,
 ) -> tuple[Array, Array]:
-  """Cosines and sines [B, W, dim/2] in float32: bfloat16 cannot tell slots above 256 apart."""
-  angle = slot_BxW.astype(jnp.float32)[..., None] * frequencies(dim, base, scaling)[None, None, :]
+  """Cosines and sines [B, W, dim/2] in float32: bfloat16 cannot tell slots above 256 apart.
+
+  Args:
+    rotated: share of the pairs that turn, the fastest; the others stand still.
+  """
+  turns = frequencies(dim, base, scaling)
+  turns[int(rotated * dim // 2) :] = 0
+  angle = slot_BxW.astype(jnp.float32)[..., None] * turns[None, None, :]
   amplitude = 1.0 if scaling is None else scaling.amplitude
   return jnp.cos(angle) * amplitude, jnp.sin(angle) * amplitude
 

@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-from dlm.models.config import ModelConfig
+from dlm.models.config import GemmaConfig, ModelConfig
 from dlm.models.moe.config import MoeConfig
 
 # From 30m on the name counts a tied vocabulary of 32k; smaller models serve small vocabularies, and
-# their names leave the embedding out. The last six are the checkpoints' own shapes; their
-# vocabularies have 49152, 126464, 152064, 151936, 157184 and 157184 rows.
+# their names leave the embedding out. The last seven are the checkpoints' own shapes; their
+# vocabularies have 49152, 126464, 152064, 151936, 157184, 157184 and 262144 rows.
 PRESETS: dict[str, dict[str, Any]] = {
   "1m": dict(width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=512),
   "3m": dict(width=192, layers=6, heads=6, kv_heads=6, head_dim=32, mlp=576),
@@ -51,6 +51,12 @@ PRESETS: dict[str, dict[str, Any]] = {
       experts=256, per_token=8, mlp=512, shared=512, dense_layers=1, score="sigmoid", bias=True,
       renormalise=True, scale=2.5, groups=8, top_groups=4,
     ),
+  ),
+  # 26B-A4B; google-deepmind/gemma
+  "diffusion-gemma": dict(
+    width=2816, layers=30, heads=16, kv_heads=8, head_dim=256, mlp=2112, qk_norm=True,
+    soft_cap=30.0, moe=MoeConfig(experts=128, per_token=8, mlp=704, renormalise=True),
+    gemma=GemmaConfig(full=(5, 11, 17, 23, 29), window=1024, kv_heads=2, head_dim=512),
   ),
 }  # fmt: skip
 

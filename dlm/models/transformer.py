@@ -14,6 +14,9 @@ With `ModelConfig.moe` instead of layers/mlp:
   layers/moe/router/kernel [D, E], /bias [E], layers/moe/{gate,up}/kernel [E, D, F], down/kernel
   [E, F, D], layers/moe/shared/{gate,up,down}/kernel as in mlp
 and the first `dense_layers` layers are a stack of their own, "dense_layers", with mlp.
+With `ModelConfig.gemma` (see `dlm.models.gemma`) stacks "layers_0", "layers_1", ..., each a run of
+sliding or of full layers with mlp and moe, further norms, moe/router/{scale [D],gain [E]} and
+{clean,noisy}_scale [1]; and self_conditioning/{norm/scale,mlp}.
 With `ModelConfig.dit` (see `dlm.models.dit`) layers/mlp/{up,down} alone, they, time/{inner,outer}
 and layers/modulation/linear with a bias, and head/{norm/scale,modulation/linear/*,bias [V]} in
 place of final_norm.
@@ -29,13 +32,15 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.models import cache as kv_cache
 from dlm.models.attention import Attention, Carry, Shared, tap
-from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig
+from dlm.models.cache import Stored
+from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig, Stack
 from dlm.models.dit import DitBlock, DitHead, LayerNorm
+from dlm.models.gemma import GemmaBlock, SelfConditioning, sliding
 from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, query_scale, rotary
 from dlm.models.modernbert import BertBlock, BertHead, nearby
 from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
-from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput
+from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput, Ring
 from kernels_pallas.block_attention import RESIDUALS, Keys, Sight, prepare
 
 
@@ -107,21 +112,28 @@ class Transformer(nn.Module):
 
     # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
     x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
-    if soft_BxWxD is not None:
+    if cfg.gemma is not None:
+      conditioned = SelfConditioning(cfg, name="self_conditioning")
+      x_BxWxD = conditioned(x_BxWxD, soft_BxWxD, time_BxW)
+    elif soft_BxWxD is not None:
       x_BxWxD += soft_BxWxD.astype(dtype)
     if cfg.bert is not None:
       x_BxWxD = LayerNorm(cfg.norm_eps, name="embed_norm")(x_BxWxD)
-    shared = self._shared(tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW, taps)
-    stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
     tapped = jnp.zeros((len(taps), *x_BxWxD.shape), dtype) if taps else None
-    kinds = shared
-    if cfg.bert is not None:
-      kinds = shared, self._local(shared, slot_BxW, mask, cache, place_BxW)
-    (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), kinds)
-    if write_BxW is not None:
-      filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
-      k, v = stored
-      cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
+    given = tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW, taps
+    if cfg.gemma is not None:
+      x_BxWxD, cache, tapped, facts = self._gemma_layers(x_BxWxD, tapped, *given)
+    else:
+      shared = self._shared(cfg, *given)
+      stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
+      kinds = shared
+      if cfg.bert is not None:
+        kinds = shared, self._local(shared, slot_BxW, mask, cache, place_BxW)
+      (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), kinds)
+      if write_BxW is not None:
+        filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
+        k, v = stored
+        cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
 
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
@@ -146,6 +158,7 @@ class Transformer(nn.Module):
 
   def _shared(
     self,
+    kind: ModelConfig,
     tokens_BxW: Array,
     slot_BxW: Array,
     mask: Mask,
@@ -154,7 +167,10 @@ class Transformer(nn.Module):
     write_BxW: Array | None,
     place_BxW: Array | None,
     taps: tuple[int, ...],
+    *,
+    ring: bool = False,
   ) -> Shared:
+    """`kind`: with the sizes of the layers; `ring`: of those whose keys are in the cache's ring."""
     cfg = self.config
     time_BxWxC, target_BxW, dtype = None, None, jnp.dtype(cfg.dtype)
     if cfg.dit:
@@ -164,16 +180,22 @@ class Transformer(nn.Module):
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
     key_BxW = self._keys(slot_BxW, cache, place_BxW)
     if write_BxW is not None:
-      target_BxW = kv_cache.targets(slot_BxW, write_BxW, cache.filled_BxS.shape[1])
-    nowhere = len(taps)
-    tap_Y = [taps.index(layer) if layer in taps else nowhere for layer in range(cfg.layers)]
+      targets = kv_cache.ring_targets if ring else kv_cache.targets
+      slots = (cache.ring.slot_BxS if ring else cache.filled_BxS).shape[1]
+      target_BxW = targets(slot_BxW, write_BxW, slots)
+    rotated = cfg.gemma.rotated if cfg.gemma and not ring else 1.0
+    dim = kind.rotary_dim or kind.head_dim
+    layers = range(cfg.layers)  # that share this, in order
+    if cfg.gemma is not None:
+      layers = [layer for layer in layers if (layer in cfg.gemma.full) != ring]
+    tap_Y = [taps.index(layer) if layer in taps else len(taps) for layer in layers]
     return Shared(
-      rotary=rotary(slot_BxW, cfg.rotary_dim or cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
+      rotary=rotary(slot_BxW, dim, kind.rope_base, cfg.rope_scaling, rotated),
       query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
-      sight=self._sight(key_BxW, mask, cache),
+      sight=self._sight(kind, key_BxW, mask, cache, ring),
       target_BxW=target_BxW,
       time_BxWxC=time_BxWxC,
-      level_BxW=time_BxW if cfg.moe is not None and cfg.moe.reads_noise else None,
+      level_BxW=time_BxW if cfg.gemma or (cfg.moe and cfg.moe.reads_noise) else None,
       live_BxW=masks.live(mask, key_BxW),
       gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
       tap_Y=jnp.array(tap_Y) if taps else None,
@@ -191,7 +213,7 @@ class Transformer(nn.Module):
     cfg, key_BxW = self.config, self._keys(slot_BxW, cache, place_BxW)
     return shared.replace(
       rotary=rotary(slot_BxW, cfg.head_dim, cfg.bert.local_rope_base),
-      sight=self._sight(key_BxW, nearby(mask, key_BxW, cfg.bert.reach), cache),
+      sight=self._sight(cfg, key_BxW, nearby(mask, key_BxW, cfg.bert.reach), cache),
     )
 
   def _keys(self, slot_BxW: Array, cache: KVCache | None, place_BxW: Array | None) -> Array:
@@ -200,36 +222,83 @@ class Transformer(nn.Module):
       return jnp.broadcast_to(jnp.arange(slot_BxW.shape[1], dtype=jnp.int32), slot_BxW.shape)
     return slot_BxW if place_BxW is None else place_BxW
 
-  def _sight(self, key_BxW: Array, mask: Mask, cache: KVCache | None) -> Sight:
-    cfg = self.config
+  def _sight(
+    self, kind: ModelConfig, key_BxW: Array, mask: Mask, cache: KVCache | None, ring: bool = False
+  ) -> Sight:
     keys = [Keys(key_BxW)]
     if cache is not None:
       slots = cache.filled_BxS.shape[1]
       slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
       fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(key_BxW, slots)
+      if ring:
+        slot_BxS = cache.ring.slot_BxS
+        fresh_BxS = (slot_BxS >= 0) & jnp.take_along_axis(fresh_BxS, slot_BxS, axis=1)
       keys.append(Keys(slot_BxS, fresh_BxS))
     return prepare(
-      mask, keys, heads=cfg.heads, kv_heads=cfg.kv_heads, implementation=cfg.implementation
+      mask, keys, heads=kind.heads, kv_heads=kind.kv_heads, implementation=kind.implementation
     )
 
   def _layers(
     self, carry: Carry, shared: Shared | tuple[Shared, Shared]
   ) -> tuple[Carry, dict[str, Array]]:
     """All layers: plain ones, then those with experts, whose facts are returned."""
-    dense, routed = self.config.stacks()
-    if self.config.bert is not None:
-      carry, _ = self._stack("dense_layers", 1, routed=False)(carry, jnp.arange(1), shared)
-      return self._stack("layers", dense - 1, routed=False)(carry, jnp.arange(1, dense), shared)
     facts = {}
-    if dense:
-      stack = self._stack("dense_layers" if routed else "layers", dense, routed=False)
-      carry, _ = stack(carry, jnp.arange(dense), shared)
-    if routed:
-      stack = self._stack("layers", routed, routed=True)
-      carry, facts = stack(carry, dense + jnp.arange(routed), shared)
+    for stack in self.config.stacks():
+      layer_Y = stack.first + jnp.arange(stack.layers)
+      carry, told = self._stack(stack)(carry, layer_Y, shared)
+      facts |= told
     return carry, facts
 
-  def _stack(self, name: str, layers: int, *, routed: bool) -> nn.Module:
+  def _gemma_layers(
+    self,
+    x_BxWxD: Array,
+    tapped: Array | None,
+    tokens_BxW: Array,
+    slot_BxW: Array,
+    mask: Mask,
+    time_BxW: Array,
+    cache: KVCache | None,
+    write_BxW: Array | None,
+    place_BxW: Array | None,
+    taps: tuple[int, ...],
+  ) -> tuple[Array, KVCache | None, Array | None, dict[str, Array]]:
+    """Sliding and full layers, either kind with a sight, rotations and a cache of its own."""
+    cfg = self.config
+    stored, shared, done, facts = {}, {}, {True: 0, False: 0}, []
+    rest = time_BxW, cache, write_BxW, place_BxW, taps
+    for stack in cfg.stacks():
+      full = stack.full
+      if full not in shared:
+        seen = mask if full else sliding(mask, cfg.gemma.window)
+        kind = cfg.of_stack(stack)
+        shared[full] = self._shared(kind, tokens_BxW, slot_BxW, seen, *rest, ring=not full)
+        held = cache if full or cache is None else cache.ring
+        stored[full] = None if cache is None else (held.k_YxBxSxKxH, held.v_YxBxSxKxH)
+      carry = x_BxWxD, stored[full], tapped
+      layer_Y = done[full] + jnp.arange(stack.layers)
+      (x_BxWxD, stored[full], tapped), told = self._stack(stack)(carry, layer_Y, shared[full])
+      done[full] += stack.layers
+      facts.append(told)
+    if write_BxW is not None:
+      cache = self._written(cache, stored, shared, slot_BxW)
+    return x_BxWxD, cache, tapped, jax.tree.map(lambda *x: jnp.concatenate(x), *facts)
+
+  def _written(
+    self,
+    cache: KVCache,
+    stored: dict[bool, Stored],
+    shared: dict[bool, Shared],
+    slot_BxW: Array,
+  ) -> KVCache:
+    """`stored`, `shared`: of full layers, and of sliding ones where there are some."""
+    ring, filled_BxS = cache.ring, kv_cache.filled(cache.filled_BxS, shared[True].target_BxW)
+    if False in stored:
+      held_BxS = kv_cache.held(ring.slot_BxS, shared[False].target_BxW, slot_BxW)
+      ring = Ring(*stored[False], held_BxS)
+    k, v = stored[True]
+    return cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS, ring=ring)
+
+  def _stack(self, stack: Stack) -> nn.Module:
     """One traced block for all its layers, so that compile time does not grow with depth.
 
     The backward pass recomputes attention weights and elementwise work in any case: to store them
@@ -243,17 +312,19 @@ class Transformer(nn.Module):
         policies.dots_with_no_batch_dims_saveable,
         policies.save_only_these_names(EXPERT_PRODUCT, RESIDUALS),
       )
-    kind, options = (DitBlock, {}) if cfg.dit else (Block, {"routed": routed})
+    kind, options = (DitBlock, {}) if cfg.dit else (Block, {"routed": stack.routed})
+    if cfg.gemma is not None:
+      kind, options = GemmaBlock, {"full": stack.full}
     if cfg.bert is not None:
-      kind, options = BertBlock, {"first": name == "dense_layers"}
+      kind, options = BertBlock, {"first": stack.name == "dense_layers"}
     block = nn.remat(kind, prevent_cse=False, policy=keep)
-    stack = nn.scan(
+    scanned = nn.scan(
       block,
       variable_axes={"params": 0, "layer": 0},
       variable_broadcast="apart",
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
-      length=layers,
+      length=stack.layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return stack(cfg, name=name, **options)
+    return scanned(cfg.of_stack(stack), name=stack.name, **options)

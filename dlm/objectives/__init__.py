@@ -10,6 +10,7 @@ from dlm.objectives.d2f import D2f
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.dflash import DFlash
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
+from dlm.objectives.diffusion_gemma import DiffusionGemma
 from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
 from dlm.objectives.dreamon import DreamOn
@@ -67,6 +68,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "opdlm": Opdlm,  # OPDLM, 2606.06712
   "duo": Duo,  # Duo, 2506.10892
   "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
+  "diffusion_gemma": DiffusionGemma,  # google-deepmind/gemma
   "uniform": Uniform,  # NeMo Automodel's, for DiffusionGemma
 }
 
@@ -79,6 +81,7 @@ __all__ = [
   "D3pm",
   "DFlash",
   "DiffuLlama",
+  "DiffusionGemma",
   "Dllm",
   "DreamOn",
   "DreamSft",

@@ -25,7 +25,7 @@ class Ask:
   act_B: Array  # rows that take part
   full: Array  # bool: over the whole canvas, else over each row's window
   key_B: Array  # of the candidates' noise
-  soft_BxLxD: Array | None  # added to the embeddings of masked slots
+  soft_BxAxD: Array | None  # given to the model beside the slots in scope that are not decided
   barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
   gather_BxAxJ: Array | None  # ids whose logits the policy needs
   drafting: Params | None = None  # the drafter's parameters, where it is told of this forward
@@ -117,7 +117,7 @@ def _shift(sampler: Sampler, at: Progress) -> int | Array:
 
 def _sees(sampler: Sampler, at: Progress, slot_BxW: Array, slots: int) -> Mask:
   """What each query sees, padding included."""
-  mask = sampler.sees(slot_BxW, slots, at.answer_B)
+  mask = sampler.sees(slot_BxW, slots, at.answer_B, at.start_B)
   if sampler.causal_context:
     mask = where_rows(at.commits_B, sampler.sees.clean(slot_BxW, slots), mask)
   return mask
@@ -170,9 +170,16 @@ def _over(
   told = sampler.drafter is not None and sampler.drafter.taps
   if told:
     seldom["taps"] = told
-  if ask.soft_BxLxD is not None:
-    masked_BxWx1 = at_slot(at.masked_BxL, slot_BxW)[:, :, None]
-    seldom["soft_BxWxD"] = jnp.where(masked_BxWx1, at_slot(ask.soft_BxLxD, slot_BxW), 0)
+  if isinstance(sampler.sees, masks.Canvas):  # its models tell text from noise
+    time_BxW = (slot_BxW >= at.start_B[:, None]).astype(jnp.float32)
+  if ask.soft_BxAxD is not None:
+    waits_BxL = at.masked_BxL
+    if sampler.policy.renoises:  # all of its block does
+      waits_BxL = at.active_BxL & canvas.open_BxL
+    offset_BxW = slot_BxW - slot_BxA[:, :1]
+    carries_BxW = at_slot(waits_BxL, slot_BxW) & (offset_BxW >= 0)
+    soft_BxWxD = at_slot(ask.soft_BxAxD, jnp.maximum(offset_BxW, 0))
+    seldom["soft_BxWxD"] = jnp.where(carries_BxW[:, :, None], soft_BxWxD, 0)
   # As few rows as can be meet the vocabulary: those of the queries, or the active block's.
   by_query = sampler.scope == "canvas" or width < slot_BxA.shape[1]
   target_BxA = jnp.minimum(slot_BxW + shift, slots - 1) if by_query else slot_BxA

@@ -69,7 +69,7 @@ def start(sampler: Sampler, canvas: Canvas, served: Served | None = None) -> Loo
     step_B=jnp.zeros(batch, jnp.int32),
     cached_B=jnp.zeros(batch, jnp.int32),
     renewed_B=jnp.zeros(batch, bool),
-    soft_BxLxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
+    soft_BxAxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
     served=served,
   )
 
@@ -102,7 +102,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   barred_B = sampler.policy.barred(state.policy)
   own_B = None if state.served is None else state.served.temperature_B
   ask = Ask(
-    canvas, at, act_B, full, key_noise_B, state.soft_BxLxD, barred_B, ids_BxAxJ, drafting, own_B
+    canvas, at, act_B, full, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting, own_B
   )  # fmt: skip
   seen = forward(sampler, params, ask, state.cache)
 
@@ -142,7 +142,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     step_B=state.step_B + (decides_B & ~at.commits_B),
     cached_B=jnp.where(act_B, sampler.plan.cached_to_B(at), state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),
-    soft_BxLxD=_soften(sampler, state, view, decides_B),
+    soft_BxAxD=_soften(sampler, state, view, decides_B),
     served=_broken(state, view, decides_B),
   )
   return _advance(sampler, state, decision, decides_B)
@@ -270,17 +270,16 @@ def _first_alone(view: View, decision: Decision, alone_B: Array) -> Decision:
 
 
 def _no_soft(sampler: Sampler, canvas: Canvas) -> Array:
-  return jnp.zeros((*canvas.tokens_BxL.shape, sampler.denoise.width), jnp.float32)
+  return jnp.zeros((*scope(sampler, canvas).shape, sampler.denoise.width), jnp.float32)
 
 
 def _soften(sampler: Sampler, state: LoopState, view: View, decides_B: Array) -> Array | None:
-  """What slots carry from here on, if they stay masked; scope "canvas": the view is all slots."""
-  if state.soft_BxLxD is None:
+  """What the slots in scope carry from here on, while they are not decided."""
+  if state.soft_BxAxD is None:
     return None
   weight_B = sampler.policy.soft_weight(view.turn_B)
-  new_BxL = view.scored_BxA & decides_B[:, None]
-  soft_BxLxD = weight_B[:, None, None] * view.stats.soft
-  return jnp.where(new_BxL[:, :, None], soft_BxLxD, state.soft_BxLxD)
+  new_BxA = view.scored_BxA & decides_B[:, None]
+  return jnp.where(new_BxA[:, :, None], weight_B[:, None, None] * view.stats.soft, state.soft_BxAxD)
 
 
 def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: Array) -> LoopState:
@@ -324,6 +323,9 @@ def _advance(sampler: Sampler, state: LoopState, decision: Decision, decides_B: 
     step_B=jnp.where(moves_B, 0, state.step_B),
     cached_B=cached_B,
   )
+  if state.soft_BxAxD is not None and sampler.scope == "block":
+    none_BxAxD = _no_soft(sampler, canvas)
+    state = state.replace(soft_BxAxD=where_rows(moves_B, none_BxAxD, state.soft_BxAxD))
   entered = sampler.policy.enter(in_block(sampler, state.canvas), state.policy)
   return state.replace(
     canvas=renoising.begin(sampler, state.canvas, moves_B),

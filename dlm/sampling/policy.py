@@ -102,9 +102,10 @@ class Policy(abc.ABC):
     return None
 
   def soft_weight(self, turn_B: Array) -> Array | None:
-    """[B] if it needs `soft`, of scope "canvas": what masked slots carry of their last prediction.
+    """[B] if it needs `soft`: what undecided slots in scope carry of their last prediction.
 
-    The mean embedding, times the weight of forward `turn`, which predicted it.
+    The mean embedding, times the weight of forward `turn`, which predicted it. The model is given
+    it beside their tokens; of scope "block" a new block carries nothing yet.
     """
     return None
 

@@ -106,7 +106,7 @@ class Sampler:
         f"Sampler: confidence={self.confidence!r} must be 'plain' or {spec.confidence!r}, which "
         f"the policy needs; {self.policy}"
       )
-    if (spec.gather or spec.best) and self.temperature > 0:
+    if (spec.gather or spec.best > 1) and self.temperature > 0:
       raise ValueError(
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"
@@ -124,6 +124,11 @@ class Sampler:
       self._check_shadows()
     if self.policy.renoises:
       self._check_noise()
+    elif isinstance(self.sees, masks.Canvas):
+      raise ValueError(
+        f"Sampler: the model denoises a canvas of random ids, for which policy 'renoise' is; "
+        f"{self.policy}"
+      )
     if self.policy.shifts:
       self._check_shifts()
     if self.policy.slides:
@@ -188,11 +193,13 @@ class Sampler:
     """Raises ValueError where random ids would be taken for text, or masks come back."""
     told = self.clock and not self.policy.levels
     odd = self.shift or self.guidance or told or self.may_predict_mask
-    if odd or self.scope != "block" or (self.plan.cached and not self.plan.provisional):
+    canvas = isinstance(self.sees, masks.Canvas)
+    kept = not self.plan.cached or (self.plan.commits if canvas else self.plan.provisional)
+    if odd or self.scope != "block" or not kept:
       raise ValueError(
-        f"Sampler: {self.policy} needs cache 'none' or 'block', scope 'block', no guidance, no "
-        "may_predict_mask, and a model that predicts its own and is told no noise level (but by "
-        "policy 'duo')"
+        f"Sampler: {self.policy} needs cache 'none' or 'block' ('text' of a model that denoises a "
+        "canvas), scope 'block', no guidance, no may_predict_mask, and a model that predicts its "
+        "own and is told no noise level (but by policy 'duo')"
       )
     if self.eos_ids and self.on_eos in ("stop", "fill"):
       raise ValueError(

@@ -26,7 +26,7 @@ def score(
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
   Noise belongs to (row key, canvas slot, token id): it is the same whichever window asks. With
-  `temperature` a row's logits are divided by it before all else.
+  `temperature` a row's logits are divided by it, after the soft cap and before all else.
 
   Args:
     bars: ids, and bool [B]: the rows in which none of them may be chosen.
@@ -34,14 +34,7 @@ def score(
   """
   if bars[0]:
     head = _without(head, *bars)
-  hidden_BxAxD = head.hidden_BxAxD
-  if temperature_B is not None:
-    if head.soft_cap is not None:
-      raise ValueError(
-        "a policy's temperature divides hidden rows, which a model with soft_cap does not allow"
-      )
-    hidden_BxAxD = hidden_BxAxD.astype(jnp.float32) / temperature_B[:, None, None]
-  batch, asked, width = hidden_BxAxD.shape
+  batch, asked, width = head.hidden_BxAxD.shape
   key_R = None
   if own_temperature_B is not None:
     spec = dataclasses.replace(spec, temperature=0.0, per_row=True)
@@ -50,7 +43,7 @@ def score(
       key_B, slot_BxA
     ).reshape(-1)
   stats = token_stats(
-    hidden_BxAxD.reshape(batch * asked, width),
+    head.hidden_BxAxD.reshape(batch * asked, width),
     head.unembed_VxD,
     spec,
     current_R=current_BxA.reshape(-1) if spec.current else None,
@@ -59,6 +52,7 @@ def score(
     embed_VxD=head.embed_VxD,
     temperature_R=None if own_temperature_B is None else jnp.repeat(own_temperature_B, asked),
     soft_cap=head.soft_cap,
+    divide_R=None if temperature_B is None else jnp.repeat(temperature_B, asked),
     implementation=head.implementation,
   )
   if spec.outside:  # confidences are taken as if these ids did not exist

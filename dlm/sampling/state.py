@@ -24,7 +24,7 @@ class LoopState:
   step_B: Array  # deciding forwards spent on the active block
   cached_B: Array  # slots before this are cached for good
   renewed_B: Array  # the row's last forward was the whole canvas
-  soft_BxLxD: Array | None  # what masked slots carry of their last prediction
+  soft_BxAxD: Array | None  # what slots in scope carry of their last prediction
   served: Served | None = None  # None: all rows are as the sampler says
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlm.masks import Causal
-from dlm.models.config import BertConfig, DrafterConfig, ModelConfig
+from dlm.models.config import BertConfig, DrafterConfig, GemmaConfig, ModelConfig
 from dlm.weights import names, scaling
 from dlm.weights.fields import ConfigJson, typed
 
@@ -81,6 +81,7 @@ class Family:
   # transformers 5 reads its tokenizer as Qwen2's, whatever class tokenizer_config.json declares.
   qwen2_tokenizer: bool = False
   unread: tuple[str, ...] = UNREAD  # ends of tensors that are stored by some, and that we ignore
+  unread_below: tuple[str, ...] = ()  # beginnings of such
   # A config.json in parts -> one table, and back with the one that it came from ({}: from none).
   flat: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
   nested: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda c, _: dict(c)
@@ -317,8 +318,8 @@ def _dense_layers(config: ConfigJson) -> int:
 
 
 def _layer_freq(model: ModelConfig) -> dict[str, Any]:
-  dense, sparse = model.stacks()
-  return {"moe_layer_freq": [0] * dense + [1] * sparse}
+  dense = model.moe.dense_layers
+  return {"moe_layer_freq": [0] * dense + [1] * (model.layers - dense)}
 
 
 def _shared_width(config: ConfigJson) -> int:
@@ -456,6 +457,121 @@ def _bert_said(model: ModelConfig) -> dict[str, Any]:
     "global_attn_every_n_layers": bert.full_every,
     "local_attention": 2 * bert.reach,
     "local_rope_theta": bert.local_rope_base,
+  }
+
+
+# ---------------------------------------------------------------------------------------------
+# DiffusionGemma
+
+_TEXT_TYPE = "diffusion_gemma_text"
+_PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+_ROTATIONS = {_SLIDING: {"rope_type": "default", "rope_theta": 1e4}, _FULL: _PROPORTIONAL}
+_NOT_TEXT = ("architectures", "canvas_length", "model_type", "torch_dtype", "transformers_version")
+
+
+def _gemma_flat(config: Mapping[str, Any]) -> dict[str, Any]:
+  """`text_config` beside the other keys; what differs by the kind of layer in keys of our own.
+
+  What the authors' class takes where a key is missing is filled in.
+
+  Raises:
+    ValueError: both say a key, differently; rotations or sizes of a layer are not of its kind.
+  """
+  text = config.get("text_config")
+  if not isinstance(text, Mapping) or "num_hidden_layers" not in text:
+    raise ValueError(f"text_config={text!r:.80} must be a table with num_hidden_layers")
+  text = dict(text)
+  if text.pop("model_type", _TEXT_TYPE) != _TEXT_TYPE:
+    raise ValueError(f"text_config: model_type={config['text_config']['model_type']!r:.80}")
+  beside = {name: x for name, x in config.items() if name != "text_config"}
+  for name in text.keys() & beside.keys():
+    if text[name] != beside[name]:
+      raise ValueError(
+        f"{name}={beside[name]!r:.80} disagrees with {text[name]!r:.80} of text_config"
+      )
+  flat = {"final_logit_softcapping": 30.0, "global_head_dim": 512, **beside, **text}
+  layers, kinds = flat["num_hidden_layers"], flat.pop("layer_types", None)
+  if type(layers) is not int:
+    raise ValueError(f"num_hidden_layers={layers!r:.80} must be a whole number")
+  if kinds is None:
+    kinds = [_SLIDING if (i + 1) % 6 and i + 1 < layers else _FULL for i in range(layers)]
+  if not isinstance(kinds, list) or len(kinds) != layers or {*kinds} - {_FULL, _SLIDING}:
+    raise ValueError(f"layer_types={kinds!r:.200} must name a kind for each of {layers} layers")
+  flat["full_layers"] = [i for i, kind in enumerate(kinds) if kind == _FULL]
+  _same_sizes(flat)
+  rotations = flat.pop("rope_parameters", None) or _ROTATIONS
+  if not isinstance(rotations, Mapping) or not all(
+    isinstance(x, Mapping) for x in rotations.values()
+  ):
+    raise ValueError(f"rope_parameters={rotations!r:.300} must hold a table for each kind of layer")
+  sliding, full = (dict(rotations.get(kind, {})) for kind in (_SLIDING, _FULL))
+  flat["rope_theta"] = sliding.pop("rope_theta", 1e4)
+  flat["global_rope_theta"] = full.pop("rope_theta", 1e6)
+  flat["global_rotary_factor"] = full.pop("partial_rotary_factor", 1.0)
+  plain = {"rope_type": "default"}, {"rope_type": "proportional"}
+  if rotations.keys() - {_FULL, _SLIDING} or (sliding, full) != plain:
+    raise ValueError(f"rope_parameters={rotations!r:.300} is not understood")
+  return flat
+
+
+def _same_sizes(flat: dict[str, Any]) -> None:
+  """Takes the sizes of full layers from where transformers 5.24 writes them, layer by layer."""
+  layers = flat.pop("per_layer_config", None)
+  if layers is None:
+    return
+  names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+  sizes = [*layers.values()] if isinstance(layers, Mapping) else []
+  if (
+    not sizes
+    or {*layers} != {str(i) for i in flat["full_layers"]}
+    or any(each != sizes[0] for each in sizes)
+    or not isinstance(sizes[0], Mapping)
+    or sizes[0].keys() - names.keys()
+  ):
+    raise ValueError(f"per_layer_config={layers!r:.200} must give all full layers the same sizes")
+  flat |= {names[name]: size for name, size in sizes[0].items()}
+
+
+def _gemma_nested(flat: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+  """What `_gemma_flat` reads; a key stands where `base` has it."""
+  flat = dict(flat)
+  full, layers = {*flat.pop("full_layers")}, flat["num_hidden_layers"]
+  flat["layer_types"] = [_FULL if i in full else _SLIDING for i in range(layers)]
+  rotations = {kind: dict(_ROTATIONS[kind]) for kind in (_SLIDING, _FULL)}
+  rotations[_SLIDING]["rope_theta"] = flat.pop("rope_theta")
+  rotations[_FULL]["rope_theta"] = flat.pop("global_rope_theta")
+  rotations[_FULL]["partial_rotary_factor"] = flat.pop("global_rotary_factor")
+  flat["rope_parameters"] = rotations
+  beside = {*_NOT_TEXT, "vision_config", *base}
+  text = {
+    name: x for name, x in flat.items() if name not in beside or name in base.get("text_config", {})
+  }
+  config = {name: x for name, x in flat.items() if name in beside}
+  # Both classes tie their own.
+  tied = {"tie_word_embeddings": flat["tie_word_embeddings"]}
+  return {**config, **tied, "text_config": {**text, **tied, "model_type": _TEXT_TYPE}}
+
+
+def _gemma_layers(config: ConfigJson) -> GemmaConfig:
+  return GemmaConfig(
+    full=tuple(config["full_layers"]),
+    window=config.need("sliding_window", int),
+    kv_heads=config.need(("num_global_key_value_heads", "num_key_value_heads"), int),
+    head_dim=config.need("global_head_dim", int),
+    rope_base=config.need("global_rope_theta", float),
+    rotated=config.need("global_rotary_factor", float),
+  )
+
+
+def _gemma_said(model: ModelConfig) -> dict[str, Any]:
+  gemma = model.gemma
+  return {
+    "full_layers": list(gemma.full),
+    "sliding_window": gemma.window,
+    "num_global_key_value_heads": gemma.kv_heads,
+    "global_head_dim": gemma.head_dim,
+    "global_rope_theta": gemma.rope_base,
+    "global_rotary_factor": gemma.rotated,
   }
 
 
@@ -732,6 +848,39 @@ FAMILIES: dict[str, Family] = {
     attention="causal_context",
     block_field="block_size",
     block=32,
+  ),
+  "diffusion_gemma": Family(
+    model_type="diffusion_gemma",
+    architecture="DiffusionGemmaForBlockDiffusion",
+    table=names.DIFFUSION_GEMMA,
+    fields={
+      **{name: said for name, said in _QWEN_FIELDS.items() if name != "rope_scaling"},
+      "kv_heads": "num_key_value_heads",
+      "head_dim": "head_dim",
+      "soft_cap": Derived(
+        lambda c: c.value("final_logit_softcapping", float),
+        lambda m: {"final_logit_softcapping": m.soft_cap},
+      ),
+      "gemma": Derived(_gemma_layers, _gemma_said),
+    },
+    defaults={"norm_eps": 1e-6, "tied": True, "qk_norm": True},
+    moe={
+      "experts": "num_experts",
+      "per_token": "top_k_experts",
+      "mlp": "moe_intermediate_size",
+      "renormalise": Derived(lambda _: True),
+    },
+    only={
+      "hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,),
+      "use_bidirectional_attention": ("vision",),  # images alone; there are none
+    },
+    irrelevant=("vision_config", "boi_token_id", "eoi_token_id", "image_token_id"),
+    attention="canvas",
+    block_field="canvas_length",
+    block=256,
+    unread_below=("model.encoder.vision_tower.", "model.encoder.embed_vision."),
+    flat=_gemma_flat,
+    nested=_gemma_nested,
   ),
   "bd3lm": Family(
     model_type="bd3lm",

@@ -4,18 +4,24 @@ A table maps a parameter's path (see `dlm.models.transformer`) to the name of it
 layout. In the name `{i}` counts layers and `{e}` experts. A layout is written as an einsum: on the
 left the stored axes, comma-separated, on the right ours: "NH,D->DNH" is a matrix of N * H rows and
 D columns that becomes our [D, N, H], its transpose. Parameters that share a name lie in it one
-below the other, in the table's order.
+below the other, in the table's order. "[E]" before a layout: the tensor holds all experts, on an
+axis before those.
 """
 
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from dlm.models.config import ModelConfig
+
 NameTable = Mapping[str, tuple[str, str]]
+
+STACKED = "[E]"
 
 _LAYER = "model.layers.{i}."
 
@@ -183,6 +189,53 @@ MODERNBERT: NameTable = {
 }
 
 
+_DECODER = "model.decoder."
+_GEMMA = _DECODER + "layers.{i}."
+_GEMMA_MLP = {"gate": "F,D->DF", "up": "F,D->DF", "down": "D,F->FD"}
+
+DIFFUSION_GEMMA: NameTable = {
+  "embed": (_DECODER + "embed_tokens.weight", "V,D->VD"),
+  "unembed": ("lm_head.weight", "V,D->VD"),  # tied: never there
+  "final_norm/scale": (_DECODER + "norm.weight", "D->D"),
+  "self_conditioning/norm/scale": (_DECODER + "self_conditioning.pre_norm.weight", "D->D"),
+  **{
+    f"self_conditioning/mlp/{name}/kernel": (
+      _DECODER + f"self_conditioning.{name}_proj.weight", layout
+    )
+    for name, layout in _GEMMA_MLP.items()
+  },
+  **{
+    f"layers/{ours}/scale": (_GEMMA + f"{theirs}.weight", "D->D")
+    for ours, theirs in {
+      "attention_norm": "input_layernorm",
+      "attention_post_norm": "post_attention_layernorm",
+      "mlp_norm": "pre_feedforward_layernorm",
+      "mlp_post_norm": "post_feedforward_layernorm_1",
+      "moe_norm": "pre_feedforward_layernorm_2",
+      "moe_post_norm": "post_feedforward_layernorm_2",
+      "post_norm": "post_feedforward_layernorm",
+    }.items()
+  },
+  **{
+    f"layers/mlp/{name}/kernel": (_GEMMA + f"mlp.{name}_proj.weight", layout)
+    for name, layout in _GEMMA_MLP.items()
+  },
+  **{
+    ours: (theirs.replace(_LAYER, _GEMMA), layout)
+    for ours, (theirs, layout) in QWEN.items()
+    if ours.startswith("layers/attention/") and not ours.endswith("bias")
+  },
+  "layers/moe/router/kernel": (_GEMMA + "router.proj.weight", "E,D->DE"),
+  "layers/moe/router/scale": (_GEMMA + "router.scale", "D->D"),
+  "layers/moe/router/gain": (_GEMMA + "router.per_expert_scale", "E->E"),
+  "layers/moe/gate/kernel": (_GEMMA + "experts.gate_up_proj", STACKED + "F,D->DF"),
+  "layers/moe/up/kernel": (_GEMMA + "experts.gate_up_proj", STACKED + "F,D->DF"),
+  "layers/moe/down/kernel": (_GEMMA + "experts.down_proj", STACKED + "D,F->FD"),
+  "layers/noisy_scale": (_GEMMA + "layer_scalar", "A->A"),
+  "layers/clean_scale": ("model.encoder.language_model.layers.{i}.layer_scalar", "A->A"),
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """One tensor's axes, stored and ours."""
@@ -214,6 +267,14 @@ class TensorPart:
   path: str
   at: tuple[int, ...]  # the place in the stack: layer, expert
   layout: Layout
+  experts: int = 0  # that the tensor holds, on an axis before the layout's; 0: it has none
+
+  @property
+  def stored(self) -> tuple[int, ...]:
+    """The tensor's shape, up to and with these rows."""
+    rows, *rest = self.layout.stored
+    shape = (self.row + rows, *rest)
+    return (self.experts, *shape) if self.experts else shape
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -223,8 +284,13 @@ def paths(tree: Any) -> dict[str, Any]:
 
 
 def rule(table: NameTable, path: str) -> tuple[str, str] | None:
-  """Name and layout of a parameter; dense and routed layers share the rules of "layers"."""
-  return table.get(path.replace("dense_layers/", "layers/", 1))
+  """Name and layout of a parameter; all stacks of layers share the rules of "layers"."""
+  return table.get(_shared(path))
+
+
+def _shared(path: str) -> str:
+  """The path by which a table has the parameters of any stack of layers."""
+  return re.sub(r"^(dense_layers|layers_\d+)/", "layers/", path)
 
 
 def count(table: NameTable, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -233,35 +299,36 @@ def count(table: NameTable, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def parts(
-  table: NameTable, shapes: Mapping[str, tuple[int, ...]], dense: int
+  table: NameTable, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig
 ) -> Iterator[TensorPart]:
   """All parts of all parameters, parameter by parameter, in the table's order.
 
   Args:
     shapes: of the parameters by path; each has a rule.
-    dense: layers in the stack "dense_layers", which come before those in "layers".
+    model: whose stacks of layers they are.
   """
   below: dict[tuple[str, str], int] = {}  # rows that a name's earlier parameters take
   order = list(table)
+  first_of = {stack.name: stack.first for stack in model.stacks()}
 
   def place(path: str) -> int:
-    return order.index(path.replace("dense_layers/", "layers/", 1))
+    return order.index(_shared(path))
 
   for path in sorted(shapes, key=place):
     template, eqn = rule(table, path)
-    stack = _stack(table, path, shapes[path])
-    layout = Layout.of(eqn, shapes[path][len(stack) :])
-    key = template, path.partition("/")[0]
+    stack, top = _stack(table, path, shapes[path]), path.partition("/")[0]
+    layout = Layout.of(eqn.removeprefix(STACKED), shapes[path][len(stack) :])
+    experts = stack[1] if eqn.startswith(STACKED) else 0
+    key = template, top
     row = below.get(key, 0)
     below[key] = row + layout.stored[0]
-    first = dense if path.startswith("layers/") else 0
     for at in itertools.product(*map(range, stack)):
       layer, expert = (*at, 0, 0)[:2]
-      name = template.replace("{i}", str(first + layer)).replace("{e}", str(expert))
-      yield TensorPart(name, row, path, at, layout)
+      name = template.replace("{i}", str(first_of.get(top, 0) + layer))
+      yield TensorPart(name.replace("{e}", str(expert)), row, path, at, layout, experts)
 
 
 def _stack(table: NameTable, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   """The leading axes that are spread over tensors: layers, experts."""
-  template, _ = rule(table, path)
-  return shape[: ("{i}" in template) + ("{e}" in template)]
+  template, eqn = rule(table, path)
+  return shape[: ("{i}" in template) + ("{e}" in template or eqn.startswith(STACKED))]

@@ -298,8 +298,7 @@ def _check_complete(
 def _parts(family: str, model: ModelConfig) -> dict[str, list[TensorPart]]:
   """What each tensor of the base model is made of."""
   found: dict[str, list[TensorPart]] = collections.defaultdict(list)
-  dense = model.leading
-  for part in names.parts(FAMILIES[family].table, _shapes(model), dense):
+  for part in names.parts(FAMILIES[family].table, _shapes(model), model):
     found[part.name].append(part)
   return dict(found)
 
@@ -510,7 +509,7 @@ def fill(
     raise ValueError(f"family {family!r} has no tensor for {', '.join(sorted(nameless))}")
   shapes = {path: shape for path, shape in _shapes(model).items() if path in kernels}
   tensors: dict[str, np.ndarray] = {}
-  for part in names.parts(table, shapes, model.leading):
+  for part in names.parts(table, shapes, model):
     above = part.path.removesuffix("kernel")
     a, b = (np.asarray(jax.device_get(leaves[above + name])) for name in (lora.A, lora.B))
     module = PREFIX + part.name.removesuffix(".weight")

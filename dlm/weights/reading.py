@@ -115,15 +115,19 @@ def _parts(
     )
   parts: dict[str, list[names.TensorPart]] = {path: [] for path in shapes}
   expected: dict[str, tuple[int, ...]] = {}
-  dense = model.leading
-  for part in names.parts(family.table, shapes, dense):
+  for part in names.parts(family.table, shapes, model):
     parts[part.path].append(part)
-    rows, *rest = part.layout.stored
-    expected[part.name] = (part.row + rows, *rest)
+    expected[part.name] = part.stored
 
   head, _ = family.table.get("unembed", ("", ""))
   # Stored by some writers, read by nobody.
-  unread = {n for n in stored if n.endswith(family.unread) or (model.tied and n == head)}
+  unread = {
+    name
+    for name in stored
+    if name.endswith(family.unread)
+    or name.startswith(family.unread_below)
+    or (model.tied and name == head)
+  }
   wrong = []
   for name in sorted(expected.keys() | stored.keys() - unread):
     want, found = expected.get(name), stored.get(name)
@@ -192,7 +196,11 @@ def _shard(
       continue
     tensor = stored[part.name]
     for cut, start in _pieces(part, _stored(part, box[stack:]), files.BYTES[tensor.dtype]):
-      piece = reader.read(part.name, tensor, _where(part, cut))
+      where = _where(part, cut)
+      if part.experts:
+        where = (slice(part.at[-1], part.at[-1] + 1), *where)
+      piece = reader.read(part.name, tensor, where)
+      piece = piece[0] if part.experts else piece
       start = np.array([*above, *start], np.int32)
       piece, start = jax.device_put((piece, start), device)
       jax.block_until_ready(buffer)  # the device works on one piece while the host reads the next

@@ -91,8 +91,11 @@ def _tensors(
     raise ValueError(f"family {family!r} has no tensor for {', '.join(nameless)}")
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
   tensors: dict[str, list[names.TensorPart]] = {}
-  for part in names.parts(table, shapes, model.leading):
+  for part in names.parts(table, shapes, model):
     tensors.setdefault(part.name, []).append(part)
+  for of_it in tensors.values():
+    if of_it[0].experts:
+      of_it.sort(key=lambda part: part.at[-1])
   return tensors
 
 
@@ -128,6 +131,8 @@ def _write_tensors(
     for name in shard:
       pieces = [_stored(host, part).astype(kind(part)) for part in tensors[name]]
       made[name] = np.ascontiguousarray(np.concatenate(pieces))
+      if experts := tensors[name][0].experts:
+        made[name] = made[name].reshape(experts, -1, *made[name].shape[1:])
       where[name] = file
     if number == count:  # few and small
       made |= constants

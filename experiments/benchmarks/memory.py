@@ -1,4 +1,4 @@
-"""Memory: temporary bytes of compiled programs, with the kernels and with all logits in one array.
+"""Memory: bytes of compiled programs, with the kernels and without, with sliding caches and plain.
 
 Nothing is allocated: programs are compiled for shapes, and XLA says what they need besides their
 arguments and results. So a program may be of a size, and for a device, that are not here (see
@@ -16,13 +16,13 @@ import numpy as np
 from jax.stages import Compiled
 
 from dlm import masks
-from dlm.models import ModelConfig, bind, from_preset
+from dlm.models import GemmaConfig, ModelConfig, MoeConfig, bind, from_preset
 from dlm.objectives import Mdlm
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Threshold
-from dlm.types import Array, Noisy, Params
+from dlm.types import Array, KVCache, Noisy, Params
 from experiments.benchmarks.results import Row, Table
 from kernels_pallas import aot
 
@@ -30,6 +30,14 @@ BLOCK = 32
 # The other implementation of the same ops: all logits, and all attention weights, at once.
 NAIVE = "reference"
 SMALL = ModelConfig(vocab=1, width=64, layers=2, heads=2, kv_heads=2, head_dim=32, mlp=128)
+GEMMA = from_preset("diffusion-gemma", vocab=262_144, dtype="bfloat16")
+SMALL_GEMMA = dataclasses.replace(
+  SMALL,
+  vocab=500,
+  qk_norm=True,
+  moe=MoeConfig(experts=2, per_token=2, mlp=16, renormalise=True),
+  gemma=GemmaConfig(full=(1,), window=33, kv_heads=1, head_dim=64),
+)
 LLADA_8B = from_preset("llada-8b", vocab=126_464, dtype="bfloat16", remat=True)
 
 
@@ -40,12 +48,17 @@ class Size:
   model: ModelConfig  # of the programs for several devices
   batch: int  # rows of the sampler, a block each
   length: int  # of a training row
+  sliding: ModelConfig  # of a forward over a canvas against cached text
+  canvas: int
+  contexts: tuple[int, ...]
 
 
 SIZES = {
-  "tiny": Size((8_000, 24_000), (8, 32), dataclasses.replace(SMALL, vocab=8_000), 8, 256),
-  "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32), LLADA_8B, 32, 4096),
-}
+  "tiny": Size((8_000, 24_000), (8, 32), dataclasses.replace(SMALL, vocab=8_000), 8, 256,
+                SMALL_GEMMA, 16, (1024,)),
+  "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32), LLADA_8B, 32, 4096,
+                  GEMMA, 256, (4096, 32_768)),
+}  # fmt: skip
 DEVICES = ("v5p", "h100")  # besides this machine's
 
 
@@ -78,7 +91,54 @@ def run(size: str) -> list[Table]:
       f"temporary bytes without kernels / with them, compiled for the device{missing}",
       [row for device in devices for row in _programs(chosen, device)],
     ),
+    Table(
+      "sliding",
+      "bytes of the cache and of a compiled forward over a canvas: sliding layers that keep all of "
+      "the context / their window",
+      [_windowed(chosen, slots) for slots in chosen.contexts],
+    ),
   ]
+
+
+def _windowed(size: Size, slots: int) -> Row:
+  """A plain cache is that of the same model with a window as long as the context."""
+  gemma = size.sliding.gemma
+  plain = dataclasses.replace(gemma, window=slots + 1)
+  (ours, temporary_ours), (all_of_it, temporary_plain) = (
+    canvas_bytes(dataclasses.replace(size.sliding, gemma=each), size.canvas, slots)
+    for each in (gemma, plain)
+  )
+  return {
+    "plain / ours": all_of_it / ours,
+    "case": f"{slots} tokens",
+    "ours, B": float(ours),
+    "plain, B": float(all_of_it),
+    "temporary, ours, B": float(temporary_ours),
+    "temporary, plain, B": float(temporary_plain),
+  }
+
+
+def canvas_bytes(config: ModelConfig, canvas: int, slots: int) -> tuple[int, int]:
+  """Of one row that denoises a canvas at the end of `slots`: its cache, and what is temporary."""
+  model, params = bind(config), _params(config)
+  ids = jax.ShapeDtypeStruct((1, canvas), jnp.int32)
+  cache = jax.eval_shape(functools.partial(model.empty_cache, 1, slots))
+
+  def forward(params: Params, tokens_BxW: Array, slot_BxW: Array, cache: KVCache) -> Array:
+    out = model(
+      params,
+      tokens_BxW,
+      slot_BxW=slot_BxW,
+      mask=masks.Canvas(canvas)(slot_BxW, slots, start_B=slot_BxW[:, 0]),
+      time_BxW=jnp.ones((1, canvas)),
+      cache=cache,
+    )
+    return out.head.hidden_BxAxD
+
+  shapes = params, ids, ids, cache
+  memory = _compiled(forward, None, *shapes).memory_analysis()
+  beside = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[:3]))
+  return memory.argument_size_in_bytes - beside, memory.temp_size_in_bytes
 
 
 def _devices() -> tuple[list[str | None], list[str]]:

@@ -34,6 +34,7 @@ def token_stats(
   embed_VxD: Array | None = None,
   temperature_R: Array | None = None,
   soft_cap: float | None = None,
+  divide_R: Array | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
   """What `spec` asks of the logits `l = hidden @ unembed.T`, per row. Not differentiable.
@@ -57,6 +58,7 @@ def token_stats(
     embed_VxD: what `spec.soft` averages, of any width, needed iff it does.
     temperature_R: float32, needed iff `spec.per_row`; the candidate of a row at 0 is its argmax.
     soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
+    divide_R: float32, positive: what each row's logits are divided by after that, before all else.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
   vocab = unembed_VxD.shape[0]
@@ -70,6 +72,7 @@ def token_stats(
     gather_id_RxJ=gather_id_RxJ if spec.gather else None,
     embed_VxD=embed_VxD if spec.soft else None,
     temperature_Rx1=_column(temperature_R) if spec.per_row else None,
+    divide_R=divide_R,
   )
   _check(spec, inputs, hidden_RxD.shape[0], vocab)
 
@@ -86,12 +89,14 @@ def token_stats(
       soft_cap=soft_cap,
     )
 
-  split = ("b", "t", Inputs("b", "b", "b", "t", "b"))
+  split = ("b", "t", Inputs("b", "b", "b", "t", "b", "b"))
   return shards.run(run, split, "b", hidden_RxD, unembed_VxD, inputs)
 
 
 def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
   """Raises ValueError where the arrays are not those that the spec asks for."""
+  if inputs.divide_R is not None:
+    vocabulary.check_number_per_row("token_stats", "divide_R", inputs.divide_R, rows)
   if spec.current:
     if inputs.current_R is None:
       raise ValueError("token_stats: spec.current=True needs current_R")

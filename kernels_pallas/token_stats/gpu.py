@@ -125,6 +125,8 @@ def token_stats(
     first_R, columns = asked
     if soft_cap is not None:
       z_RxT = soft_cap * jnp.tanh(z_RxT / soft_cap)
+    if columns.divide_Rx1 is not None:
+      z_RxT /= jax.lax.broadcast_in_dim(columns.divide_Rx1, z_RxT.shape, (0,))
     z_RxT = jnp.where(offset_RxT >= begin, z_RxT, -jnp.inf)
     ids_RxT = offset_RxT + jax.lax.broadcast_in_dim(first_R, offset_RxT.shape, (0,))
     return gpu_fold.add(state, z_RxT, ids_RxT, columns, spec)

@@ -38,15 +38,17 @@ def over_tiles(
   *,
   forbidden: tuple[int, ...],
   soft_cap: float | None,
+  divide_R: Array | None = None,
   tile: int | None = None,
 ) -> Sweep:
   """What folds over the logits, `tile` ids at a time (None: see `vocabulary.tile_size`)."""
   rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
+  divide_Rx1 = None if divide_R is None else divide_R[:, None]
   tile = min(tile or vocabulary.tile_size(rows, vocab), vocab)
 
   def sweep(fold: Callable[[Any, Seen], Any], state: Any) -> Any:
     def step(state: Any, part: vocabulary.Tile) -> Any:
-      z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap)
+      z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap, divide_Rx1)
       z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
       return fold(state, Seen(z_RxT, part.ids_T, part.start))
 

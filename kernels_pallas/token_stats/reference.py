@@ -24,7 +24,8 @@ def token_stats(
     raise NotImplementedError("the definition is of a vocabulary that is not split")
   ids_V = jnp.arange(unembed_VxD.shape[0], dtype=jnp.int32)
   allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
-  z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap)
+  divide_Rx1 = None if inputs.divide_R is None else inputs.divide_R[:, None]
+  z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap, divide_Rx1)
   plain_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 

@@ -95,6 +95,7 @@ class Inputs:
   gather_id_RxJ: Array | None = None
   embed_VxD: Array | None = None
   temperature_Rx1: Array | None = None
+  divide_R: Array | None = None  # float32: asked by the caller, and not by the spec
 
 
 @jax.tree_util.register_dataclass

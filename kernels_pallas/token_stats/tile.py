@@ -28,6 +28,7 @@ class Asked(NamedTuple):
   cut_Rx1: Array | None  # float32: the lowest plain logit that top-k and top-p keep
   current_Rx1: Array | None  # int32
   gather_J: tuple[Array, ...]  # int32 [R, 1] each
+  divide_Rx1: Array | None = None  # float32: for kernels, which make the logits themselves
 
 
 class Mass(NamedTuple):
@@ -83,6 +84,7 @@ def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
       inputs.gather_id_RxJ[:, j : j + 1].astype(jnp.int32)
       for j in range(inputs.gather_id_RxJ.shape[1] if spec.gather else 0)
     ),
+    divide_Rx1=None if inputs.divide_R is None else inputs.divide_R[:, None],
   )
 
 

@@ -60,9 +60,10 @@ def token_stats(
 
     start = first_ref[0] + pl.program_id(1) * tile_ids
     ids_1xT = start + jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
-    z_RxT = vocabulary.logits(hidden_ref[...], unembed_ref[...], soft_cap)
+    asked = _load(asked_refs)
+    z_RxT = vocabulary.logits(hidden_ref[...], unembed_ref[...], soft_cap, asked.divide_Rx1)
     end = first_ref[0] + vocab
-    found = tiles.of_tile(z_RxT, ids_1xT, start, _load(asked_refs), spec, end)
+    found = tiles.of_tile(z_RxT, ids_1xT, start, asked, spec, end)
     _store(state_refs, tiles.merge(_load(state_refs), found))
 
   with jax.enable_x64(False):  # else index maps are int64, which do not compile

@@ -27,7 +27,13 @@ def token_stats(
 ) -> TokenStats:
   """See `kernels_pallas.token_stats.token_stats`. `tile`: ids at a time (None: see `tile_size`)."""
   sweep = passes.over_tiles(
-    hidden_RxD, unembed_VxD, held, forbidden=spec.forbidden, soft_cap=soft_cap, tile=tile
+    hidden_RxD,
+    unembed_VxD,
+    held,
+    forbidden=spec.forbidden,
+    soft_cap=soft_cap,
+    divide_R=inputs.divide_R,
+    tile=tile,
   )
   lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)
   asked = tiles.asked(spec, inputs, passes.lowest_kept(sweep, spec, inputs, lowest_R, held))

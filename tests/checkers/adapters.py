@@ -78,6 +78,6 @@ def _changed(family, model, before, after) -> set[str]:
   shapes = {path: leaf.shape for path, leaf in before.items()}
   return {
     part.name
-    for part in names.parts(FAMILIES[family].table, shapes, 0)
+    for part in names.parts(FAMILIES[family].table, shapes, model)
     if not np.array_equal(before[part.path][part.at], after[part.path][part.at])
   }

@@ -51,7 +51,7 @@ class WithoutPadding:
 
   keep: tuple[tuple[bool, ...], ...]  # by row and slot
 
-  def __call__(self, slot_BxW, slots: int, answer_B=None) -> Mask:
+  def __call__(self, slot_BxW, slots: int, answer_B=None, start_B=None) -> Mask:
     keep_BxS = jnp.array(self.keep)
     shape = (*slot_BxW.shape, slots)
     mask = masks.Full()(slot_BxW, slots)

@@ -19,7 +19,7 @@ RATIOS = {
   "training": ["share of peak", "speed-up"],
   "sampling": ["speed-up", "time"],
   "compile": ["times the shallowest"],
-  "memory": ["naive / ours", "B per row x vocabulary", "naive / ours"],
+  "memory": ["naive / ours", "B per row x vocabulary", "naive / ours", "plain / ours"],
   "decoding": ["speed-up", "speed-up"],
   "block": ["speed-up", "speed-up", "speed-up"],
   "weights": ["memory / parameters", "memory / parameters"],

@@ -45,7 +45,11 @@ class Slots(NamedTuple):
 
 
 def apply_experts(
-  x_TxD: Array, routing: Routing, experts: Experts, over: Exchange = ALONE
+  x_TxD: Array,
+  routing: Routing,
+  experts: Experts,
+  over: Exchange = ALONE,
+  activation: Callable[[Array], Array] = jax.nn.silu,
 ) -> Array:
   """Sum over a token's pairs of gate * expert(x), added up in float32; 0 for a token without pairs.
 
@@ -55,11 +59,17 @@ def apply_experts(
   """
   first = over.index() * len(x_TxD)
   routing = jax.tree.map(over.gathered, routing._replace(token_P=routing.token_P + first))
-  sums_TxD = _sorted_pairs(over.gathered(x_TxD), routing, experts, over)
+  sums_TxD = _sorted_pairs(over.gathered(x_TxD), routing, experts, over, activation)
   return over.summed(over.scattered(sums_TxD)).astype(x_TxD.dtype)
 
 
-def _sorted_pairs(x_TxD: Array, routing: Routing, experts: Experts, over: Exchange) -> Array:
+def _sorted_pairs(
+  x_TxD: Array,
+  routing: Routing,
+  experts: Experts,
+  over: Exchange,
+  activation: Callable[[Array], Array],
+) -> Array:
   """float32 sums over the pairs of `experts`."""
   count = len(experts.gate_ExDxF)
   chosen_P = routing.chosen_P - over.index() * count
@@ -79,7 +89,7 @@ def _sorted_pairs(x_TxD: Array, routing: Routing, experts: Experts, over: Exchan
     return checkpoint_name(jax.lax.ragged_dot(x_PxI, kernel_ExIxO, load_E), EXPERT_PRODUCT)
 
   x_PxD = own(x_TxD[token_P])
-  hidden_PxF = jax.nn.silu(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)
+  hidden_PxF = activation(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)
   y_PxD = own(product(hidden_PxF, experts.down_ExFxD)).astype(jnp.float32) * gates_P[:, None]
   return jnp.zeros(x_TxD.shape, jnp.float32).at[token_P].add(y_PxD)
 

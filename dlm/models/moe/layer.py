@@ -1,6 +1,7 @@
 """Experts in place of an MLP, in two steps: a rule chooses, then the chosen compute."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dlm.models.config import ModelConfig
-from dlm.models.layers import SwiGLU
+from dlm.models.layers import SwiGLU, gelu, normalised
 from dlm.models.moe import capacity, exchange, expert_choice, pools, router_losses, token_choice
 from dlm.models.moe.config import MoeConfig
 from dlm.models.moe.exchange import Exchange
@@ -22,9 +23,18 @@ class Router(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_TxD: Array) -> tuple[Array, Array | None]:
-    """Logits [T, E] and the bias [E], None where there is none."""
-    moe, width = self.config.moe, self.config.width
+  def __call__(self, x_TxD: Array) -> tuple[Array, Array | None, Array | None]:
+    """Logits [T, E], the bias [E] and what weights are multiplied by [E], None where there is none.
+
+    DiffusionGemma's normalises and scales what it reads, and has such multipliers.
+    """
+    moe, width, gain_E = self.config.moe, self.config.width, None
+    if self.config.gemma is not None:
+      ones = nn.initializers.ones
+      scale_D = self.param("scale", nn.with_logical_partitioning(ones, ("embed",)), (width,))
+      gain_E = self.param("gain", nn.with_logical_partitioning(ones, (None,)), (moe.experts,))
+      x_TxD = normalised(x_TxD.astype(jnp.float32), self.config.norm_eps)
+      x_TxD *= scale_D.astype(jnp.float32)[None] * width**-0.5
     # Not split over "expert": small, and every device needs the scores of all experts.
     init = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), ("embed", None))
     kernel_DxE = self.param("kernel", init, (width, moe.experts)).astype(jnp.float32)
@@ -33,9 +43,9 @@ class Router(nn.Module):
       x_TxD.astype(jnp.float32), kernel_DxE, precision=jax.lax.Precision.HIGHEST
     )
     if not moe.bias:
-      return logits_TxE, None
+      return logits_TxE, None, gain_E
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-    return logits_TxE, self.param("bias", zeros, (moe.experts,))
+    return logits_TxE, self.param("bias", zeros, (moe.experts,)), gain_E
 
 
 class Kernel(nn.Module):
@@ -67,7 +77,11 @@ class Moe(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxWxD: Array, live_BxW: Array, level_BxW: Array | None
+    self,
+    x_BxWxD: Array,
+    live_BxW: Array,
+    level_BxW: Array | None,
+    asked_BxWxD: Array | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Returns the output and the router's facts, which `ModelOutput.aux` has for every layer.
 
@@ -83,10 +97,12 @@ class Moe(nn.Module):
     Args:
       live_BxW: bool, real tokens.
       level_BxW: noise level; may be None where `MoeConfig.reads_noise` is False.
+      asked_BxWxD: what the router reads; None: what the experts do.
     """
     width, moe = self.config.width, self.config.moe
     x_TxD, live_T = x_BxWxD.reshape(-1, width), live_BxW.reshape(-1)
-    logits_TxE, bias_E = Router(self.config, name="router")(x_TxD)
+    asked_TxD = x_TxD if asked_BxWxD is None else asked_BxWxD.reshape(-1, width)
+    logits_TxE, bias_E, gain_E = Router(self.config, name="router")(asked_TxD)
     inward, outward = (moe.experts, width, moe.mlp), (moe.experts, moe.mlp, width)
     experts = Experts(
       Kernel(inward, INWARD, name="gate")(),
@@ -100,7 +116,10 @@ class Moe(nn.Module):
     if moe.choice == "expert":
       y_BxWxD, facts = _experts_choose(moe, over, experts, x_BxWxD, logits_TxE, live_BxW, level_BxW)
     else:
-      y_BxWxD, facts = _tokens_choose(moe, over, experts, x_BxWxD, logits_TxE, live_BxW, bias_E)
+      activation = jax.nn.silu if self.config.gemma is None else gelu
+      choose = functools.partial(_best_experts, moe, over, activation)
+      params = experts, bias_E, gain_E
+      y_BxWxD, facts = _tokens_choose(moe, over, choose, params, x_BxWxD, logits_TxE, live_BxW)
     if moe.shared:
       y_BxWxD += SwiGLU(width, moe.shared, self.out_gain, name="shared")(x_BxWxD)
 
@@ -118,17 +137,16 @@ class Moe(nn.Module):
 def _tokens_choose(
   moe: MoeConfig,
   over: Exchange,
-  experts: Experts,
+  choose: Callable,
+  params: tuple[Experts, Array | None, Array | None],
   x_BxWxD: Array,
   logits_TxE: Array,
   live_BxW: Array,
-  bias_E: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
-  names = NAMES, PartitionSpec()
+  """`choose`: `_best_experts` over a device's rows; `params`: the experts, biases and gains."""
+  names = NAMES, PartitionSpec(), PartitionSpec()
   rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW
-  y_BxWxD, chosen_BxWxK, weight_BxWxK, kept_BxW = over.run(
-    functools.partial(_best_experts, moe, over), names, (experts, bias_E), *rows
-  )
+  y_BxWxD, chosen_BxWxK, weight_BxWxK, kept_BxW = over.run(choose, names, params, *rows)
   chosen_TxK, live_T = _flat(chosen_BxWxK), live_BxW.reshape(-1)
   live_TxK = jnp.broadcast_to(live_T[:, None], chosen_TxK.shape)
   load_E = jnp.zeros(moe.experts, jnp.int32).at[chosen_TxK].add(live_TxK.astype(jnp.int32))
@@ -151,7 +169,8 @@ def _by_row(x_TxD: Array, like_BxW: Array) -> Array:
 def _best_experts(
   moe: MoeConfig,
   over: Exchange,
-  params: tuple[Experts, Array | None],
+  activation: Callable[[Array], Array],
+  params: tuple[Experts, Array | None, Array | None],
   x_BxWxD: Array,
   logits_BxWxE: Array,
   live_BxW: Array,
@@ -160,9 +179,11 @@ def _best_experts(
 
   Capacity is counted over this device's rows.
   """
-  experts, bias_E = params
+  experts, bias_E, gain_E = params
   x_TxD, logits_TxE, live_T = _flat(x_BxWxD), _flat(logits_BxWxE), live_BxW.reshape(-1)
   chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E, live_BxW)
+  if gain_E is not None:
+    weight_TxK *= gain_E[chosen_TxK].astype(weight_TxK.dtype)
   if moe.capacity_factor:
     places = token_choice.capacity(chosen_TxK.size, moe.experts, moe.capacity_factor)
     places = min(places, len(x_TxD))
@@ -173,7 +194,8 @@ def _best_experts(
     y_TxD = apply_slots(x_TxD, slots, experts, (places,), over)
     kept_T = kept_TxK.sum(1)
   else:
-    y_TxD = apply_experts(x_TxD, token_choice.route(chosen_TxK, weight_TxK), experts, over)
+    routing = token_choice.route(chosen_TxK, weight_TxK)
+    y_TxD = apply_experts(x_TxD, routing, experts, over, activation)
     kept_T = moe.per_token * live_T
   return (
     *(_by_row(x, live_BxW) for x in (y_TxD, chosen_TxK, weight_TxK)),

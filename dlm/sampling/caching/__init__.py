@@ -1,6 +1,6 @@
 """What is kept of earlier forwards, by the name in a config; behind each its paper and arXiv id."""
 
-from dlm.sampling.caching.block import Ahead, ExactBlock, SubBlock
+from dlm.sampling.caching.block import Ahead, ExactBlock, SubBlock, Text
 from dlm.sampling.caching.delayed import PD, Decode, Greedy
 from dlm.sampling.caching.interval import Interval
 from dlm.sampling.caching.matured import Matured
@@ -13,6 +13,7 @@ PLANS = {
   "none": NoCache,
   "block": ExactBlock,  # BD3-LM, 2503.09573
   "sub_block": SubBlock,  # Fast-dLLM v2, 2509.26328
+  "text": Text,  # DiffusionGemma, google-deepmind/gemma
   "ahead": Ahead,  # D2F, 2508.09192
   "rolling": Rolling,  # I-DLM, 2604.11035
   "prefix": Prefix,  # Fast-dLLM, prefix, 2505.22618

@@ -134,6 +134,27 @@ class SubBlock(ExactBlock):
 
 
 @dataclasses.dataclass(frozen=True)
+class Text(ExactBlock):
+  """DiffusionGemma (google-deepmind/gemma): keep the keys of text, which is read causally.
+
+  As "block", but a canvas that is denoised is never cached: sliding layers have no room for it
+  beside the text that it sees.
+  """
+
+  provisional = False
+
+  def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
+    if not isinstance(sees, masks.Canvas) or sees.block != block:
+      raise ValueError(
+        f"cache 'text' is for models that read text causally and denoise a canvas, whose length "
+        f"block={block} must be; {sees}"
+      )
+
+  def keep_BxL(self, at: Progress) -> Array:
+    return at.slot_L[None, :] < at.start_B[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ahead(ExactBlock):
   """D2F (2508.09192): as "block", and compute all blocks that have begun.
 

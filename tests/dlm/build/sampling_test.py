@@ -11,7 +11,7 @@ from dlm.diffusion.schedules import LogLinear
 from dlm.facts import ATTENTION, ModelFacts
 from dlm.models import LoraConfig, ModelConfig, MoeConfig, bind
 from dlm.models.config import DrafterConfig
-from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock
+from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock, Text
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
   Ancestral,
@@ -232,6 +232,7 @@ NEMOTRON = BD3LM | {"attention": "causal_context"}
     ("nemotron:autoregressive", NEMOTRON, Introspective(1), Rolling(), 2),
     ("diffusion_gemma", BD3LM, Renoise(260), ExactBlock(), 16),
     ("diffusion_gemma", MDLM, Renoise(260), NoCache(), 64),
+    ("diffusion_gemma", BD3LM | {"attention": "canvas"}, Renoise(260), Text(), 16),
   ],
 )
 def test_configs_of_papers_sample_their_kind_of_checkpoint(name, facts, policy, plan, block):

@@ -70,6 +70,7 @@ def test_schedule_by_name_and_with_fields():
     ({"name": "i_dlm", "block": 2}, "causal", 2, 1),
     ({"name": "d2f", "block": 8}, "prompt_blocks", 8, 0),
     ({"name": "nemotron", "block": 8}, "causal_context", 8, 0),
+    ({"name": "diffusion_gemma", "block": 8}, "canvas", 8, 0),
     ({"name": "uniform", "block": 8}, "block_causal", 8, 0),
     ({"name": "uniform", "block": None}, "full", None, 0),
   ],

@@ -3,7 +3,8 @@ import dataclasses
 import jax
 import pytest
 
-from dlm.models import PRESETS, ModelConfig, MoeConfig, bind, from_preset
+from dlm.models import PRESETS, GemmaConfig, ModelConfig, MoeConfig, bind, from_preset
+from dlm.models.lora import LoraConfig
 
 SMALL = ModelConfig(vocab=11, width=12, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=10)
 MOE = MoeConfig(experts=4, per_token=2, mlp=5)
@@ -25,6 +26,12 @@ CHOOSING = MoeConfig(experts=64, per_token=20, mlp=16, choice="expert")
     {"moe": dataclasses.replace(MOE, dense_layers=1), "time_conditioned": True, "mlp_bias": True},
     {"dit": 5},
     {"dit": 5, "tied": False, "kv_heads": 4},
+    {
+      "gemma": GemmaConfig((0, 2), 4, 1, 8),
+      "moe": dataclasses.replace(MOE, renormalise=True),
+      "qk_norm": True,
+      "lora": LoraConfig(2, 4.0),
+    },
   ],
 )
 def test_n_params_counts_the_tree(changes):
@@ -42,6 +49,7 @@ def test_n_params_counts_the_tree(changes):
     ("smollm2-135m", 49152, 134_515_008),
     ("llada-moe-7b", 157184, 7_356_880_896),
     ("llada2-mini", 157184, 16_255_643_392),
+    ("diffusion-gemma", 262144, 25_250_986_812),  # without its vision tower
   ],
 )
 def test_named_shapes_have_the_checkpoints_size(name, vocab, count):

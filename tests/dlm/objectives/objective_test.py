@@ -100,7 +100,7 @@ def test_attention_is_what_training_shows(name):
   seen = np.asarray(measured(objective)[-1])
   slot = jnp.arange(LENGTH)[None]
   answer = jnp.full(1, int(not isinstance(objective.attention, masks.CausalContext)))
-  mask = jax.jit(lambda: objective.attention(slot, LENGTH, answer))()
+  mask = jax.jit(lambda: objective.attention(slot, LENGTH, answer, answer))()
   want = np.asarray(visible(mask, Keys(slot)))
   np.testing.assert_array_equal(seen, np.broadcast_to(want, seen.shape))
 

@@ -271,6 +271,50 @@ def test_every_key_that_is_not_named_irrelevant_is_looked_at(family, tmp_path):
     assert str(error.value).count("\n") == 0
 
 
+TEXT = CONFIGS["diffusion_gemma"]["text_config"]
+PROPORTIONAL = TEXT["rope_parameters"]["full_attention"]
+
+
+def test_diffusion_gemma_as_published(tmp_path):
+  source = opened(tmp_path, CONFIGS["diffusion_gemma"], {"eos_token_id": [1, 106, 50]})
+  assert source.model == preset("diffusion-gemma", 262144, dtype="bfloat16")
+  facts = source.facts
+  assert (facts.mask_id, facts.eos_ids, facts.pad_id) == (None, (1, 106, 50), 0)
+  assert facts.attention == masks.Canvas(256) and facts.block == 256
+  # What the authors' class fills in.
+  least = {key: x for key, x in TEXT.items() if key not in ("layer_types", "rope_parameters")}
+  least |= dict(per_layer_config=None, num_global_key_value_heads=2)
+  least = CONFIGS["diffusion_gemma"] | {"text_config": least}
+  assert opened(tmp_path, least).model == source.model
+
+
+@pytest.mark.parametrize(
+  ("text", "match"),
+  [
+    ({"expert_capacity": 48}, "expert_capacity=48 is not understood"),
+    ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention='all' is not supported"),
+    ({"vocab_size": None}, "vocab_size is missing"),
+    ({"layer_types": ["full_attention"] * 29}, "must name a kind for each of 30 layers"),
+    ({"layer_types": ["sliding_attention"] * 30, "per_layer_config": None}, "must end with"),
+    ({"per_layer_config": {"5": {"head_dim": 512}}}, "must give all full layers the same sizes"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=True disagrees with False of text_conf"),
+    ({"rope_parameters": {"full_attention": PROPORTIONAL | {"factor": 2.0}}}, "is not understood"),
+    ({"model_type": "gemma4_text"}, "model_type='gemma4_text'"),
+  ],
+)
+def test_diffusion_gemmas_of_other_kinds_are_refused(text, match, tmp_path):
+  with pytest.raises(weights.WeightsError, match=match) as error:
+    opened(tmp_path, CONFIGS["diffusion_gemma"] | {"text_config": TEXT | text})
+  assert str(error.value).count("\n") == 0
+
+
+def test_every_key_of_the_text_of_diffusion_gemma_is_looked_at(tmp_path):
+  for key in TEXT.keys() - IRRELEVANT:
+    with pytest.raises(weights.WeightsError, match=f"config.json: .*{key}=") as error:
+      opened(tmp_path, CONFIGS["diffusion_gemma"] | {"text_config": TEXT | {key: {"a": 1}}})
+    assert str(error.value).count("\n") == 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_that_nobody_knows_is_refused(family, tmp_path):
   opened(tmp_path, CONFIGS[family] | {"expert_groups": None})

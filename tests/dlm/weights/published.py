@@ -202,6 +202,31 @@ CONFIGS = {
     pad_token_id=50283, position_embedding_type="absolute", sep_token_id=50282,
     tie_word_embeddings=True, torch_dtype="float32", vocab_size=50368,
   ),
+  # By the sizes of google-deepmind/gemma, as transformers 5.24 writes it
+  "diffusion_gemma": dict(
+    model_type="diffusion_gemma", architectures=["DiffusionGemmaForBlockDiffusion"],
+    boi_token_id=255999, canvas_length=256, torch_dtype="bfloat16", eoi_token_id=258882,
+    image_token_id=258880, initializer_range=0.02, tie_word_embeddings=True,
+    transformers_version="5.24.0", vision_config=dict(model_type="gemma4_vision"),
+    text_config=dict(
+      model_type="diffusion_gemma_text", attention_bias=False, attention_dropout=0.0,
+      bos_token_id=2, eos_token_id=[1, 106], final_logit_softcapping=30.0, head_dim=256,
+      hidden_activation="gelu_pytorch_tanh", hidden_size=2816, initializer_range=0.02,
+      intermediate_size=2112, layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 5,
+      max_position_embeddings=131072, moe_intermediate_size=704, num_attention_heads=16,
+      num_experts=128, num_hidden_layers=30, num_key_value_heads=8, pad_token_id=0,
+      per_layer_config={
+        str(i): dict(head_dim=512, num_key_value_heads=2) for i in range(5, 30, 6)
+      },
+      rms_norm_eps=1e-6, sliding_window=1024, tie_word_embeddings=True, top_k_experts=8,
+      use_bidirectional_attention="vision", vocab_size=262144, rope_parameters=dict(
+        full_attention=dict(
+          partial_rotary_factor=0.25, rope_theta=1e6, rope_type="proportional",
+        ),
+        sliding_attention=dict(rope_theta=1e4, rope_type="default"),
+      ),
+    ),
+  ),
   "a2d-llama": BOOK | dict(  # of Llama-3.2-1B
     model_type="a2d-llama", attention_bias=False, attention_dropout=0.0, bos_token_id=128000,
     eos_token_id=128001, head_dim=64, hidden_act="silu", hidden_size=2048, initializer_range=0.02,

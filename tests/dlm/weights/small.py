@@ -7,7 +7,7 @@ import numpy as np
 
 from dlm import weights
 from dlm.facts import ModelFacts
-from dlm.models import BertConfig, ModelConfig, MoeConfig, RopeScaling, bind
+from dlm.models import BertConfig, GemmaConfig, ModelConfig, MoeConfig, RopeScaling, bind
 from dlm.models.config import DrafterConfig
 
 SIZES = dict(
@@ -49,6 +49,8 @@ MODELS = {
   "modernbert": ModelConfig(**SIZES | dict(
     kv_heads=4, head_dim=4, norm_eps=1e-5, tied=True, bert=BertConfig(2, 5, 5e3),
   )),
+  "diffusion_gemma": ModelConfig(**QWEN3 | dict(tied=True), soft_cap=30.0,
+    moe=MoeConfig(**EXPERTS, renormalise=True), gemma=GemmaConfig((1, 2), 4, 1, 12, rotated=0.5)),
   "a2d-llama": ModelConfig(**SIZES, rope_scaling=RopeScaling("llama3", 32.0, 8192)),
   "a2d-qwen2": ModelConfig(**QWEN2),
   "a2d-qwen3": ModelConfig(**QWEN3),
@@ -70,6 +72,7 @@ ATTENTION = {
   "sdar_moe": ("block_causal", 0, 8),
   "fast_dllm_v2": ("block_causal", 1, 16),
   "bd3lm": ("block_causal", 0, 8),
+  "diffusion_gemma": ("canvas", 0, 8),
   "nemotron_labs_diffusion": ("causal_context", 0, 8),
 }
 

@@ -96,6 +96,7 @@ def test_tempered_statistics_of_the_part_of_one_device(confidence):
   )
   hidden_RxD, unembed_VxD, inputs = arrays(20, 2 * V)
   inputs.gather_id_RxJ, inputs.current_R = None, 100 + 5 * jnp.arange(20)
+  inputs.divide_R = jnp.linspace(0.5, 2, 20)
   held = Held(V, 2 * V)
   stats = interpreted(hidden_RxD, unembed_VxD[V:], spec, inputs, FEW, held=held, soft_cap=5.0)
   others = dataclasses.replace(spec, forbidden=(*range(V), *spec.forbidden))

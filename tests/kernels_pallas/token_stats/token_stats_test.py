@@ -22,19 +22,20 @@ def of_logits(compute, logits_RxV, spec, current_R=None):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("soft_cap", [None, 5.0])
+@pytest.mark.parametrize("soft_cap", [None, 5.0])  # and with it rows that are divided
 def test_all_statistics(compute, dtype, soft_cap, vocab=38):
   rng = np.random.default_rng(0)
   hidden_RxD = jnp.asarray(rng.normal(size=(9, 8)) * 2, dtype)
   unembed_VxD = jnp.asarray(rng.normal(size=(vocab, 8)), dtype)
   current_R = np.arange(9) * 4 + 1  # 33 is met twice in tiles of 7
+  rest = {"current_R": jnp.asarray(current_R)}
   spec = StatSpec(top2=True, entropy=True, current=True, forbidden=(4, vocab - 1))
   z_RxV = np.asarray(hidden_RxD, np.float64) @ np.asarray(unembed_VxD, np.float64).T
   if soft_cap is not None:
-    z_RxV = soft_cap * np.tanh(z_RxV / soft_cap)
-  stats = compute(
-    hidden_RxD, unembed_VxD, spec, current_R=jnp.asarray(current_R), soft_cap=soft_cap
-  )
+    divide_R = np.linspace(0.4, 1.6, 9, dtype=np.float32)
+    z_RxV = soft_cap * np.tanh(z_RxV / soft_cap) / divide_R[:, None]
+    rest["divide_R"] = jnp.asarray(divide_R)
+  stats = compute(hidden_RxD, unembed_VxD, spec, soft_cap=soft_cap, **rest)
   assert_equal_stats(stats, truth(z_RxV, spec, current_R))
 
 

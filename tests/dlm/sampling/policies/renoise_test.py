@@ -52,16 +52,16 @@ def sure_table(answer):
 
 
 def decided(policy, entropy, *, best=None, step_B=0, **fields):
-  """The candidates are 10, 11, ...; the canvas holds 0. `best`: where the argmax is the canvas."""
+  """Candidates are 10, 11, ..., likeliest 20, 21, ...; `best`: where they were a forward ago."""
   width = len(entropy)
   view = view_of([[0.5] * width], [[False] * width], entropy=[entropy], **fields)
   agrees = jnp.zeros((1, width), bool) if best is None else jnp.asarray([best])
-  stats = view.stats
-  stats = dataclasses.replace(
-    stats, token=stats.token + 10, current=jnp.where(agrees, stats.top1, stats.top1 - 1)
-  )
+  stats, likely_BxA = view.stats, 20 + jnp.arange(width, dtype=jnp.int32)[None]
+  stats = dataclasses.replace(stats, token=stats.token + 10, best=likely_BxA[:, :, None])
   view = view.replace(stats=stats, step_B=jnp.array([step_B]))
-  decision, _ = jax.jit(policy.decide)(view, (), keys(1))
+  seen = policy.enter(agrees, None)
+  seen = seen._replace(best_BxA=jnp.where(agrees, likely_BxA, seen.best_BxA))
+  decision, _ = jax.jit(policy.decide)(view, seen, keys(1))
   write, token = np.asarray(decision.write_BxA[0]), np.asarray(decision.token_BxA[0])
   return write, token, not bool(decision.stay_B[0])
 
@@ -100,15 +100,18 @@ def test_closed_slots_are_no_part_of_it():
   assert ends
 
 
-def test_a_block_ends_as_it_stands_or_with_candidates():
+def test_a_block_ends_when_it_is_sure_and_what_is_likeliest_stays():
   calm, policy = [0.004, 0.006, 0.004], Renoise(5, steps=8)
   _, token, ends = decided(policy, calm, best=[True] * 3)
-  assert ends and (token == 0).all(), "the canvas itself, not a draw"
+  assert ends and token.tolist() == [20, 21, 22], "no draw"
   assert not decided(policy, calm, best=[True, True, False])[2], "one argmax is another id"
   assert not decided(policy, [0.004, 0.006, 0.006], best=[True] * 3)[2], "0.00533 > 0.005"
+  twice = dataclasses.replace(policy, stable=2)
+  assert not decided(twice, calm, best=[True] * 3)[2], "once again is not twice"
+  assert decided(dataclasses.replace(policy, stable=0), calm)[2]
   assert not decided(policy, [0.9] * 3, step_B=6)[2]
   _, token, ends = decided(policy, [0.9] * 3, step_B=7)
-  assert ends and token.tolist() == [10, 11, 12]
+  assert ends and token.tolist() == [20, 21, 22]
 
 
 def test_the_temperature_falls_and_comes_before_all_else():
@@ -118,11 +121,16 @@ def test_the_temperature_falls_and_comes_before_all_else():
   head = LogitHead(jnp.asarray(logits), jnp.eye(VOCAB))
   zeros_BxA = jnp.zeros((2, 3), jnp.int32)
   rest = {"current_BxA": zeros_BxA, "key_B": keys(2), "slot_BxA": zeros_BxA}
-  stats = score(head, StatSpec(entropy=True), temperature_B=jnp.array([0.8, 0.5]), **rest)
-  logp = log_softmax(logits / np.array([0.8, 0.5])[:, None, None], axis=-1)
-  np.testing.assert_allclose(stats.entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5)
-  with pytest.raises(ValueError, match="which a model with soft_cap does not allow"):
-    score(head.replace(soft_cap=5.0), StatSpec(), temperature_B=jnp.ones(2), **rest)
+  for cap in (None, 1.5):
+    capped = logits if cap is None else cap * np.tanh(logits / cap)
+    stats = score(
+      head.replace(soft_cap=cap),
+      StatSpec(entropy=True),
+      temperature_B=jnp.array([0.8, 0.5]),
+      **rest,
+    )
+    logp = log_softmax(capped / np.array([0.8, 0.5])[:, None, None], axis=-1)
+    np.testing.assert_allclose(stats.entropy, -(np.exp(logp) * logp).sum(-1), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -206,7 +214,9 @@ def test_random_stop_ids_are_no_stops_and_written_ones_end_their_block():
   ids=str,
 )
 def test_what_a_random_canvas_cannot_go_with_is_refused(bad):
-  with pytest.raises(ValueError, match="needs cache 'none' or 'block', scope 'block', no guidance"):
+  with pytest.raises(
+    ValueError, match=r"needs cache .none. or .block. .*, scope .block., no guidance"
+  ):
     sampler(**bad)
 
 
