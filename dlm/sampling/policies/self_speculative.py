@@ -15,7 +15,8 @@ class SelfSpeculative(Policy):
   each other, and fills them; one reads the drafts causally, and settles the leading run of right
   ones and one token more. A draft is right iff it is the token that the check draws itself. Both
   draw a slot with the same noise (`coupled`): the text is that of token by token sampling with the
-  same key, at any temperature. The authors' code is greedy, where both rules are one.
+  same key, at any temperature. The authors' draws are independent, so fewer of them agree; the law
+  is the same.
 
   Args:
     block: the last settled token and the drafts behind it; 32 in the published models.
