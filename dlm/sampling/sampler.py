@@ -106,7 +106,7 @@ class Sampler:
         f"Sampler: confidence={self.confidence!r} must be 'plain' or {spec.confidence!r}, which "
         f"the policy needs; {self.policy}"
       )
-    if (spec.gather or spec.best > 1) and self.temperature > 0:
+    if spec.chooses and self.temperature > 0:
       raise ValueError(
         f"Sampler: temperature={self.temperature} must be 0 with a policy that chooses among ids "
         f"of its own; {self.policy}"

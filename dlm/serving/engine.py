@@ -517,7 +517,7 @@ class Engine:
     warm = ask.temperature
     if warm is not None and not (0 <= warm < math.inf):
       raise ValueError(f"request: temperature={warm} must be finite and not negative")
-    if warm and self.sampler.spec().gather:
+    if warm and self.sampler.spec().chooses:
       raise ValueError(f"request: temperature={warm} must be 0 with {self.sampler.policy}")
     if ask.threshold is not None:
       if not self.sampler.policy.adjustable:

@@ -65,6 +65,11 @@ class StatSpec:
         raise ValueError(f"StatSpec: {name}={value!r} is not one of {', '.join(known)}")
 
   @property
+  def chooses(self) -> bool:
+    """Whether a policy chooses among several ids, and none may be drawn."""
+    return self.gather or self.best > 1
+
+  @property
   def draws(self) -> bool:
     """Whether candidates are drawn, those of some rows at least."""
     return self.per_row or self.temperature > 0

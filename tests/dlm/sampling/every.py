@@ -88,4 +88,4 @@ EVERY = [*CHOSEN, *[_default(make) for make in POLICIES.values() if make not in 
 
 def warmth(policy: Policy) -> float:
   """Policies that choose among ids of their own draw none."""
-  return 0.0 if policy.needs().gather or policy.needs().best else 1.0
+  return 0.0 if policy.needs().chooses else 1.0

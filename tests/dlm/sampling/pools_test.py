@@ -1,5 +1,6 @@
-"""Experts that choose, while sampling: what a cache, a batch and a padded window leave as it is."""
+"""Experts that choose, or that blocks admit: what a cache, a batch and a padded window leave."""
 
+import dataclasses
 import functools
 
 import jax
@@ -29,6 +30,14 @@ def model(pool: int, ends: tuple[int, int] = (1, 3)):
   return bind(
     ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=1, moe=moe)
   )
+
+
+def admitting(pool: int):
+  """LLaDA2.2's: a block's tokens choose among three of six experts."""
+  moe = MoeConfig(
+    experts=6, per_token=2, mlp=16, score="sigmoid", renormalise=True, admitted=3, pool=pool
+  )
+  return bind(dataclasses.replace(model(pool).config, moe=moe))
 
 
 @functools.cache
@@ -65,7 +74,13 @@ def same_text(a, b):
 
 
 @pytest.mark.parametrize(
-  ("choosing", "commit"), [(model(4), "fused"), (model(4), "separate"), (model(2, (2, 3)), "fused")]
+  ("choosing", "commit"),
+  [
+    (model(4), "fused"),
+    (model(4), "separate"),
+    (model(2, (2, 3)), "fused"),
+    (admitting(4), "fused"),
+  ],
 )
 def test_cached_blocks_equal_recomputed_ones(choosing, commit):
   """A window holds one or two blocks, whole pools each, and slots past the canvas's end."""
