@@ -9,7 +9,9 @@ from dlm.types import Array, Decision, View
 
 @dataclasses.dataclass(frozen=True)
 class SelfSpeculative(Policy):
-  """Nemotron-Labs-Diffusion, linear self-speculation: draft a block at masks, check it causally.
+  """Nemotron-Labs-Diffusion (nvidia/Nemotron-Labs-Diffusion-8B): draft at masks, check causally.
+
+  Its linear self-speculation.
 
   Two forwards of the same weights in turn. One reads the last settled token and masks, which see
   each other, and fills them; one reads the drafts causally, and settles the leading run of right
