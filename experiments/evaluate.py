@@ -14,11 +14,17 @@ It prints the share of right answers of each task (`dlm.evaluation.tasks` names 
 standard error, and tokens per forward. --chat asks through the checkpoint's chat template, else a
 problem is text to continue; --shots=4 shows worked examples before each (from which a chat model
 learns that the answer alone is wanted), --size=100 problems are asked of each task, and
---option='chain_sum={"max_digits": 2}' sets a task.
+--option='chain_sum={"max_digits": 2}' sets a task. --samples=10 asks each problem so often, at a
+temperature, and tells pass@1 and pass@10.
+
+--sweep=policy.threshold=0.9,0.7,0.5 answers at each of these values of a field of --config, and
+tells accuracy against tokens per forward: with 95 % intervals, the best value had one known it
+for each problem (oracle), AUP, and PBx over all tasks.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from absl import flags
@@ -26,7 +32,8 @@ from absl import flags
 from dlm import build, command, files
 from dlm.completions import conversed
 from dlm.data import SPLITS
-from dlm.evaluation import likelihood, tasks
+from dlm.evaluation import likelihood, parallelism, tasks
+from dlm.evaluation.parallelism import Outcome
 from dlm.generate import Request, generator
 from dlm.seeds import check_seed
 from dlm.types import Batch
@@ -52,6 +59,8 @@ SIZE = flags.DEFINE_integer("size", 100, "Problems of each task.", lower_bound=1
 OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE for tasks, a Python literal.")
 CHAT = flags.DEFINE_bool("chat", False, "A problem is a message, not a text to continue.")
 SHOTS = flags.DEFINE_integer("shots", 0, "Worked examples before each problem.", lower_bound=0)
+SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem.", lower_bound=1)
+SWEEP = flags.DEFINE_string("sweep", None, "FIELD=VALUE,VALUE: a field of --config at each value.")
 OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers of --task.")
 
 
@@ -77,11 +86,25 @@ def measure() -> likelihood.Likelihood:
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 
+def settings() -> dict[str, build.SamplingConfig]:
+  """How to sample: once, or at each value of --sweep."""
+  fields = {"": ()}
+  if SWEEP.value is not None:
+    name, equals, values = SWEEP.value.partition("=")
+    if not (name and equals and values):
+      raise ValueError(f"--sweep={SWEEP.value} must be FIELD=VALUE,VALUE")
+    fields = {f"{name}={value}": (f"{name}={value}",) for value in values.split(",")}
+  return {
+    setting: build.SamplingConfig.read(CONFIG.value, [*command.FIELDS.value, *own])
+    for setting, own in fields.items()
+  }
+
+
 def answer() -> None:
   """Asks the problems of --task."""
   if CONFIG.value is None:
     raise ValueError("--task needs --config, which says how to sample")
-  config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+  configs = settings()
   options, seed = command.options(OPTIONS.value), check_seed(SEED.value, "--seed")
   asked = [
     question
@@ -89,8 +112,32 @@ def answer() -> None:
     for question in tasks.questions(
       spec, size=SIZE.value, seed=seed, shots=SHOTS.value, options=options
     )
+    for _ in range(SAMPLES.value)
   ]
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  runs, outcomes = [], []
+  for setting, config in configs.items():
+    found, graded = run(trained, config, setting, asked)
+    runs.append(found)
+    outcomes += graded
+  curves = tell_curves(outcomes) if SWEEP.value else {}
+  if OUT.value:
+    how = {
+      "seed": seed, "shots": SHOTS.value, "chat": CHAT.value, "samples": SAMPLES.value,
+      "options": options,
+    }  # fmt: skip
+    record = {"checkpoint": CHECKPOINT.value, "problems": how}
+    record |= {"sweep": SWEEP.value, "runs": runs, **curves} if SWEEP.value else runs[0]
+    files.write_json(OUT.value, record)
+
+
+def run(
+  trained: build.Pretrained,
+  config: build.SamplingConfig,
+  setting: str,
+  asked: list[tasks.Question],
+) -> tuple[dict[str, Any], list[Outcome]]:
+  """Answers and results at one setting, told and as a record."""
   sample, own = generator(config, trained)
   if CHAT.value:
     requests = conversed(trained, own, [question.talk for question in asked])
@@ -100,27 +147,65 @@ def answer() -> None:
       for i, question in enumerate(asked)
     ]
   params, step = trained.on(sample.mesh)
-  print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems", flush=True)
+  told = f", {setting}" if setting else ""
+  print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
   done = sample(params, requests, seed=own.seed)
   scores = [q.score(c.text, CHAT.value) for q, c in zip(asked, done, strict=True)]
-  found = tasks.results(asked, scores, done)
-  for task, result in found.items():
+  results, record = tasks.results(asked, scores, done, SAMPLES.value), {}
+  for task, result in results.items():
     print(f"{task}  {result.describe()}")
-  if OUT.value:
-    how = {"seed": seed, "shots": SHOTS.value, "chat": CHAT.value, "options": options}
-    answers = [
-      {"task": q.task, "prompt": c.prompt, "text": c.text, "score": score}
-      for q, c, score in zip(asked, done, scores, strict=True)
-    ]
-    record = {
-      "checkpoint": CHECKPOINT.value,
-      "step": step,
-      "config": build.plain(config),
-      "problems": how,
-      "tasks": {task: result.record() for task, result in found.items()},
-      "answers": answers,
-    }
-    files.write_json(OUT.value, record)
+  if SAMPLES.value > 1:
+    record["pass_at_k"] = tasks.pass_rates(asked, scores, SAMPLES.value)
+    for task, rates in record["pass_at_k"].items():
+      print(f"{task}  {', '.join(f'pass@{k} {100 * rate:.1f} %' for k, rate in rates.items())}")
+  answers = [
+    {"task": q.task, "prompt": c.prompt, "text": c.text, "score": score}
+    for q, c, score in zip(asked, done, scores, strict=True)
+  ]
+  record |= {
+    "step": step,
+    "config": build.plain(config),
+    "tasks": {task: result.record() for task, result in results.items()},
+    "answers": answers,
+  }
+  policy = config.policy.name
+  outcomes = [
+    Outcome(
+      policy, setting, q.task, score, len(c.tokens), sum(c.forwards.values()),
+      c.seconds / sample.rows,
+    )
+    for q, c, score in zip(asked, done, scores, strict=True)
+  ]  # fmt: skip
+  return record, outcomes
+
+
+def tell_curves(outcomes: list[Outcome]) -> dict[str, Any]:
+  """Accuracy against tokens per forward of a sweep, told and as a record."""
+  points = parallelism.summarise(outcomes)
+  best = parallelism.oracle(outcomes)
+  print(parallelism.table([*points, *best]))
+  by_task: dict[str, list[parallelism.CurvePoint]] = {}
+  for point in points:
+    by_task.setdefault(point.task, []).append(point)
+  areas = {}
+  for task, curve in by_task.items():
+    areas[task] = parallelism.aup_by_policy(curve)
+    for point in curve:
+      low, high = point.interval()
+      print(
+        f"{task}  {point.setting}  {point.accuracy:.1f} % ({low:.1f} to {high:.1f})"
+        f" at {point.tpf:.2f} tokens a forward"
+      )
+    for policy, area in areas[task].items():
+      print(f"{task}  {policy}  AUP {area:.1f}")
+  levels = parallelism.pbx(points)
+  said = (f"PB{level} {'none' if tpf is None else f'{tpf:.2f}'}" for level, tpf in levels.items())
+  print(f"all tasks  {', '.join(said)}")
+  return {
+    "curves": [dataclasses.asdict(p) | {"interval": p.interval()} for p in [*points, *best]],
+    "aup": areas,
+    "pbx": levels,
+  }
 
 
 def main() -> None:

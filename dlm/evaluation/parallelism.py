@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 AUP_SLACK = 5.0  # points below the slowest setting's accuracy that still count
 AUP_ALPHA = 3.0
 MEAN_TASK = "mean"
+PBX_LEVELS = (90, 80, 70, 60)  # percent
+ORACLE = "oracle"  # the setting that `oracle` makes up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,44 @@ def mean_over_tasks(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     n = sum(p.n for p in group)
     means.append(CurvePoint(policy=policy, setting=setting, task=MEAN_TASK, n=n, **numbers))
   return means
+
+
+def pbx(
+  points: Sequence[CurvePoint], levels: Sequence[float] = PBX_LEVELS
+) -> dict[float, float | None]:
+  """ParallelBench's PBx (2510.04767): most tokens per forward at a mean accuracy of at least x.
+
+  By level; None where no setting reaches it. A task weighs what any other does, in accuracy and in
+  tokens per forward, for which the authors also count what stands behind the end of an answer.
+  """
+  means = mean_over_tasks(points)
+  return {
+    level: max((p.tpf for p in means if p.accuracy >= level), default=None) for level in levels
+  }
+
+
+def oracle(outcomes: Iterable[Outcome]) -> list[CurvePoint]:
+  """The setting that suits each problem best, had one known it: a point a policy and task.
+
+  It is the fastest of those that score highest. How far a policy's fixed settings lie below it is
+  what choosing by the problem could gain (2510.04767). A problem is known by its place among the
+  outcomes of its setting; ValueError where settings have unequally many.
+  """
+  groups: dict[tuple[str, str], dict[str, list[Outcome]]] = {}
+  for outcome in outcomes:
+    settings = groups.setdefault((outcome.policy, outcome.task), {})
+    settings.setdefault(outcome.setting, []).append(outcome)
+  best = []
+  for (policy, task), settings in groups.items():
+    sizes = {setting: len(group) for setting, group in settings.items()}
+    if len({*sizes.values()}) > 1:
+      raise ValueError(
+        f"oracle: settings of {policy} have unequally many problems of {task}: {sizes}"
+      )
+    for tried in zip(*settings.values(), strict=True):
+      chosen = max(tried, key=lambda o: (o.score, o.n_tokens / o.n_forwards))
+      best.append(dataclasses.replace(chosen, setting=ORACLE))
+  return summarise(best)
 
 
 def one_at_a_time(points: Sequence[CurvePoint]) -> CurvePoint:

@@ -68,12 +68,34 @@ def test_answers_to_tasks_are_counted(tmp_path, folder):
   assert found["answers"][0]["prompt"].count("cpy ") == 2
 
 
+def test_a_sweep_tells_accuracy_against_tokens_per_forward(tmp_path, folder):
+  out = tmp_path / "out.json"
+  done = evaluate(
+    f"--checkpoint={folder}", "--config=configs/sample/default.py", "--config.slots=256",
+    "--config.max_new_tokens=8", "--config.stop=never", "--task=parallel_bench:copy,sort",
+    "--size=1", "--samples=2", "--sweep=policy.threshold=0.9,0.001", f"--out={out}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  for told in ("pass@2 0.0 %", "sort  threshold  AUP 0.0", "all tasks  PB90 none, PB80 none"):
+    assert told in done.stdout
+  found = json.loads(out.read_text())
+  slow, fast = (run["tasks"]["copy"] for run in found["runs"])
+  assert slow["n"] == 2 and slow["tokens_per_forward"] < fast["tokens_per_forward"]
+  assert [p["setting"] for p in found["curves"] if p["task"] == "copy"] == [
+    "policy.threshold=0.9", "policy.threshold=0.001", "oracle",
+  ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (("--step=7",), "holds no step 7; it holds 2"),
     (("--estimator=elbo",), "known: ar, bd3lm"),
     (("--task=lists",), "--task needs --config, which says how to sample"),
+    (
+      ("--task=lists:copy", "--config=configs/sample/default.py", "--sweep=block"),
+      "--sweep=block must be FIELD=VALUE,VALUE",
+    ),
   ],
 )
 def test_mistake_is_one_line_and_exit_code_2(folder, arguments, message):

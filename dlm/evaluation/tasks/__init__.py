@@ -16,7 +16,7 @@ from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
-from dlm.evaluation.tasks import answers, gym, lists, parallel_bench, published
+from dlm.evaluation.tasks import answers, code, gym, lists, parallel_bench, published
 from dlm.evaluation.tasks.kind import Kind
 from dlm.generate import Completion
 
@@ -131,6 +131,7 @@ class Result:
   ended: int  # by a stop id
   tokens: int
   forwards: int
+  samples: int = 1  # answers to each problem; n counts all of them
 
   @property
   def accuracy(self) -> float:
@@ -138,9 +139,9 @@ class Result:
 
   @property
   def standard_error(self) -> float | None:
-    """Of the accuracy over problems; None: there is one alone."""
-    p = self.accuracy
-    return math.sqrt(p * (1 - p) / (self.n - 1)) if self.n > 1 else None
+    """Of the accuracy over problems, at most; None: there is one alone."""
+    p, problems = self.accuracy, self.n // self.samples
+    return math.sqrt(p * (1 - p) / (problems - 1)) if problems > 1 else None
 
   @property
   def tokens_per_forward(self) -> float:
@@ -163,9 +164,12 @@ class Result:
 
 
 def results(
-  asked: Sequence[Question], scores: Iterable[float], completions: Sequence[Completion]
+  asked: Sequence[Question],
+  scores: Iterable[float],
+  completions: Sequence[Completion],
+  samples: int = 1,
 ) -> dict[str, Result]:
-  """By task, in order of first appearance."""
+  """By task, in order of first appearance. `samples`: so often was each problem asked."""
   groups: dict[str, list[tuple[float, Completion]]] = {}
   for question, score, completion in zip(asked, scores, completions, strict=True):
     groups.setdefault(question.task, []).append((score, completion))
@@ -176,6 +180,26 @@ def results(
       ended=sum(done.reason == "stop_id" for _, done in group),
       tokens=sum(len(done.tokens) for _, done in group),
       forwards=sum(sum(done.forwards.values()) for _, done in group),
+      samples=samples,
     )
     for task, group in groups.items()
+  }
+
+
+def pass_rates(
+  asked: Sequence[Question], scores: Sequence[float], samples: int
+) -> dict[str, dict[int, float]]:
+  """pass@k by task and k (1, 10, 100 and `samples`), of questions that were asked so many times.
+
+  `asked` and `scores` hold a question's samples side by side; a full score is right.
+  """
+  found: dict[str, dict[int, list[float]]] = {}
+  for start in range(0, len(asked), samples):
+    right = sum(score >= 1 for score in scores[start : start + samples])
+    by_k = found.setdefault(asked[start].task, {})
+    for k in sorted({1, 10, 100, samples}):
+      if k <= samples:
+        by_k.setdefault(k, []).append(code.pass_at_k(samples, right, k))
+  return {
+    task: {k: sum(rates) / len(rates) for k, rates in by_k.items()} for task, by_k in found.items()
   }

@@ -191,3 +191,27 @@ def test_outcome_names_what_is_wrong(wrong, rule):
   right = {"score": 1, "n_tokens": 1, "n_forwards": 1, "seconds": 1.0}
   with pytest.raises(ValueError, match=rule):
     Outcome("p", "s", "t", **(right | wrong))
+
+
+def test_pbx_is_the_fastest_setting_that_is_right_often_enough_over_all_tasks():
+  points = [
+    point("a", "slow", "x", accuracy=100, tpf=1), point("a", "slow", "y", accuracy=90, tpf=1),
+    point("a", "fast", "x", accuracy=100, tpf=4), point("a", "fast", "y", accuracy=44, tpf=2),
+  ]  # fmt: skip
+  assert parallelism.pbx(points) == {90: 1, 80: 1, 70: 3, 60: 3}
+  assert parallelism.pbx(points, (96,)) == {96: None}
+
+
+def test_the_oracle_takes_the_fastest_right_setting_of_each_problem():
+  def outcome(setting, score, forwards):
+    return Outcome("a", setting, "x", score, n_tokens=8, n_forwards=forwards, seconds=1.0)
+
+  outcomes = [
+    outcome("slow", 1, 8), outcome("slow", 1, 8), outcome("slow", 0, 8),
+    outcome("fast", 1, 2), outcome("fast", 0, 2), outcome("fast", 0, 4),
+  ]  # fmt: skip
+  (found,) = parallelism.oracle(outcomes)
+  assert (found.setting, found.n) == ("oracle", 3)
+  assert found.accuracy == pytest.approx(200 / 3) and found.nfe == pytest.approx((2 + 8 + 4) / 3)
+  with pytest.raises(ValueError, match="settings of a have unequally many problems of x"):
+    parallelism.oracle(outcomes[:-1])

@@ -44,11 +44,11 @@ def test_results_are_counted_by_task():
   found = tasks.results(asked, [1.0, 0.0, 1.0, 1.0, 0.0], done)
   assert {task: result.record() for task, result in found.items()} == {
     "copy": {
-      "n": 4, "right": 3.0, "ended": 2, "tokens": 8, "forwards": 12, "accuracy": 0.75,
+      "n": 4, "right": 3.0, "ended": 2, "tokens": 8, "forwards": 12, "samples": 1, "accuracy": 0.75,
       "standard_error": 0.25, "tokens_per_forward": 2 / 3,
     },
     "sort": {
-      "n": 1, "right": 0.0, "ended": 1, "tokens": 2, "forwards": 3, "accuracy": 0.0,
+      "n": 1, "right": 0.0, "ended": 1, "tokens": 2, "forwards": 3, "samples": 1, "accuracy": 0.0,
       "standard_error": None, "tokens_per_forward": 2 / 3,
     },
   }  # fmt: skip
@@ -56,6 +56,14 @@ def test_results_are_counted_by_task():
     "75.0 +- 25.0 % of 4 right, 2 ended by themselves, 0.67 tokens a forward"
   )
   assert found["sort"].describe().startswith("0.0 % of 1 right")
+
+
+def test_samples_of_a_problem_are_one_problem():
+  asked = [question for question in tasks.questions("lists:copy", size=2) for _ in range(4)]
+  scores = [1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+  assert tasks.pass_rates(asked, scores, 4) == {"copy": {1: 0.125, 4: 0.5}}
+  result = tasks.results(asked, [1.0, 0.0] * 4, [DONE] * 8, samples=4)["copy"]
+  assert (result.n, result.accuracy, result.standard_error) == (8, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("spec", ["lists", "stdlib:x", "nothing:copy", "lists:"])
