@@ -193,7 +193,10 @@ def _rows_of(state: LoopState) -> LoopState:
   axes = jax.tree.map(lambda _: 0, state)
   if state.cache is None:
     return axes
-  return axes.replace(cache=axes.cache.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
+  cache = axes.cache.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1)
+  if cache.ring is not None:
+    cache = cache.replace(ring=cache.ring.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
+  return axes.replace(cache=cache)
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
