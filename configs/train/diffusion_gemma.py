@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
       microbatches=8,
       mesh=dict(data=1, fsdp=-1),
       model=dict(dtype="bfloat16", remat=True, lora=dict(rank=8, alpha=16.0)),
-      objective=dict(name="diffusion_gemma", block=256),
+      objective=dict(name="diffusion_gemma", block=256, shift=0),
       data=dict(sources=(("jsonl:runs/answers.jsonl", 1.0),), length=512, mode="pad", pad="none"),
       optimizer=dict(lr=1.5e-4, schedule="cosine", warmup=50, end_lr=1.5e-5),
       eval=dict(every=200),
