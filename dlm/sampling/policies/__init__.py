@@ -69,5 +69,5 @@ POLICIES = {
   "distilled": Distilled,  # d3LLM, 2601.07568
   "parts": Parts,  # Fast-dLLM v2, 2509.26328
   "duo": Duo,  # Duo, 2506.10892
-  "renoise": Renoise,  # DiffusionGemma, google-deepmind/gemma
+  "renoise": Renoise,  # DiffusionGemma, transformers 5.24
 }
