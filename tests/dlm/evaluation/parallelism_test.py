@@ -215,3 +215,39 @@ def test_the_oracle_takes_the_fastest_right_setting_of_each_problem():
   assert found.accuracy == pytest.approx(200 / 3) and found.nfe == pytest.approx((2 + 8 + 4) / 3)
   with pytest.raises(ValueError, match="settings of a have unequally many problems of x"):
     parallelism.oracle(outcomes[:-1])
+
+
+# Points that d3LLM's authors publish. Of each task: tokens per forward and percent of the fastest
+# setting, percent one token at a time, and the best percent of all methods that they compare.
+PUBLISHED = {
+  "d3LLM-LLaDA": (
+    274.3, 637.65,
+    ((9.11, 73.09, 74.02, 74.98), (5.74, 30.36, 32.76, 41.15), (4.21, 40.6, 42.0, 63.6),
+     (5.95, 39.63, 39.8, 67.73), (6.95, 74.22, 78.32, 82.56)),
+  ),
+  "EAGLE-3": (
+    305.3, 318.99,
+    ((5.12, 76.57, 76.57, 83.94), (5.72, 39.8, 39.8, 49.92), (5.69, 60.2, 60.2, 63.8),
+     (5.98, 67.58, 67.58, 72.25), (5.57, 80.52, 80.52, 82.56)),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_areas_follow_from_published_points(method):
+  """GSM8K, MATH, MBPP, HumanEval and long GSM8K: the first, and the mean of all five."""
+  mean, gsm8k, tasks = PUBLISHED[method]
+  areas = [parallelism.aup([(1, slow), (tpf, fast)], best) for tpf, fast, slow, best in tasks]
+  assert areas[0] == pytest.approx(gsm8k, abs=5e-3)
+  assert sum(areas) / 5 == pytest.approx(mean, abs=0.05)
+
+
+def test_published_points_of_parallel_bench():
+  """WINO on LLaDA-1.5: the leaderboard's speed at 80 %; k tokens a forward of 32 are 32 / k."""
+  wino = ((5.01, 84.6), (5.92, 80.0), (6.59, 73.0), (7.3, 66.8), (8.16, 62.3))
+  points = [point("wino", str(tpf), accuracy=y, tpf=tpf) for tpf, y in wino]
+  assert parallelism.pbx(points) == {90: None, 80: 5.92, 70: 6.59, 60: 8.16}
+  for k in (1, 2, 4, 8, 16, 32):
+    outcomes = [Outcome("fixed", f"{k=}", "copy", 1.0, 32, 32 // k, 1.0)] * 3
+    (found,) = parallelism.summarise(outcomes)
+    assert (found.tpf, found.tpf_mean, found.nfe) == (k, k, 32 / k)
