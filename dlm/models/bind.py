@@ -101,11 +101,12 @@ class Model:
 
   def _init_boxed(self, key: Array) -> Params:
     slot_1x1 = jnp.zeros((1, 1), jnp.int32)
+    rule = masks.Full() if self.config.gemma is None else masks.Canvas(1)
     variables = Transformer(self.config).init(
       key,
       slot_1x1,
       slot_BxW=slot_1x1,
-      mask=masks.Canvas(1)(slot_1x1, 1),
+      mask=rule(slot_1x1, 1),
       time_BxW=jnp.zeros((1, 1), jnp.float32),
     )
     return variables["params"]
