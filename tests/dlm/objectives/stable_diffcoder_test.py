@@ -13,7 +13,7 @@ from tests.dlm.objectives.oracle import MASK
 SEGMENT = np.array([1] * 6 + [2] * 7 + [0] * 3)
 NOISABLE = np.isin(np.arange(16), [2, 3, 4, 5, 8, 9, 10, 11, 12])
 BLOCKS = [(0, 4), (4, 6), (6, 10), (10, 13)]
-ROWS, WARMUP = 4000, 100
+ROWS, WARMUP = 1000, 100
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def noised():
   return u_time, u_mask, lambda step: jax.tree.map(np.asarray, corrupt(step))
 
 
-@pytest.mark.parametrize("step", [0, 40, WARMUP, 3 * WARMUP])
+@pytest.mark.parametrize("step", [0, 40, WARMUP])
 def test_every_block_follows_the_rules(noised, step):
   u_time, u_mask, corrupt = noised
   noisy = corrupt(step)
@@ -51,9 +51,9 @@ def test_what_is_masked_of_need_is_any_token_of_the_block(noised):
   noisy = noised[2](0)  # all rates are 1/4
   masked = noisy.inputs_BxW[:, 10:13] == MASK
   alone = masked[masked.sum(-1) == 1].mean(0)
-  np.testing.assert_allclose(alone, 1 / 3, atol=4 * 0.47 / np.sqrt(2500))
+  np.testing.assert_allclose(alone, 1 / 3, atol=4 * 0.47 / np.sqrt(len(masked) * 0.8))
   none = 0.75**3
-  assert abs((masked.sum(-1) == 1).mean() - (none + 3 * 0.25 * 0.75**2)) < 0.03
+  assert abs((masked.sum(-1) == 1).mean() - (none + 3 * 0.25 * 0.75**2)) < 0.05
 
 
 @pytest.mark.parametrize(
