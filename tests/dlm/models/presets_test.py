@@ -142,7 +142,7 @@ def test_impossible_configurations_are_refused(changes, message):
     ({"capacity_factor": -1}, "capacity_factor=-1 must be at least 0"),
     ({"bias_rate": 0.1}, "bias_rate=0.1 needs bias=True"),
     ({"match_shared": True, "shared": 7}, "shared=7 to be a multiple of mlp=5"),
-    ({"pool": 8}, "pool=8 goes with choice='expert'"),
+    ({"pool": 8}, "pool=8 with choice='token' needs admitted"),
     (
       {"schedule": "linear", "per_token_range": (1, 2)},
       "'linear' goes with choice='expert'",
