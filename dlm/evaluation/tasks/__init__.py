@@ -16,6 +16,7 @@ from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
+from dlm.data.sources.parallel_bench import BENCHMARK
 from dlm.evaluation.tasks import answers, code, gym, lists, parallel_bench, published
 from dlm.evaluation.tasks.kind import Kind
 from dlm.generate import Completion
@@ -96,6 +97,8 @@ def questions(
   if name not in (*KINDS, "published") or not tasks:
     known = ", ".join(f"{kind}:NAMES" for kind in (*KINDS, "published"))
     raise ValueError(f"unknown task {spec!r}; known: {known}")
+  if (name, tasks) == ("parallel_bench", "all"):
+    tasks = ",".join(BENCHMARK)
   found = []
   for task in tasks.split(","):
     if name == "published":

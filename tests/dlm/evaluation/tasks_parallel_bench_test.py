@@ -24,6 +24,9 @@ def test_the_reference_answer_is_right_and_others_are_not(task):
 def test_the_benchmark_is_seventeen_tasks_of_all_lengths():
   source = open_source("parallel_bench:all", "test", size=8)
   assert len(BENCHMARK) == 17 and len(source) == 17 * 8
+  asked = tasks.questions("parallel_bench:all", size=1, shots=1)
+  assert [question.task for question in asked] == [*BENCHMARK]
+  assert {len(question.shown) for question in asked} == {1}
   copies = [source[i].completion.count('", "') + 1 for i in range(8)]
   assert sorted(copies) == [3, 3, 4, 4, 5, 5, 6, 6]
   long = open_source("parallel_bench:shuffle", "test", size=2, items=(15, 15))
