@@ -185,10 +185,6 @@ class Transformer(nn.Module):
       target_BxW = targets(slot_BxW, write_BxW, slots)
     rotated = cfg.gemma.rotated if cfg.gemma and not ring else 1.0
     dim = kind.rotary_dim or kind.head_dim
-    layers = range(cfg.layers)  # that share this, in order
-    if cfg.gemma is not None:
-      layers = [layer for layer in layers if (layer in cfg.gemma.full) != ring]
-    tap_Y = [taps.index(layer) if layer in taps else len(taps) for layer in layers]
     return Shared(
       rotary=rotary(slot_BxW, dim, kind.rope_base, cfg.rope_scaling, rotated),
       query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
@@ -198,8 +194,15 @@ class Transformer(nn.Module):
       level_BxW=time_BxW if cfg.gemma or (cfg.moe and cfg.moe.reads_noise) else None,
       live_BxW=masks.live(mask, key_BxW),
       gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
-      tap_Y=jnp.array(tap_Y) if taps else None,
+      tap_Y=self._taps(taps, ring) if taps else None,
     )
+
+  def _taps(self, taps: tuple[int, ...], ring: bool) -> Array:
+    """Int [Y]: the place in `taps` of each of these layers; one past the last where it is none."""
+    layers, gemma = range(self.config.layers), self.config.gemma
+    if gemma is not None:
+      layers = [layer for layer in layers if (layer in gemma.full) != ring]
+    return jnp.array([taps.index(layer) if layer in taps else len(taps) for layer in layers])
 
   def _local(
     self,

@@ -167,9 +167,13 @@ def _step(sampler, params, state, chances):
     return loop.step(sampler, params, state)
 
 
-def _score(gumbel_BxLxV, head, spec, *, temperature_B, current_BxA, key_B, slot_BxA, gather_BxAxJ):
+def _score(
+  gumbel_BxLxV, head, spec, *, temperature_B, bars, own_temperature_B, current_BxA, key_B, slot_BxA,
+  gather_BxAxJ,
+):  # fmt: skip
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
-  assert temperature_B is None, "no recorded policy sets its own temperature"
+  own = (temperature_B, own_temperature_B, bars[1])
+  assert own == (None, None, None), "no recorded policy sets its own temperature, or bars ids"
   cold = dataclasses.replace(spec, temperature=0.0)
   tempered = head.replace(hidden_BxAxD=head.hidden_BxAxD / spec.divisor)
   stats = score(

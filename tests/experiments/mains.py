@@ -29,7 +29,7 @@ def run(folder: pathlib.Path, main: str | pathlib.Path, *arguments: object) -> D
   """`python main arguments...` from the root of the tree; `folder` holds what it prints."""
   out, err = folder / "stdout", folder / "stderr"
   argv = [str(main), *map(str, arguments)]
-  process = PROCESSES.Process(target=main, args=(argv, out, err))
+  process = PROCESSES.Process(target=call, args=(argv, out, err))
   process.start()
   process.join(300)
   assert process.exitcode is not None, "the main hangs"
@@ -48,8 +48,9 @@ def load(main: str) -> types.SimpleNamespace:
   return types.SimpleNamespace(**found)
 
 
-def main(argv: list[str], out: pathlib.Path, err: pathlib.Path) -> None:
+def call(argv: list[str], out: pathlib.Path, err: pathlib.Path, **environment: str) -> None:
   """As `python argv...`, what it prints in files. In a process of its own."""
+  os.environ.update(environment)
   for path, stream in ((out, sys.stdout), (err, sys.stderr)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
   os.chdir(ROOT)

@@ -28,7 +28,7 @@ SLOTS = 64
 
 
 @contextlib.contextmanager
-def running(folder, *arguments):
+def running(folder, **environment):
   """A server process of a tiny model; its URL."""
   model = folder / "model"
   config = TRAINING | {"objective": {"name": "bd3lm", "block": 8}}
@@ -39,9 +39,8 @@ def running(folder, *arguments):
     "experiments/serve.py", f"--checkpoint={model}", "--name=tiny", "--port=0",
     f"--config.serving.sizes={(SLOTS,)}", "--config.serving.rows=2", "--config.serving.fill=16",
     "--config.serving.turns=1", "--config.serving.limits.waiting=4", "--config.sampling.stop=never",
-    *arguments,
   ]  # fmt: skip
-  process = mains.PROCESSES.Process(target=mains.main, args=(argv, out, err))
+  process = mains.PROCESSES.Process(target=mains.call, args=(argv, out, err), kwargs=environment)
   process.start()
   try:
     for _ in range(6000):
@@ -58,13 +57,8 @@ def running(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-  os.environ["DLM_API_KEYS"] = ",".join(KEYS)
-  try:
-    with running(tmp_path_factory.mktemp("serve")) as found:
-      del os.environ["DLM_API_KEYS"]
-      yield found
-  finally:
-    os.environ.pop("DLM_API_KEYS", None)
+  with running(tmp_path_factory.mktemp("serve"), DLM_API_KEYS=",".join(KEYS)) as found:
+    yield found
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_policies_inside_policies_and_schedules_are_tables_too(file):
     (["policy.vocab=3", "policy.name=renoise"], "config.policy.vocab is unknown; known: budget"),
     (["policy.name=smooth"], "config.policy.inner is missing"),
     (["policy.name=smooth", "policy.inner.k=1"], "config.policy.inner.name=None is unknown"),
-    (["cache.name=sub_block", "cache.sise=4"], "config.cache.sise is unknown; known: fill, name, size"),
+    (["cache.name=sub_block", "cache.sise=4"], "config.cache.sise is unknown; known: fill, name"),
     (["cache.every=2"], "config.cache.every is unknown; known: name"),
     (["block=many"], "config.block='many' must be of type int"),
     (["block=1.5"], "config.block=1.5 must be of type int"),

@@ -104,7 +104,8 @@ OWN = {  # plans that go with one policy
 }
 
 
-@pytest.mark.parametrize("name", PLANS)
+# Cache "text" is for models that read text causally: tests/checkers/diffusion_gemma.py.
+@pytest.mark.parametrize("name", sorted({*PLANS} - {"text"}))
 def test_every_cache(name):
   policy, plan = OWN.get(name) or (Threshold(0.6), PLANS[name]())
   same_among_any_neighbours(policy, plan)
