@@ -175,7 +175,7 @@ def _score(
   own = (temperature_B, own_temperature_B, bars[1])
   assert own == (None, None, None), "no recorded policy sets its own temperature, or bars ids"
   cold = dataclasses.replace(spec, temperature=0.0)
-  tempered = head.replace(hidden_BxAxD=head.hidden_BxAxD / spec.divisor)
+  tempered = head.replace(hidden_BxAxD=head.hidden_BxAxD / spec.divisor(None))
   stats = score(
     spec.told(head, tempered, tempered), cold, current_BxA=current_BxA, key_B=key_B,
     slot_BxA=slot_BxA, gather_BxAxJ=gather_BxAxJ,

@@ -115,15 +115,15 @@ def test_table_is_aligned():
 
 def test_main_leaves_the_persistent_cache_alone(tmp_path):
   done = main(
-    "--suite=sampling",
+    "--suite=kernels",
     "--size=tiny",
     f"--out={tmp_path / 'out'}",
     JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
   )
   assert done.returncode == 0, done.stderr
-  record = json.loads((tmp_path / "out" / "sampling.json").read_text())
-  assert record["command"].startswith("python -m experiments.benchmark --suite=sampling")
+  record = json.loads((tmp_path / "out" / "kernels.json").read_text())
+  assert record["command"].startswith("python -m experiments.benchmark --suite=kernels")
   assert not list(tmp_path.glob("cache/*"))
 
 

@@ -162,10 +162,10 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
   ("arguments", "message"),
   [
     (["--config.polcy.name=fixed"], "config.polcy is unknown; known: align, "),
-    (["--config.policy.nme=fixed"], "config.policy.nme is unknown; known: band, decay, name, steps"),
+    (["--config.policy.nme=fixed"], "config.policy.nme is unknown; known: band, decay, name, st"),
     (["--config.policy.name=best"], "policy.name='best' is unknown; known: ancestral, cad, "),
     (["--config.policy.name=fixed"], "set one of k=0 and steps=0"),
-    (["--config.policy.k=3"], "policy.k is unknown; known: band, decay, name, steps"),
+    (["--config.policy.k=3"], "policy.k is unknown; known: band, decay, name, st"),
     (["--config.policy.threshold=2"], "threshold=2.0 must lie in [0, 1]"),
     (["--config.cache.name=all"], "cache.name='all' is unknown; known: ahead, auto, block, dkv"),
     (["--config.block=12", "--config.cache.name=block"], "block=12 to be a multiple of"),
