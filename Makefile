@@ -80,7 +80,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The two parts run side by side: while one waits for a process of its own, the other has the cores.
+# The two parts run side by side: the second takes what the first leaves of the cores while it waits.
 test: lint $(AOT)/tpu
 	@$(MAKE) -j2 --no-print-directory test-one-device test-many-devices
 
@@ -88,8 +88,8 @@ test-one-device:
 	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice --ignore=tests/aot
 
 test-many-devices:
-	@mkdir -p .cache; { JAX_NUM_CPU_DEVICES=8 $(TEST) tests/multidevice && \
-	  $(AOT_TEST) -m 'tpu and not long'; } > .cache/many_devices.log 2>&1; \
+	@mkdir -p .cache; { JAX_NUM_CPU_DEVICES=8 nice env $(TEST) tests/multidevice && \
+	  nice env $(AOT_TEST) -m 'tpu and not long'; } > .cache/many_devices.log 2>&1; \
 	  code=$$?; cat .cache/many_devices.log; exit $$code
 
 aot: $(AOT)/tpu $(AOT)/cuda
