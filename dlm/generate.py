@@ -64,13 +64,7 @@ class Request:
     without them is a prompt. `bos`: before it stands the token that begins texts. ValueError where
     it does not fit.
     """
-    if infill:
-      tokens, free = encode_infill(text, tokenizer)
-    else:
-      tokens = tokenizer.encode(text)
-      free = np.zeros(len(tokens), bool)
-    if bos:
-      tokens, free = np.append(np.int32(tokenizer.bos_id), tokens), np.append(False, free)
+    tokens, free = encoded(text, tokenizer, bos=bos, infill=infill)
     if not free.any():
       room = {"slots": slots, "max_new_tokens": max_new_tokens}
       return cls.from_ids(id, text, tokens, tokenizer.mask_id, **room)
@@ -91,6 +85,20 @@ class Request:
       )
     tokens = np.concatenate([ids, np.full(new, mask_id, np.int32)])
     return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
+
+
+def encoded(
+  text: str, tokenizer: Tokenizer, *, bos: bool = False, infill: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids of a text and which of them are open: with `infill` those that `[[n]]` stands for."""
+  if infill:
+    tokens, free = encode_infill(text, tokenizer)
+  else:
+    tokens = tokenizer.encode(text)
+    free = np.zeros(len(tokens), bool)
+  if bos:
+    tokens, free = np.append(np.int32(tokenizer.bos_id), tokens), np.append(False, free)
+  return tokens, free
 
 
 # A stop id, a stop string, tokens that vary too little; all slots are written, or max_forwards were

@@ -1,5 +1,6 @@
 """Requests that come and go over one sampler: an engine whose rows do not see each other.
 
+asks       what an engine is asked, and what it tells
 scheduler  who runs next: two classes, a budget of query tokens, deadlines     (host, no arrays)
 prefixes   which prefixes of prompts have cached keys                          (host, no arrays)
 text       text of tokens that come bit by bit, and where stop strings end it  (host, no arrays)

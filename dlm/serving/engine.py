@@ -33,65 +33,12 @@ from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import LoopState
 from dlm.seeds import check_seed
 from dlm.serving import compiles, programs
+from dlm.serving.asks import Ask, Event
 from dlm.serving.memory import MemoryPlan, device_bytes, nbytes
 from dlm.serving.prefixes import Chain, PrefixCache
 from dlm.serving.scheduler import Job, Limits, Overloaded, Scheduler
 from dlm.serving.text import TextStream
 from dlm.types import Canvas, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Ask:
-  """A request, and what it wants of its own.
-
-  Args:
-    seed: with the request's id and sample all that its noise depends on.
-    temperature, threshold: None: those of the sampling config.
-    stops: strings that end the text where the first of them begins; the row ends there too.
-    offline: it runs where nobody waits for a row.
-    tenant: prompts share cached prefixes within one alone.
-    drafts: what is open and not final is told too.
-    start_within, end_within: seconds that it may wait, and take in all.
-  """
-
-  request: Request
-  seed: int = 0
-  temperature: float | None = None
-  threshold: float | None = None
-  stops: tuple[str, ...] = ()
-  offline: bool = False
-  tenant: str = ""
-  drafts: bool = False
-  start_within: float = math.inf
-  end_within: float = math.inf
-
-
-# Why a request ended without a completion.
-FAULTS = (
-  "cancelled",
-  "queue_timeout",  # it waited longer than start_within
-  "request_timeout",  # it took longer than end_within
-  "nonfinite_logits",  # the model said NaN
-  "engine_restarted",  # a program failed, and with it all that was on the device
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-  """What became final of a request since its last event; the last one has `completion` or `fault`.
-
-  `tokens` in order of position, with the log-probability each had when it was written (None: it had
-  none); `text` is what they add to the text, whole characters and no beginning of a stop string.
-  `draft`, if asked for: place and id of each open slot that may still change.
-  """
-
-  key: int
-  tokens: list[int] = dataclasses.field(default_factory=list)
-  logprobs: list[float | None] = dataclasses.field(default_factory=list)
-  text: str = ""
-  draft: list[tuple[int, int]] | None = None
-  completion: Completion | None = None
-  fault: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

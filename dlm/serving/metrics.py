@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from dlm.data.install import require
-from dlm.serving.engine import Engine, Event
+from dlm.serving.asks import Event
+from dlm.serving.engine import Engine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from dlm.data import Tokenizer, encode_infill
+from dlm.data import Tokenizer
 from dlm.data.chat import ChatTemplate, Conversation
-from dlm.generate import Request
+from dlm.generate import Request, encoded
 from dlm.seeds import SEEDS
-from dlm.serving.engine import Ask
+from dlm.serving.asks import Ask
 
 MOST_CHOICES = 128  # of one body: its prompts times n
 
@@ -186,11 +186,9 @@ class Reader:
         raise invalid("prompt", prompt, rule)
     else:
       shown = prompt
+      ids, free = encoded(prompt, self.tokenizer, bos=self.bos, infill=infill)
       if infill:
-        return self._filled(i, prompt, *encode_infill(prompt, self.tokenizer), new)
-      ids = self.tokenizer.encode(prompt)
-      if self.bos:
-        ids = np.append(np.int32(self.tokenizer.bos_id), ids)
+        return self._filled(i, prompt, ids, free, new)
     if suffix is None:
       return self._continued(i, shown, ids, new, "prompt")
     behind = self.tokenizer.encode(suffix)

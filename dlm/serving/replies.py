@@ -8,7 +8,7 @@ from typing import Any
 
 from dlm.data import Tokenizer
 from dlm.generate import Completion
-from dlm.serving.engine import Event
+from dlm.serving.asks import Event
 from dlm.serving.protocol import Call, Refused
 
 FINISH = {"stop_id": "stop", "stop_string": "stop", "least_entropy": "stop"}  # else "length"

@@ -8,7 +8,8 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from dlm.serving.engine import Ask, Engine, Event
+from dlm.serving.asks import Ask, Event
+from dlm.serving.engine import Engine
 from dlm.serving.scheduler import Overloaded
 
 BROKEN_ROWS, BROKEN_WITHIN = 3, 60.0  # rows without finite logits, in seconds: something is wrong

@@ -17,7 +17,8 @@ from dlm.models import ModelConfig, bind
 from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.policies import Fixed, Threshold
 from dlm.sampling.sampler import Sampler
-from dlm.serving.engine import Ask, Engine, Serving, engine
+from dlm.serving.asks import Ask
+from dlm.serving.engine import Engine, Serving, engine
 from dlm.serving.scheduler import Limits, Overloaded
 from tests.dlm.sampling.table import Lookup, random_table
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from dlm.serving import app
-from dlm.serving.engine import Event
+from dlm.serving.asks import Event
 from dlm.serving.runner import ENGINE_DIED, Runner
 from dlm.serving.scheduler import Overloaded
 
