@@ -9,7 +9,12 @@ import json
 import math
 import os
 import pathlib
+import platform
+import time
 from collections.abc import Sequence
+
+import flax
+import jax
 
 from dlm import files
 from dlm.evaluation import parallelism
@@ -143,6 +148,16 @@ class Report:
   fillings: tuple[Filling, ...] = ()  # baselines first
   infills: tuple[Infill, ...] = ()
   notes: tuple[str, ...] = ()  # one paragraph each
+
+
+def here() -> tuple[tuple[str, str], ...]:
+  """Facts of where and when a report is written."""
+  versions = f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}"
+  return (
+    ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
+    ("software", versions),
+    ("date", time.strftime("%Y-%m-%d")),
+  )
 
 
 def exact_characters(truth: str, text: str) -> float:

@@ -7,13 +7,9 @@ A second run takes up the trained model and samples only.
 """
 
 import dataclasses
-import os
 import pathlib
-import platform
 import time
 
-import flax
-import jax
 from absl import flags
 
 from dlm import build, checkpoint, command, live, metrics, train
@@ -168,10 +164,7 @@ def facts(demo: Demo, seconds: float) -> tuple[tuple[str, str], ...]:
      f"in blocks of {demo.training.objective.block}"),
     ("trained on", f"{run.steps * run.batch * run.data.length:,} bytes in {run.steps} steps"),
     ("training took", f"{seconds:.0f} s" if seconds > 5 else "nothing: the model was there"),
-    ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
-    ("software", f"Python {platform.python_version()}, jax {jax.__version__}, "
-     f"flax {flax.__version__}"),
-    ("date", time.strftime("%Y-%m-%d")),
+    *report.here(),
   )  # fmt: skip
 
 

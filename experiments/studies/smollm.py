@@ -10,14 +10,10 @@ runs/smollm/: report.html (open it in a browser) and decoded.jsonl (every answer
 
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Sequence
 
-import flax
-import jax
 from absl import flags
 
 from dlm import build, command, completions, files, live
@@ -144,10 +140,7 @@ def facts(study: Study) -> tuple[tuple[str, str], ...]:
     ("model", f"{config.layers} layers of width {config.width}, {config.n_params():,} parameters "
      f"with the adapter, {config.dtype}"),
     ("adapter", f"{ADAPTER.value}, rank {config.lora.rank}, at mask tokens alone"),
-    ("device", f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores"),
-    ("software", f"Python {platform.python_version()}, jax {jax.__version__}, "
-     f"flax {flax.__version__}"),
-    ("date", time.strftime("%Y-%m-%d")),
+    *report.here(),
   )  # fmt: skip
 
 
