@@ -85,13 +85,8 @@ class DiffusionGemma(BlockTraining):
     segment_BxW = jnp.concatenate(
       [jnp.where(in_canvas_BxL, batch.segment_BxL, 0), batch.segment_BxL], axis=1
     )
-    next_BxL = noisable_BxL & ~streams.first_of_document(batch)
-    # The loss is divided by the number of tokens in canvases: each part by its own.
-    per_next = self.next_weight * noisable_BxL.sum() / jnp.maximum(next_BxL.sum(), 1)
+    noisy = streams.asking_next(noisy, batch, self.next_weight * noisable_BxL.sum())
     return noisy.replace(
-      targets_BxL=jnp.concatenate([batch.tokens_BxL, batch.tokens_BxL], axis=1),
-      weight_BxL=jnp.concatenate([noisy.weight_BxL, per_next * next_BxL], axis=1),
-      ask_BxL=jnp.concatenate([slot_BxL, shape[1] + jnp.maximum(slot_BxL - 1, 0)], axis=1),
       mask=masks.in_segments(noisy.mask, segment_BxW),
       extra={"conditioned": draws["u_condition"] < self.conditioned},
     )

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from dlm import masks
 from dlm.diffusion.schedules import LLADA_LINEAR, MaskSchedule
 from dlm.objectives import streams
@@ -64,16 +62,7 @@ class Nemotron(BlockTraining):
     start_BxL = block_start(batch, self.block)
     mask = masks.noisy_clean_from(start_BxL, self.block, causal_clean=self.causal_clean)
     noisy = streams.noisy_and_clean(noisy, mask)
-    next_BxL = noisable_BxL & ~streams.first_of_document(batch)
-    # The loss is divided by the number of masked tokens: each part by its own, over the batch.
-    per_next = self.next_weight * masked_BxL.sum() / jnp.maximum(next_BxL.sum(), 1)
-    length = batch.tokens_BxL.shape[1]
-    slot_BxL = jnp.broadcast_to(jnp.arange(length), masked_BxL.shape)
-    return noisy.replace(
-      targets_BxL=jnp.concatenate([batch.tokens_BxL, batch.tokens_BxL], axis=1),
-      weight_BxL=jnp.concatenate([noisy.weight_BxL, per_next * next_BxL], axis=1),
-      ask_BxL=jnp.concatenate([slot_BxL, length + jnp.maximum(slot_BxL - 1, 0)], axis=1),
-    )
+    return streams.asking_next(noisy, batch, self.next_weight * masked_BxL.sum())
 
   def not_a_likelihood(self) -> str | None:
     return "it adds the losses of two predictions of each token"

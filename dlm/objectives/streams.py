@@ -55,6 +55,24 @@ def noisy_rows(
   )
 
 
+def asking_next(noisy: Noisy, batch: Batch, weight: Array) -> Noisy:
+  """[noisy; clean] that also asks the clean text for its next tokens.
+
+  Args:
+    weight: of all next tokens of the batch together. A loss is divided by what the noisy stream
+      counts, so a part's weight is its share of that.
+  """
+  next_BxL = noisable(batch) & ~first_of_document(batch)
+  per_next = weight / jnp.maximum(next_BxL.sum(), 1)
+  length = batch.tokens_BxL.shape[1]
+  slot_BxL = jnp.broadcast_to(jnp.arange(length), next_BxL.shape)
+  return noisy.replace(
+    targets_BxL=jnp.concatenate([batch.tokens_BxL, batch.tokens_BxL], axis=1),
+    weight_BxL=jnp.concatenate([noisy.weight_BxL, per_next * next_BxL], axis=1),
+    ask_BxL=jnp.concatenate([slot_BxL, length + jnp.maximum(slot_BxL - 1, 0)], axis=1),
+  )
+
+
 def noisy_and_clean(noisy: Noisy, mask: Mask) -> Noisy:
   """Appends the clean text: noisy blocks see themselves and clean blocks strictly before. W = 2L.
 

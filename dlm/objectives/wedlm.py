@@ -60,19 +60,8 @@ class WeDlm(BlockTraining):
       noisy,
       masks.noisy_clean_from(start_BxL, self.block, causal_noise=True, causal_clean=True),
     )
-    return self._reordered(self._asks_next(noisy, batch), start_BxL, masked_BxL)
-
-  def _asks_next(self, noisy: Noisy, batch: Batch) -> Noisy:
-    """Also asks the clean text for its next tokens, which weigh together as the masks do."""
-    next_BxL = streams.noisable(batch) & ~streams.first_of_document(batch)
-    per_next = noisy.weight_BxL.sum() * self.next_weight / jnp.maximum(next_BxL.sum(), 1)
-    length = batch.tokens_BxL.shape[1]
-    slot_BxL = jnp.broadcast_to(jnp.arange(length), next_BxL.shape)
-    return noisy.replace(
-      targets_BxL=jnp.concatenate([batch.tokens_BxL, batch.tokens_BxL], axis=1),
-      weight_BxL=jnp.concatenate([noisy.weight_BxL, per_next * next_BxL], axis=1),
-      ask_BxL=jnp.concatenate([slot_BxL, length + jnp.maximum(slot_BxL - 1, 0)], axis=1),
-    )
+    noisy = streams.asking_next(noisy, batch, noisy.weight_BxL.sum() * self.next_weight)
+    return self._reordered(noisy, start_BxL, masked_BxL)
 
   def _reordered(self, noisy: Noisy, start_BxL: Array, masked_BxL: Array) -> Noisy:
     """The noisy stream with the known tokens of each block first, each part by position."""

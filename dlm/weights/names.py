@@ -166,8 +166,7 @@ BD3LM: NameTable = {
   "layers/mlp/down/bias": (_DIT + "mlp.2.bias", "D->D"),
 }
 
-_BERT = "model.layers.{i}."
-_WQKV, _WI = _BERT + "attn.Wqkv.weight", _BERT + "mlp.Wi.weight"
+_WQKV, _WI = _LAYER + "attn.Wqkv.weight", _LAYER + "mlp.Wi.weight"
 
 MODERNBERT: NameTable = {
   "embed": ("model.embeddings.tok_embeddings.weight", "V,D->VD"),
@@ -177,15 +176,15 @@ MODERNBERT: NameTable = {
   "head/dense/kernel": ("head.dense.weight", "E,D->DE"),
   "head/norm/scale": ("head.norm.weight", "D->D"),
   "head/bias": ("decoder.bias", "V->V"),
-  "layers/attention_norm/scale": (_BERT + "attn_norm.weight", "D->D"),
-  "layers/mlp_norm/scale": (_BERT + "mlp_norm.weight", "D->D"),
+  "layers/attention_norm/scale": (_LAYER + "attn_norm.weight", "D->D"),
+  "layers/mlp_norm/scale": (_LAYER + "mlp_norm.weight", "D->D"),
   "layers/attention/query/kernel": (_WQKV, "NH,D->DNH"),
   "layers/attention/key/kernel": (_WQKV, "KH,D->DKH"),
   "layers/attention/value/kernel": (_WQKV, "KH,D->DKH"),
-  "layers/attention/out/kernel": (_BERT + "attn.Wo.weight", "D,NH->NHD"),
+  "layers/attention/out/kernel": (_LAYER + "attn.Wo.weight", "D,NH->NHD"),
   "layers/mlp/gate/kernel": (_WI, "F,D->DF"),
   "layers/mlp/up/kernel": (_WI, "F,D->DF"),
-  "layers/mlp/down/kernel": (_BERT + "mlp.Wo.weight", "D,F->FD"),
+  "layers/mlp/down/kernel": (_LAYER + "mlp.Wo.weight", "D,F->FD"),
 }
 
 
