@@ -22,7 +22,7 @@ from dlm.models.attention import Shared
 from dlm.models.cache import Stored
 from dlm.models.config import ModelConfig
 from dlm.models.layers import Einsum, RMSNorm, query_scale, rotary, rotate
-from dlm.models.transformer import Block
+from dlm.models.transformer import Block, scanned
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput, Params
 from kernels_pallas.block_attention import Keys, prepare
 
@@ -43,15 +43,7 @@ class _Layers(nn.Module):
   @nn.compact
   def __call__(self, x_BxWxD: Array, context: Stored, shared: Shared) -> Array:
     cfg = self.config
-    layers = nn.scan(
-      nn.remat(_Layer, prevent_cse=False),
-      variable_axes={"params": 0, "layer": 0},
-      variable_broadcast="apart",
-      split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
-      length=cfg.layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    layers = scanned(nn.remat(_Layer, prevent_cse=False), cfg.layers)
     x_BxWxD, _ = layers(cfg, routed=False, name="layers")(x_BxWxD, context, shared)
     return RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
 

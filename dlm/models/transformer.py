@@ -86,6 +86,19 @@ class Block(nn.Module):
     return (x_BxWxD, stored, tap(tapped, x_BxWxD, layer, shared)), facts
 
 
+def scanned(block: type[nn.Module], layers: int) -> type[nn.Module]:
+  """So many layers as one: a single one is traced, over parameters that are stacked."""
+  return nn.scan(
+    block,
+    variable_axes={"params": 0, "layer": 0},
+    variable_broadcast="apart",
+    split_rngs={"params": True},
+    in_axes=(0, nn.broadcast),
+    length=layers,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+
+
 class Transformer(nn.Module):
   config: ModelConfig
 
@@ -199,9 +212,8 @@ class Transformer(nn.Module):
 
   def _taps(self, taps: tuple[int, ...], ring: bool) -> Array:
     """Int [Y]: the place in `taps` of each of these layers; one past the last where it is none."""
-    layers, gemma = range(self.config.layers), self.config.gemma
-    if gemma is not None:
-      layers = [layer for layer in layers if (layer in gemma.full) != ring]
+    stacks = [stack for stack in self.config.stacks() if stack.full != ring]
+    layers = [stack.first + i for stack in stacks for i in range(stack.layers)]
     return jnp.array([taps.index(layer) if layer in taps else len(taps) for layer in layers])
 
   def _local(
@@ -321,13 +333,4 @@ class Transformer(nn.Module):
     if cfg.bert is not None:
       kind, options = BertBlock, {"first": stack.name == "dense_layers"}
     block = nn.remat(kind, prevent_cse=False, policy=keep)
-    scanned = nn.scan(
-      block,
-      variable_axes={"params": 0, "layer": 0},
-      variable_broadcast="apart",
-      split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
-      length=stack.layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scanned(cfg.of_stack(stack), name=stack.name, **options)
+    return scanned(block, stack.layers)(cfg.of_stack(stack), name=stack.name, **options)

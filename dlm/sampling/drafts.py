@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.sampling import ends, guidance
 from dlm.sampling.canvas import at_slot, write
-from dlm.sampling.forward import in_turn
+from dlm.sampling.forward import in_turn, window_places, window_slots
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import confidence, score
 from dlm.sampling.state import LoopState
@@ -109,10 +109,8 @@ def _over_text(
     settled_BxL &= sees.hi_BxWxR.max(-1) <= canvas.start_B[:, None] + 1
 
   def over(cache: KVCache, of_B: Array, window_BxL: Array, width: int) -> tuple[LogitHead, KVCache]:
-    order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
-    slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
-    asked_BxA = jnp.minimum(slot_BxA, slots - 1) - drafter.shift
-    ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
+    slot_BxW = window_slots(window_BxL, width)
+    ask_BxA = window_places(window_BxL, jnp.minimum(slot_BxA, slots - 1) - drafter.shift, width)
     out = drafter.denoise(
       params,
       at_slot(shown_BxL, slot_BxW),
@@ -156,13 +154,13 @@ def propose_itself(
   canvas = write(canvas, rows_B[:, None], slot_BxA, masks_BxA)
   end_B = jnp.minimum(canvas.start_B + slot_BxW.shape[1], canvas.length_B)
 
-  def run(cache: KVCache) -> tuple[TokenStats, KVCache]:
+  def run(_: None) -> tuple[TokenStats, None]:
     out = (sampler.adapted or sampler.denoise)(
       params,
       at_slot(canvas.tokens_BxL, slot_BxW),
       slot_BxW=jnp.minimum(slot_BxW, slots),
       mask=masks.within(masks.Full()(slot_BxW, slots), end_B),
-      cache=cache,
+      cache=state.cache,
       ask_BxA=jnp.broadcast_to(jnp.arange(1, slot_BxW.shape[1]), slot_BxA.shape),
     )
     return score(
@@ -171,9 +169,9 @@ def propose_itself(
       current_BxA=jnp.zeros_like(slot_BxA),
       key_B=key_B,
       slot_BxA=slot_BxA,
-    ), cache
+    ), None
 
-  stats, _ = in_turn([(rows_B, run)], state.cache)
+  stats, _ = in_turn([(rows_B, run)], None)
   sure_BxA = confidence(stats) > policy.least_sure
   canvas = write(canvas, rows_B[:, None] & sure_BxA, slot_BxA, stats.token)
   return canvas.replace(

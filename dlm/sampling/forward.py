@@ -82,8 +82,9 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
 
 
 def in_turn(
-  runs: list[tuple[Array, Callable[[KVCache], tuple[TokenStats, KVCache]]]], cache: KVCache
-) -> tuple[TokenStats, KVCache]:
+  runs: list[tuple[Array, Callable[[KVCache | None], tuple[TokenStats, KVCache | None]]]],
+  cache: KVCache | None,
+) -> tuple[TokenStats, KVCache | None]:
   """`run(cache)` of every pair (rows, run) that has rows, and of each the statistics of its rows.
 
   By loops of one turn or none: XLA updates what a loop carries in place, where branches of a
@@ -101,6 +102,17 @@ def in_turn(
     carry = (rows_B.any(), stats, cache)
     _, stats, cache = jax.lax.while_loop(lambda carry: carry[0], turn, carry)
   return stats, cache
+
+
+def window_slots(window_BxL: Array, width: int) -> Array:
+  """[B, W]: the window's slots in order, then slots past the canvas's end."""
+  order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
+  return jnp.where(at_slot(window_BxL, order_BxW), order_BxW, window_BxL.shape[1])
+
+
+def window_places(window_BxL: Array, slot_BxA: Array, width: int) -> Array:
+  """[B, A]: where these slots stand among `window_slots`, found by counting."""
+  return jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), slot_BxA) - 1, 0, width - 1)
 
 
 def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
@@ -144,12 +156,10 @@ def _over(
   """
   canvas, at, slots = ask.canvas, ask.at, window_BxL.shape[1]
   slot_BxA = scope(sampler, canvas)
-  order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
-  slot_BxW = jnp.where(at_slot(window_BxL, order_BxW), order_BxW, slots)
-  # Query w predicts slot + shift. The w-th slot of the window is found by counting.
+  slot_BxW = window_slots(window_BxL, width)
+  # Query w predicts slot + shift.
   shift = _shift(sampler, at)
-  asked_BxA = jnp.clip(slot_BxA - shift, 0, slots - 1)
-  ask_BxA = jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), asked_BxA) - 1, 0, width - 1)
+  ask_BxA = window_places(window_BxL, jnp.clip(slot_BxA - shift, 0, slots - 1), width)
   place_BxW, seldom = slot_BxW, {}  # a denoiser that is never given these need not know the words
   if sampler.policy.slides:
     turn_BxW = sliding.known_first(at, slot_BxW)

@@ -23,7 +23,7 @@ class InDelState:
   count_B: Array  # how many those were
   spent_B: Array  # forwards that found none of them masked
   seen_BxHxA: Array  # the blocks so far, -1: none yet. A block that comes again is a cycle
-  written_BxHxA: Array  # what each forward chose, -1 elsewhere
+  written_BxHxA: Array | None = None  # what each forward chose, -1 elsewhere; SGLang's loop alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,11 @@ class _Editor(Policy):
 
   def enter(self, masked_BxA: Array, state: InDelState | None) -> InDelState:
     batch, width = masked_BxA.shape
-    nothing_BxHxA = jnp.full((batch, self.most_forwards(width), width), -1, jnp.int32)
     return InDelState(
       original_BxA=masked_BxA,
       count_B=masked_BxA.sum(-1),
       spent_B=jnp.zeros(batch, jnp.int32),
-      seen_BxHxA=nothing_BxHxA,
-      written_BxHxA=nothing_BxHxA,
+      seen_BxHxA=jnp.full((batch, self.most_forwards(width), width), -1, jnp.int32),
     )
 
   def _replaced(self, view: View, sure_BxA: Array) -> Array:
@@ -187,6 +185,10 @@ class ServedInDel(_Editor):
 
   def most_forwards(self, slots: int) -> int:
     return slots + self.most + 1
+
+  def enter(self, masked_BxA: Array, state: InDelState | None) -> InDelState:
+    state = super().enter(masked_BxA, state)
+    return state.replace(written_BxHxA=jnp.full_like(state.seen_BxHxA, -1))
 
   def decide(self, view: View, state: InDelState, key_B: Array) -> tuple[Decision, InDelState]:
     stats, masked_BxA, mask_id = view.stats, view.masked_BxA, view.mask_id
