@@ -236,7 +236,7 @@ class Server:
     self.draining = True
     with contextlib.suppress(TimeoutError):
       async with asyncio.timeout(self.doors.drain):
-        while self.runner.calls:
+        while self.runner.busy:
           await asyncio.sleep(0.05)
 
 

@@ -167,7 +167,7 @@ class Reader:
     asks = [
       Ask(
         row, **own, stops=stops, offline=priority == "offline", tenant=tenant,
-        drafts=drafts,        start_within=self.start_within, end_within=self.end_within,
+        drafts=drafts, start_within=self.start_within, end_within=self.end_within,
       )
       for request in rows
       for row in request.samples(n)

@@ -1,5 +1,6 @@
 """OpenAI's replies: what the bodies say, whole and in parts."""
 
+import itertools
 import json
 import secrets
 import time
@@ -60,7 +61,7 @@ class Replies:
       "model": model,
     }
     self._told: set[int] = set()  # choices of which something was told
-    self._offset = [0] * len(call.asks)  # characters of each choice that were told
+    self._offset = [0] * len(call.asks)  # characters of the tokens of each choice that were told
 
   def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
     choices = []
@@ -96,7 +97,6 @@ class Replies:
     }
     if event.draft is not None:
       choice["draft"] = self._draft(event)
-    self._offset[i] += len(text)
     return self._chunk([choice])
 
   def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Replies:
           for text, logp in pairs
         ]
       }
-    starts = [self._offset[i] + sum(map(len, texts[:k])) for k in range(len(texts))]
+    *starts, self._offset[i] = itertools.accumulate(map(len, texts), initial=self._offset[i])
     return {
       "tokens": texts,
       "token_logprobs": list(logprobs),

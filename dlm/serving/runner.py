@@ -77,9 +77,9 @@ class Runner:
     return self.alive and not (often and time.monotonic() - self._broken[0] < BROKEN_WITHIN)
 
   @property
-  def calls(self) -> int:
-    """That have not ended."""
-    return len({*map(id, list(self._feeds.values()))})
+  def busy(self) -> bool:
+    """Whether a call has not ended."""
+    return bool(self._feeds)
 
   async def submit(self, asks: Sequence[Ask]) -> Feed:
     """All of them or none; ValueError and Overloaded as `Engine.submit`."""
