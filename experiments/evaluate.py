@@ -23,7 +23,9 @@ for each problem (oracle), AUP, and PBx over all tasks.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +38,7 @@ from dlm.evaluation import likelihood, parallelism, tasks
 from dlm.evaluation.parallelism import Outcome
 from dlm.generate import Request, generator
 from dlm.seeds import check_seed
-from dlm.types import Batch
+from dlm.types import Batch, Params
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "Of training, a Hugging Face directory, FILE.gguf or package:NAME."
@@ -115,9 +117,10 @@ def answer() -> None:
     for _ in range(SAMPLES.value)
   ]
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  read = functools.lru_cache(maxsize=1)(trained.on)  # once, unless the mesh is what is swept
   runs, outcomes = [], []
   for setting, config in configs.items():
-    found, graded = run(trained, config, setting, asked)
+    found, graded = run(trained, read, config, setting, asked)
     runs.append(found)
     outcomes += graded
   curves = tell_curves(outcomes) if SWEEP.value else {}
@@ -133,6 +136,7 @@ def answer() -> None:
 
 def run(
   trained: build.Pretrained,
+  read: Callable[[jax.sharding.Mesh], tuple[Params, int]],
   config: build.SamplingConfig,
   setting: str,
   asked: list[tasks.Question],
@@ -146,7 +150,7 @@ def run(
       Request.from_text(i, question.text, trained.tokenizer, bos=own.bos, **own.room)
       for i, question in enumerate(asked)
     ]
-  params, step = trained.on(sample.mesh)
+  params, step = read(sample.mesh)
   told = f", {setting}" if setting else ""
   print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
   done = sample(params, requests, seed=own.seed)
