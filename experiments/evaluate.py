@@ -34,7 +34,7 @@ from absl import flags
 from dlm import build, command, files
 from dlm.completions import conversed
 from dlm.data import SPLITS
-from dlm.evaluation import likelihood, parallelism, tasks
+from dlm.evaluation import comparison, likelihood, parallelism, tasks
 from dlm.evaluation.parallelism import Outcome
 from dlm.generate import Request, generator
 from dlm.seeds import check_seed
@@ -119,7 +119,7 @@ def answer() -> None:
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   read = functools.lru_cache(maxsize=1)(trained.on)  # once, unless the mesh is what is swept
   runs, outcomes = [], []
-  for setting, config in configs.items():
+  for setting, config in comparison.in_turn(configs.items()):
     found, graded = run(trained, read, config, setting, asked)
     runs.append(found)
     outcomes += graded
@@ -180,7 +180,7 @@ def run(
     )
     for q, c, score in zip(asked, done, scores, strict=True)
   ]  # fmt: skip
-  return record, outcomes
+  return record, parallelism.by_problem(outcomes, SAMPLES.value)
 
 
 def tell_curves(outcomes: list[Outcome]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +19,15 @@ from dlm.types import Params
 # Samplers whose programs are kept at a time. On CPU each holds 220 to 830 memory maps for every
 # canvas size, and Linux allows a process 65,530: more of them end it inside the compiler.
 LIVE = 16
+T = TypeVar("T")
+
+
+def in_turn(settings: Iterable[T]) -> Iterator[T]:
+  """Settings one after the other; after every LIVE of them the process's programs are dropped."""
+  for index, setting in enumerate(settings):
+    if index and index % LIVE == 0:
+      jax.clear_caches()
+    yield setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +112,10 @@ def hole_problem(hole: Hole, id: int, tokenizer: Tokenizer) -> Problem:
 def compare(
   settings: Sequence[Setting], params: Params, problems: Sequence[Problem], *, seed: int
 ) -> tuple[list[Outcome], dict[tuple[str, str], list[Completion]]]:
-  """Every setting on every problem; completions by (policy, setting), in the problems' order.
-
-  Compiled programs are dropped after every LIVE settings, of whatever else runs in the process too.
-  """
+  """Every setting on every problem; completions by (policy, setting), in the problems' order."""
   outcomes, completions = [], {}
   requests = [problem.request for problem in problems]
-  for index, setting in enumerate(settings):
-    if index and index % LIVE == 0:
-      jax.clear_caches()
+  for setting in in_turn(settings):
     done = setting.generator(params, requests, seed=seed)
     completions[setting.policy, setting.setting] = done
     for problem, completion in zip(problems, done, strict=True):

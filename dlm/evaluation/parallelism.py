@@ -18,7 +18,7 @@ ORACLE = "oracle"  # the setting that `oracle` makes up
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """One graded completion, in plain numbers.
+  """How one problem was answered, in plain numbers: one graded completion, or the mean of several.
 
   `seconds` is the wall time charged to it: a batch's wall time divided by its rows, without compile
   and model load. `score` lies in [0, 1].
@@ -28,8 +28,8 @@ class Outcome:
   setting: str
   task: str
   score: float
-  n_tokens: int
-  n_forwards: int
+  n_tokens: float
+  n_forwards: float
   seconds: float
 
   def __post_init__(self):
@@ -52,10 +52,10 @@ class CurvePoint:
   task: str
   accuracy: float  # percent
   tpf: float  # sum of tokens / sum of forwards
-  tpf_mean: float  # mean over completions of tokens / forwards
+  tpf_mean: float  # mean over problems of tokens / forwards
   nfe: float  # forwards per completion
   tokens_per_s: float  # sum of tokens / sum of wall seconds
-  n: int  # completions
+  n: int  # problems
 
   def __post_init__(self):
     if not 0 <= self.accuracy <= 100:
@@ -71,13 +71,31 @@ class CurvePoint:
     return 100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)
 
 
-def tokens_per_forward(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
+def tokens_per_forward(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
   """(sum / sum, mean of ratios) of (tokens, forwards) pairs; papers report one or the other."""
   pairs = list(pairs)
   if not pairs or any(forwards < 1 for _, forwards in pairs):
     raise ValueError(f"tokens_per_forward: {pairs=} must hold pairs of at least 1 forward each")
   aggregate = sum(tokens for tokens, _ in pairs) / sum(forwards for _, forwards in pairs)
   return aggregate, sum(tokens / forwards for tokens, forwards in pairs) / len(pairs)
+
+
+def by_problem(outcomes: Sequence[Outcome], samples: int) -> list[Outcome]:
+  """An outcome a problem, the mean of its `samples` completions, which stand side by side.
+
+  Answers to the same problem are no independent trials: intervals and the oracle count problems.
+  """
+  if len(outcomes) % samples:
+    raise ValueError(f"by_problem: {len(outcomes)} outcomes are no multiple of {samples=}")
+  folded = []
+  for start in range(0, len(outcomes), samples):
+    group = outcomes[start : start + samples]
+    means = {
+      field: sum(getattr(each, field) for each in group) / samples
+      for field in ("score", "n_tokens", "n_forwards", "seconds")
+    }
+    folded.append(dataclasses.replace(group[0], **means))
+  return folded
 
 
 def summarise(outcomes: Iterable[Outcome]) -> list[CurvePoint]:

@@ -84,6 +84,7 @@ def test_a_sweep_tells_accuracy_against_tokens_per_forward(tmp_path, folder):
   assert [p["setting"] for p in found["curves"] if p["task"] == "copy"] == [
     "policy.threshold=0.9", "policy.threshold=0.001", "oracle",
   ]  # fmt: skip
+  assert {p["n"] for p in found["curves"]} == {1}, "two answers to one problem"
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,24 @@ def test_the_oracle_takes_the_fastest_right_setting_of_each_problem():
     parallelism.oracle(outcomes[:-1])
 
 
+def test_samples_of_a_problem_are_one_outcome():
+  """Two problems, two samples each: n is 2, and the oracle chooses for a problem, not a sample."""
+
+  def outcomes(setting, *scores, forwards):
+    return [Outcome("a", setting, "x", score, 8, forwards, 1.0) for score in scores]
+
+  slow = parallelism.by_problem(outcomes("slow", 1, 0, 0, 1, forwards=8), 2)
+  fast = parallelism.by_problem(outcomes("fast", 0, 1, 0, 0, forwards=2), 2)
+  assert [each.score for each in slow + fast] == [0.5, 0.5, 0.5, 0]
+  (point, _), (best,) = parallelism.summarise(slow + fast), parallelism.oracle(slow + fast)
+  assert (point.n, point.accuracy, point.nfe, point.tpf) == (2, 50, 8, 1)
+  assert point.interval() == CurvePoint("a", "slow", "x", 50, 1, 1, 8, 1, n=2).interval()
+  # The first problem is as good fast, the second slow alone; by samples it would be 75 %.
+  assert (best.n, best.accuracy, best.nfe) == (2, 50, 5)
+  with pytest.raises(ValueError, match="5 outcomes are no multiple of samples=2"):
+    parallelism.by_problem(outcomes("slow", 1, 0, 0, 1, 1, forwards=8), 2)
+
+
 # Points that d3LLM's authors publish. Of each task: tokens per forward and percent of the fastest
 # setting, percent one token at a time, and the best percent of all methods that they compare.
 PUBLISHED = {
