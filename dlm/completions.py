@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dlm import files
 from dlm.build import Pretrained, SamplingConfig
 from dlm.data import chat, lines
-from dlm.generate import Completion, Generator, Request
+from dlm.generate import Completion, Request
 from dlm.types import Params
 
 JOB = b'{"job": "'  # begins the line that says which job a part is of
@@ -250,7 +250,7 @@ class Output:
 
   def fill(
     self,
-    generator: Generator,
+    generator: Callable[..., list[Completion]],
     params: Params,
     requests: Sequence[Request],
     *,
@@ -261,6 +261,7 @@ class Output:
     """Completes what is still missing, a line on the screen after each batch, and renames.
 
     Args:
+      generator: a `Generator`, or what is called as one is.
       records: what the lines say of completions.
       leave_out: why a line shall not be in the file; "" if it shall. None: all shall.
     """

@@ -24,6 +24,7 @@ from dlm.completions import Output, conversed, digest, template_of
 from dlm.data import prompts
 from dlm.data.sources import SPLITS
 from dlm.generate import generator
+from dlm.serving.offline import Offline
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
@@ -69,7 +70,7 @@ def main() -> None:
   job = [trained.config, step, build.plain(config), digest(requests), sources, checksums(params)]
   with Output(OUT.value, job) as output:
     output.fill(
-      sample,
+      Offline(sample),
       params,
       requests,
       seed=own.seed,

@@ -5,7 +5,8 @@ python experiments/sample.py --checkpoint=DIR --config=... --prompts=IN.jsonl --
 
 With --infill `[[8]]` in a prompt leaves eight tokens open: $'def f(x):\n    [[8]]\n    return y' is
 filled in; `[[[8]]` is the literal text. IN.jsonl holds {"prompt": "..."} a line, and may say
-"infill": true. The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
+"infill": true; a row that ends makes room at once for the next of them (`dlm.serving.offline`).
+The same command takes up an interrupted OUT.jsonl. With --chat a prompt is what a
 user says, put through the checkpoint's chat template; a line may hold {"messages": [{"role": "...",
 "content": "..."}, ...], "tools": [...]}, and --chat_args='{"enable_thinking": false}' tells the
 template more. --drafter=DIR names the checkpoint that drafts for an autoregressive one: a diffusion
@@ -22,6 +23,7 @@ from dlm import build, command, live
 from dlm.checksums import checksums
 from dlm.completions import Output, asked, describe, digest, record
 from dlm.generate import generator
+from dlm.serving.offline import Offline
 
 CONFIG = flags.DEFINE_string("config", None, "How to sample: FILE.py or FILE.py:ARGUMENT.")
 CHECKPOINT = flags.DEFINE_string(
@@ -77,13 +79,14 @@ def main() -> None:
   params, step = trained.on(sample.mesh)
   if drafter is not None:
     params = params, drafter.on(sample.mesh)[0]
+  write = Offline(sample) if PROMPTS.value else sample
   if OUT.value:
     settings = [build.plain(config), digest(requests), TRACE.value, STOP.value]
     job = [trained.config, step, settings, checksums(params)]
     out = OUT.value if processes == 1 else f"{OUT.value}.{process}-of-{processes}"
     with Output(out, job) as output:
       output.fill(
-        sample,
+        write,
         params,
         requests,
         seed=own.seed,
@@ -94,7 +97,7 @@ def main() -> None:
       canvases = sample.stream(params, [requests[i] for i in batch], seed=own.seed)
       live.show(canvases, len(batch), trained.tokenizer, sample.sampler.mask_id)
   else:
-    sample(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
+    write(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ text       text of tokens that come bit by bit, and where stop strings end it  (
 memory     whether all of it fits, before a request is taken
 programs   what runs on the device, compiled before the engine is ready
 compiles   how many programs a thread has compiled: none, while it serves
-engine     all of that together: submit, tick, cancel
+engine     all of that together: submit, tick, cancel; offline: a file of prompts over it
 
 runner     the thread that drives an engine, and what asyncio sees of it
 protocol   OpenAI's request bodies in               replies   and its replies out

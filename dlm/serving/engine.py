@@ -16,7 +16,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,8 @@ from dlm.serving.prefixes import Chain, PrefixCache
 from dlm.serving.scheduler import Job, Limits, Overloaded, Scheduler
 from dlm.serving.text import TextStream
 from dlm.types import Canvas, Params
+
+LOOK_AHEAD = 8  # times as many asks as there are rows, of a list that is served offline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,16 +246,28 @@ class Engine:
     return events
 
   def run(self, asks: Iterable[Ask]) -> list[Completion | str]:
-    """Offline: all of them, in their order; a fault by its name. Nobody else asks meanwhile.
+    """Offline: what becomes of each, in their order; a fault by its name. Nobody else may ask."""
+    return list(self.ends(list(asks)))
 
-    Prompts that begin alike go in one after the other, so that what they share is cached when the
-    next needs it (BatchLLM, 2412.03594).
+  def ends(self, asks: Sequence[Ask]) -> Iterator[Completion | str]:
+    """As `run`, each as soon as it and all before it have ended.
+
+    With a prefix cache prompts that begin alike go in one after the other, so that what they share
+    is cached when the next needs it (BatchLLM, 2412.03594); so far ahead only that few of those
+    that have ended wait for one that has not begun.
     """
-    asks = list(asks)
-    order = sorted(range(len(asks)), key=lambda i: asks[i].request.tokens.tolist(), reverse=True)
-    done: list[Completion | str | None] = [None] * len(asks)
+    order, ahead = list(range(len(asks))), LOOK_AHEAD * self._tiles * self._tile
+    if self._pages is not None:
+      order = [
+        i
+        for first in range(0, len(asks), ahead)
+        for i in sorted(order[first : first + ahead], key=lambda i: asks[i].request.tokens.tolist())
+      ]
+    order.reverse()
+    done: dict[int, Completion | str] = {}
     at: dict[int, int] = {}
-    while order or at:
+    told = 0
+    while told < len(asks):
       with contextlib.suppress(Overloaded):
         while order:
           at[self.submit(asks[order[-1]])] = order[-1]
@@ -261,7 +275,9 @@ class Engine:
       for event in self.tick():
         if event.completion or event.fault:
           done[at.pop(event.key)] = event.completion or event.fault
-    return done
+      while told in done:
+        yield done.pop(told)
+        told += 1
 
   # -----------------------------------------------------------------------------------------------
   # Inside a tick
@@ -290,7 +306,8 @@ class Engine:
   def _warm(self) -> None:
     """A request of each size runs through, so that all is compiled that is ever called."""
     for slots in self._run:
-      free = np.arange(slots) == slots - 1
+      room = max(slots - self.sampler.policy.spare, 1)
+      free = np.arange(room) == room - 1
       tokens = np.where(free, self.sampler.mask_id, 0).astype(np.int32)
       for end in self.run([Ask(Request(0, "", tokens, free), tenant="\0")] * 2):
         if isinstance(end, str):
@@ -313,13 +330,19 @@ class Engine:
     live.began = self._clock()
     if self._pages is not None:
       live.chain = self.prefixes.chain(ask.request.tokens[: live.start], ask.tenant)
-      live.pages = self.prefixes.hold(live.chain)
-      live.parts = len(live.pages)
-    fill, left = self.serving.fill, live.start - live.parts * self.serving.fill
-    while fill and left > self.sampler.block:  # as ExactBlock fills, until a block or less is left
-      job.fills, left = job.fills + 1, left - fill
+    job.fills = self._missing(live)
     if not job.fills:
       self._join(job, self._row(live))
+
+  def _missing(self, live: _Live) -> int:
+    """Parts of a prompt that are still to be cached, now that others may have cached some."""
+    if live.chain is not None:
+      live.pages = self.prefixes.hold(live.chain)
+      live.parts = len(live.pages)
+    left, fill, parts = live.start - live.parts * self.serving.fill, self.serving.fill, 0
+    while fill and left > self.sampler.block:  # as ExactBlock fills, until a block or less is left
+      parts, left = parts + 1, left - fill
+    return parts
 
   def _row(self, live: _Live) -> LoopState:
     """The state of a row before its first forward, with what is cached of its prompt."""
@@ -342,9 +365,13 @@ class Engine:
     """The next parts of a prompt; after the last of them its row joins its tile."""
     canvases, live = self._canvases[job.slots], self._live[job.key]
     if canvases.filling is None:
+      missing = self._missing(live)
+      parts = min(parts, missing)
+      job.fills = missing - parts
       canvases.filling, canvases.whose = self._row(live), job.key
     run, state = canvases.run, canvases.filling
-    state, _ = run.fill(self._params, state, np.ones(1, bool), np.int32(parts))
+    if parts:
+      state, _ = run.fill(self._params, state, np.ones(1, bool), np.int32(parts))
     for place in range(live.parts, live.parts + parts):
       whole = live.chain is not None and place == live.chain.held < len(live.chain.names)
       if whole and (number := self.prefixes.add(live.chain)) is not None:
@@ -498,7 +525,9 @@ def _served(sampler: Sampler, serving: Serving) -> Sampler:
   if serving.fill:
     if type(plan) is not ExactBlock:
       raise ValueError(f"serving: fill={serving.fill} needs cache 'block', not {plan}; 0: off")
-    plan, parts = dataclasses.replace(plan, fill=serving.fill), max(serving.sizes) // serving.fill
+    if plan.fill != serving.fill:  # forwards that the sampler does not count on
+      parts = -(-max(serving.sizes) // serving.fill)
+      plan = dataclasses.replace(plan, fill=serving.fill)
   return dataclasses.replace(
-    sampler, plan=plan, own_width=True, max_forwards=sampler.max_forwards + parts + 1
+    sampler, plan=plan, own_width=True, max_forwards=sampler.max_forwards + parts
   )

@@ -30,6 +30,7 @@ class Chain:
   names: list[bytes]
   tokens: list[bytes]
   held: int = 0
+  missed: int = 0  # when the cache was last asked
 
 
 class PrefixCache:
@@ -67,15 +68,21 @@ class PrefixCache:
     return Chain(names, tokens)
 
   def hold(self, chain: Chain) -> list[int]:
-    """Numbers of the chain's first pages, as far as they are cached. They stay until `release`."""
+    """Numbers of the chain's first pages, as far as they are cached. They stay until `release`.
+
+    It may be asked again, when others may have brought more of them.
+    """
+    before = chain.held
     for name, tokens in zip(chain.names[chain.held :], chain.tokens[chain.held :], strict=True):
       page = self._pages.get(name)
       if page is None or page.tokens != tokens:
         break
       self._use(page)
       chain.held += 1
-    self.hits += chain.held
-    self.misses += len(chain.names) - chain.held
+    missed = len(chain.names) - chain.held
+    self.hits += chain.held - before
+    self.misses += missed - chain.missed
+    chain.missed = missed
     return [self._pages[name].number for name in chain.names[: chain.held]]
 
   def add(self, chain: Chain) -> int | None:
