@@ -69,7 +69,7 @@ class Request:
       room = {"slots": slots, "max_new_tokens": max_new_tokens}
       return cls.from_ids(id, text, tokens, tokenizer.mask_id, **room)
     if len(tokens) > slots:
-      raise ValueError(f"prompt {id}: {len(tokens)} tokens exceed the canvas of {slots} slots")
+      raise ValueError(f"prompt {id}: {len(tokens)} tokens exceed {_canvas_of(slots)}")
     return cls(id, text, tokens, free)
 
   @classmethod
@@ -80,11 +80,14 @@ class Request:
     new = max_new_tokens or slots - len(ids)
     if new < 1 or len(ids) + new > slots:
       raise ValueError(
-        f"prompt {id}: {len(ids)} tokens and {max(new, 1)} new ones exceed the "
-        f"canvas of {slots} slots"
+        f"prompt {id}: {len(ids)} tokens and {max(new, 1)} new ones exceed {_canvas_of(slots)}"
       )
     tokens = np.concatenate([ids, np.full(new, mask_id, np.int32)])
     return cls(id, prompt, tokens, np.arange(len(tokens)) >= len(ids))
+
+
+def _canvas_of(slots: int) -> str:
+  return f"the canvas of {slots} slots (config.slots; 0: the length of the model's training rows)"
 
 
 def encoded(

@@ -14,6 +14,10 @@ from dlm.data.sources.example import Documents, Example, check_split, split_of
 
 ENOUGH = 50  # items that are looked at for each that is wanted
 
+# How a question is put, in training as in evaluation.
+TEXT, ANSWER = "Question: {question}\nAnswer:", " {answer}"
+MESSAGE = "{question}\nGive only the final answer."
+
 
 class Item(NamedTuple):
   task: str
@@ -69,7 +73,7 @@ def read_gym(
   """`size` different items of each task, fewer if it has no more.
 
   Args:
-    chat: as conversations, for a chat template; else question, line break and answer.
+    chat: as conversations, for a chat template; else as text to continue.
     configs: settings of a task, under its name: chain_sum={"max_digits": 2}.
   """
   check_split(split)
@@ -96,8 +100,10 @@ def _example(item: Item, chat: bool) -> Example:
   question, answer = item.entry["question"], item.entry["answer"]
   if not isinstance(answer, str):
     raise ValueError(f"reasoning_gym: {item.task} stores no answer to learn: {answer!r:.40}")
-  meta = {"task": item.task, "item": item}
+  meta = {"task": item.task, "item": item, "question": question, "answer": answer}
+  prompt, completion = TEXT.format(question=question), ANSWER.format(answer=answer)
   if not chat:
-    return Example(f"{question}\n", answer, meta)
-  talk = Conversation([*from_user(question), {"role": "assistant", "content": answer}])
+    return Example(prompt, completion, meta)
+  asked = from_user(MESSAGE.format(question=question))
+  talk = Conversation([*asked, {"role": "assistant", "content": answer}])
   return Example("", answer, meta, talk)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
+from dlm.data.sources.gym import MESSAGE
 from dlm.data.sources.parallel_bench import BENCHMARK
 from dlm.evaluation.tasks import answers, code, gym, lists, parallel_bench, published
 from dlm.evaluation.tasks.kind import Kind
@@ -27,12 +28,7 @@ KINDS = {
     parallel_bench.grade, "{prompt}", "{prompt}Answer:\n", "{completion}", "\n\n"
   ),
   "reasoning_gym": Kind(
-    gym.grade,
-    "{prompt}Give only the final answer.",
-    "Question: {prompt}Answer:",
-    " {completion}",
-    "\n\n",
-    gym.check,
+    gym.grade, MESSAGE, "{prompt}", "{completion}", "\n\n", gym.check, reply="{answer}"
   ),
 }
 
@@ -59,7 +55,7 @@ class Question:
     said: list[Message] = []
     for each in self.shown:
       said.append({"role": "user", "content": _said(self.kind.message, each)})
-      said.append({"role": "assistant", "content": each.completion})
+      said.append({"role": "assistant", "content": _said(self.kind.reply, each)})
     said.append({"role": "user", "content": _said(self.kind.message, self.example)})
     return Conversation(said)
 
@@ -76,7 +72,8 @@ class Question:
 
 
 def _said(form: str, example: Example) -> str:
-  return form.format(prompt=example.prompt, completion=example.completion)
+  fields = {**example.meta, "prompt": example.prompt, "completion": example.completion}
+  return form.format_map(fields)
 
 
 def questions(

@@ -12,7 +12,9 @@ class Kind:
 
   Args:
     grade: a text's score in [0, 1].
-    message: to a chat model; text: to be continued; answer: what a worked example says then.
+    message: to a chat model, and reply: what it answers in a worked example. All forms may name
+      fields of the example's `meta`.
+    text: to be continued, and answer: what a worked example says then.
     end: of an answer, in a text.
     check: ValueError where an example cannot be graded.
     stops: what ends an answer in a text; None: `end` does, and blanks about it do not count.
@@ -27,3 +29,4 @@ class Kind:
   check: Callable[[Example], None] = lambda example: None
   stops: tuple[str, ...] | None = None
   continued: Callable[[Example, str], float] | None = None
+  reply: str = "{completion}"

@@ -98,9 +98,12 @@ def test_settings_and_worked_examples_of_several_tasks():
   asked = tasks.questions(f"{SUMS},gcd", size=2, shots=1, options=options)
   assert [question.task for question in asked] == ["chain_sum"] * 2 + ["gcd"] * 2
   assert all(len(question.shown) == 1 for question in asked)
+  (shown,) = asked[0].shown
+  assert asked[0].text.startswith(f"{shown.prompt} {shown.meta['answer']}\n\nQuestion: ")
+  said = [message["content"] for message in asked[0].talk.messages]
+  question = shown.meta["question"]
+  assert said[:2] == [f"{question}\nGive only the final answer.", shown.meta["answer"]]
   assert asked[0].text.count("+") + asked[0].text.count(" - ") <= 2
-  shown = asked[0].shown[0]
-  assert f"Question: {shown.prompt}Answer: {shown.completion}\n\nQuestion: " in asked[0].text
 
 
 @pytest.mark.parametrize(

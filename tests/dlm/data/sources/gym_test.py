@@ -22,7 +22,8 @@ def test_held_out_questions_are_in_no_seeds_training():
   for seed in (0, 1, 99):
     held_out = questions("test", seed, size=20)
     assert len(held_out) == 40 and {*held_out}.isdisjoint(train)
-    assert all(split_of(f"reasoning_gym {text[:-1]}") == "test" for text in held_out)
+    asked = [text.removeprefix("Question: ").removesuffix("\nAnswer:") for text in held_out]
+    assert all(split_of(f"reasoning_gym {text}") == "test" for text in asked)
 
 
 def test_documents_are_text_or_conversations():
@@ -31,9 +32,12 @@ def test_documents_are_text_or_conversations():
   assert [plain[i].meta["task"] for i in range(4)] == ["chain_sum"] * 2 + ["gcd"] * 2
   for ours, talk in ((plain[i], talks[i]) for i in range(4)):
     user, assistant = talk.talk.messages
-    assert ours.prompt == user["content"] + "\n" and ours.completion == assistant["content"]
     item = ours.meta["item"]
-    assert item.dataset.score_answer(ours.completion, item.entry) == 1
+    asked = item.entry["question"]
+    assert ours.prompt == f"Question: {asked}\nAnswer:"
+    assert user["content"] == f"{asked}\nGive only the final answer."
+    assert ours.completion == " " + assistant["content"] == f" {item.entry['answer']}"
+    assert item.dataset.score_answer(assistant["content"], item.entry) == 1
 
 
 def test_prompts_of_several_tasks_take_turns():
