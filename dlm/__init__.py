@@ -21,7 +21,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    aot compiles for devices that are not here
   dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
   dlm/edits        text that is inserted or deleted in rows of fixed length
-  dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a file
+  dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a
+                                                                  file; estimators of log p
   dlm/models       the transformer, linen inside;     sampling    one loop; policies (what to
                    outside, a bound `Denoiser`                    commit) and caches are small files
   dlm/parallel     mesh, sharding, over_batch         data        tokenizers, sources, rows, prompts
@@ -32,6 +33,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
   dlm/generate     THE sampling path                  answers     a model's own, to train on
   dlm/rollout      rows that a model writes while it learns
+  dlm/rewards      what a completion is worth, and what is learned from that
   dlm/serving      requests that come and go: an engine, and an OpenAI server in front of it
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop
                    out, GGUF files in;
@@ -51,7 +53,7 @@ may say beyond its rule is declared in its base class: `dlm.sampling.policy`, `c
 Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
-  masks, edits, diffusion, parallel -> types            data -> numpy, files
+  masks, edits, diffusion, parallel -> types            data -> numpy, files;  rewards -> numpy
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)

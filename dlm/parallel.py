@@ -148,13 +148,18 @@ def sum_over_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def sum_over_parts(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-  """Sum of `fn` over `parts` equal parts of the rows; one part's activations exist at a time."""
+  """Sum of `fn` over `parts` equal parts of the rows; one part's activations exist at a time.
+
+  Where leaves have several rows for one of the shortest leaf, they stay together.
+  """
   if parts == 1:
     return fn(batch)
+  rows = min(x.shape[0] for x in jax.tree.leaves(batch))
 
   def cut(x: jax.Array) -> jax.Array:
     # Part m takes rows m, m + parts, ...: each device keeps the rows it has.
-    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(rows // parts, parts, x.shape[0] // rows, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(parts, -1, *x.shape[3:])
 
   batch = jax.tree.map(cut, batch)
   shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], batch))

@@ -6,6 +6,7 @@ checks them, by method. A method without a checker must be named here, and is sk
 one that is not named fails.
 """
 
+import itertools
 import os
 import pathlib
 
@@ -32,6 +33,8 @@ from tests.checkers import (
   nemotron,
   objectives,
   peer_objectives,
+  post_training,
+  rewards,
   rl,
   rnd1,
 )
@@ -65,6 +68,7 @@ UNCHECKED = {
 }
 ELSEWHERE = {"serve_numbers": "costs of forwards are checked by tests/dlm/roofline_test.py"}
 FAMILIES = tuple(models.TOLERANCE)
+TRAINED = ("objectives", "ec_moe", "graders", "rl_2026", "distill_rl")
 DECODED = tuple(dict.fromkeys((*FAMILIES, *CHECKED)))
 
 OBJECTIVES = objectives.read(FOLDER / "objectives")
@@ -79,6 +83,8 @@ GRADERS = objectives.read(FOLDER / "graders")
 RL_2026 = objectives.read(FOLDER / "rl_2026")
 ADAPTERS = [case for case in RL_2026 if case.method == "peft_adapter"]
 RL = [case for case in RL_2026 if case.method != "peft_adapter"]
+RL += objectives.read(FOLDER / "distill_rl")
+RL_METHODS = {**rl.METHODS, **post_training.METHODS, **rewards.METHODS}
 TRAINING = {**objectives.METHODS, **block_objectives.METHODS, **peer_objectives.METHODS}
 
 
@@ -94,10 +100,8 @@ def missing() -> dict[str, str]:
   """What the folder holds and no test checks, with the reason."""
   found = {}
   for case in RL:
-    if not rl.is_checked(case):
-      found[f"rl_2026/{case.name}"] = rl.UNCHECKED.get(
-        case.name, "not supported yet (a later issue)"
-      )
+    if reason := rl.unchecked(case):
+      found[case.name] = reason
   for case in DECODING:
     if not is_checked(case):
       reason = UNCHECKED.get(family_of(case), {}).get(case.method, "unknown")
@@ -105,7 +109,7 @@ def missing() -> dict[str, str]:
   for path in {*FOLDER.glob("*/train_loss.npz")} - {*TRAIN_LOSSES}:
     found[named(path)] = "its model is not supported yet (a later issue)"
   for path in FOLDER.iterdir():
-    if path.is_dir() and path.name not in ("objectives", "ec_moe", "graders", "rl_2026", *DECODED):
+    if path.is_dir() and path.name not in (*TRAINED, *DECODED):
       found[path.name] = ELSEWHERE.get(path.name, "not supported yet (a later issue)")
   return found
 
@@ -147,9 +151,11 @@ def test_adapters(case):
   case.check_all_used()
 
 
-@pytest.mark.parametrize("case", filter(rl.is_checked, RL), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+  "case", itertools.filterfalse(rl.unchecked, RL), ids=lambda case: case.name
+)
 def test_rl(case):
-  rl.METHODS[case.method](case)
+  RL_METHODS[case.method](case)
   case.check_all_used()
 
 

@@ -9,6 +9,7 @@ from dlm.models.config import ModelConfig
 from dlm.models.presets import PRESETS as MODELS
 from dlm.objectives import OBJECTIVES, Objective
 from dlm.objectives.diffullama import check_shift
+from dlm.objectives.estimators import ESTIMATORS, Estimator
 from dlm.sampling.caching import PLANS
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policies import POLICIES
@@ -57,6 +58,7 @@ CHOICES: dict[Any, Choices] = {
   Policy: Choices(POLICIES, known=("block", "end_ids", "vocab", "insert_id", "delete_id")),
   CachePlan: Choices({"auto": Auto, **PLANS}),
   Objective: Choices(OBJECTIVES, known=("mask_id", "vocab", "end_id"), beside=Reading),
+  Estimator: Choices(ESTIMATORS, known=("end_id",)),
   Schedule: Choices(SCHEDULES),
   MaskSchedule: Choices(SCHEDULES),
 }

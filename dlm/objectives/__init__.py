@@ -31,6 +31,8 @@ from dlm.objectives.mdlm import Mdlm
 from dlm.objectives.nemotron import Nemotron
 from dlm.objectives.objective import Objective
 from dlm.objectives.opdlm import Opdlm
+from dlm.objectives.policy_gradient import PolicyGradient
+from dlm.objectives.preference import Preference
 from dlm.objectives.sdar import Sdar
 from dlm.objectives.sedd import Sedd
 from dlm.objectives.stable_diffcoder import StableDiffcoder
@@ -66,6 +68,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "hackable": Hackable,  # hackable_diffusion's losses, github.com/google/hackable_diffusion
   "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
   "opdlm": Opdlm,  # OPDLM, 2606.06712
+  "policy_gradient": PolicyGradient,  # d1, ESPO, TraceRL, ...: configs/train/rl.py
+  "preference": Preference,  # VRPO, 2505.19223
   "duo": Duo,  # Duo, 2506.10892
   "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
   "diffusion_gemma": DiffusionGemma,  # google-deepmind/gemma
@@ -103,6 +107,8 @@ __all__ = [
   "Nemotron",
   "Objective",
   "Opdlm",
+  "PolicyGradient",
+  "Preference",
   "Sdar",
   "Sedd",
   "Shifted",

@@ -70,6 +70,8 @@ class _Around(Objective):
   teacher_shift = property(attrgetter("objective.teacher_shift"))
   drafts = property(attrgetter("objective.drafts"))
   traced = property(attrgetter("objective.traced"))
+  rewarded = property(attrgetter("objective.rewarded"))
+  paired = property(attrgetter("objective.paired"))
 
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()

@@ -29,6 +29,8 @@ class Objective(abc.ABC):
   teacher_shift = 1  # of one: its logits at i predict token i + 1, as autoregressive models' do
   drafts = False  # and its model is a drafter of the teacher, told by taps, without a table
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
+  rewarded = False  # and `Batch.extra["advantage_B"]`: what they are worth
+  paired = False  # rows 2i and 2i + 1 belong together
 
   @property
   def candidates(self) -> tuple[dict[str, Any], ...]:

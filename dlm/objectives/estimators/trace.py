@@ -1,0 +1,160 @@
+"""Likelihoods of how blocks were written: TraceRL's, LightningRL's, Agentic VRPO's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm import masks
+from dlm.objectives import streams
+from dlm.objectives.block import answer_block_start, block_start, of_block
+from dlm.objectives.estimators.estimator import Estimator, answer, beside_clean
+from dlm.objectives.opdlm import step_ranks
+from dlm.types import Array, Batch, MaskRule, Noisy
+
+ALIGNS = ("answer", "canvas")
+
+
+@dataclasses.dataclass(frozen=True)
+class _InBlocks(Estimator):
+  """Of a model that writes block by block, given the clean blocks before.
+
+  Args:
+    block: tokens of a block.
+    align: blocks count from the answer's first token, both ways, or from the canvas's.
+  """
+
+  block: int = dataclasses.field()
+  align: str = "canvas"
+
+  def __post_init__(self):
+    owner = type(self).__name__
+    if self.block < 1:
+      raise ValueError(f"{owner}: block={self.block} must be at least 1")
+    if self.align not in ALIGNS:
+      raise ValueError(f"{owner}: align={self.align!r} is not one of {', '.join(ALIGNS)}")
+
+  @property
+  def attention(self) -> MaskRule:
+    return (masks.AnswerBlocks if self.align == "answer" else masks.BlockCausal)(self.block)
+
+  def start(self, batch: Batch) -> Array:
+    """First slot of each slot's block, [B, L]."""
+    return (answer_block_start if self.align == "answer" else block_start)(batch, self.block)
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    del key, batch
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace(_InBlocks):
+  """TraceRL (2509.06949): each token given the state in which it was written.
+
+  A forward shows one state of every block: the r-th that it was in. With `shrink` 1 and a token a
+  forward the estimate is log p of the way that was taken, exactly; tokens of one forward, or of
+  `shrink` merged ones, are taken as independent. Rows are those of `dlm.rollout`.
+
+  Args:
+    shrink: so many forwards of a block count as one.
+  """
+
+  shrink: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.shrink < 1:
+      raise ValueError(f"Trace: shrink={self.shrink} must be at least 1")
+
+  @property
+  def forwards(self) -> int:
+    return -(-self.block // self.shrink)
+
+  def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
+    start_BxL = self.start(batch)
+    rank_BxL = step_ranks(batch, start_BxL, self.block)[0] // self.shrink
+    round_BxL = jnp.where(answer(batch), rank_BxL, -1)
+    turn_C = jnp.arange(self.forwards)[None, :, None]
+    masked_BxCxL = round_BxL[:, None] >= turn_C
+    weight_BxCxL = (round_BxL[:, None] == turn_C).astype(jnp.float32)
+    return beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOneStep(_InBlocks):
+  """LightningRL's code (2603.13319): each token given the clean blocks before, its own all masked.
+
+  One forward. What stands behind the end is shown as it is.
+  """
+
+  forwards = 1
+
+  def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
+    masked_Bx1xL = streams.noisable(batch)[:, None]
+    weight = jnp.ones((1, 1, 1))
+    return beside_clean(batch, masked_Bx1xL, weight, self.start(batch), self.block, mask_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockElbo(_InBlocks):
+  """DLLM-Searcher (2602.07035): of each block's n tokens k are masked, and weighed by n / k.
+
+  Unbiased for the sum of the blocks' bounds. What is not learned, as a tool's answer, stays clean,
+  and behind a block's last learned token the noisy copy reads the end token.
+
+  Args:
+    draws: masks of a row, each with numbers of its own.
+    end_id: None: what stands behind the last learned token is shown as it is.
+  """
+
+  draws: int = 2
+  end_id: int | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.draws < 1:
+      raise ValueError(f"BlockElbo: draws={self.draws} must be at least 1")
+
+  @property
+  def forwards(self) -> int:
+    return self.draws
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    """Draws "u_count" and "u_mask" [B, draws, L]; a block takes the "u_count" of its first slot."""
+    key_count, key_mask = jax.random.split(key)
+    rows, length = batch.tokens_BxL.shape
+    shape = rows, self.draws, length
+    return {
+      "u_count": jax.random.uniform(key_count, shape),
+      "u_mask": jax.random.uniform(key_mask, shape),
+    }
+
+  def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
+    start_BxL, learned_BxL = self.start(batch), streams.noisable(batch)
+    first_BxL = jnp.maximum(start_BxL, 0)
+    inside_BxLxb = of_block(learned_BxL, batch, start_BxL, self.block, False)
+    n_BxL = inside_BxLxb.sum(-1)
+
+    def of_draw(u_count_BxL: Array, u_mask_BxL: Array) -> tuple[Array, Array]:
+      u_BxL = jnp.take_along_axis(u_count_BxL, first_BxL, axis=1)
+      k_BxL = jnp.minimum(jnp.floor(u_BxL * n_BxL) + 1, n_BxL)
+      other_BxLxb = of_block(
+        jnp.where(learned_BxL, u_mask_BxL, jnp.inf), batch, start_BxL, self.block, jnp.inf
+      )
+      rank_BxL = (other_BxLxb < u_mask_BxL[:, :, None]).sum(-1)
+      masked_BxL = learned_BxL & (rank_BxL < k_BxL)
+      return masked_BxL, n_BxL / jnp.maximum(k_BxL, 1) / self.draws
+
+    masked_BxCxL, weight_BxCxL = jax.vmap(of_draw, in_axes=1, out_axes=1)(
+      draws["u_count"], draws["u_mask"]
+    )
+    noisy = beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
+    if self.end_id is None:
+      return noisy
+    offset_b = jnp.arange(self.block)
+    last_BxL = start_BxL + jnp.where(inside_BxLxb, offset_b[None, None], -1).max(-1)
+    slot_L = jnp.arange(learned_BxL.shape[1])
+    ended_BxL = (n_BxL > 0) & (slot_L[None] > last_BxL)
+    ended_RxL = jnp.repeat(ended_BxL, self.draws, axis=0)
+    ended_RxW = jnp.concatenate([ended_RxL, jnp.zeros_like(ended_RxL)], axis=1)
+    return noisy.replace(inputs_BxW=jnp.where(ended_RxW, self.end_id, noisy.inputs_BxW))

@@ -1,0 +1,121 @@
+"""What a completion is worth: rewards by name, and advantages made of them.
+
+A reward is a function of what was written: prompt, completion, how it came to be. One that raises
+or takes too long costs its row, not the run.
+"""
+
+import contextlib
+import importlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from dlm.rewards.formats import (
+  format_soft,
+  format_strict,
+  tagged_answer,
+  tagged_integer,
+  xml_count,
+  xml_count_from_answer,
+)
+from dlm.rewards.puzzles import countdown, sudoku
+from dlm.rewards.written import Written
+
+Reward = Callable[[Written], float]
+SECONDS = 5.0  # that a reward may take over a row
+
+
+def exact(written: Written) -> float:
+  """1.0 if the completion is the data's answer, blanks about both aside; else 0.0."""
+  return float(written.text.strip() == written.answer.strip())
+
+
+def fields_right(written: Written) -> float:
+  """The share of the answer's fields, cut at blanks, that stand where they should."""
+  found, wanted = written.text.split(), written.answer.split()
+  hits = sum(a == b for a, b in zip(found, wanted, strict=False))
+  return hits / max(len(found), len(wanted), 1)
+
+
+def tokens_per_forward(written: Written) -> float:
+  """LightningRL (2603.13319): tokens of the completion by the forwards that wrote any of them."""
+  return written.tokens_per_forward
+
+
+def ended(written: Written) -> float:
+  """1.0 if the model ended its answer itself."""
+  return float(written.ended)
+
+
+REWARDS: dict[str, Reward] = {
+  "exact": exact,
+  "fields_right": fields_right,
+  "tokens_per_forward": tokens_per_forward,
+  "ended": ended,
+  "countdown": countdown,  # d1, 2504.12216
+  "sudoku": sudoku,  # d1
+  "tagged_answer": tagged_answer,  # d1's rewards for GSM8K, five terms
+  "tagged_integer": tagged_integer,
+  "format_strict": format_strict,
+  "format_soft": format_soft,
+  "xml_count": xml_count,
+  "xml_count_from_answer": xml_count_from_answer,  # SPG's
+}
+
+
+def reward(name: str) -> Reward:
+  """The reward of a name in REWARDS, or "package.module:function".
+
+  Raises:
+    ValueError: there is none; names the known ones.
+  """
+  if name in REWARDS:
+    return REWARDS[name]
+  module, colon, function = name.partition(":")
+  if not colon:
+    known = ", ".join(REWARDS)
+    raise ValueError(f"rewards: {name!r} is unknown; known: {known}, or package.module:function")
+  try:
+    found = getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(f"rewards: {name!r} cannot be imported: {error}") from error
+  if not callable(found):
+    raise ValueError(f"rewards: {name!r} must be a function")
+  return found
+
+
+def scores(name: str, rows: Sequence[Written], seconds: float = SECONDS) -> list[float]:
+  """Of each row; NaN where the reward raised, took longer, or gave no finite number.
+
+  Time is bounded in the main thread alone: nothing else can be interrupted.
+  """
+  return [_score(reward(name), each, seconds) for each in rows]
+
+
+def _score(of: Reward, written: Written, seconds: float) -> float:
+  try:
+    with _bounded(seconds):
+      score = float(of(written))
+  except Exception:  # a reward is the user's code, and what it reads is the model's
+    return math.nan
+  return score if math.isfinite(score) else math.nan
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+  """TimeoutError after so many seconds."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def ring(*_) -> None:
+    raise TimeoutError
+
+  before = signal.signal(signal.SIGALRM, ring)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
