@@ -41,7 +41,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/roofline     what a forward costs at least on a chip: operations and bytes
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
-                   against tokens per forward
+                   against tokens per forward,
+                   policies on exact laws
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
   experiments/     mains: flags and one call; studies configs/    what a paper sets: tables
   tests/           mirrors the tree
