@@ -92,14 +92,16 @@ def test_microbatches_add_up(name):
   objective = MADE[name]
   draws = oracle.draw(objective, 0, oracle.rows(TOKENS))
   noisy = oracle.replay(objective, draws, oracle.rows(TOKENS))
-  rows = noisy.targets_BxL.shape[0]
   logits = jax.random.normal(jax.random.key(1), (*noisy.targets_BxL.shape, 5))
 
   @functools.partial(jax.jit, static_argnums=1)
-  def sums(start, size):
-    part, part_logits = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), (noisy, logits)
-    )
+  def sums(index, parts):
+    """Of one of equal parts; pairs and copies of rows stay together."""
+
+    def cut(x):
+      return jax.lax.dynamic_slice_in_dim(x, index * (len(x) // parts), len(x) // parts)
+
+    part, part_logits = jax.tree.map(cut, (noisy, logits))
 
     def loss(params):
       teacher = Fixed(), {"logits": jnp.zeros_like(params["logits"])}
@@ -110,12 +112,13 @@ def test_microbatches_add_up(name):
     grad, sums = jax.grad(loss, has_aux=True)(params)
     return grad.pop("logits"), (grad, sums)
 
-  grad, whole = sums(0, rows)  # `whole`: the gradient of its own parameters, too
-  (grad_a, a), (grad_b, b) = sums(0, rows // 2), sums(rows // 2, rows // 2)
+  grad, whole = sums(0, 1)  # `whole`: the gradient of its own parameters, too
+  grads, parts = zip(*(sums(index, 3) for index in range(3)), strict=True)
   jax.tree.map(
-    lambda x, y, z: np.testing.assert_allclose(x + y, z, rtol=2e-5, atol=1e-5), a, b, whole
-  )
-  np.testing.assert_allclose(jnp.concatenate([grad_a, grad_b]), grad, rtol=1e-6, atol=1e-7)
+    lambda whole, *parts: np.testing.assert_allclose(sum(parts), whole, rtol=2e-5, atol=1e-5),
+    whole, *parts,
+  )  # fmt: skip
+  np.testing.assert_allclose(np.concatenate(grads), grad, rtol=1e-6, atol=1e-7)
   assert np.isfinite(grad).all() and np.asarray(grad).any()
 
 
