@@ -1,9 +1,10 @@
-"""How likely text is under a diffusion model: bounds over a corpus, and answers given a prompt.
+"""How likely text is under a diffusion model: bounds over a corpus.
 
 An estimator is an objective whose loss is a bound (or exact), asked for each row's sum instead of
 the batch's: `ExactCount` (default: least variance), `Mdlm` or `Llada` (every token masked by
 itself), the same within blocks (`ExactCount(block=...)`, `Bd3lm`), `Autoregressive` (exact).
-`chain_rule` is the exact likelihood of one order of writing.
+`chain_rule` is the exact likelihood of one order of writing. Answers given a prompt:
+`answer_likelihood`.
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.objectives import Objective, streams
-from dlm.objectives.cross_entropy import cross_entropy, logits, predict
+from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.objectives.objective import informed
-from dlm.types import Array, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Batch, Denoiser, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,170 +135,3 @@ def _share(masked_BxL: Array, noisable_BxL: Array) -> Array:
   """The masked share of each row's noisable tokens, told to every slot."""
   share_B = masked_BxL.sum(-1) / jnp.maximum(noisable_BxL.sum(-1), 1)
   return jnp.broadcast_to(share_B[:, None], masked_BxL.shape)
-
-
-# ---------------------------------------------------------------------------------------------
-# An answer given its prompt (LLaDA, arXiv 2502.09992, Eq. 6 and get_log_likelihood.py)
-
-
-def masked_counts(first: int, length: int, batch: int, *, authors: bool = False) -> np.ndarray:
-  """How many answer tokens each of `batch` copies has masked, in 1..length, from the first copy's.
-
-  Counts go round the circle in even steps, so they are spread where independent draws cluster.
-  Rounding down leaves each copy uniform on 1..length if `first` is.
-
-  Args:
-    authors: LLaDA's own rule, rounding half to even: biased where ties occur (kept for replay).
-  """
-  if authors:
-    steps = np.round(first + np.arange(batch) * length / batch).astype(np.int64) - 1
-  else:
-    steps = first - 1 + np.arange(batch) * length // batch
-  return steps % length + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswerScorer:
-  """Scores answers (token ids) given prompts; the prompt is never masked.
-
-  Args:
-    denoise: a model whose positions all see each other.
-    mask_id: id of [MASK]; an answer must not hold it.
-    draws: noised copies of an answer, in rounds of `batch`; 1 is enough for one-token answers.
-    batch: rows of a forward; must divide `draws`.
-    cfg: weight w of unsupervised guidance, un + (w + 1)(cond - un) where `un` has the prompt
-      masked (2.4); 0: off. Guidance takes a second forward and forms [batch, L, V] logits.
-    align: rows are padded to a multiple of this, so that answers of many lengths share a compile.
-    authors_counts: see `masked_counts`.
-  """
-
-  denoise: Denoiser
-  mask_id: int
-  draws: int = 128
-  batch: int = 32
-  cfg: float = 0.0
-  align: int = 1
-  authors_counts: bool = False
-
-  def __post_init__(self):
-    if min(self.draws, self.batch, self.align) < 1:
-      raise ValueError(f"draws={self.draws}, batch={self.batch}, align={self.align} must be >= 1")
-    if self.draws % self.batch:
-      raise ValueError(f"batch={self.batch} must divide draws={self.draws}")
-    if self.cfg < 0:
-      raise ValueError(f"cfg={self.cfg} must not be negative (0: off)")
-
-  def log_likelihood(
-    self, params: Params, prompt: np.ndarray, answer: np.ndarray, rng: np.random.Generator
-  ) -> float:
-    """Estimate of log p(answer | prompt) in nats, a lower bound on average."""
-    rounds, n = self.draws // self.batch, len(answer)
-    first = rng.integers(1, n + 1, rounds) if n else np.ones(rounds, np.int64)
-    order = rng.permuted(np.tile(np.arange(n), (rounds, self.batch, 1)), axis=-1)
-    return self.log_likelihood_with(params, prompt, answer, first, order)
-
-  def log_likelihood_with(
-    self,
-    params: Params,
-    prompt: np.ndarray,
-    answer: np.ndarray,
-    first: np.ndarray,
-    order: np.ndarray,
-  ) -> float:
-    """The same for given draws.
-
-    Args:
-      first: [rounds] the first copy's number of masked tokens in each round.
-      order: [rounds, batch, len(answer)] permutations: token i of a copy is masked if its rank
-        `order[..., i]` is below the copy's count.
-    """
-    total = 0.0
-    for k, order_bxn in zip(first, order, strict=True):
-      noisy = self.noisy(prompt, answer, int(k), order_bxn)
-      total += float(np.asarray(_row_nats(self, params, noisy, len(prompt)), np.float64).mean())
-    return -total / len(first)
-
-  def noisy(self, prompt: np.ndarray, answer: np.ndarray, first: int, order: np.ndarray) -> Noisy:
-    """One round: copies of the row with 1..n answer tokens masked, weighed by n / count."""
-    n = len(answer)
-    batch = self._rows(prompt, answer, len(order))
-    count_b = masked_counts(first, n, len(order), authors=self.authors_counts) if n else np.ones(1)
-    masked = np.zeros(batch.tokens_BxL.shape, bool)
-    masked[:, len(prompt) : len(prompt) + n] = order < count_b[:, None]
-    return streams.one_stream(
-      batch,
-      masked_BxL=jnp.asarray(masked),
-      weight_BxL=jnp.broadcast_to(jnp.asarray(n / count_b, jnp.float32)[:, None], masked.shape),
-      level_BxL=_share(jnp.asarray(masked), batch.noisable_BxL),
-      count_B=jnp.full((len(order),), n),
-      mask_id=self.mask_id,
-    )
-
-  def is_greedy(self, params: Params, prompt: np.ndarray, answer: np.ndarray) -> bool:
-    """Would decoding write exactly this answer, one most confident argmax token a forward?"""
-    return bool((self.greedy_states(params, prompt, len(answer))[-1] == answer).all())
-
-  def greedy_states(self, params: Params, prompt: np.ndarray, length: int) -> np.ndarray:
-    """The answer before each of its `length` forwards and after the last, [length + 1, length]."""
-    batch = self._rows(prompt, np.full(length, self.mask_id), 1)
-    rows = [np.asarray(batch.tokens_BxL)]
-    for _ in range(length):
-      rows.append(np.asarray(_greedy_step(self, params, jnp.asarray(rows[-1]), batch, len(prompt))))
-    return np.concatenate(rows)[:, len(prompt) : len(prompt) + length]
-
-  def _rows(self, prompt: np.ndarray, answer: np.ndarray, rows: int) -> Batch:
-    text = np.concatenate([prompt, answer]).astype(np.int32)
-    pad = -len(text) % self.align
-    index = np.arange(len(text) + pad)
-    is_text = index < len(text)
-
-    def tile(row: np.ndarray) -> Array:
-      return jnp.asarray(np.tile(row, (rows, 1)))
-
-    return Batch(
-      tokens_BxL=tile(np.pad(text, (0, pad))),
-      noisable_BxL=tile(is_text & (index >= len(prompt))),
-      segment_BxL=tile(is_text.astype(np.int32)),
-      position_BxL=tile(index.astype(np.int32)),
-    )
-
-  def guided(self, params: Params, noisy: Noisy, prompt: Array) -> Array:
-    """Float32 logits [B, L, V] of cond and un mixed; `prompt` is the number of prompt slots."""
-    is_prompt_L = jnp.arange(noisy.inputs_BxW.shape[1]) < prompt
-    without = noisy.replace(inputs_BxW=jnp.where(is_prompt_L[None], self.mask_id, noisy.inputs_BxW))
-    cond, un = (logits(predict(self.denoise, params, each)[0]) for each in (noisy, without))
-    return un + (self.cfg + 1) * (cond - un)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _row_nats(scorer: AnswerScorer, params: Params, noisy: Noisy, prompt: Array) -> Array:
-  """Weighted cross-entropy of each copy, [B]. The softmax keeps the mask id, as LLaDA's does."""
-  if not scorer.cfg:
-    head, _ = predict(scorer.denoise, params, noisy)
-    return (noisy.weight_BxL * cross_entropy(head, noisy, ())).sum(-1)
-  logp = jax.nn.log_softmax(scorer.guided(params, noisy, prompt))
-  target_BxL = jnp.take_along_axis(logp, noisy.targets_BxL[..., None], axis=-1)[..., 0]
-  return -jnp.where(noisy.weight_BxL > 0, noisy.weight_BxL * target_BxL, 0).sum(-1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _greedy_step(
-  scorer: AnswerScorer, params: Params, tokens_1xL: Array, batch: Batch, prompt: Array
-) -> Array:
-  """Writes the masked answer token whose argmax is the most probable."""
-  masked_1xL = batch.noisable_BxL & (tokens_1xL == scorer.mask_id)
-  noisy = streams.one_stream(
-    batch.replace(tokens_BxL=tokens_1xL),
-    masked_BxL=masked_1xL,
-    weight_BxL=masked_1xL,
-    level_BxL=_share(masked_1xL, batch.noisable_BxL),
-    count_B=masked_1xL.sum(-1),
-    mask_id=scorer.mask_id,
-  )
-  if scorer.cfg:
-    logits_1xLxV = scorer.guided(params, noisy, prompt)
-  else:
-    logits_1xLxV = logits(predict(scorer.denoise, params, noisy)[0])
-  best_1xL = jax.nn.log_softmax(logits_1xLxV).max(-1)
-  slot = jnp.where(masked_1xL, best_1xL, -jnp.inf).argmax(-1)[0]
-  return tokens_1xL.at[0, slot].set(logits_1xLxV.argmax(-1)[0, slot])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks, weights
-from dlm.evaluation.likelihood import AnswerScorer
+from dlm.evaluation.answer_likelihood import AnswerScorer, counted
 from dlm.models import Model, bind
 from dlm.models.rope import frequencies
 from dlm.sampling import loop
@@ -393,23 +393,21 @@ def check_likelihood(path: pathlib.Path) -> None:
   runs = sorted({name.partition("_")[0] for name in arrays})
   for name in runs:
     run = {key: arrays.pop(f"{name}_{key}") for key in LIKELIHOOD}
-    scorer = AnswerScorer(
-      model,
-      source.facts.mask_id,
-      draws=int(run["mc_num"]),
-      batch=int(run["batch_size"]),
-      cfg=float(run["cfg_scale"]),
-      authors_counts=True,
-    )
+    cfg = float(run["cfg_scale"])
+    scorer = AnswerScorer(model, source.facts.mask_id, estimator="llada", cfg=cfg)
     prompt, answer = run["prompt"], run["answer"]
-    draws = zip(run["k"], run["perm"], run["noisy"], run["p_mask"], strict=True)
-    for k, perm, want, p_mask in draws:
-      noisy = scorer.noisy(prompt, answer, int(k), perm)
-      np.testing.assert_array_equal(noisy.inputs_BxW, want)
-      weight = np.asarray(noisy.weight_BxL)
-      np.testing.assert_allclose(weight, np.where(weight > 0, 1 / p_mask, 0), rtol=1e-5)
-    got = scorer.log_likelihood_with(params, prompt, answer, run["k"], run["perm"])
-    np.testing.assert_allclose(got, run["log_likelihood"], rtol=1e-4)
+    copies = int(run["batch_size"])
+    assert run["perm"].shape[:2] == (int(run["mc_num"]) // copies, copies)
+    plan = counted(run["k"], run["perm"], authors=True)
+    rows, length = scorer.rows(prompt, answer, plan), len(prompt) + len(answer)
+    want = run["noisy"].reshape(-1, length)
+    np.testing.assert_array_equal(scorer.noisy(rows).inputs_BxW[:, :length], want)
+    weight = np.where(
+      plan.masked_Dxn, 1 / run["p_mask"].reshape(len(want), -1)[:, -len(answer) :], 0
+    )
+    np.testing.assert_allclose(plan.weight_Dxn * len(want), weight, rtol=1e-5)
+    (nats_D,) = scorer.sums(params, [(prompt, answer)], [plan])
+    np.testing.assert_allclose(-nats_D.sum(), run["log_likelihood"], rtol=1e-4)
   assert runs and not arrays, f"{path} holds arrays that no check reads: {set(arrays)}"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dlm import masks
 from dlm.diffusion import schedules
-from dlm.evaluation.likelihood import AnswerScorer
+from dlm.evaluation.answer_likelihood import AnswerScorer, counted
 from dlm.objectives import (
   Annealed,
   Bd3lm,
@@ -388,27 +388,32 @@ def ecdlm_pretrain(case: Case):
 class Neighbours:
   """The toy of the likelihood cases: logits[i] = A[x_i] + Bm[x_{i-1}] + C[x_{i+1}] + P[i]."""
 
-  def __call__(self, params, tokens_BxW, **_):
-    logits = params["A"][tokens_BxW] + params["P"][None]
+  def __call__(self, params, tokens_BxW, *, mask, ask_BxA, **_):
+    text_BxW = (mask.q_segment_BxW > 0)[..., None]
+    places = jnp.pad(params["P"], ((0, tokens_BxW.shape[1] - len(params["P"])), (0, 0)))
+    logits = params["A"][tokens_BxW] + places[None]
     logits = logits.at[:, 1:].add(params["Bm"][tokens_BxW[:, :-1]])
-    logits = logits.at[:, :-1].add(params["C"][tokens_BxW[:, 1:]])
+    logits = logits.at[:, :-1].add(jnp.where(text_BxW, params["C"][tokens_BxW], 0)[:, 1:])
+    logits = jnp.take_along_axis(logits, ask_BxA[..., None], axis=1)
     return ModelOutput(LogitHead(logits, jnp.eye(logits.shape[-1])), None, {})
 
 
-def scorer_of(case: Case, **options) -> tuple[AnswerScorer, dict]:
+def scorer_of(case: Case) -> tuple[AnswerScorer, dict]:
   params = {name: jnp.asarray(case.inputs[name]) for name in ("A", "Bm", "C", "P")}
   mask_id, cfg = case.arg("mask_id"), case.arg("cfg", 0.0)
-  return AnswerScorer(Neighbours(), mask_id, cfg=cfg, authors_counts=True, **options), params
+  return AnswerScorer(Neighbours(), mask_id, cfg=cfg, estimator="llada"), params
 
 
 def llada_loglikelihood(case: Case):
   case.arg("harness")  # two files of the authors with one rule
-  scorer, params = scorer_of(case, draws=case.arg("mc_num"), batch=case.arg("batch_size"))
+  scorer, params = scorer_of(case)
   prompt, answer, first, order = (case.inputs[k] for k in ("prompt", "answer", "k", "perms"))
-  for k, perm, want in zip(first, order, case.outputs["perturbed"], strict=True):
-    same(scorer.noisy(prompt, answer, int(k), perm).inputs_BxW, want)
-  got = scorer.log_likelihood_with(params, prompt, answer, first, order)
-  close(got, case.expected["loglikelihood"])
+  assert order.shape[:2] == (case.arg("mc_num") // case.arg("batch_size"), case.arg("batch_size"))
+  plan = counted(first, order, authors=True)
+  want = case.outputs["perturbed"].reshape(len(plan.masked_Dxn), -1)
+  same(scorer.noisy(scorer.rows(prompt, answer, plan)).inputs_BxW[:, : want.shape[1]], want)
+  (nats_D,) = scorer.sums(params, [(prompt, answer)], [plan])
+  close(-nats_D.sum(), case.expected["loglikelihood"])
 
 
 def llada_suffix_greedy(case: Case):
@@ -416,7 +421,7 @@ def llada_suffix_greedy(case: Case):
   prompt, answer = case.inputs["prompt"], case.inputs["answer"]
   states = scorer.greedy_states(params, prompt, len(answer))
   same(states[:-1], case.outputs["states"][:, len(prompt) :])
-  assert scorer.is_greedy(params, prompt, answer) == case.expected["is_greedy"]
+  assert scorer.is_greedy(params, [(prompt, answer)]) == [case.expected["is_greedy"]]
 
 
 METHODS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlm.evaluation import likelihood
-from dlm.evaluation.likelihood import AnswerScorer, masked_counts, nelbo, summarise
+from dlm.evaluation.likelihood import nelbo, summarise
 from dlm.objectives import Autoregressive, Bd3lm, ExactCount, Llada, LladaSft, Mdlm
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.objectives import oracle
@@ -152,76 +152,3 @@ def test_autoregressive_rows_are_exact():
     Autoregressive(4), oracle.Oracle(ahead=1), {}, [oracle.rows(tokens)], jax.random.key(0)
   )
   assert got.nats_per_token == pytest.approx(oracle.exact_nats(tokens)[:, 1:].mean(), rel=1e-5)
-
-
-# ---------------------------------------------------------------------------------------------
-# An answer given its prompt
-
-
-@pytest.mark.parametrize(("length", "batch"), [(3, 2), (6, 4), (10, 32), (7, 32), (5, 5), (1, 4)])
-def test_every_copy_has_a_uniform_count(length, batch):
-  counts = np.array([masked_counts(k, length, batch) for k in range(1, length + 1)])
-  for copy in counts.T:
-    assert sorted(copy) == list(range(1, length + 1))
-
-
-@pytest.mark.parametrize(
-  ("length", "batch", "want"),
-  [(3, 2, [1.5, 1, 0.5]), (6, 4, [0.5, 1.5, 0.5, 1.5, 0.5, 1.5]), (4, 2, [1, 1, 1, 1])],
-)
-def test_the_authors_rounding_prefers_some_counts(length, batch, want):
-  counts = np.array([masked_counts(k, length, batch, authors=True) for k in range(1, length + 1)])
-  np.testing.assert_allclose(np.bincount(counts.ravel())[1:] / batch, want)
-
-
-def test_an_answer_scores_its_log_probability():
-  """Any prompt; padding to a multiple changes nothing; one token needs one draw."""
-  prompt, answer = np.array([1, 0]), np.array([0, 1, 0])
-  scorer = AnswerScorer(Bits(), MASK, draws=1536, batch=384)
-  got = scorer.log_likelihood(PARAMS, prompt, answer, np.random.default_rng(0))
-  assert got == pytest.approx(-2.484907, abs=4 * math.sqrt(0.502999 / 1536))
-
-
-def test_padding_changes_no_score():
-  @dataclasses.dataclass(frozen=True)
-  class Own:
-    """Logits by the slot's own token and position."""
-
-    def __call__(self, params, tokens_BxW, *, slot_BxW, **_):
-      hidden = params[tokens_BxW] + jnp.cos(slot_BxW)[..., None]
-      return ModelOutput(LogitHead(hidden, jnp.eye(4)), None, {})
-
-  params = jax.random.normal(jax.random.key(0), (4, 4))
-  prompt, answer = np.array([1, 0]), np.array([0, 1, 2])
-  scores = [
-    AnswerScorer(Own(), 3, draws=8, batch=4, align=align, cfg=cfg).log_likelihood(
-      params, prompt, answer, np.random.default_rng(0)
-    )
-    for cfg in (0.0, 0.5)
-    for align in (1, 8)
-  ]
-  assert scores[0] == pytest.approx(scores[1], rel=1e-6)
-  assert scores[2] == pytest.approx(scores[3], rel=1e-6)
-
-
-def test_greedy_decoding_writes_the_surest_token_first():
-  """p(y) is largest at (1, 1, 1); the last bit's marginal is the least sure: it comes last."""
-  scorer = AnswerScorer(Bits(), MASK, draws=1, batch=1)
-  prompt = np.array([0])
-  states = scorer.greedy_states(PARAMS, prompt, 3)
-  np.testing.assert_array_equal(states, [[2, 2, 2], [1, 2, 2], [1, 1, 2], [1, 1, 1]])
-  assert scorer.is_greedy(PARAMS, prompt, np.array([1, 1, 1]))
-  assert not scorer.is_greedy(PARAMS, prompt, np.array([1, 1, 0]))
-
-
-@pytest.mark.parametrize(
-  ("options", "words"),
-  [
-    ({"draws": 10, "batch": 4}, "batch=4 must divide draws=10"),
-    ({"draws": 0, "batch": 1}, "draws=0"),
-    ({"cfg": -1.0}, "cfg=-1.0 must not be negative"),
-  ],
-)
-def test_scorers_that_cannot_be(options, words):
-  with pytest.raises(ValueError, match=words):
-    AnswerScorer(Bits(), MASK, **options)
