@@ -20,6 +20,14 @@ temperature, and tells pass@1 and pass@10.
 --sweep=policy.threshold=0.9,0.7,0.5 answers at each of these values of a field of --config, and
 tells accuracy against tokens per forward: with 95 % intervals, the best value had one known it
 for each problem (oracle), AUP, and PBx over all tasks.
+
+--harness=TASKS runs tasks of lm-evaluation-harness (pip install 'dlm[eval]'), by name or pattern:
+
+python experiments/evaluate.py --checkpoint=DIR --harness=local_choice,local_sums,local_text
+
+--include_path=FOLDER adds YAML tasks of your own; --shots, --size, --chat, --config and --out mean
+what they mean above. --estimator is exact_count, monte_carlo, llada or chain, and --draws (128) the
+forwards of a likelihood: `dlm.evaluation.answer_likelihood` tells them apart.
 """
 
 import dataclasses
@@ -34,8 +42,10 @@ from absl import flags
 from dlm import build, command, files
 from dlm.completions import conversed
 from dlm.data import SPLITS
+from dlm.data.install import require
 from dlm.evaluation import comparison, likelihood, parallelism, tasks
 from dlm.evaluation.parallelism import Outcome
+from dlm.evaluation.respond import Responder
 from dlm.generate import Request, generator
 from dlm.seeds import check_seed
 from dlm.types import Batch, Params
@@ -63,7 +73,11 @@ CHAT = flags.DEFINE_bool("chat", False, "A problem is a message, not a text to c
 SHOTS = flags.DEFINE_integer("shots", 0, "Worked examples before each problem.", lower_bound=0)
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem.", lower_bound=1)
 SWEEP = flags.DEFINE_string("sweep", None, "FIELD=VALUE,VALUE: a field of --config at each value.")
-OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers of --task.")
+HARNESS = flags.DEFINE_list("harness", [], "Tasks of lm-evaluation-harness.")
+INCLUDE = flags.DEFINE_multi_string("include_path", [], "Folder of YAML tasks for --harness.")
+OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers.")
+
+SCORING_DRAWS = 128  # of --harness, where --draws says nothing: LLaDA's
 
 
 def text_of(trained: build.Pretrained) -> build.RunConfig:
@@ -212,9 +226,46 @@ def tell_curves(outcomes: list[Outcome]) -> dict[str, Any]:
   }
 
 
+def harness() -> None:
+  """Runs the tasks of --harness."""
+  require("lm_eval", "eval")
+  from dlm.evaluation import harness as lm_eval_harness
+
+  seed = check_seed(SEED.value, "--seed")
+  config = build.SamplingConfig()
+  if CONFIG.value is not None:
+    config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
+  lm_eval_harness.tasks(HARNESS.value, INCLUDE.value)  # mistakes before anything is read
+  responder = Responder(
+    build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value),
+    config,
+    estimator=ESTIMATOR.value,
+    draws=DRAWS.value if DRAWS.present else SCORING_DRAWS,
+    batch=BATCH.value,
+    seed=seed,
+  )
+  found, model = lm_eval_harness.run(
+    responder,
+    HARNESS.value,
+    include=INCLUDE.value,
+    shots=SHOTS.value if SHOTS.present else None,
+    size=SIZE.value if SIZE.present else None,
+    chat=CHAT.value,
+    seed=seed,
+  )
+  for task, metrics in found["results"].items():
+    print(f"{task}  {lm_eval_harness.told(metrics)}")
+  print(lm_eval_harness.told(model.get_model_info()))
+  if OUT.value:
+    files.write_json(OUT.value, lm_eval_harness.record(found, model))
+
+
 def main() -> None:
   if TASK.value:
     answer()
+    return
+  if HARNESS.value:
+    harness()
     return
   found = measure()
   error = found.standard_error

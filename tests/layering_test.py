@@ -103,6 +103,14 @@ LAYERS = {
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),
+  "dlm.evaluation.respond": Layer(
+    ("dlm.evaluation", "dlm.build", "dlm.completions", "dlm.data", "dlm.generate"), ("numpy",)
+  ),
+  # lm-evaluation-harness and what it brings, imported where that is installed.
+  "dlm.evaluation.harness": Layer(
+    ("dlm.evaluation", "dlm.build", "dlm.completions"), ("datasets", "lm_eval")
+  ),
+  "dlm.evaluation.harness_tasks": Layer((), ("datasets",)),
   "configs": Layer((), ("ml_collections",)),
   "experiments": Layer(
     ("dlm", "kernels_pallas"),

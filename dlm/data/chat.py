@@ -108,9 +108,14 @@ class ChatTemplate:
     Raises:
       ValueError: the template fails, or asks for more time, memory or text than it may.
     """
-    quoted = _Quoted(tokenizer)
-    texts = self._render([quoted.variables(talk, asks=True) for talk in conversations])
-    return [quoted.encode(text) for text in texts]
+    quoted = Quoted(tokenizer)
+    return [quoted.encode(text) for text in self.write(conversations, quoted)]
+
+  def write(
+    self, conversations: Sequence[Conversation], quoted: "Quoted", *, asks: bool = True
+  ) -> list[str]:
+    """Each conversation as the template writes it, for `quoted.encode`; ValueError as `encode`."""
+    return self._render([quoted.variables(talk, asks=asks) for talk in conversations])
 
   def lessons(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Lesson]:
     """Each conversation as the template writes it, with the assistant's turns to be learned.
@@ -153,7 +158,7 @@ class ChatTemplate:
     self, conversations: Sequence[Conversation], tokenizer: Tokenizer
   ) -> list[Lesson | None]:
     """As `lessons`; None where no turn can be learned."""
-    quoted = _Quoted(tokenizer)
+    quoted = Quoted(tokenizer)
     jobs: list[dict[str, Any]] = []
     wanted = []  # of each conversation: where its whole text is; its turns, where before and after
     for talk in conversations:
@@ -205,7 +210,7 @@ class ChatTemplate:
     return result["texts"]
 
 
-class _Quoted:
+class Quoted:
   """Keeps what is said apart from what the template writes: only that may be a special token."""
 
   def __init__(self, tokenizer: Tokenizer):
@@ -221,7 +226,7 @@ class _Quoted:
     said = {**talk.arguments, "messages": list(talk.messages[:most])}
     if talk.tools is not None:
       said["tools"] = list(talk.tools)
-    return {"add_generation_prompt": asks, **_each_text(said, self._sign)}
+    return {"add_generation_prompt": asks, **_each_text(said, self.quote)}
 
   def encode(self, text: str) -> np.ndarray:
     pieces, at = [np.zeros(0, np.int32)], 0
@@ -251,7 +256,8 @@ class _Quoted:
   def _plain(self, text: str) -> np.ndarray:
     return self._tokenizer.encode(_replace(text, self._back))
 
-  def _sign(self, text: str) -> str:
+  def quote(self, text: str) -> str:
+    """Text in which no special token is spelled."""
     return _replace(text, self._signs)
 
 

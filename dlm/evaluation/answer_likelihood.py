@@ -36,6 +36,7 @@ from dlm.objectives.cross_entropy import cross_entropy, logits, predict
 from dlm.sampling.score import score
 from dlm.types import Array, Batch, Denoiser, MaskRule, Noisy, Params, StatSpec
 
+FULL = masks.Full()
 STRATA = 4  # draws that share out the counts or shares among them: one round of an estimate
 COPIES = 32  # of LLaDA's rounds
 LEAST_SHARE = 1e-3
@@ -220,7 +221,7 @@ class AnswerScorer:
 
   denoise: Denoiser
   mask_id: int
-  attention: MaskRule = masks.Full()
+  attention: MaskRule = FULL
   shift: int = 0
   estimator: str = "exact_count"
   draws: int = 128
