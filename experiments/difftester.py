@@ -46,7 +46,7 @@ def main() -> None:
   )
   canvas = sampling.sample(
     generator.sampler,
-    trained.on(mesh)[0],
+    trained.on(mesh, own.weights)[0],
     generator.canvas(requests, own.seed),
     agreed,
     threshold=THRESHOLD.value,

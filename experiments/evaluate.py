@@ -131,7 +131,7 @@ def answer() -> None:
     for _ in range(SAMPLES.value)
   ]
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
-  read = functools.lru_cache(maxsize=1)(trained.on)  # once, unless the mesh is what is swept
+  read = functools.lru_cache(maxsize=1)(trained.on)  # once, unless mesh or weights are swept
   runs, outcomes = [], []
   for setting, config in comparison.in_turn(configs.items()):
     found, graded = run(trained, read, config, setting, asked)
@@ -150,7 +150,7 @@ def answer() -> None:
 
 def run(
   trained: build.Pretrained,
-  read: Callable[[jax.sharding.Mesh], tuple[Params, int]],
+  read: Callable[[jax.sharding.Mesh, str], tuple[Params, int]],
   config: build.SamplingConfig,
   setting: str,
   asked: list[tasks.Question],
@@ -164,7 +164,7 @@ def run(
       Request.from_text(i, question.text, trained.tokenizer, bos=own.bos, **own.room)
       for i, question in enumerate(asked)
     ]
-  params, step = read(sample.mesh)
+  params, step = read(sample.mesh, own.weights)
   told = f", {setting}" if setting else ""
   print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
   done = sample(params, requests, seed=own.seed)

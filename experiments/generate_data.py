@@ -64,7 +64,7 @@ def main() -> None:
   sample, own = generator(config, trained)
   talks = [prompt.talk for prompt in asked]
   requests = conversed(trained, own, talks, samples=SAMPLES.value, skip_bad=SKIP_BAD.value)
-  params, step = trained.on(sample.mesh)
+  params, step = trained.on(sample.mesh, own.weights)
   answers = Answers.to(requests, asked, template_of(trained), trained.tokenizer)
   sources = [prompt.source for prompt in asked]
   job = [trained.config, step, build.plain(config), digest(requests), sources, checksums(params)]

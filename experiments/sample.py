@@ -76,7 +76,7 @@ def main() -> None:
   # On a pod every process samples its share of the prompts on its own devices, to its own file.
   process, processes = jax.process_index(), jax.process_count()
   requests = requests[process::processes]
-  params, step = trained.on(sample.mesh)
+  params, step = trained.on(sample.mesh, own.weights)
   if drafter is not None:
     params = params, drafter.on(sample.mesh)[0]
   write = Offline(sample) if PROMPTS.value else sample

@@ -34,6 +34,7 @@ from tests.checkers import (
   objectives,
   peer_objectives,
   post_training,
+  quant,
   rewards,
   rl,
   rnd1,
@@ -68,7 +69,7 @@ UNCHECKED = {
 }
 ELSEWHERE = {"serve_numbers": "costs of forwards are checked by tests/dlm/roofline_test.py"}
 FAMILIES = tuple(models.TOLERANCE)
-TRAINED = ("objectives", "ec_moe", "graders", "rl_2026", "distill_rl")
+TRAINED = ("objectives", "ec_moe", "graders", "rl_2026", "distill_rl", "quant")
 DECODED = tuple(dict.fromkeys((*FAMILIES, *CHECKED)))
 
 OBJECTIVES = objectives.read(FOLDER / "objectives")
@@ -80,6 +81,7 @@ LIKELIHOODS = sorted(FOLDER.glob("llada/likelihood*.npz"))
 TRAIN_LOSSES = sorted(FOLDER / family / "train_loss.npz" for family in block_objectives.TRAIN_LOSS)
 EC_MOE = objectives.read(FOLDER / "ec_moe")
 GRADERS = objectives.read(FOLDER / "graders")
+QUANT = objectives.read(FOLDER / "quant")
 RL_2026 = objectives.read(FOLDER / "rl_2026")
 ADAPTERS = [case for case in RL_2026 if case.method == "peft_adapter"]
 RL = [case for case in RL_2026 if case.method != "peft_adapter"]
@@ -102,6 +104,7 @@ def missing() -> dict[str, str]:
   for case in RL:
     if reason := rl.unchecked(case):
       found[case.name] = reason
+  found |= {case.name: reason for case in QUANT if (reason := quant.unchecked(case))}
   for case in DECODING:
     if not is_checked(case):
       reason = UNCHECKED.get(family_of(case), {}).get(case.method, "unknown")
@@ -136,6 +139,14 @@ def test_objectives(case):
 @pytest.mark.parametrize("case", EC_MOE, ids=lambda case: case.name)
 def test_ec_moe(case):
   ec_moe.METHODS[case.method](case)
+  case.check_all_used()
+
+
+@pytest.mark.parametrize(
+  "case", itertools.filterfalse(quant.unchecked, QUANT), ids=lambda case: case.name
+)
+def test_quantised_weights(case):
+  quant.METHODS[case.method](case)
   case.check_all_used()
 
 

@@ -20,7 +20,7 @@ from dlm.checksums import checksums
 from dlm.data import BpeTokenizer, Tokenizer, gguf_tokenizer
 from dlm.data.tokenizers import SAVED_NAME
 from dlm.facts import ModelFacts
-from dlm.models import lora
+from dlm.models import lora, quantised
 from dlm.models.bind import Model, bind
 from dlm.models.config import ModelConfig
 from dlm.models.lora import LoraConfig
@@ -78,6 +78,7 @@ class Pretrained:
     progress: Callable | None = None,
     *,
     objective: bool = False,
+    weights: str = "",
   ) -> tuple[Params, int]:
     """The parameters and the step they are from, 0 if from a Hugging Face directory.
 
@@ -86,17 +87,30 @@ class Pretrained:
       dtype: None: as stored.
       progress: see `weights.load`.
       objective: with its objective's own, where it has any: what measures it by that may need them.
+      weights: how kernels are kept, see `models.quantised`; of files of others each is quantised as
+        soon as it is read, else all are read first.
     """
-    if self.base is not None:
+    kept = quantised.quantise(weights) if weights else None
+    at_once = kept is not None and self.base is None and self.adapter is None and self.source
+    if at_once:
+      params, step = self._stored(shardings, dtype, progress, objective, kept)
+    elif self.base is not None:
       params, step = self._on_base(shardings, dtype, progress)
     else:
       params, step = self._stored(shardings, dtype, progress, objective)
     if self.needs_mask_row:
       params = with_mask_row(params, self.facts.mask_id)
+    if kept is not None and not at_once:
+      params = quantised.quantised(params, kept)
     return params, step
 
   def _stored(
-    self, shardings: Any, dtype: str | None, progress: Callable | None, objective: bool
+    self,
+    shardings: Any,
+    dtype: str | None,
+    progress: Callable | None,
+    objective: bool,
+    kept: Callable | None = None,
   ) -> tuple[Params, int]:
     """As the directory has them, with the adapter."""
     whole, adapter = shardings, self.adapter
@@ -116,7 +130,12 @@ class Pretrained:
       # The row of an added mask token is made at once; an adapter is merged into those stored.
       spare = self.model.config.vocab - self.source.model.vocab if adapter is None else 0
       params = weights.load(
-        self.source, shardings=shardings, dtype=dtype, progress=progress, spare=spare
+        self.source,
+        shardings=shardings,
+        dtype=dtype,
+        progress=progress,
+        spare=spare,
+        kept=kept,
       )
     if adapter is None:
       return params, step
@@ -165,9 +184,9 @@ class Pretrained:
       params |= {name: params[name][rows] for name in TABLES if name in params}
     return hashlib.sha256(json.dumps(checksums(params)).encode()).hexdigest()[:16]
 
-  def on(self, mesh: jax.sharding.Mesh) -> tuple[Params, int]:
+  def on(self, mesh: jax.sharding.Mesh, weights: str = "") -> tuple[Params, int]:
     """`params`, split over a mesh."""
-    return self.params(parallel.shard_params(self.model.abstract(), mesh))
+    return self.params(parallel.shard_params(self.model.abstract(), mesh), weights=weights)
 
   def adapted(self) -> "Pretrained":
     """An autoregressive checkpoint as the start of a diffusion model: `weights.adapt`.

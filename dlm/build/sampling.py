@@ -11,6 +11,7 @@ from dlm.build import pools, tables
 from dlm.build.choices import Auto
 from dlm.build.models import check_drafter
 from dlm.facts import ModelFacts, rule_of
+from dlm.models import quantised
 from dlm.models.apart import STREAMED
 from dlm.models.bind import Model, bind
 from dlm.models.dflash import DFlash
@@ -62,6 +63,8 @@ class SamplingConfig(tables.Config):
     bos: rows begin with the token that begins texts.
     least_entropy: nats of 256 tokens; a text that varies less ends before them; 0: off.
     implementation: of kernels, as xla or gpu,xla; None: the best here.
+    weights: the checkpoint's kernels are kept as whole numbers: int8, int4g128 (groups of 128
+      inputs), w8a8 (what they are applied to is rounded too); empty: as they are stored.
     batch: rows at a time.
     row_tile: rows that a device computes together, so that a row is the same to the bit whatever
       is sampled with it; 0: a batch at once, the same but for rounding; None: what is fastest, 1
@@ -93,6 +96,7 @@ class SamplingConfig(tables.Config):
   bos: bool = False
   least_entropy: float = 0.0
   implementation: str | None = None
+  weights: str = ""
   seed: int = 0
   batch: int = 8
   row_tile: int | None = None
@@ -104,6 +108,8 @@ class SamplingConfig(tables.Config):
       if (getattr(self, field) or 0) < 0:
         raise ValueError(f"{field}={getattr(self, field)} must not be negative")
     check_seed(self.seed)
+    if self.weights:
+      quantised.Format.of(self.weights)
     tables.one_of("align", self.align, ("auto", *ALIGNMENTS))
     tables.one_of("scope", self.scope, ("auto", *SCOPES))
     tables.one_of("stop", self.stop, ("never", *ON_EOS))
@@ -134,6 +140,8 @@ def sampling(
   own = SamplingConfig.of(config)
   if model.config.drafter is not None:
     raise ValueError("a DFlash drafter writes nothing alone: sample its target, with it as drafter")
+  if own.weights:
+    quantised.check(own.weights, model.abstract())
   causal = isinstance(facts.attention, masks.Causal)
   block = own.block or facts.block or (1 if causal else facts.length)
   slots = own.slots or facts.length

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from dlm.models.quantised import Codes
 from dlm.types import Params
 
 # Bytes of weights that a CPU reads from memory at every forward. Less stays in its caches, where a
@@ -41,20 +42,22 @@ def apart(params: Params, least: int = STREAMED) -> Params:
 
 
 def collections(params: Params) -> dict[str, Params]:
-  """What linen reads: "params", and of kernels held apart "apart" and each turn's "layer"."""
+  """What linen reads: "params", of kernels kept as codes "quantised", of kernels held apart "apart"
+  and each turn's "layer"."""
   flat = traverse_util.flatten_dict(params)
   held = {path: leaf for path, leaf in flat.items() if isinstance(leaf, tuple)}
-  if not held:
-    return {"params": params}
-  rest = {path: leaf for path, leaf in flat.items() if path not in held}
+  codes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Codes)}
+  rest = {path: leaf for path, leaf in flat.items() if path not in held.keys() | codes.keys()}
   layer = {path: jnp.arange(len(kernels)) for path, kernels in held.items()}
-  parts = {"params": rest, "apart": held, "layer": layer}
-  return {name: traverse_util.unflatten_dict(part) for name, part in parts.items()}
+  parts = {"params": rest, "quantised": codes, "apart": held, "layer": layer}
+  return {name: traverse_util.unflatten_dict(part) for name, part in parts.items() if part}
 
 
 def _stacked(path: tuple) -> bool:
   """Whether it is a stack that `dlm.models.layers.Einsum` reads; experts are others'."""
-  names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+  if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
+    return False  # of `Codes`
+  names = [key.key for key in path]
   return (
     names[:1] in (["layers"], ["dense_layers"]) and "moe" not in names and names[-1] == "kernel"
   )

@@ -44,6 +44,10 @@ class Einsum(nn.Module):
     rows = x.reshape(-1, *x.shape[features:])
     if self.has_variable("apart", "kernel"):
       y = self._of_layer(rows, fan_in)
+    elif self.has_variable("quantised", "kernel"):
+      codes = self.get_variable("quantised", "kernel")
+      y = codes.product(rows.reshape(len(rows), fan_in))
+      y = y.reshape(len(rows), *self.shape[rows.ndim - 1 :])
     else:
       init = nn.initializers.normal(self.gain * fan_in**-0.5)
       kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), self.shape)

@@ -90,7 +90,7 @@ def scanned(block: type[nn.Module], layers: int) -> type[nn.Module]:
   """So many layers as one: a single one is traced, over parameters that are stacked."""
   return nn.scan(
     block,
-    variable_axes={"params": 0, "layer": 0},
+    variable_axes={"params": 0, "quantised": 0, "layer": 0},
     variable_broadcast="apart",
     split_rngs={"params": True},
     in_axes=(0, nn.broadcast),

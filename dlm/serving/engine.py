@@ -511,7 +511,8 @@ def engine(
 ) -> Engine:
   """What serves a checkpoint on the first device of this process."""
   sampler, own = build.sampling(config, trained.model, trained.facts)
-  params, _ = trained.on(parallel.make_mesh(devices=jax.local_devices()[:1]))
+  mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
+  params, _ = trained.on(mesh, own.weights)
   return Engine(sampler, trained.tokenizer, params, serving, align=own.align)
 
 

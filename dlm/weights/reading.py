@@ -48,6 +48,7 @@ def load(
   dtype: str | None = None,
   progress: Callable[[int, int], None] | None = None,
   spare: int = 0,
+  kept: Callable[[tuple[str, ...], Array], Any] | None = None,
 ) -> Params:
   """The parameters of a directory or a GGUF file.
 
@@ -57,6 +58,7 @@ def load(
       are always float32.
     progress: is told bytes read and all bytes, of the numbers, after each parameter.
     spare: rows of zeros behind those that are stored, in the embedding and an untied head.
+    kept: what is kept of a parameter, by its path, as soon as it is read (`models.quantised`).
 
   Raises:
     WeightsError: a file is missing or damaged, a number is not finite, or the tensors are not those
@@ -82,17 +84,24 @@ def load(
   with files.Reader() if file is None else gguf.Reader(file.path) as reader:
     for path in shapes:
       kinds = {FLOATS[stored[part.name].dtype] for part in parts[path]}
-      kept = dtype or functools.reduce(jnp.promote_types, kinds)
-      kept = jnp.dtype("float32" if path.endswith(FLOAT32_ONLY) else kept)
-      read = functools.partial(_shard, reader, stored, parts[path], kept)
+      own = dtype or functools.reduce(jnp.promote_types, kinds)
+      own = jnp.dtype("float32" if path.endswith(FLOAT32_ONLY) else own)
+      read = functools.partial(_shard, reader, stored, parts[path], own)
       leaves[path] = _assemble(read, shapes[path], where[path])
+      if kept is not None:
+        _check_finite({path: leaves[path]}, source)
+        leaves[path] = kept(tuple(path.split("/")), leaves[path])
       if progress is not None:
         done += sum(_nbytes(part, stored) for part in parts[path])
         progress(done, total)
-  params = jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
-  if leaf := not_finite(params):
+  if kept is None:
+    _check_finite(leaves, source)
+  return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
+
+
+def _check_finite(leaves: Params, source: Source) -> None:
+  if leaf := not_finite(leaves):
     raise WeightsError(f"{source.directory}: parameter {leaf} is not finite")
-  return params
 
 
 # ---------------------------------------------------------------------------------------------

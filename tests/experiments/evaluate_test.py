@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dlm import build, checkpoint, train
+from tests.experiments import mains
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = {
@@ -110,3 +111,18 @@ def test_folder_without_a_checkpoint_is_refused(tmp_path):
   assert done.returncode == 2 and "holds no config.json" in done.stderr
   with pytest.raises(checkpoint.CheckpointError):
     checkpoint.restore_params(tmp_path)
+
+
+def test_weights_of_few_bits_are_measured_against_those_stored(tmp_path, folder):
+  out = tmp_path / "out.json"
+  done = mains.run(
+    tmp_path, "experiments/studies/quantised.py", f"--checkpoint={folder}", "--batches=2",
+    "--formats=int8,int4g8", f"--out={out}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  stored, eight, four = json.loads(out.read_text())["table"]
+  assert (stored["weights"], eight["weights"], four["weights"]) == ("as stored", "int8", "int4g8")
+  assert stored["more than as stored"] == 0 and stored["decisions kept, %"] == 100
+  assert 0 < abs(eight["more than as stored"]) < abs(four["more than as stored"]) < 0.5
+  assert four["of the bytes"] < eight["of the bytes"] < 0.8
+  assert "decisions kept, %" in done.stdout

@@ -56,9 +56,14 @@ class Kernel(nn.Module):
   gain: float = 1.0
 
   @nn.compact
-  def __call__(self) -> Array:
-    init = nn.initializers.normal(self.gain * self.shape[1] ** -0.5)
-    return self.param("kernel", nn.with_logical_partitioning(init, tuple(self.names)), self.shape)
+  def __call__(self, dtype: jnp.dtype) -> Array:
+    if self.has_variable("quantised", "kernel"):
+      codes = self.get_variable("quantised", "kernel")
+      return jax.vmap(lambda own: own.wide(dtype))(codes)
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(self.gain * self.shape[1] ** -0.5), tuple(self.names)
+    )
+    return self.param("kernel", init, self.shape).astype(dtype)
 
 
 class Moe(nn.Module):
@@ -104,13 +109,12 @@ class Moe(nn.Module):
     asked_TxD = x_TxD if asked_BxWxD is None else asked_BxWxD.reshape(-1, width)
     logits_TxE, bias_E, gain_E = Router(self.config, name="router")(asked_TxD)
     inward, outward = (moe.experts, width, moe.mlp), (moe.experts, moe.mlp, width)
-    experts = Experts(
-      Kernel(inward, INWARD, name="gate")(),
-      Kernel(inward, INWARD, name="up")(),
-      Kernel(outward, OUTWARD, gain=self.out_gain, name="down")(),
-    )
     # Rounded first: no more is gathered over "fsdp" than is used.
-    experts = jax.tree.map(lambda kernel: kernel.astype(x_BxWxD.dtype), experts)
+    experts = Experts(
+      Kernel(inward, INWARD, name="gate")(x_BxWxD.dtype),
+      Kernel(inward, INWARD, name="up")(x_BxWxD.dtype),
+      Kernel(outward, OUTWARD, gain=self.out_gain, name="down")(x_BxWxD.dtype),
+    )
     # Parameters are made with one row, which cannot be split.
     over = exchange.ALONE if self.is_initializing() else exchange.here()
     if moe.choice == "expert":

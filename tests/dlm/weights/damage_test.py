@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dlm import weights
+from dlm.models.quantised import quantise
 from dlm.weights import files
 from tests.dlm.weights import small
 
@@ -260,6 +261,15 @@ def test_a_number_that_is_not_finite_is_refused_with_its_parameter(copy, dtype, 
   rows[39, 3] = value  # a spare row, or padding: nothing in a checkpoint may be so
   edit(copy, **{EMBED: rows.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)})
   assert refused(copy) == f"{copy}: parameter embed is not finite"
+
+
+def test_a_number_that_is_not_finite_is_not_hidden_by_codes(copy):
+  name = "model.layers.1.mlp.up_proj.weight"
+  tensor = load_file(shard_of(copy, name))[name].astype(np.float32)
+  tensor[1, 2] = np.nan
+  edit(copy, **{name: tensor})
+  with pytest.raises(weights.WeightsError, match="parameter layers/mlp/up/kernel is not finite"):
+    weights.load(weights.open_source(copy), kept=quantise("int8"))
 
 
 def test_nothing_that_is_not_finite_is_written(tmp_path):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dlm import masks, weights
 from dlm.facts import ModelFacts
 from dlm.models import ModelConfig
+from dlm.models.quantised import quantise, quantised
 from dlm.weights.families import FAMILIES
 from tests.dlm.weights import small
 
@@ -43,6 +44,12 @@ def test_every_family_comes_back_bit_for_bit(family, tmp_path):
   assert source.model == dataclasses.replace(small.MODELS[family], dtype="bfloat16")
   assert source.facts == small.facts_of(family)
   small.same_bits(weights.load(source), params)
+
+
+def test_kernels_may_become_codes_as_they_are_read(tmp_path):
+  small.write(tmp_path / "out", "llada2_moe", np.float32)
+  source, kept = weights.open_source(tmp_path / "out"), quantise("int8")
+  small.same_bits(weights.load(source, kept=kept), quantised(weights.load(source), kept))
 
 
 def test_a_second_export_writes_the_same_bytes(tmp_path):

@@ -1,0 +1,116 @@
+"""Kernels kept as codes: a model computes what the numbers do that they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from dlm.models import LoraConfig, MoeConfig
+from dlm.models.apart import apart
+from dlm.models.quantised import Codes, Format, check, packed, quantise, quantised, unpacked
+from tests.dlm.models.small import canvas_logits, init, jitter, random_tokens, variant
+
+MODELS = {
+  "biases and adapters": variant(
+    layers=2, qkv_bias=True, out_bias=True, lora=LoraConfig(rank=2, alpha=4.0)
+  ),
+  "experts": variant(
+    layers=2, moe=MoeConfig(experts=4, per_token=2, mlp=8, shared=8, dense_layers=1)
+  ),
+  "DiT": variant(layers=2, dit=8, tied=False, kv_heads=4),
+}
+
+
+def meant(params):
+  """The kernels that codes stand for, in numpy."""
+
+  def of(path, leaf):
+    if not isinstance(leaf, Codes):
+      return leaf
+    experts = "moe" in path and "shared" not in path
+    lead = leaf.codes.shape[: 1 + experts]
+    codes = np.asarray(leaf.codes).reshape(-1, *leaf.codes.shape[len(lead) :])
+    if leaf.format.bits == 4:
+      low, high = (codes & 15).astype(np.int8), (codes >> 4).astype(np.int8)
+      codes = np.concatenate([low, high], axis=1)
+      codes = np.where(codes > 7, codes - 16, codes)
+    scale = np.asarray(leaf.scale).reshape(len(codes), -1, 1, *codes.shape[2:])
+    wide = codes.reshape(len(codes), scale.shape[1], -1, *codes.shape[2:]) * scale
+    return jnp.asarray(wide.reshape(SHAPES[path]), jnp.float32)
+
+  flat = traverse_util.flatten_dict(params)
+  return traverse_util.unflatten_dict({path: of(path, leaf) for path, leaf in flat.items()})
+
+
+SHAPES = {}
+
+
+@pytest.mark.parametrize(("name", "format"), zip(MODELS, ("int8", "int4g4", "int4"), strict=True))
+def test_logits_are_those_of_the_numbers_meant(name, format):
+  model, tokens_BxL = MODELS[name], random_tokens(2, 6)
+  params = jitter(init(model))
+  SHAPES.update({p: x.shape for p, x in traverse_util.flatten_dict(params).items()})
+  own = quantised(params, quantise(format))
+  np.testing.assert_allclose(
+    canvas_logits(model, own, tokens_BxL),
+    canvas_logits(model, meant(own), tokens_BxL),
+    rtol=2e-5,
+    atol=2e-5,
+  )
+
+
+def test_kernels_alone_become_codes_and_stay_so():
+  params = init(MODELS["experts"])
+  own = traverse_util.flatten_dict(quantised(params, quantise("int8")))
+  codes = {"/".join(path) for path, leaf in own.items() if isinstance(leaf, Codes)}
+  mlp = {f"mlp/{name}" for name in ("gate", "up", "down")}
+  attention = {f"attention/{name}" for name in ("query", "key", "value", "out")}
+  experts = {f"moe/{under}{name}" for name in ("gate", "up", "down") for under in ("", "shared/")}
+  expected = {f"dense_layers/{name}/kernel" for name in mlp | attention}
+  assert codes == expected | {f"layers/{name}/kernel" for name in experts | attention}
+  own = traverse_util.unflatten_dict(own)
+  assert jax.tree.structure(apart(own, least=0)) == jax.tree.structure(own)
+
+
+def test_a_kernel_takes_the_bytes_of_its_format():
+  kernel = jnp.ones((2, 64, 8))
+  of = {name: quantise(name)(("layers", "up", "kernel"), kernel) for name in ("int8", "int4g16")}
+  assert of["int8"].codes.nbytes + of["int8"].scale.nbytes == 2 * (64 * 8 + 4 * 8)
+  assert of["int4g16"].codes.nbytes + of["int4g16"].scale.nbytes == 2 * (32 * 8 + 4 * 4 * 8)
+
+
+def test_four_bits_come_back_to_the_bit():
+  codes = np.arange(-8, 8, dtype=np.int8).reshape(8, 2)[:, ::-1]
+  assert np.array_equal(unpacked(packed(jnp.asarray(codes))), codes)
+
+
+def test_what_is_rounded_is_a_sum_of_whole_numbers():
+  """w8a8, in numpy: both sides rounded, the sum exact, then the two scales."""
+  x_RxI = np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32)
+  x_RxI[:, 0] = 4  # the largest are positive: the least code of a channel lies near a tie
+  kernel_IxO = np.random.default_rng(1).normal(size=(24, 5)).astype(np.float32)
+  codes = quantise("w8a8")(("layers", "up", "kernel"), jnp.asarray(kernel_IxO[None]))
+  codes = jax.tree.map(lambda x: x[0], codes)
+  scale_R = np.abs(x_RxI).max(1) / np.float32(127.5)
+  rounded_RxI = np.clip(np.round(x_RxI / scale_R[:, None]), -128, 127).astype(np.int64)
+  expected = rounded_RxI @ np.asarray(codes.codes, np.int64) * scale_R[:, None] * codes.scale
+  np.testing.assert_allclose(codes.product(jnp.asarray(x_RxI)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["int3", "int8g0", "w4a8", "int4g", "int8 "])
+def test_unknown_formats_are_named(name):
+  with pytest.raises(ValueError, match=f"weights='{name}' must be int8, int4"):
+    Format.of(name)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int4g32", "int8g64", "w8a8"])
+def test_formats_know_their_names(name):
+  assert Format.of(name).name == name
+
+
+def test_groups_must_divide_the_inputs():
+  shapes = {"layers": {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((2, 24, 8), jnp.float32)}}}}
+  check("int4g8", shapes)
+  with pytest.raises(ValueError, match="'int4g5': the 24 inputs of layers/mlp/up/kernel must be a"):
+    check("int4g5", shapes)
