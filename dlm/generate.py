@@ -375,7 +375,7 @@ def read(
     sample=request.sample,
     prompt=request.prompt,
     text=text,
-    spans=[tokenizer.decode(ids[a:b]) for a, b in _spans(request.open, free)],
+    spans=[tokenizer.decode(ids[a:b]) for a, b in spans(request.open, free)],
     tokens=ids[written].tolist(),
     logprobs=[each if math.isfinite(each) else None for each in logp[written].tolist()],
     when=when.tolist(),
@@ -389,7 +389,7 @@ def read(
   )
 
 
-def _spans(asked: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
+def spans(asked: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
   """Where each open span that was asked for has come to lie: between the same given tokens."""
   starts = np.flatnonzero(np.diff(asked.astype(np.int8), prepend=0) > 0)
   given = np.flatnonzero(~free)

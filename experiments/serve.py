@@ -6,8 +6,10 @@ curl localhost:8000/v1/completions -H 'content-type: application/json' \
   -d '{"model": "NAME", "prompt": "def f(", "max_tokens": 64, "stream": true}'
 
 NAME is --name, or the checkpoint's last part. Beside OpenAI's fields a body may say "threshold",
-"priority" ("online" or "offline"), "infill" (`[[8]]` in its prompt is eight tokens to be found)
-and, beside "stream", "draft": what may still change is told as it is written. Keys that are let in
+"priority" ("online" or "offline"), "infill" (`[[8]]` in its prompt, or in its last message, the
+assistant's, is eight tokens to be found), "holes" (what each of them may be: {"choice": [...]},
+{"regex": "..."}, {"tokens": [...]} or null) and, beside "stream", "draft": what may still change is
+told as it is written. Keys that are let in
 stand in the environment variable DLM_API_KEYS, separated by commas. All is compiled before the
 server says that it is ready; SIGTERM lets what runs end.
 """
@@ -51,7 +53,7 @@ def main() -> None:
     slots=max(config.serving.sizes) - served.sampler.policy.spare,
     new=config.sampling.max_new_tokens,
     bos=config.sampling.bos,
-    top_p=config.sampling.top_p,
+    words=served.words,
     start_within=config.start_within,
     end_within=config.end_within,
   )

@@ -96,6 +96,12 @@ def allowed(ids_T: Array, forbidden: tuple[int, ...]) -> Array:
   return (ids_T[None, :] != forbidden_F[:, None]).all(0)
 
 
+def bits(words_RxU: Array, ids_T: Array) -> Array:
+  """Bool [R, T]: bit `id % 32` of each row's word `id // 32`."""
+  words_RxT = jnp.take(words_RxU, ids_T // 32, axis=1)
+  return (words_RxT >> (ids_T % 32).astype(jnp.uint32)[None, :]) & 1 > 0
+
+
 def among(ids_T: Array, ids: tuple[int, ...]) -> Array:
   """Bool, of any shape: which are one of `ids`. Two comparisons for each run of consecutive ones,
   and no array of them, which a kernel could not capture."""

@@ -94,6 +94,7 @@ LAYERS = {
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.roofline": Layer(("dlm.models.config",)),
   "dlm.serving": Layer((*PARTS, "dlm.build", "dlm.generate"), ("jax", "flax", "numpy")),
+  "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax",)),

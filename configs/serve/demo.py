@@ -10,6 +10,6 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
       sampling=dict(policy=dict(name="threshold", threshold=0.9), cache=dict(name="none")),
-      serving=dict(sizes=(24,), rows=8, turns=1, fill=0),
+      serving=dict(sizes=(24,), rows=8, turns=1, fill=0, constraints=True),
     )
   )

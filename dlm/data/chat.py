@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from dlm.data import lines
+from dlm.data.infill import parse_infill
 from dlm.data.install import require
 from dlm.data.specials import Spelled
 from dlm.data.tokenizer_files import (
@@ -116,6 +117,34 @@ class ChatTemplate:
   ) -> list[str]:
     """Each conversation as the template writes it, for `quoted.encode`; ValueError as `encode`."""
     return self._render([quoted.variables(talk, asks=asks) for talk in conversations])
+
+  def encode_infill(
+    self, talk: Conversation, tokenizer: Tokenizer
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a conversation whose last message is the assistant's, and which of them are open.
+
+    `[[8]]` in that message stands for eight open positions, see `dlm.data.infill`; in all others,
+    and in what the template writes, it is text.
+
+    Raises:
+      ValueError: as `encode`; or the template does not write the message as it is.
+    """
+    last = talk.messages[-1]
+    if last["role"] != "assistant" or not isinstance(last["content"], str):
+      raise ValueError("what is filled in is the last message, a text of the assistant's")
+    quoted = _Quoted(tokenizer)
+    parts = parse_infill(last["content"])
+    sizes = [part for part in parts if isinstance(part, int)]
+    content = "".join(quoted.hole if isinstance(part, int) else part for part in parts)
+    asked = dataclasses.replace(talk, messages=[*talk.messages[:-1], {**last, "content": content}])
+    (text,) = self._render([quoted.variables(asked, asks=False)])
+    pieces = [quoted.encode(piece) for piece in text.split(quoted.hole)]
+    if len(pieces) != len(sizes) + 1:
+      raise ValueError("the chat template does not write the last message as it is")
+    masks = [np.full(size, tokenizer.mask_id, np.int32) for size in (*sizes, 0)]
+    each = [ids for pair in zip(pieces, masks, strict=True) for ids in pair]
+    is_open = [np.full(ids.size, i % 2 == 1) for i, ids in enumerate(each)]
+    return np.concatenate(each), np.concatenate(is_open)
 
   def lessons(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Lesson]:
     """Each conversation as the template writes it, with the assistant's turns to be learned.
@@ -217,6 +246,7 @@ class Quoted:
     self._spelled = Spelled(tokenizer)
     # Stands in a message for each special it spells; nobody can guess it beforehand.
     nonce = f"\ue000{secrets.token_hex(8)}"
+    self.hole = f"{nonce}\ue001"  # stands in a message for open positions
     self._signs = {s: f"{nonce}{i}\ue001" for i, s in enumerate(self._spelled.spellings)}
     self._back = {sign: s for s, sign in self._signs.items()}
     self._tokenizer = tokenizer

@@ -91,13 +91,17 @@ def parse_json(content: bytes, where: Any) -> dict[str, Any]:
   return found
 
 
+def signs_of_bytes() -> dict[int, str]:
+  """Byte-level BPE spells a byte as a character that can be seen: those that can as themselves."""
+  seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  signs = {byte: chr(byte) for byte in seen}
+  return signs | {byte: chr(256 + i) for i, byte in enumerate(sorted({*range(256)} - {*seen}))}
+
+
 def of_bytes(specials: Sequence[str]) -> Any:
   """A `tokenizers.Tokenizer` whose ids are bytes, with special tokens from 256 on."""
   library = require("tokenizers")
-  # Byte-level BPE spells a byte as a character that can be seen: those that can as themselves.
-  seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  signs = {byte: chr(byte) for byte in seen}
-  signs |= {byte: chr(256 + i) for i, byte in enumerate(sorted({*range(256)} - {*seen}))}
+  signs = signs_of_bytes()
   model = library.models.BPE({signs[byte]: byte for byte in range(256)}, [])
   made = library.Tokenizer(model)
   made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

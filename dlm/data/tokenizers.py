@@ -45,6 +45,14 @@ class Tokenizer(Protocol):
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
   def decode(self, ids: Sequence[int], show_mask: bool = False) -> str: ...
   def specials(self) -> dict[str, int]: ...
+  def pieces(self) -> list[bytes | None]:
+    """What each id adds to the UTF-8 of a text; None: it is special, or no id.
+
+    Raises:
+      ValueError: an id has no bytes of its own.
+    """
+    ...
+
   def save(self, directory: str | pathlib.Path) -> None: ...
   def publish(self, directory: str | pathlib.Path) -> None:
     """Saves it, and what transformers needs to read the same ids."""
@@ -82,6 +90,9 @@ class ByteTokenizer:
 
   def specials(self) -> dict[str, int]:
     return {}  # its specials have no spelling
+
+  def pieces(self) -> list[bytes | None]:
+    return [bytes([byte]) for byte in range(256)] + [None] * 4
 
   def save(self, directory: str | pathlib.Path) -> None:
     _write_saved(directory, {"kind": "byte"})
@@ -155,6 +166,18 @@ class BpeTokenizer:
     """Ids by their spelling, which a chat template may write and a user may not."""
     found = self._tokenizer.get_added_tokens_decoder().items()
     return {token.content: id for id, token in found if token.special}
+
+  def pieces(self) -> list[bytes | None]:
+    if type(self._tokenizer.decoder) is not _library().decoders.ByteLevel:
+      raise ValueError("the tokenizer's ids have no bytes of their own: it is not of byte level")
+    special = set(self.specials().values())
+    signs = {sign: byte for byte, sign in tokenizer_files.signs_of_bytes().items()}
+    pieces: list[bytes | None] = [None] * self.vocab_size
+    for text, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+      if id not in special:
+        known = all(sign in signs for sign in text)  # else an added token, which is what it says
+        pieces[id] = bytes(signs[sign] for sign in text) if known else text.encode()
+    return pieces
 
   def save(self, directory: str | pathlib.Path) -> None:
     directory = pathlib.Path(directory)

@@ -12,7 +12,7 @@ from dlm.sampling import guidance, shadow, sliding
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
-from dlm.sampling.state import where_rows
+from dlm.sampling.state import Served, where_rows
 from dlm.types import Array, Canvas, KVCache, Mask, Params, Progress, TokenStats
 
 
@@ -29,7 +29,7 @@ class Ask:
   barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
   gather_BxAxJ: Array | None  # ids whose logits the policy needs
   drafting: Params | None = None  # the drafter's parameters, where it is told of this forward
-  own_temperature_B: Array | None = None  # of rows that have one of their own
+  served: Served | None = None  # what rows have of their own
 
 
 @struct.dataclass
@@ -232,7 +232,7 @@ def _over(
     key_B=ask.key_B,
     slot_BxA=target_BxA,
     gather_BxAxJ=gather_BxAxJ,
-    own_temperature_B=ask.own_temperature_B,
+    served=ask.served,
   )
   if by_query:
     stats = jax.tree.map(lambda x: at_slot(x, ask_BxA), stats)

@@ -26,11 +26,11 @@ In one turn of the loop all rows run the same kind of forward; a row that needs 
 import jax
 import jax.numpy as jnp
 
-from dlm.sampling import drafts, ends, renoising, shifts, sliding
+from dlm.sampling import drafts, ends, held, renoising, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
 from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import LoopState, Served, where_rows
+from dlm.sampling.state import WAITS, Held, LoopState, Served, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
 
 
@@ -100,9 +100,9 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     state = state.replace(canvas=canvas)
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
   barred_B = sampler.policy.barred(state.policy)
-  own_B = None if state.served is None else state.served.temperature_B
   ask = Ask(
-    canvas, at, act_B, full, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting, own_B
+    canvas, at, act_B, full, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting,
+    state.served,
   )  # fmt: skip
   seen = forward(sampler, params, ask, state.cache)
 
@@ -114,6 +114,8 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     alone_B = act_B & (full | commits_B)
     decision = _first_alone(view, decision, alone_B)
     commits_B &= ~decision.write_BxA.any(-1)
+  if (rule := _held(state)) is not None:
+    decision = held.hold(rule, view, decision, at)
   if sampler.plan.settles:
     stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
     decision = decision.replace(stay_B=stay_B | full)
@@ -143,7 +145,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     cached_B=jnp.where(act_B, sampler.plan.cached_to_B(at), state.cached_B),
     renewed_B=jnp.where(act_B, full, state.renewed_B),
     soft_BxAxD=_soften(sampler, state, view, decides_B),
-    served=_broken(state, view, decides_B),
+    served=_served(state, view, decision, decides_B),
   )
   return _advance(sampler, state, decision, decides_B)
 
@@ -193,6 +195,8 @@ def _view(
   inside_BxA = slot_BxA < canvas.tokens_BxL.shape[1]
   masked_BxA = at_slot(at.masked_BxL, slot_BxA) & inside_BxA
   now_BxA = masked_BxA & scored_BxA & (slot_BxA < at.reach_B[:, None])
+  if (rule := _held(state)) is not None:
+    now_BxA &= at_slot(rule.set_BxL, slot_BxA) != WAITS
   return View(
     slot_BxA=slot_BxA,
     tokens_BxA=at_slot(canvas.tokens_BxL, slot_BxA),
@@ -210,12 +214,29 @@ def _view(
   )
 
 
-def _broken(state: LoopState, view: View, decides_B: Array) -> Served | None:
-  """Marks rows that have just decided by NaN: what they write from here on means nothing."""
-  if state.served is None:
+def _held(state: LoopState) -> Held | None:
+  return None if state.served is None else state.served.held
+
+
+def _served(state: LoopState, view: View, decision: Decision, decides_B: Array) -> Served | None:
+  """Marks rows that have just decided by NaN: what they write from here on means nothing.
+
+  Of rows that are held to sets it also keeps how unsure each choice was.
+  """
+  served = state.served
+  if served is None:
     return None
   nan_B = (view.masked_BxA & jnp.isnan(view.stats.lse)).any(-1)
-  return state.served.replace(broken_B=state.served.broken_B | (nan_B & decides_B))
+  served = served.replace(broken_B=served.broken_B | (nan_B & decides_B))
+  if served.held is None:
+    return served
+  batch, slots = served.entropy_BxL.shape
+  wrote_BxA = decision.write_BxA & view.masked_BxA & decides_B[:, None]
+  into_BxA = jnp.where(wrote_BxA, view.slot_BxA, slots)  # out of range: dropped
+  entropy_BxL = served.entropy_BxL.at[jnp.arange(batch)[:, None], into_BxA].set(
+    view.stats.entropy, mode="drop"
+  )
+  return served.replace(entropy_BxL=entropy_BxL)
 
 
 def _row_keys(canvas: Canvas, coupled: bool) -> tuple[Array, Array]:

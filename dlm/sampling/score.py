@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dlm.sampling.canvas import at_slot
+from dlm.sampling.state import Held, Served
 from dlm.types import Array, LogitHead, StatSpec, TokenStats
 from kernels_pallas.token_stats import token_stats
 
@@ -21,7 +23,7 @@ def score(
   temperature_B: Array | None = None,
   gather_BxAxJ: Array | None = None,
   bars: tuple[tuple[int, ...], Array | None] = ((), None),
-  own_temperature_B: Array | None = None,
+  served: Served | None = None,
 ) -> TokenStats:
   """Statistics [B, A] of the head's positions; [B, A, V] logits never exist.
 
@@ -30,14 +32,20 @@ def score(
 
   Args:
     bars: ids, and bool [B]: the rows in which none of them may be chosen.
-    own_temperature_B: in place of the spec's.
+    served: what rows have of their own, in place of the spec's.
   """
   if bars[0]:
     head = _without(head, *bars)
   batch, asked, width = head.hidden_BxAxD.shape
-  key_R = None
-  if own_temperature_B is not None:
+  key_R, own = None, {}
+  if served is not None:
     spec = dataclasses.replace(spec, temperature=0.0, per_row=True)
+    own["temperature_R"] = jnp.repeat(served.temperature_B, asked)
+    own["top_p_R"] = jnp.repeat(served.top_p_B, asked)
+    if served.held is not None:
+      spec = dataclasses.replace(spec, entropy=True)
+      words_BxAxU = _allowed(served.held, slot_BxA, len(head.unembed_VxD))
+      own["allowed_RxU"] = words_BxAxU.reshape(batch * asked, -1)
   if spec.draws:
     key_R = jax.vmap(lambda key, slot_A: jax.vmap(lambda s: jax.random.fold_in(key, s))(slot_A))(
       key_B, slot_BxA
@@ -50,16 +58,25 @@ def score(
     key_R=key_R,
     gather_id_RxJ=gather_BxAxJ.reshape(batch * asked, -1) if spec.gather else None,
     embed_VxD=head.embed_VxD,
-    temperature_R=None if own_temperature_B is None else jnp.repeat(own_temperature_B, asked),
     soft_cap=head.soft_cap,
     divide_R=None if temperature_B is None else jnp.repeat(temperature_B, asked),
     implementation=head.implementation,
+    **own,
   )
   if spec.outside:  # confidences are taken as if these ids did not exist
     among_R = jnp.isin(stats.token, jnp.array(spec.outside, jnp.int32))
     stats.logit = jnp.where(among_R, -jnp.inf, stats.logit)
     stats.lse = stats.lse_outside
   return jax.tree.map(lambda x: x.reshape(batch, asked, *x.shape[1:]), stats)
+
+
+def _allowed(held: Held, slot_BxA: Array, vocab: int) -> Array:
+  """uint32 [B, A, ceil(vocab / 32)]: the set that holds at each slot."""
+  set_BxA = at_slot(held.set_BxL, slot_BxA)
+  word_BxAxU = jnp.take_along_axis(held.sets_BxKxU, jnp.maximum(set_BxA, 0)[:, :, None], axis=1)
+  more = -(-vocab // 32) - word_BxAxU.shape[2]  # the model may know more ids than the tokenizer
+  word_BxAxU = jnp.pad(word_BxAxU, [(0, 0), (0, 0), (0, more)])
+  return jnp.where(set_BxA[:, :, None] < 0, jnp.uint32(0xFFFFFFFF), word_BxAxU)
 
 
 def _without(head: LogitHead, ids: tuple[int, ...], rows_B: Array) -> LogitHead:

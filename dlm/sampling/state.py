@@ -6,6 +6,21 @@ from flax import struct
 
 from dlm.types import Array, Canvas, KVCache, State
 
+FREE, WAITS = -1, -2  # in place of a set: any id; nothing is written there in this forward
+
+
+@struct.dataclass
+class Held:
+  """What rows may write in one forward: found anew by who knows the rule, `dlm.serving.holds`.
+
+  Any one token that is allowed leaves the other slots of its hole something. Two may not: at most
+  one slot of a group is written in a forward. Tokens of a held slot are final.
+  """
+
+  sets_BxKxU: Array  # uint32: sets of ids, a bit each, see `token_stats`
+  set_BxL: Array  # int32: which of them holds at a slot, or FREE or WAITS
+  group_BxL: Array  # int32 in [0, K]; 0: no group, whatever else is written goes with it
+
 
 @struct.dataclass
 class Served:
@@ -13,7 +28,10 @@ class Served:
 
   temperature_B: Array  # in place of the sampler's; 0: the candidate is the argmax
   threshold_B: Array  # in place of the policy's; NaN: the policy's
+  top_p_B: Array  # in place of the sampler's
   broken_B: Array  # the model said NaN where the row had to decide
+  entropy_BxL: Array  # nats, of what a held row's token was chosen from; NaN: not known
+  held: Held | None = None  # what rows may write in the next forward, of those held to sets
 
 
 @struct.dataclass

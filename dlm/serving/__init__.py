@@ -5,6 +5,8 @@ scheduler  who runs next: two classes, a budget of query tokens, deadlines     (
 prefixes   which prefixes of prompts have cached keys                          (host, no arrays)
 text       text of tokens that come bit by bit, and where stop strings end it  (host, no arrays)
 memory     whether all of it fits, before a request is taken
+grammars   what a hole may say: automata over tokens; regular is its process for expressions
+holds      what that leaves for each slot of a row, forward by forward        (host, no arrays)
 programs   what runs on the device, compiled before the engine is ready
 compiles   how many programs a thread has compiled: none, while it serves
 engine     all of that together: submit, tick, cancel; offline: a file of prompts over it

@@ -26,8 +26,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from dlm.generate import Completion
 from dlm.serving import replies
+from dlm.serving.asks import Event
 from dlm.serving.doors import Doors
 from dlm.serving.metrics import Metrics
 from dlm.serving.protocol import Call, Reader, Refused
@@ -144,13 +144,14 @@ class Server:
       gone.cancel()
       feed.close()
 
-  async def _collect(self, call: Call, feed: Feed, arrived: float) -> list[Completion]:
-    done: dict[int, Completion] = {}
+  async def _collect(self, call: Call, feed: Feed, arrived: float) -> list[Event]:
+    """The last event of each choice."""
+    done: dict[int, Event] = {}
     async for i, event in self._timed(call, feed, arrived):
       if event.fault:
         raise replies.fault(event.fault)
       if event.completion:
-        done[i] = event.completion
+        done[i] = event
     return [done[i] for i in range(len(call.asks))]
 
   async def _parts(
@@ -165,7 +166,7 @@ class Server:
       if part := reply.part(i, event):
         yield replies.data(part)
       if event.completion:
-        done.append(event.completion)
+        done.append(event)
     else:
       if call.include_usage:
         yield replies.data(reply.last(done))

@@ -12,7 +12,7 @@ class ServeConfig(tables.Config):
   """What `experiments/serve.py` reads, and the defaults of all that a file leaves out.
 
   Args:
-    sampling: how all rows are sampled; a request may choose its temperature, threshold and seed.
+    sampling: how all rows are sampled; a request may choose temperature, top_p, threshold and seed.
     serving: canvases, rows and caches of the engine.
     doors: what is let in, and for how long.
     start_within: seconds that a request may wait for a row.
@@ -20,7 +20,7 @@ class ServeConfig(tables.Config):
   """
 
   sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-  serving: Serving = dataclasses.field(default_factory=lambda: Serving(sizes=(256, 1024)))
+  serving: Serving = dataclasses.field(default_factory=Serving)
   doors: Doors = dataclasses.field(default_factory=Doors)
   start_within: float = 30.0
   end_within: float = 600.0

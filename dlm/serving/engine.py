@@ -25,15 +25,17 @@ import numpy as np
 from dlm import build, parallel
 from dlm.build import Pretrained, SamplingConfig
 from dlm.data import Tokenizer
-from dlm.generate import Completion, Request, read
+from dlm.generate import Completion, Request, read, spans
 from dlm.models.apart import apart
 from dlm.sampling.caching import ExactBlock
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import LoopState
+from dlm.sampling.state import Held, LoopState
 from dlm.seeds import check_seed
 from dlm.serving import compiles, programs
-from dlm.serving.asks import Ask, Event
+from dlm.serving.asks import Ask, Event, Hole
+from dlm.serving.grammars import Words
+from dlm.serving.holds import Hold, Part, together
 from dlm.serving.memory import MemoryPlan, device_bytes, nbytes
 from dlm.serving.prefixes import Chain, PrefixCache
 from dlm.serving.scheduler import Job, Limits, Overloaded, Scheduler
@@ -55,15 +57,17 @@ class Serving:
     fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
       forward over the whole canvas, in which the other rows of the tile wait.
     prefixes: pages of `fill` slots that the prefix cache holds; 0: none.
+    constraints: requests may say what their holes may say, by one more program a size.
     memory: bytes that may be used; 0: what the device has.
   """
 
-  sizes: tuple[int, ...]
+  sizes: tuple[int, ...] = (256, 1024)
   rows: int = 8
   row_tile: int = 0
   turns: int = 4
   fill: int = 128
   prefixes: int = 0
+  constraints: bool = False
   memory: int = 0
   limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -102,6 +106,7 @@ class _Live:
   chain: Chain | None = None  # of its prompt's pages
   pages: list[int] = dataclasses.field(default_factory=list)  # those found in the prefix cache
   parts: int = 0  # of its prompt that are cached
+  hold: Hold | None = None  # what it may write, if it is held to anything
 
 
 @dataclasses.dataclass
@@ -135,6 +140,9 @@ class Engine:
     clock: Callable[[], float] = time.monotonic,
   ):
     self.sampler, self.serving = _served(sampler, serving), serving
+    self.words = None
+    if serving.constraints:
+      self.words = Words(tokenizer, (*sampler.forbidden, sampler.mask_id), sampler.eos_ids)
     self.tokenizer, self.align, self._clock = tokenizer, align, clock
     devices = jax.tree.leaves(jax.device_put(params))[0].devices()
     if len(devices) > 1:
@@ -155,6 +163,7 @@ class Engine:
         fills=serving.fill > 0,
         pages=self._page_shapes,
         align=align,
+        sets=self.words and (_most_sets(self.sampler), -(-self.words.size // 32)),
       )
       for slots in sorted(set(serving.sizes))
     }
@@ -186,8 +195,9 @@ class Engine:
       Overloaded: too many wait.
     """
     self._check(ask)
-    now = self._clock()
     slots = min(slots for slots in self._run if slots >= self._room(ask.request))
+    hold = self._hold(ask, slots) if ask.holes else None
+    now = self._clock()
     with self._work:
       key = next(self._keys)
       job = Job(key, slots, ask.offline, now + ask.start_within, now + ask.end_within)
@@ -196,7 +206,7 @@ class Engine:
       block = self.sampler.block
       start = first // block * block if self.align == "canvas" else first
       text = TextStream(self.tokenizer, ask.stops)
-      self._live[key] = _Live(ask, job, text, began=now, start=start)
+      self._live[key] = _Live(ask, job, text, began=now, start=start, hold=hold)
       self._work.notify_all()
     return key
 
@@ -231,11 +241,11 @@ class Engine:
           self._fill(job, parts)
         last, self._dispatched = self._dispatched, self._decode()
       for keys, report in last:
-        canvas, broken_B = jax.device_get((report.canvas, report.broken_B))
+        report = jax.device_get(report)
         with self._work:
           for row, key in enumerate(keys):
             if key in self._live:
-              events += self._read(key, canvas, row, bool(broken_B[row]))
+              events += self._read(key, report, row)
     except jax.errors.JaxRuntimeError:
       # What was donated is gone: all rows end, and the next tick starts from nothing.
       with self._work:
@@ -354,8 +364,11 @@ class Engine:
     )  # fmt: skip
     temperature = self.sampler.temperature if ask.temperature is None else ask.temperature
     threshold = math.nan if ask.threshold is None else ask.threshold
-    run = self._run[live.job.slots]
-    own = (np.full(1, value, np.float32) for value in (temperature, threshold))
+    spec, run = self.sampler.spec(), self._run[live.job.slots]
+    top_p = spec.top_p if ask.top_p is None else ask.top_p
+    if temperature == 0 and spec.confidence != "shaped":
+      top_p = 1.0  # it would cut nothing, by seven passes
+    own = (np.full(1, value, np.float32) for value in (temperature, threshold, top_p))
     state = run.begin(canvas, *own)
     for place, number in enumerate(live.pages):
       state = run.load(state, self._pages, np.int32(number), np.int32(place))
@@ -395,22 +408,37 @@ class Engine:
     dispatched, turns = [], np.int32(self.serving.turns)
     for canvases in self._canvases.values():
       for i, keys in enumerate(canvases.keys):
-        if any(key is not None for key in keys):
-          live_B = np.array([key is not None for key in keys])
-          canvases.tiles[i], report = canvases.run.decode(
-            self._params, canvases.tiles[i], live_B, turns
-          )
-          dispatched.append((tuple(keys), report))
+        holds = {key: self._live[key].hold for key in keys if key is not None}
+        plain = tuple(key if holds.get(key, True) is None else None for key in keys)
+        held = tuple(key if (own := holds.get(key)) and own.ready else None for key in keys)
+        for own, run, rule in (
+          (plain, canvases.run.decode, turns),
+          (held, canvases.run.held, self._rule(held, holds)),
+        ):
+          if any(key is not None for key in own):
+            live_B = np.array([key is not None for key in own])
+            canvases.tiles[i], report = run(self._params, canvases.tiles[i], live_B, rule)
+            dispatched.append((own, report))
     return dispatched
 
-  def _read(self, key: int, canvas: Canvas, row: int, broken: bool) -> list[Event]:
+  def _rule(self, keys: tuple[int | None, ...], holds: dict[int, Hold | None]) -> Held | None:
+    """What the rows of a tile may write in the next forward; until it is read they do not run."""
+    own = {place: holds[key] for place, key in enumerate(keys) if key is not None}
+    for hold in own.values():
+      hold.ready = False
+    return together(own, len(keys)) if own else None
+
+  def _read(self, key: int, report: programs.Report, row: int) -> list[Event]:
     """What a report says of a row that is still wanted."""
-    live = self._live[key]
-    if broken:
+    live, canvas = self._live[key], report.canvas
+    if report.broken_B[row]:
       return [self._end(key, fault="nonfinite_logits")]
+    if live.hold is not None and not canvas.done_B[row]:
+      live.hold.read(canvas.tokens_BxL[row])
     done, told = bool(canvas.done_B[row]), live.text.told
     tokens, logprobs, text = [], [], ""
-    if not done and self._streams and live.ask.request.continues:
+    wanted = live.ask.streams or live.ask.stops
+    if not done and self._streams and wanted and live.ask.request.continues:
       final = int(canvas.start_B[row])
       slot_N = self._news(live, canvas, row, final)
       tokens, logp = (x[row, slot_N].tolist() for x in (canvas.tokens_BxL, canvas.logp_BxL))
@@ -437,8 +465,29 @@ class Engine:
         completion.logprobs[rest],
         completion.text[told:],
         completion=completion,
+        holes=self._holes(live, report, row, completion),
       )
     ]
+
+  def _holes(
+    self, live: _Live, report: programs.Report, row: int, done: Completion
+  ) -> list[Hole] | None:
+    """What is in each run of open slots, and how probable it was."""
+    request, canvas = live.ask.request, report.canvas
+    if request.continues and live.hold is None:
+      return None
+    free_L = canvas.open_BxL[row, : int(canvas.length_B[row])]
+    texts = [done.text] if request.continues else done.spans
+    holes = []
+    for text, (first, end) in zip(texts, spans(request.open, free_L), strict=True):
+      ids_N = canvas.tokens_BxL[row, first:end]
+      at_N = first + np.flatnonzero(~np.isin(ids_N, (*self.sampler.eos_ids, self.sampler.mask_id)))
+      entropy_BxL = report.entropy_BxL
+      logprob = float(canvas.logp_BxL[row, at_N].sum())
+      entropy = math.nan if entropy_BxL is None else float(entropy_BxL[row, at_N].sum())
+      known = (each if math.isfinite(each) else None for each in (logprob, entropy))
+      holes.append(Hole(text, *known))
+    return holes
 
   def _news(self, live: _Live, canvas: Canvas, row: int, final: int) -> np.ndarray:
     """Slots before `final` that were written and not told yet, up to the first stop id."""
@@ -477,6 +526,34 @@ class Engine:
     """Slots that it may come to fill."""
     return len(request.tokens) + self.sampler.policy.spare
 
+  def _hold(self, ask: Ask, slots: int) -> Hold:
+    """What its row may write, forward by forward.
+
+    Raises:
+      ValueError: rows cannot be held here, or not to that.
+    """
+    request, words = ask.request, self.words
+    if words is None:
+      raise ValueError("request: holes need a server with serving.constraints=True")
+    if why := _never_held(self.sampler):
+      raise ValueError(
+        f"request: holes cannot be held to a grammar with {self.sampler.policy}: {why}"
+      )
+    if ask.stops:
+      raise ValueError("request: what its holes may say is said, so it has no stop strings")
+    runs = spans(request.open, request.open)
+    if len(ask.holes) != len(runs):
+      raise ValueError(f"request: {len(ask.holes)} holes are described, and {len(runs)} are there")
+    holes = []
+    for grammar, (first, end) in zip(ask.holes, runs, strict=True):
+      last = end == len(request.open)
+      if grammar is not None or not last:  # else it is free
+        holes.append(Part(first, end, words.within(grammar or words.any(), last)))
+    tokens = np.zeros(slots, np.int32)
+    tokens[: len(request.tokens)] = np.where(request.open, self.sampler.mask_id, request.tokens)
+    most = _most_sets(self.sampler)
+    return Hold(holes, tokens, self.sampler.mask_id, most, words.size)
+
   def _check(self, ask: Ask) -> None:
     """Raises ValueError where a request cannot be served, before it waits for anything."""
     check_seed(ask.seed)
@@ -493,6 +570,8 @@ class Engine:
       raise ValueError(f"request: temperature={warm} must be finite and not negative")
     if warm and self.sampler.spec().chooses:
       raise ValueError(f"request: temperature={warm} must be 0 with {self.sampler.policy}")
+    if ask.top_p is not None and not 0 < ask.top_p <= 1:
+      raise ValueError(f"request: top_p={ask.top_p} must lie in (0, 1]")
     if ask.threshold is not None:
       if not self.sampler.policy.adjustable:
         raise ValueError(
@@ -504,6 +583,24 @@ class Engine:
       raise ValueError("request: a stop string must not be empty")
     if ask.stops and not ask.request.continues:
       raise ValueError("request: a text that is filled in has no stop strings")
+
+
+def _most_sets(sampler: Sampler) -> int:
+  """Sets that a row may need in a forward: one for each slot of a block, within reason."""
+  return min(sampler.block, 64)
+
+
+def _never_held(sampler: Sampler) -> str:
+  """Why rows cannot be held to sets of tokens; "": they can."""
+  policy = sampler.policy
+  reasons = {
+    "it drafts": policy.draft_span or policy.proposals or policy.own_drafts,
+    "it inserts and deletes": policy.shifts,
+    "it slides on": policy.slides,
+    "it starts from random ids": policy.renoises,
+    "it works ahead of its block": policy.works_ahead,
+  }
+  return next((reason for reason, power in reasons.items() if power), "")
 
 
 def engine(

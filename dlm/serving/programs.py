@@ -12,7 +12,7 @@ from flax import struct
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import LoopState, Served
+from dlm.sampling.state import Held, LoopState, Served
 from dlm.types import Array, Canvas, Params
 
 
@@ -30,6 +30,7 @@ class Report:
 
   canvas: Canvas  # without the keys of its noise
   broken_B: Array
+  entropy_BxL: Array | None = None  # of rows that are held to sets, see `Served`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Programs:
   """Compiled, so none of them can be compiled again; arrays that change are donated.
 
   Attributes:
-    begin: (canvas, temperature_B, threshold_B) -> state of one row
+    begin: (canvas, temperature_B, threshold_B, top_p_B) -> state of one row
     decode: (params, state of a tile, live_B, turns) -> (state, report)
+    held: (params, state of a tile, live_B, Held) -> (state, report), of one turn; None: no row is
+      held to sets
     fill: the same of one row, whose prompt is cached; None: prompts are not cached in parts
     insert: (state of a tile, state of one row, its place) -> state of the tile; None: a tile is one
       row, which takes the place of the one before
@@ -48,6 +51,7 @@ class Programs:
 
   begin: Any
   decode: Any
+  held: Any | None
   fill: Any | None
   insert: Any | None
   load: Any | None
@@ -58,7 +62,7 @@ class Programs:
   @property
   def temporaries(self) -> int:
     """The most bytes that one of them needs beside its arguments and results."""
-    run = (self.begin, self.decode, self.fill, self.insert, self.load, self.save)
+    run = (self.begin, self.decode, self.held, self.fill, self.insert, self.load, self.save)
     sizes = [each.memory_analysis() for each in run if each is not None]
     return max(each.temp_size_in_bytes for each in sizes)
 
@@ -78,12 +82,14 @@ def compiled(
   fills: bool,
   pages: Pages | None,
   align: str,
+  sets: tuple[int, int] | None,
 ) -> Programs:
   """Of rows of `slots` slots, `tile` of them together.
 
   Args:
     fills: prompts are cached in parts.
     pages: shapes of those of the prefix cache, if there is one.
+    sets: how many a row may be held to, and the words of one; None: rows are held to none.
   """
   canvas = make_canvas(
     [np.full(1, sampler.mask_id)], [np.ones(1, bool)], [0],
@@ -91,7 +97,7 @@ def compiled(
   )  # fmt: skip
   own = np.zeros(1, np.float32)
   begin = functools.partial(_begin, sampler)
-  row = jax.eval_shape(begin, canvas, own, own)
+  row = jax.eval_shape(begin, canvas, own, own, own)
   idle = jax.tree.map(
     lambda axis, leaf: jax.ShapeDtypeStruct(
       (*leaf.shape[:axis], tile * leaf.shape[axis], *leaf.shape[axis + 1 :]), leaf.dtype
@@ -109,10 +115,20 @@ def compiled(
   fill = decode if tile == 1 else None
   if tile > 1 and fills:
     fill = ready(run, params, row, np.zeros(1, bool), most, donate=1)
-  paged = pages is not None
+  paged, held = pages is not None, None
+  if sets is not None:
+    # A row that writes one token a forward may need more of them than the policy allows for.
+    patient = dataclasses.replace(sampler, max_forwards=sampler.max_forwards + slots)
+    rule = Held(
+      jax.ShapeDtypeStruct((tile, *sets), np.uint32),
+      *[jax.ShapeDtypeStruct((tile, slots), np.int32)] * 2,
+    )
+    run_held = functools.partial(_run_held, patient)
+    held = ready(run_held, params, idle, np.zeros(tile, bool), rule, donate=1)
   return Programs(
-    begin=ready(begin, canvas, own, own),
+    begin=ready(begin, canvas, own, own, own),
     decode=decode,
+    held=held,
     fill=fill,
     insert=ready(_insert, idle, row, most, donate=0) if tile > 1 else None,
     load=ready(_load, row, pages, most, most, donate=0) if paged else None,
@@ -137,18 +153,34 @@ def empty_pages(shapes: Pages) -> Pages:
   return jax.tree.map(_zeros, shapes)
 
 
-def _begin(sampler: Sampler, canvas: Canvas, temperature_B: Array, threshold_B: Array) -> LoopState:
-  return loop.start(sampler, canvas, Served(temperature_B, threshold_B, jnp.zeros(1, bool)))
+def _begin(
+  sampler: Sampler, canvas: Canvas, temperature_B: Array, threshold_B: Array, top_p_B: Array
+) -> LoopState:
+  unknown_BxL = jnp.full(canvas.open_BxL.shape, jnp.nan)
+  served = Served(temperature_B, threshold_B, top_p_B, jnp.zeros(1, bool), unknown_BxL)
+  return loop.start(sampler, canvas, served)
 
 
 def _run(
   sampler: Sampler, params: Params, state: LoopState, live_B: Array, most: Array
 ) -> tuple[LoopState, Report]:
-  """At most so many turns; rows that are not live end at once."""
-  done_B = state.canvas.done_B | ~live_B
-  state = state.replace(canvas=state.canvas.replace(done_B=done_B))
+  """At most so many turns; rows that are not live stay as they are."""
+  was_B = state.canvas.done_B
+  state = state.replace(canvas=state.canvas.replace(done_B=was_B | ~live_B))
   state = loop.turns(sampler, params, state, most)
+  done_B = jnp.where(live_B, state.canvas.done_B, was_B)
+  state = state.replace(canvas=state.canvas.replace(done_B=done_B))
   return state, Report(state.canvas.replace(key_B=None), state.served.broken_B)
+
+
+def _run_held(
+  sampler: Sampler, params: Params, state: LoopState, live_B: Array, rule: Held
+) -> tuple[LoopState, Report]:
+  """One turn of rows that are held to sets."""
+  state = state.replace(served=state.served.replace(held=rule))
+  state, report = _run(sampler, params, state, live_B, np.int32(1))
+  report = report.replace(entropy_BxL=state.served.entropy_BxL)
+  return state.replace(served=state.served.replace(held=None)), report
 
 
 def _insert(tile: LoopState, one: LoopState, place: Array) -> LoopState:

@@ -6,6 +6,7 @@ only where a field of the body says so.
 """
 
 import dataclasses
+import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,14 @@ import numpy as np
 
 from dlm.data import Tokenizer
 from dlm.data.chat import ChatTemplate, Conversation
-from dlm.generate import Request, encoded
+from dlm.data.infill import parse_infill
+from dlm.generate import Request, encoded, spans
 from dlm.seeds import SEEDS
 from dlm.serving.asks import Ask
+from dlm.serving.grammars import Automaton, Words
 
 MOST_CHOICES = 128  # of one body: its prompts times n
+MOST_WORDS = 4096  # that a hole chooses among
 
 # They change no token: whoever sends them, for whatever purpose, gets the same text.
 IGNORED = frozenset(
@@ -33,9 +37,25 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
   "presence_penalty": (0,),
   "logit_bias": ({},),
   "top_logprobs": (0,),
-  "response_format": ({"type": "text"},),
   "tool_choice": ("auto", "none"),
   "parallel_tool_calls": (True,),
+}
+
+
+def _all(kinds: type | tuple[type, ...]) -> Callable[[Any], bool]:
+  return lambda said: (
+    isinstance(said, list)
+    and 0 < len(said) <= MOST_WORDS
+    and all(isinstance(x, kinds) and x != "" and not isinstance(x, bool) for x in said)
+  )
+
+
+# What a hole may be held to, and whether that is described as it should be.
+GRAMMARS: Mapping[str, Callable[[Any], bool]] = {
+  "choice": _all(str),
+  "tokens": _all((str, int)),
+  "regex": lambda said: isinstance(said, str) and bool(said),
+  "schema": lambda said: isinstance(said, dict),
 }
 
 
@@ -67,12 +87,14 @@ class Call:
   Args:
     asks: choice i is row i.
     logprobs: each token's log-probability, at the forward that wrote it, is told.
+    message: of a chat whose answer is filled in: its texts, and numbers where it was open.
   """
 
   asks: list[Ask]
   stream: bool
   include_usage: bool
   logprobs: bool
+  message: tuple[str | int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +105,7 @@ class Reader:
     model: its name.
     slots: of the largest canvas.
     new: tokens of an answer where the body does not say; 0: as many as fit.
-    top_p: of the sampling config, which holds for all rows.
+    words: what holes may be held to is made of them; None: they may not.
   """
 
   model: str
@@ -92,12 +114,15 @@ class Reader:
   slots: int
   new: int
   bos: bool
-  top_p: float
+  words: Words | None
   start_within: float
   end_within: float
 
   def completion(self, body: Mapping[str, Any], tenant: str) -> Call:
-    """Of /v1/completions; with `infill`, `[[8]]` in a prompt stands for eight open positions."""
+    """Of /v1/completions; with `infill`, `[[8]]` in a prompt stands for eight open positions.
+
+    `holes` says what each may say, in their order; without `infill` the answer is the one hole.
+    """
     fields = _Fields(body)
     prompts = _prompts(fields)
     infill = fields.flag("infill")
@@ -109,10 +134,16 @@ class Reader:
     if suffix is not None and (infill or new is None):
       raise invalid("suffix", suffix, "needs max_tokens, and goes without infill")
     rows = [self._row(i, text, infill, suffix, new) for i, text in enumerate(prompts)]
-    return self._call(fields, rows, tenant, logprobs is not None)
+    plain = not infill and suffix is None
+    grammars = self._grammars(fields, rows, answer=plain)
+    return self._call(fields, rows, grammars, tenant, logprobs is not None)
 
   def chat(self, body: Mapping[str, Any], tenant: str) -> Call:
-    """Of /v1/chat/completions; tools and chat_template_kwargs go through the chat template."""
+    """Of /v1/chat/completions; tools and chat_template_kwargs go through the chat template.
+
+    With `infill` the last message is the assistant's, and `[[8]]` in it stands for eight open
+    positions: what is answered is that message. `holes`: as in `completion`.
+    """
     fields = _Fields(body)
     named = ("messages", "tools", "chat_template_kwargs")
     record = {name: fields.pop(name) for name in named}
@@ -120,16 +151,106 @@ class Reader:
     old = fields.whole("max_tokens", least=1)
     if None not in (new, old) and new != old:
       raise invalid("max_tokens", old, f"contradicts max_completion_tokens={new}")
+    infill = fields.flag("infill")
+    message = None
     try:
       talk = Conversation.of(record, "messages")
-      ids = self.template().encode([talk], self.tokenizer)[0]
+      said = str(talk.messages[-1].get("content") or "")
+      if infill:
+        parts = parse_infill(said)
+        kinds = [type(part) for part in parts]
+        # Open positions that follow open positions are one hole with them.
+        message = tuple(
+          x for i, x in enumerate(parts) if kinds[max(i - 1, 0) : i + 1] != [int, int]
+        )
+        ids, free = self.template().encode_infill(talk, self.tokenizer)
+      else:
+        ids = self.template().encode([talk], self.tokenizer)[0]
     except ValueError as error:
       raise Refused(400, str(error), param="messages", code="invalid_value") from error
-    said = str(talk.messages[-1].get("content") or "")
-    row = self._continued(0, said, ids, new or old, "messages")
-    return self._call(fields, [row], tenant, fields.flag("logprobs"))
+    if infill:
+      row = self._filled(0, said, ids, free, new or old, "messages")
+    else:
+      row = self._continued(0, said, ids, new or old, "messages")
+    grammars = self._grammars(fields, [row], answer=not infill)
+    call = self._call(fields, [row], grammars, tenant, fields.flag("logprobs"))
+    return dataclasses.replace(call, message=message)
 
-  def _call(self, fields: "_Fields", rows: Sequence[Request], tenant: str, logprobs: bool) -> Call:
+  def _grammars(
+    self, fields: "_Fields", rows: Sequence[Request], *, answer: bool
+  ) -> tuple[Automaton | None, ...]:
+    """What the open runs of each row may say; `answer`: there is one, behind the prompt."""
+    holes = fields.take("holes", list)
+    form = fields.take("response_format", dict)
+    if form is not None and form.get("type") != "text":
+      schema = form.get("json_schema")
+      schema = schema.get("schema") if isinstance(schema, dict) else None
+      if form.get("type") != "json_schema" or not isinstance(schema, dict):
+        raise Refused(
+          400, f"response_format={form!r:.80} is not supported; a json_schema with a schema is",
+          param="response_format", code="unsupported_parameter",
+        )  # fmt: skip
+      if holes is not None or not answer:
+        raise invalid(
+          "response_format", form, "is of a whole answer: without holes, infill, suffix"
+        )
+      return (self._grammar({"schema": schema}, "response_format", rows, 0),)
+    if holes is None:
+      return ()
+    counts = {len(spans(row.open, row.open)) for row in rows}
+    if counts != {len(holes)}:
+      raise invalid("holes", holes, f"must describe each of {max(counts)} holes, null: any text")
+    return tuple(
+      None if hole is None else self._grammar(hole, f"holes[{i}]", rows, i)
+      for i, hole in enumerate(holes)
+    )
+
+  def _grammar(self, hole: Any, name: str, rows: Sequence[Request], i: int) -> Automaton:
+    """What hole i of the rows may say, which has to fit it."""
+    known = isinstance(hole, dict) and len(hole) == 1 and next(iter(hole)) in GRAMMARS
+    if not known or not GRAMMARS[next(iter(hole))](next(iter(hole.values()))):
+      raise invalid(
+        name, hole, 'must be {"choice": [texts]}, {"regex": "..."} or {"tokens": [...]}'
+      )
+    if self.words is None:
+      raise Refused(
+        400, f"{name}: this server holds no text to anything; serving.constraints=True does",
+        param=name, code="unsupported_parameter",
+      )  # fmt: skip
+    ((kind, said),) = hole.items()
+    try:
+      parts = {}
+      match kind:
+        case "tokens":
+          grammar = self.words.tokens(said)
+        case "choice":
+          grammar = self.words.choice(tuple(said))
+          parts = {text: self.words.choice((text,)) for text in said}
+        case "regex":
+          grammar = self.words.regex(said)
+        case _:
+          grammar = self.words.regex(json.dumps(said), schema=True)
+    except ValueError as error:
+      raise Refused(400, f"{name}.{kind}: {error}", param=name, code="invalid_value") from error
+    for row in rows:
+      first, end = spans(row.open, row.open)[i]
+      last = end == len(row.open)
+      for text, part in (parts or {"": grammar}).items():
+        if not self.words.within(part, last).fits(end - first):
+          most = "at most" if last and self.words.stops else "exactly"
+          what = f"{text!r:.80} cannot be said" if parts else "nothing that it allows can be said"
+          rule = f"{name}.{kind}: {what} in {most} {end - first} tokens"
+          raise Refused(400, rule, param=name, code="invalid_value")
+    return grammar
+
+  def _call(
+    self,
+    fields: "_Fields",
+    rows: Sequence[Request],
+    grammars: tuple[Automaton | None, ...],
+    tenant: str,
+    logprobs: bool,
+  ) -> Call:
     model = fields.take("model", str)
     if model not in (None, self.model):
       raise Refused(
@@ -140,12 +261,14 @@ class Reader:
     if n * len(rows) > MOST_CHOICES:
       raise invalid("n", n, f"times {len(rows)} prompts must be at most {MOST_CHOICES}")
     top_p = fields.number("top_p", 0, 1)
-    if top_p is not None and top_p != self.top_p:
-      raise invalid("top_p", top_p, f"must be {self.top_p}, that of the server's sampling config")
+    if top_p == 0:
+      raise invalid("top_p", top_p, "must be positive; temperature=0 takes the likeliest token")
     seed = fields.whole("seed", least=0)
     if seed is not None and seed >= SEEDS:
       raise invalid("seed", seed, f"must be below {SEEDS}")
     stops = _stops(fields)
+    if stops and grammars:
+      raise invalid("stop", stops, "goes without holes and response_format, which say all")
     priority = fields.take("priority", str) or "online"
     if priority not in ("online", "offline"):
       raise invalid("priority", priority, "must be 'online' or 'offline'")
@@ -161,13 +284,14 @@ class Reader:
     own = {
       "seed": secrets.randbelow(SEEDS) if seed is None else seed,
       "temperature": fields.number("temperature", 0, 2),
+      "top_p": top_p,
       "threshold": fields.number("threshold", 0, 1),
     }
     fields.finish()
     asks = [
       Ask(
-        row, **own, stops=stops, offline=priority == "offline", tenant=tenant,
-        drafts=drafts, start_within=self.start_within, end_within=self.end_within,
+        row, **own, holes=grammars, stops=stops, streams=stream, drafts=drafts, tenant=tenant,
+        offline=priority == "offline", start_within=self.start_within, end_within=self.end_within,
       )
       for request in rows
       for row in request.samples(n)
@@ -188,22 +312,23 @@ class Reader:
       shown = prompt
       ids, free = encoded(prompt, self.tokenizer, bos=self.bos, infill=infill)
       if infill:
-        return self._filled(i, prompt, ids, free, new)
+        return self._filled(i, prompt, ids, free, new, "prompt")
     if suffix is None:
       return self._continued(i, shown, ids, new, "prompt")
     behind = self.tokenizer.encode(suffix)
     free = np.repeat([False, True, False], [len(ids), new, len(behind)])
     masks = np.full(new, self.tokenizer.mask_id, np.int32)
-    return self._filled(i, shown, np.concatenate([ids, masks, behind]), free, None)
+    return self._filled(i, shown, np.concatenate([ids, masks, behind]), free, None, "prompt")
 
   def _filled(
-    self, i: int, prompt: str, ids: np.ndarray, free: np.ndarray, new: int | None
+    self, i: int, prompt: str, ids: np.ndarray, free: np.ndarray, new: int | None, param: str
   ) -> Request:
     if not free.any():
-      raise invalid("infill", True, "needs a prompt with holes, as [[8]]")
+      where = "prompt" if param == "prompt" else "last message"
+      raise invalid("infill", True, f"needs a {where} with holes, as [[8]]")
     if new is not None:
       raise invalid("max_tokens", new, "goes without infill: the holes say how many")
-    self._fits(len(ids) - int(free.sum()), int(free.sum()), "prompt")
+    self._fits(len(ids) - int(free.sum()), int(free.sum()), param)
     return Request(i, prompt, ids, free)
 
   def _continued(

@@ -1,5 +1,6 @@
 """OpenAI's replies: what the bodies say, whole and in parts."""
 
+import dataclasses
 import itertools
 import json
 import secrets
@@ -63,32 +64,42 @@ class Replies:
     self._told: set[int] = set()  # choices of which something was told
     self._offset = [0] * len(call.asks)  # characters of the tokens of each choice that were told
 
-  def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+  def whole(self, ends: Sequence[Event]) -> dict[str, Any]:
+    """Of the last event of each choice."""
     choices = []
-    for i, done in enumerate(completions):
-      said = {"message": {"role": "assistant", "content": done.text}}
+    for i, end in enumerate(ends):
+      done, text = end.completion, self._text(end.completion)
+      said = {"message": {"role": "assistant", "content": text}}
       choices.append(
         {
           "index": i,
-          **(said if self.chat else {"text": done.text}),
+          **(said if self.chat else {"text": text}),
           "logprobs": self._logprobs(i, done.tokens, done.logprobs),
-          **self._end(i, done),
+          **self._end(end),
         }
       )
-    return {**self._head, "choices": choices, "usage": self.usage(completions)}
+    return {**self._head, "choices": choices, "usage": self.usage(ends)}
+
+  def _text(self, done: Completion) -> str:
+    """Of a chat's answer that was filled in: the message, without what the template wrote."""
+    if self.call.message is None:
+      return done.text
+    filled = iter(done.spans)
+    parts = (next(filled) if isinstance(part, int) else part for part in self.call.message)
+    return "".join(parts)
 
   def part(self, i: int, event: Event) -> dict[str, Any] | None:
     """What an event adds to choice i; None: nothing. A fault is told by `error`."""
     done = event.completion
     text = event.text
     if done is not None and not self.call.asks[i].request.continues:
-      text = done.text
+      text = self._text(done)
     if not (text or event.tokens or done or event.draft):
       return None
     first = i not in self._told
     self._told.add(i)
     delta = {**({"role": "assistant"} if first else {}), **({"content": text} if text else {})}
-    end = {"finish_reason": None} if done is None else self._end(i, done)
+    end = {"finish_reason": None} if done is None else self._end(event)
     choice = {
       "index": i,
       **({"delta": delta} if self.chat else {"text": text}),
@@ -99,19 +110,19 @@ class Replies:
       choice["draft"] = self._draft(event)
     return self._chunk([choice])
 
-  def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+  def usage(self, ends: Sequence[Event]) -> dict[str, Any]:
     asks = {ask.request.id: ask for ask in self.call.asks}  # a prompt counts once, whatever n is
     prompt = sum(int((~ask.request.open).sum()) for ask in asks.values())
-    written = sum(len(done.tokens) for done in completions)
+    written = sum(len(end.completion.tokens) for end in ends)
     return {
       "prompt_tokens": prompt,
       "completion_tokens": written,
       "total_tokens": prompt + written,
     }
 
-  def last(self, completions: Sequence[Completion]) -> dict[str, Any]:
+  def last(self, ends: Sequence[Event]) -> dict[str, Any]:
     """The part that tells the usage, behind all others."""
-    return {**self._chunk([]), "usage": self.usage(completions)}
+    return {**self._chunk([]), "usage": self.usage(ends)}
 
   def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
     head = {**self._head, "object": "chat.completion.chunk"} if self.chat else self._head
@@ -149,14 +160,15 @@ class Replies:
       "text_offset": starts,
     }
 
-  def _end(self, i: int, done: Completion) -> dict[str, Any]:
+  def _end(self, event: Event) -> dict[str, Any]:
     """Why it ended, and what it cost in forwards; of a text with holes also what is in each."""
+    done = event.completion
     told = {
       "reason": done.reason,
       "forwards": done.forwards,
       "tokens_per_forward": round(done.tpf, 4),
       "query_positions": done.queries,
     }
-    if not self.call.asks[i].request.continues:
-      told["spans"] = done.spans
+    if event.holes is not None:
+      told["holes"] = [dataclasses.asdict(hole) for hole in event.holes]
     return {"finish_reason": FINISH.get(done.reason, "length"), "dlm": told}

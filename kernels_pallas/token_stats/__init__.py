@@ -35,6 +35,8 @@ def token_stats(
   temperature_R: Array | None = None,
   soft_cap: float | None = None,
   divide_R: Array | None = None,
+  top_p_R: Array | None = None,
+  allowed_RxU: Array | None = None,
   implementation: str | None = None,
 ) -> TokenStats:
   """What `spec` asks of the logits `l = hidden @ unembed.T`, per row. Not differentiable.
@@ -59,6 +61,9 @@ def token_stats(
     temperature_R: float32, needed iff `spec.per_row`; the candidate of a row at 0 is its argmax.
     soft_cap: logits become `soft_cap * tanh(l / soft_cap)`.
     divide_R: float32, positive: what each row's logits are divided by after that, before all else.
+    top_p_R: float32 in (0, 1], of rows that have one of their own in place of the spec's.
+    allowed_RxU: uint32, ceil(V / 32) words a row: id v is forbidden to a row, as the spec's
+      forbidden ids are to all, unless bit v % 32 of word v // 32 is set.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
   vocab = unembed_VxD.shape[0]
@@ -73,6 +78,8 @@ def token_stats(
     embed_VxD=embed_VxD if spec.soft else None,
     temperature_Rx1=_column(temperature_R) if spec.per_row else None,
     divide_R=divide_R,
+    top_p_R=top_p_R,
+    allowed_RxU=allowed_RxU,
   )
   _check(spec, inputs, hidden_RxD.shape[0], vocab)
 
@@ -89,14 +96,21 @@ def token_stats(
       soft_cap=soft_cap,
     )
 
-  split = ("b", "t", Inputs("b", "b", "b", "t", "b", "b"))
+  split = ("b", "t", Inputs("b", "b", "b", "t", "b", "b", "b", "b"))
   return shards.run(run, split, "b", hidden_RxD, unembed_VxD, inputs)
 
 
 def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:
   """Raises ValueError where the arrays are not those that the spec asks for."""
-  if inputs.divide_R is not None:
-    vocabulary.check_number_per_row("token_stats", "divide_R", inputs.divide_R, rows)
+  for name in ("divide_R", "top_p_R"):
+    if (own_R := getattr(inputs, name)) is not None:
+      vocabulary.check_number_per_row("token_stats", name, own_R, rows)
+  words = (rows, -(-vocab // 32))
+  allowed = inputs.allowed_RxU
+  if allowed is not None and (allowed.shape != words or allowed.dtype != jnp.uint32):
+    raise ValueError(
+      f"token_stats: allowed_RxU must be uint32{words}, not {allowed.dtype}{allowed.shape}"
+    )
   if spec.current:
     if inputs.current_R is None:
       raise ValueError("token_stats: spec.current=True needs current_R")

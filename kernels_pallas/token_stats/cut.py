@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.token_stats.spec import StatSpec
-
 Array = jax.Array
 Sweep = Callable[[Callable[[Any, Array], Any], Any], Any]  # folds f(state, logits_RxT) over tiles
 
@@ -57,39 +55,50 @@ def merge_k_best(a: KBest, b: KBest) -> KBest:
   return KBest(best_RxK, equal_R(a) + equal_R(b) - (best_RxK == last_Rx1).sum(1))
 
 
-def top_k_cut(kept: KBest, spec: StatSpec, divisor: float | Array, all_R: Array | None) -> Array:
+def top_k_cut(
+  kept: KBest, share_R: Array, rule: str, divisor: float | Array, all_R: Array | None
+) -> Array:
   """[R]: the k-th best logit, or where top-p cuts among the ids that reach it.
 
-  `divisor`: a number, or [R, 1]. `all`: the mass of which top-p is a share, that of the best id
-  being 1; None: what top-k keeps.
+  Args:
+    share_R: top-p; 1: it cuts nothing.
+    rule: `StatSpec.top_p_rule`.
+    divisor: a number, or [R, 1].
+    all_R: the mass of which top-p is a share, that of the best id being 1; None: what top-k keeps.
   """
   best_RxK = kept.best_RxK
-  if spec.top_p == 1:
-    return best_RxK[:, -1]
   weight_RxK = _weight(best_RxK, best_RxK[:, 0], divisor)
   sum_RxK = jnp.cumsum(weight_RxK, axis=1)
   kept_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
-  most_R = spec.top_p * (kept_R if all_R is None else all_R)
+  most_R = share_R * (kept_R if all_R is None else all_R)
   needed_RxK = sum_RxK - weight_RxK < most_R[:, None]
-  if spec.top_p_rule == "within":
+  if rule == "within":
     over_RxK = (sum_RxK > most_R[:, None]).at[:, -1].set(kept_R > most_R)
     barrier_Rx1 = jnp.where(over_RxK, best_RxK, -jnp.inf).max(1, keepdims=True)
     needed_RxK = (best_RxK > barrier_Rx1) | (best_RxK == best_RxK[:, :1])
-  return jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
+  lowest_R = jnp.where(needed_RxK, best_RxK, jnp.inf).min(1)
+  return jnp.where(share_R < 1, lowest_R, best_RxK[:, -1])
 
 
 def top_p_cut(
-  sweep: Sweep, top1_R: Array, vocab: int, spec: StatSpec, divisor: float | Array
+  sweep: Sweep,
+  top1_R: Array,
+  vocab: int,
+  share_R: Array,
+  rule: str,
+  divisor: float | Array,
 ) -> Array:
-  """[R]: a value that parts the set of best ids that top-p keeps from the others.
+  """[R]: a value that parts the set of best ids that top-p keeps from the others; -inf for 1.
 
   Starts from an interval that holds it (all mass below its lower end is less than 1 - top_p) and
   measures the mass above 16 values in it at once, `_PASSES` times. A fixed number of passes:
   devices that share a collective must run the same loop.
   """
-  within = spec.top_p_rule == "within"
+  within = rule == "within"
+  cuts_R = share_R < 1
+  share_R = jnp.where(cuts_R, share_R, 0.5)  # some number that leaves no NaN
   high_R = finite(top1_R)
-  low_R = high_R + jnp.ravel(divisor) * jnp.log((1 - spec.top_p) / vocab)
+  low_R = high_R + jnp.ravel(divisor) * jnp.log((1 - share_R) / vocab)
 
   def narrow(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low_R, high_R = bounds
@@ -104,14 +113,14 @@ def top_p_cut(
       return mass[0] + above_CxR, mass[1] + weight_RxT.sum(1)
 
     above_CxR, total_R = sweep(add_mass, (jnp.zeros_like(cut_CxR), jnp.zeros_like(high_R)))
-    most_1xR = spec.top_p * total_R[None, :]
+    most_1xR = (share_R * total_R)[None, :]
     below_CxR = above_CxR > most_1xR if within else above_CxR >= most_1xR
     low_R = jnp.where(below_CxR, cut_CxR, low_R[None, :]).max(0)
     high_R = jnp.where(below_CxR, high_R[None, :], cut_CxR).min(0)
     return low_R, high_R
 
   low_R, high_R = jax.lax.fori_loop(0, _PASSES, narrow, (low_R, high_R))
-  return high_R if within else low_R
+  return jnp.where(cuts_R, high_R if within else low_R, -jnp.inf)
 
 
 def _weight(z_RxT: Array, top1_R: Array, temperature: float | Array) -> Array:

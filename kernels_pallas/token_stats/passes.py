@@ -1,5 +1,6 @@
 """Passes over vocabulary tiles in XLA, and those of them that find where top-k and top-p cut."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ def over_tiles(
   forbidden: tuple[int, ...],
   soft_cap: float | None,
   divide_R: Array | None = None,
+  allowed_RxU: Array | None = None,
   tile: int | None = None,
 ) -> Sweep:
   """What folds over the logits, `tile` ids at a time (None: see `vocabulary.tile_size`)."""
@@ -49,7 +51,10 @@ def over_tiles(
   def sweep(fold: Callable[[Any, Seen], Any], state: Any) -> Any:
     def step(state: Any, part: vocabulary.Tile) -> Any:
       z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, soft_cap, divide_Rx1)
-      z_RxT = jnp.where(part.live_T[None, :], z_RxT, -jnp.inf)
+      live_RxT = part.live_T[None, :]
+      if allowed_RxU is not None:
+        live_RxT &= vocabulary.bits(allowed_RxU, part.ids_T)
+      z_RxT = jnp.where(live_RxT, z_RxT, -jnp.inf)
       return fold(state, Seen(z_RxT, part.ids_T, part.start))
 
     return vocabulary.sweep(
@@ -64,10 +69,21 @@ def lowest_kept(
 ) -> Array | None:
   """[R]: the lowest plain logit that top-k and top-p keep; None where they cut nothing.
 
-  One pass with top-k, seven with top-p alone. `lowest` is -inf.
+  One pass with top-k, seven with top-p alone, and of rows with a top-p of their own none while all
+  of these are 1. `lowest` is -inf.
   """
-  if not spec.cuts(held.total):
+  if not spec.cuts(held.total, inputs):
     return None
+  find = functools.partial(_lowest_kept, sweep, spec, inputs, lowest_R, held)
+  if inputs.top_p_R is None or 0 < spec.top_k < held.total:
+    return find()
+  return jax.lax.cond((inputs.top_p_R < 1).any(), find, lambda: lowest_R)
+
+
+def _lowest_kept(
+  sweep: Sweep, spec: StatSpec, inputs: Inputs, lowest_R: Array, held: Held
+) -> Array:
+  share_R = spec.share(inputs, lowest_R.size)
   divisor = spec.divisor(inputs.temperature_Rx1)
   if not 0 < spec.top_k < held.total:
     top1_R = sweep(lambda top_R, seen: jnp.maximum(top_R, seen.eligible_RxT.max(1)), lowest_R)
@@ -77,9 +93,10 @@ def lowest_kept(
       own = sweep(lambda state, seen: fold(state, seen.eligible_RxT), zeros)
       return vocabulary.of_all(lambda a, b: jax.tree.map(jnp.add, a, b), own, held)
 
-    return cut.top_p_cut(sums, top1_R, held.total, spec, divisor)
+    return cut.top_p_cut(sums, top1_R, held.total, share_R, spec.top_p_rule, divisor)
   # Of what top-k keeps the k best tell the mass; that of all ids has to be gathered beside them.
-  of_all = spec.top_p < 1 and spec.top_p_of == "all"
+  shares = spec.top_p < 1 or inputs.top_p_R is not None
+  of_all = shares and spec.top_p_of == "all"
 
   def add(
     state: tuple[cut.KBest, tiles.Mass | None], seen: Seen
@@ -93,4 +110,6 @@ def lowest_kept(
   best, mass = sweep(add, (cut.no_best(lowest_R, spec.top_k), no_mass))
   best = vocabulary.of_all(cut.merge_k_best, best, held)
   all_R = vocabulary.of_all(tiles.merge_mass, mass, held).sum_Rx1[:, 0] if of_all else None
-  return cut.top_k_cut(best, spec, divisor, all_R)
+  if not shares:
+    return best.best_RxK[:, -1]
+  return cut.top_k_cut(best, share_R, spec.top_p_rule, divisor, all_R)

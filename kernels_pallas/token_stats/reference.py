@@ -26,13 +26,17 @@ def token_stats(
   allowed_V = vocabulary.allowed(ids_V, spec.forbidden)
   divide_Rx1 = None if inputs.divide_R is None else inputs.divide_R[:, None]
   z_RxV = vocabulary.logits(hidden_RxD, unembed_VxD, soft_cap, divide_Rx1)
-  plain_RxV = z_RxV = jnp.where(allowed_V[None, :], z_RxV, -jnp.inf)
+  allowed_RxV = allowed_V[None, :]
+  if inputs.allowed_RxU is not None:
+    allowed_RxV &= vocabulary.bits(inputs.allowed_RxU, ids_V)
+  plain_RxV = z_RxV = jnp.where(allowed_RxV, z_RxV, -jnp.inf)
   eligible_RxV = jnp.where(jnp.isnan(z_RxV), -jnp.inf, z_RxV)
 
   divisor = spec.divisor(inputs.temperature_Rx1)
   kept_RxV = jnp.ones_like(eligible_RxV, dtype=bool)
-  if spec.cuts(ids_V.size):
-    kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec, divisor)
+  if spec.cuts(ids_V.size, inputs):
+    share_Rx1 = spec.share(inputs, len(z_RxV))[:, None]
+    kept_RxV = eligible_RxV >= _cut(eligible_RxV, spec, share_Rx1, divisor)
   tempered_RxV = eligible_RxV / divisor
   score_RxV = jnp.where(kept_RxV, tempered_RxV, -jnp.inf)
   eligible_RxV = spec.told(eligible_RxV, tempered_RxV, score_RxV)
@@ -85,21 +89,20 @@ def token_stats(
   return stats
 
 
-def _cut(eligible_RxV: Array, spec: StatSpec, divisor: float | Array) -> Array:
+def _cut(eligible_RxV: Array, spec: StatSpec, share_Rx1: Array, divisor: float | Array) -> Array:
   """The lowest logit that top-k and top-p keep, [R, 1]."""
   sorted_RxV = jnp.sort(eligible_RxV, axis=1, descending=True)
   cut_Rx1 = sorted_RxV[:, -1:]
   if 0 < spec.top_k < sorted_RxV.shape[1]:
     cut_Rx1 = sorted_RxV[:, spec.top_k - 1 : spec.top_k]
-  if spec.top_p < 1:
-    kept_RxV = sorted_RxV >= cut_Rx1
-    counted_RxV = kept_RxV if spec.top_p_of == "top_k" else jnp.ones_like(kept_RxV)
-    p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / divisor, -jnp.inf), axis=1)
-    mass_RxV = jnp.cumsum(p_RxV, axis=1)
-    needed_RxV = mass_RxV - p_RxV < spec.top_p
-    if spec.top_p_rule == "within":
-      over_RxV = kept_RxV & (mass_RxV > spec.top_p)
-      barrier_Rx1 = jnp.where(over_RxV, sorted_RxV, -jnp.inf).max(1, keepdims=True)
-      needed_RxV = (sorted_RxV > barrier_Rx1) | (sorted_RxV == sorted_RxV[:, :1])
-    cut_Rx1 = jnp.where(kept_RxV & needed_RxV, sorted_RxV, jnp.inf).min(1, keepdims=True)
-  return cut_Rx1
+  kept_RxV = sorted_RxV >= cut_Rx1
+  counted_RxV = kept_RxV if spec.top_p_of == "top_k" else jnp.ones_like(kept_RxV)
+  p_RxV = jax.nn.softmax(jnp.where(counted_RxV, sorted_RxV / divisor, -jnp.inf), axis=1)
+  mass_RxV = jnp.cumsum(p_RxV, axis=1)
+  needed_RxV = mass_RxV - p_RxV < share_Rx1
+  if spec.top_p_rule == "within":
+    over_RxV = kept_RxV & (mass_RxV > share_Rx1)
+    barrier_Rx1 = jnp.where(over_RxV, sorted_RxV, -jnp.inf).max(1, keepdims=True)
+    needed_RxV = (sorted_RxV > barrier_Rx1) | (sorted_RxV == sorted_RxV[:, :1])
+  lowest_Rx1 = jnp.where(kept_RxV & needed_RxV, sorted_RxV, jnp.inf).min(1, keepdims=True)
+  return jnp.where(share_Rx1 < 1, lowest_Rx1, cut_Rx1)

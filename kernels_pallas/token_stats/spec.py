@@ -84,10 +84,15 @@ class StatSpec:
     """The logits whose statistics are asked for."""
     return {"plain": plain, "tempered": tempered, "shaped": shaped}[self.confidence]
 
-  def cuts(self, vocab: int) -> bool:
+  def cuts(self, vocab: int, inputs: "Inputs") -> bool:
     """Whether top-k or top-p matter: at temperature 0 they leave the argmax as it is."""
-    cutting = 0 < self.top_k < vocab or self.top_p < 1
+    cutting = 0 < self.top_k < vocab or self.top_p < 1 or inputs.top_p_R is not None
     return cutting and (self.confidence == "shaped" or self.draws)
+
+  def share(self, inputs: "Inputs", rows: int) -> Array:
+    """float32 [R]: the top-p of each row."""
+    own_R = inputs.top_p_R
+    return jnp.full(rows, self.top_p, jnp.float32) if own_R is None else own_R
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +105,10 @@ class Inputs:
   gather_id_RxJ: Array | None = None
   embed_VxD: Array | None = None
   temperature_Rx1: Array | None = None
-  divide_R: Array | None = None  # float32: asked by the caller, and not by the spec
+  # Asked by the caller, and not by the spec:
+  divide_R: Array | None = None  # float32
+  top_p_R: Array | None = None  # float32, in place of the spec's
+  allowed_RxU: Array | None = None  # uint32: of each id a bit, see `token_stats`
 
 
 @jax.tree_util.register_dataclass

@@ -94,7 +94,9 @@ def asked_of_one_pass(spec: StatSpec, inputs: Inputs, total: int) -> Asked:
   Raises:
     NotImplementedError: top-k or top-p cut, or the spec asks for the mean embedding or `best`.
   """
-  if spec.cuts(total):
+  if inputs.allowed_RxU is not None:
+    raise NotImplementedError("the kernel reads no bits of allowed ids")
+  if spec.cuts(total, inputs):
     # XLA would find it from sums in another order, and the id that it is the logit of might fall
     # just below: with top_k=1 no id would be left.
     raise NotImplementedError("the kernel cannot find where top-k and top-p cut")

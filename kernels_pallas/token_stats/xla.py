@@ -33,6 +33,7 @@ def token_stats(
     forbidden=spec.forbidden,
     soft_cap=soft_cap,
     divide_R=inputs.divide_R,
+    allowed_RxU=inputs.allowed_RxU,
     tile=tile,
   )
   lowest_R = jnp.full_like(hidden_RxD[:, 0], -jnp.inf, dtype=jnp.float32)

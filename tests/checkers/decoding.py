@@ -168,11 +168,11 @@ def _step(sampler, params, state, chances):
 
 
 def _score(
-  gumbel_BxLxV, head, spec, *, temperature_B, bars, own_temperature_B, current_BxA, key_B, slot_BxA,
+  gumbel_BxLxV, head, spec, *, temperature_B, bars, served, current_BxA, key_B, slot_BxA,
   gather_BxAxJ,
 ):  # fmt: skip
   """The statistics at temperature 0, then the candidate that the recorded noise chooses."""
-  own = (temperature_B, own_temperature_B, bars[1])
+  own = (temperature_B, served, bars[1])
   assert own == (None, None, None), "no recorded policy sets its own temperature, or bars ids"
   cold = dataclasses.replace(spec, temperature=0.0)
   tempered = head.replace(hidden_BxAxD=head.hidden_BxAxD / spec.divisor(None))

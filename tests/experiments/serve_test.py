@@ -157,7 +157,8 @@ def test_holes_are_where_a_field_says_so(client, url):
   filled = client.completions.create(prompt="f([[3]])", extra_body={"infill": True}, **ask)
   text = filled.choices[0].text
   assert text.startswith("f(") and text.endswith(")")
-  assert filled.choices[0].model_extra["dlm"]["spans"] == [text[2:-1]]
+  (hole,) = filled.choices[0].model_extra["dlm"]["holes"]
+  assert hole["text"] == text[2:-1] and hole["logprob"] <= 0 and hole["entropy"] is None
   behind = client.completions.create(prompt="f(", suffix=")", max_tokens=3, **ask)
   assert behind.choices[0].text == text
   # Without the field, and where ids are the mask's, a prompt is what it says.
@@ -186,7 +187,8 @@ P = {"prompt": "a"}
     (TEXT, P | {"n": 1000}, 400, "n"),
     (TEXT, P | {"temperature": -1}, 400, "temperature"),
     (TEXT, b'{"prompt": "a", "temperature": NaN}', 400, "temperature"),
-    (TEXT, P | {"top_p": 0.5}, 400, "top_p"),
+    (TEXT, P | {"top_p": 0}, 400, "top_p"),
+    (TEXT, P | {"holes": [{"choice": ["abcd"]}], "max_tokens": 3}, 400, "choice"),
     (TEXT, P | {"seed": 2**40}, 400, "seed"),
     (TEXT, P | {"stop": [""]}, 400, "stop"),
     (TEXT, P | {"logprobs": 5}, 400, "logprobs"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import threading
 import types
 
@@ -61,7 +62,8 @@ def settings(**own):
 
 @pytest.fixture(scope="module")
 def by_two(params):
-  return Engine(sampler(), BYTES, params, settings(row_tile=2), align="canvas")
+  own = settings(row_tile=2, constraints=True)
+  return Engine(sampler(), BYTES, params, own, align="canvas")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,58 @@ def test_a_threshold_of_its_own(either, alone):
   written = [when for when in done.when if when > 0]
   assert len(written) == len(set(written)), "one token a forward"
   assert len(set(alone[i].when)) < len(alone[i].tokens)
+
+
+def constrained(words):
+  """Asks whose holes are held to something, and what becomes of each must match."""
+  choice = words.choice(("yes", "no", "maybe"))
+  number = words.choice(tuple(str(n) for n in range(100, 1000, 7)))
+  vowels = words.tokens([*"aeiou"])
+  made = []
+  for text, holes, expected in (
+    ("f([[3]])", (choice,), r"f\(yes\)"),
+    ("a[[5]]b[[3]]c[[2]]d", (choice, number, vowels), r"amaybeb(\d{3})c[aeiou]{2}d"),
+    ("[[4]], [[3]]!", (None, number), r".{1,4}, \d{3}!"),
+  ):
+    request = Request.from_text(len(made), text, BYTES, slots=SLOTS, infill=True)
+    made += [
+      (Ask(request, seed=s, temperature=t, holes=holes), expected) for s, t in ((1, 0.0), (2, 1.0))
+    ]
+  answer = Request.from_ids(9, "", BYTES.encode("say: "), MASK, slots=SLOTS, max_new_tokens=9)
+  made += [
+    (Ask(answer, seed=s, temperature=1.0, holes=(choice,)), "yes|no|maybe") for s in range(4)
+  ]
+  return made
+
+
+def test_holes_say_what_they_may_and_nobody_else_notices(by_two, alone):
+  held, others = constrained(by_two.words), asks()
+  mixed = [ask for pair in zip(others, [ask for ask, _ in held] * 3, strict=False) for ask in pair]
+  events, texts = served(by_two, mixed, 7, cancel={5, 16}), set()
+  for i, ask in enumerate(mixed):
+    done = events[i][-1].completion
+    if done is None:
+      assert i in {5, 16} and events[i][-1].fault == "cancelled"
+    elif not ask.holes:
+      (want,) = [each for each in alone if each.id == done.id]
+      assert (done.tokens, done.when) == (want.tokens, want.when)
+    else:
+      (own,) = by_two.run([ask])
+      assert (done.tokens, done.when) == (own.tokens, own.when), "alone it says the same"
+      (expected,) = [each for mine, each in held if mine is ask]
+      assert re.fullmatch(expected, done.text, re.DOTALL), done.text
+      texts.add(done.text)
+      holes = events[i][-1].holes
+      assert all(hole.logprob <= 0 and hole.entropy >= 0 for hole in holes)
+      if ask.request.continues:
+        assert done.reason == "stop_id" and math.isclose(holes[0].logprob, sum(done.logprobs))
+  assert by_two.idle and by_two.compiles == 0
+  texts = {
+    e[-1].completion.text
+    for e, ask in zip(events, mixed, strict=True)
+    if ask.holes and e[-1].completion
+  }
+  assert len(texts) > 6
 
 
 def test_a_row_of_nan_ends_alone(either, alone):
