@@ -225,31 +225,25 @@ def constrained(words):
 def test_holes_say_what_they_may_and_nobody_else_notices(by_two, alone):
   held, others = constrained(by_two.words), asks()
   mixed = [ask for pair in zip(others, [ask for ask, _ in held] * 3, strict=False) for ask in pair]
+  expected = {id(ask): text for ask, text in held}
   events, texts = served(by_two, mixed, 7, cancel={5, 16}), set()
   for i, ask in enumerate(mixed):
-    done = events[i][-1].completion
-    if done is None:
-      assert i in {5, 16} and events[i][-1].fault == "cancelled"
-    elif not ask.holes:
-      (want,) = [each for each in alone if each.id == done.id]
-      assert (done.tokens, done.when) == (want.tokens, want.when)
-    else:
-      (own,) = by_two.run([ask])
-      assert (done.tokens, done.when) == (own.tokens, own.when), "alone it says the same"
-      (expected,) = [each for mine, each in held if mine is ask]
-      assert re.fullmatch(expected, done.text, re.DOTALL), done.text
-      texts.add(done.text)
-      holes = events[i][-1].holes
-      assert all(hole.logprob <= 0 and hole.entropy >= 0 for hole in holes)
-      if ask.request.continues:
-        assert done.reason == "stop_id" and math.isclose(holes[0].logprob, sum(done.logprobs))
-  assert by_two.idle and by_two.compiles == 0
-  texts = {
-    e[-1].completion.text
-    for e, ask in zip(events, mixed, strict=True)
-    if ask.holes and e[-1].completion
-  }
-  assert len(texts) > 6
+    end = events[i][-1]
+    if end.fault:
+      assert i in {5, 16} and end.fault == "cancelled"
+      continue
+    assert exact([end.completion]) == exact(by_two.run([ask])), "to the bit what it is alone"
+    if not ask.holes:
+      assert end.completion.tokens == alone[end.completion.id].tokens and end.holes is None
+      continue
+    text = end.completion.text
+    assert re.fullmatch(expected[id(ask)], text, re.DOTALL), text
+    assert all(hole.logprob <= 0 and hole.entropy >= 0 for hole in end.holes)
+    if ask.request.continues:
+      assert end.completion.reason == "stop_id" and end.holes[0].text == text
+      assert math.isclose(end.holes[0].logprob, sum(end.completion.logprobs), abs_tol=1e-6)
+    texts.add(text)
+  assert by_two.idle and by_two.compiles == 0 and len(texts) > 5
 
 
 def test_a_row_of_nan_ends_alone(either, alone):
@@ -360,6 +354,8 @@ def test_what_it_keeps_is_what_it_said_it_would(by_two):
   [
     ({"temperature": -1.0}, r"temperature=-1\.0 must be finite"),
     ({"temperature": math.nan}, "temperature=nan must be finite"),
+    ({"top_p": 0.0}, r"top_p=0\.0 must lie in \(0, 1\]"),
+    ({"holes": (None,)}, "serving.constraints=True"),
     ({"threshold": 1.5}, r"threshold=1\.5 must lie in \[0, 1\]"),
     ({"stops": ("",)}, "a stop string must not be empty"),
     ({"seed": -1}, "seed=-1"),
