@@ -132,12 +132,12 @@ class ChatTemplate:
     last = talk.messages[-1]
     if last["role"] != "assistant" or not isinstance(last["content"], str):
       raise ValueError("what is filled in is the last message, a text of the assistant's")
-    quoted = _Quoted(tokenizer)
+    quoted = Quoted(tokenizer)
     parts = parse_infill(last["content"])
     sizes = [part for part in parts if isinstance(part, int)]
     content = "".join(quoted.hole if isinstance(part, int) else part for part in parts)
     asked = dataclasses.replace(talk, messages=[*talk.messages[:-1], {**last, "content": content}])
-    (text,) = self._render([quoted.variables(asked, asks=False)])
+    (text,) = self.write([asked], quoted, asks=False)
     pieces = [quoted.encode(piece) for piece in text.split(quoted.hole)]
     if len(pieces) != len(sizes) + 1:
       raise ValueError("the chat template does not write the last message as it is")
