@@ -8,6 +8,7 @@ from experiments.benchmarks import (
   memory,
   moe,
   sampling,
+  scoring,
   smollm,
   training,
   weights,
@@ -24,5 +25,6 @@ SUITES = {
   "weights": weights.run,
   "moe": moe.run,
   "smollm": smollm.run,
+  "scoring": scoring.run,
 }
 SIZES = ("tiny", "default")

@@ -25,6 +25,7 @@ RATIOS = {
   "weights": ["memory / parameters", "memory / parameters"],
   "kernels": ["speed-up"] * 3,
   "smollm": ["speed-up", "times one row"],
+  "scoring": ["speed-up"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }
 
