@@ -17,13 +17,14 @@ from experiments.benchmarks import SIZES, SUITES, results
 
 SUITE = flags.DEFINE_enum("suite", "all", ["all", *SUITES], "What to measure.")
 SIZE = flags.DEFINE_enum("size", "default", SIZES, "tiny: seconds, to see that it runs.")
+SOAK = flags.DEFINE_float("soak", 0.0, "Minutes of a soak, the serving suite's, alone.", 0.0)
 OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the JSON files.")
 
 
-def measure(suite: str, size: str, out: pathlib.Path, command: str) -> None:
+def measure(suite: str, size: str, out: pathlib.Path, command: str, **options: float) -> None:
   """Runs one suite, prints its tables and writes its file."""
   before = os.getloadavg()
-  tables = SUITES[suite](size)
+  tables = SUITES[suite](size, **options)
   for table in tables:
     print(f"{table}\n", flush=True)
   load = {"before": before, "after": os.getloadavg()}
@@ -35,8 +36,11 @@ def main(_) -> None:
   logging.set_verbosity(logging.ERROR)  # orbax tells its life at INFO
   jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured here
   command = shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]])
+  options = {"soak": SOAK.value} if SOAK.value else {}
+  if options and SUITE.value != "serving":
+    raise app.UsageError("--soak is for --suite=serving")
   for suite in SUITES if SUITE.value == "all" else [SUITE.value]:
-    measure(suite, SIZE.value, pathlib.Path(OUT.value), command)
+    measure(suite, SIZE.value, pathlib.Path(OUT.value), command, **options)
 
 
 if __name__ == "__main__":

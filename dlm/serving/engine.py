@@ -125,6 +125,7 @@ class Engine:
 
   Attributes:
     compiles: programs that were compiled since it is ready: each is a bug.
+    waited: seconds of its ticks in which the host had nothing to do but wait for the device.
     memory: what it holds, see `MemoryPlan`.
     prefixes: the prefix cache, which counts its hits.
   """
@@ -181,7 +182,7 @@ class Engine:
     self._cancelled: set[int] = set()
     self._work = threading.Condition()
     self._empty()
-    self.compiles = 0
+    self.compiles, self.waited = 0, 0.0
     self._warm()
 
   # -----------------------------------------------------------------------------------------------
@@ -241,7 +242,9 @@ class Engine:
           self._fill(job, parts)
         last, self._dispatched = self._dispatched, self._decode()
       for keys, report in last:
+        began = time.perf_counter()
         report = jax.device_get(report)
+        self.waited += time.perf_counter() - began
         with self._work:
           for row, key in enumerate(keys):
             if key in self._live:
@@ -323,6 +326,7 @@ class Engine:
         if isinstance(end, str):
           raise ValueError(f"serving: a row of {slots} slots of id 0 ends by {end!r}")
     self.prefixes.hits = self.prefixes.misses = self.compiles = 0
+    self.waited = 0.0
 
   def _drop(self, events: list[Event]) -> None:
     now = self._clock()

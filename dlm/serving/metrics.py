@@ -34,6 +34,7 @@ class Metrics:
     for name, said, value in (
       ("dlm_waiting", "Rows that wait.", lambda: sum(1 for _ in engine.scheduler.queued())),
       ("dlm_running", "Rows that run.", lambda: len(engine.scheduler.running)),
+      ("dlm_device_seconds", "Of ticks, spent waiting for the device.", lambda: engine.waited),
       ("dlm_compiles_while_serving", "Each is a bug.", lambda: engine.compiles),
       ("dlm_prefix_hits", "Pages found in the prefix cache.", lambda: engine.prefixes.hits),
       ("dlm_prefix_misses", "Pages not found there.", lambda: engine.prefixes.misses),

@@ -1,12 +1,14 @@
 """Who runs next: pure host code, without a clock of its own and without arrays.
 
-Jobs wait in two classes. A job that is admitted gets a row of its canvas size, has the parts of its
-prompt cached one after the other, then decodes until it is finished. In a tick all rows that decode
-take their turns, and what these leave of a budget of query tokens goes to the prompts.
+Jobs wait in two classes. A job that is admitted gets the lowest free row of its canvas size, so
+that few jobs fill few tiles, has the parts of its prompt cached one after the other, then decodes
+until it is finished. In a tick all rows that decode take their turns, and what these leave of a
+budget of query tokens goes to the prompts.
 """
 
 import collections
 import dataclasses
+import heapq
 import math
 from collections.abc import Iterator, Mapping
 
@@ -78,7 +80,7 @@ class Scheduler:
       True: collections.deque(),
     }
     self.running: dict[int, Job] = {}  # in order of admission
-    self._free = {slots: list(range(n))[::-1] for slots, n in rows.items()}
+    self._free = {slots: list(range(n)) for slots, n in rows.items()}  # heaps
     self._passed = 0  # jobs admitted before an offline one that waits
     self._without = 0  # ticks that left no part of a prompt any budget
     self._seconds_each, self._last_end = 1.0, None
@@ -99,7 +101,7 @@ class Scheduler:
   def remove(self, key: int, now: float) -> Job | None:
     """The job ends, wherever it is; its row is free. None: there is none, it has ended before."""
     if job := self.running.pop(key, None):
-      self._free[job.slots].append(job.row)
+      heapq.heappush(self._free[job.slots], job.row)
       if self._last_end is not None:
         self._seconds_each += 0.1 * (now - self._last_end - self._seconds_each)
       self._last_end = now
@@ -118,22 +120,19 @@ class Scheduler:
     """Jobs that get a row now. The caller says by `Job.fills` what their prompts need."""
     while job := self._next():
       self.waiting[job.offline].remove(job)
-      job.row = self._free[job.slots].pop()
+      job.row = heapq.heappop(self._free[job.slots])
       self.running[job.key] = job
       yield job
 
   def parts(self) -> list[tuple[Job, int]]:
-    """Whose prompts go on in this tick, and by how many parts: one job of each canvas size.
+    """Whose prompts go on in this tick, and by how many parts, in the order in which they are run.
 
-    The caller runs them; they are counted as done.
+    Of one canvas size they follow each other. The caller runs them; they are counted as done.
     """
-    filling: dict[int, Job] = {}
-    for job in self.running.values():
-      if job.fills:
-        filling.setdefault(job.slots, job)
+    filling = [job for job in self.running.values() if job.fills]
     if not filling:
       return []
-    decoding = sum(not job.fills for job in self.running.values())
+    decoding = len(self.running) - len(filling)
     left = (self.budget - decoding * self.decode) // self.fill
     if left < 1:
       self._without += 1
@@ -141,11 +140,13 @@ class Scheduler:
         return []
       left = 1
     self._without = 0
-    chosen = []
-    for job in filling.values():
-      if n := min(job.fills, left):
+    chosen, unfinished = [], set()
+    for job in filling:
+      if job.slots not in unfinished and (n := min(job.fills, left)):
         job.fills, left = job.fills - n, left - n
         chosen.append((job, n))
+      if job.fills:
+        unfinished.add(job.slots)
     return chosen
 
   def _next(self) -> Job | None:

@@ -1,6 +1,7 @@
 """What is measured, by the name that `--suite` takes: one file each, with `run(size) -> tables`."""
 
 from experiments.benchmarks import (
+  alone,
   block,
   compilation,
   decoding,
@@ -9,6 +10,7 @@ from experiments.benchmarks import (
   moe,
   sampling,
   scoring,
+  serving,
   smollm,
   training,
   weights,
@@ -26,5 +28,7 @@ SUITES = {
   "moe": moe.run,
   "smollm": smollm.run,
   "scoring": scoring.run,
+  "serving": serving.run,
+  "alone": alone.run,
 }
 SIZES = ("tiny", "default")

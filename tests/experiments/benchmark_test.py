@@ -26,6 +26,8 @@ RATIOS = {
   "kernels": ["speed-up"] * 3,
   "smollm": ["speed-up", "times one row"],
   "scoring": ["speed-up"],
+  "serving": ["speed-up", "speed-up", "memory"],
+  "alone": ["identical"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }
 

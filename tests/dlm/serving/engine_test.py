@@ -71,7 +71,7 @@ def by_one(params):
   """Of a checkpoint and a config, with a prefix cache that is too small for all."""
   facts = ModelFacts(MASK, ENDS, None, 0, masks.BlockCausal(4), 256, SLOTS, block=4)
   checkpoint = types.SimpleNamespace(
-    model=MODEL, facts=facts, tokenizer=BYTES, on=lambda mesh: (params, 0)
+    model=MODEL, facts=facts, tokenizer=BYTES, on=lambda mesh, weights: (params, 0)
   )
   config = {"policy": {"name": "threshold", "threshold": 0.05}, "max_forwards": 64}
   made = engine(config, checkpoint, settings(row_tile=1, prefixes=5))

@@ -55,7 +55,7 @@ def test_prompts_get_what_decoding_leaves_of_the_budget_in_order_of_admission():
   submitted(plan, Job(0, 64), Job(1, 64))
   assert admitted(plan, fills=3) == [0, 1]
   assert [(job.key, n) for job, n in plan.parts()] == [(0, 2)], "40 tokens: two parts of 16"
-  assert [(job.key, n) for job, n in plan.parts()] == [(0, 1)], "one prompt of a size at a time"
+  assert [(job.key, n) for job, n in plan.parts()] == [(0, 1), (1, 1)], "then the next"
   assert plan.running[0].fills == 0
   assert [(job.key, n) for job, n in plan.parts()] == [(1, 2)], "row 0 decodes for 8 of the 40"
   plan.remove(1, now=0.0)
