@@ -52,7 +52,7 @@ class Serving:
   Args:
     sizes: slots of its canvases; a request gets the smallest that holds it.
     rows: of each size, rounded up to whole tiles.
-    row_tile: rows that are computed together; 0: all of a size.
+    row_tile: rows that are computed together, whoever is in them; 0: all of a size.
     turns: of the loop a tick, between which rows neither come nor go.
     fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
       forward over the whole canvas, in which the other rows of the tile wait.
@@ -610,11 +610,30 @@ def _never_held(sampler: Sampler) -> str:
 def engine(
   config: SamplingConfig | Mapping[str, Any], trained: Pretrained, serving: Serving
 ) -> Engine:
-  """What serves a checkpoint on the first device of this process."""
+  """What serves a checkpoint on the first device of this process.
+
+  Commits that the config leaves open ("auto") are separate forwards in tiles of several rows.
+  """
   sampler, own = build.sampling(config, trained.model, trained.facts)
+  if SamplingConfig.of(config).commit == "auto":
+    sampler = _of_one_width(sampler, serving)
   mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
   params, _ = trained.on(mesh, own.weights)
   return Engine(sampler, trained.tokenizer, params, serving, align=own.align)
+
+
+def _of_one_width(sampler: Sampler, serving: Serving) -> Sampler:
+  """The sampler, with finished blocks cached by forwards as wide as those that decide.
+
+  A tile's rows begin their blocks in different turns. Fused commits make of most turns two forwards
+  over the whole tile, one for each width; separate ones are a forward more a block, of the rows
+  that need it, and write the same tokens.
+  """
+  fuses = type(sampler.plan) is ExactBlock and sampler.commit == "fused"
+  bound = sampler.shift or sampler.policy.slides  # their commits decide, or must be fused
+  if min(serving.row_tile or serving.rows, serving.rows) == 1 or bound or not fuses:
+    return sampler
+  return dataclasses.replace(sampler, commit="separate")
 
 
 def _served(sampler: Sampler, serving: Serving) -> Sampler:
