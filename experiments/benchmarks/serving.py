@@ -64,8 +64,8 @@ TINY = Size(
 )  # fmt: skip
 DEFAULT = Size(
   ModelConfig(vocab=260, width=512, layers=9, heads=8, kv_heads=2, head_dim=64, mlp=1792),
-  slots=256, block=4, steps=2, requests=64, alone=12, median=32, concurrency=(1, 4, 16, 64),
-  rounds=3, batch=16, rows=16, row_tile=8, fill=32, soak=1.0, deadline=600.0,
+  slots=256, block=4, steps=2, requests=32, alone=6, median=32, concurrency=(1, 4, 16, 64),
+  rounds=2, batch=16, rows=16, row_tile=8, fill=32, soak=1.0, deadline=600.0,
 )  # fmt: skip
 
 
