@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -240,6 +241,22 @@ def test_the_main_reads_a_checkpoint(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert "denoise" in done.stdout and "fused_attention" in done.stdout
+  out = tmp_path / "page"
+  done = mains.run(
+    tmp_path, "experiments/roofline.py", f"--checkpoint={folder}", "--slots=32", "--block=8",
+    "--rows=2", "--measure", "--rounds=1", f"--out={out}",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "here: " in done.stdout and "Bits(weights=32, activations=32, cache=32)" in done.stdout
+  took = re.findall(r"^(\w+) +([\d.]+) ms, at least ([\d.]+) ms: (\d+) %", done.stdout, re.M)
+  assert [name for name, *_ in took] == ["prefill", "denoise", "commit", "refresh"]
+  speed, most, share = map(
+    float, re.search(r"sampler +([\d.]+) tokens/s, at most ([\d.]+): (\d+) %", done.stdout).groups()
+  )
+  assert share == pytest.approx(100 * speed / most, abs=1)
+  page = (out / "roofline.html").read_text()
+  assert page.count("<svg") == 1 and page.count("forward, measured</text>") == 1
+  assert (out / "roofline.svg").read_text() in page and "fused_attention: " in page
   refused = mains.run(tmp_path, "experiments/roofline.py", f"--checkpoint={folder}")
   assert refused.returncode == 2 and "--block is missing" in refused.stderr
 
