@@ -5,8 +5,8 @@
 A row's prompt is all before its first learned token; the answer that the data has is not looked at.
 The sampler is the one of `dlm.sampling`, on the mesh that trains, over the parameters that train.
 `Batch.extra` says how a row came to be: "when", the forward of its answer that wrote each token
-(-1: it was given), and "end", where the model wrote a stop id. What else an objective wants of a
-completion, as a reward, goes there too.
+(-1: it was given), and "end", where the model wrote a stop id. Where rows are rewarded, several of
+a prompt stand side by side, and `Judge` adds what they are worth.
 
 An update's rows depend on the run's seed, the update's index and the parameters before it alone, so
 that a resumed run writes what the unbroken one wrote; each update has its own for that reason.
@@ -17,9 +17,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlm import build, parallel
 from dlm.build import Training
+from dlm.data import Tokenizer
+from dlm.rewards import scores
+from dlm.rewards.judge import RewardConfig
+from dlm.rewards.written import Written
 from dlm.sampling import loop
 from dlm.sampling.canvas import untouched
 from dlm.sampling.sampler import Sampler
@@ -33,6 +38,7 @@ class RollOut:
   Args:
     room: tokens of an answer at most.
     by_prompt: blocks are counted from the answer's first slot, else from the canvas's.
+    group: answers to each prompt, side by side.
   """
 
   sampler: Sampler
@@ -41,9 +47,11 @@ class RollOut:
   room: int
   by_prompt: bool
   pad_id: int
+  group: int = 1
 
   def __call__(self, params: Params, batch: Batch, key: Array) -> tuple[Batch, dict[str, Array]]:
-    """The rows, and of them: tokens an answer, tokens a forward, the share that has an end."""
+    """The rows, and of them: tokens an answer, tokens a forward, the share that has an end, and the
+    entropy, as the mean of -log p of what was drawn."""
     return self._written(params, batch, key)
 
   @functools.cached_property
@@ -56,6 +64,7 @@ class RollOut:
     )
 
     def written(params: Params, batch: Batch, key: Array) -> tuple[Batch, dict[str, Array]]:
+      batch = jax.tree.map(lambda x: jnp.repeat(x, self.group, axis=0), batch)
       canvas = run(params, self.canvas(batch, key))
       rows = self.rows(batch, canvas)
       rows = jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(self.mesh))
@@ -64,6 +73,7 @@ class RollOut:
         "rollout/tokens": tokens / len(rows.tokens_BxL),
         "rollout/tokens_per_forward": tokens / canvas.forwards_Bx3.sum(),
         "rollout/ended": rows.extra["end"].any(-1).mean(),
+        "rollout/entropy": -jnp.nanmean(jnp.where(rows.noisable_BxL, canvas.logp_BxL, jnp.nan)),
       }
 
     return jax.jit(written)
@@ -135,4 +145,79 @@ def of(training: Training) -> RollOut | None:
     room=own.max_new_tokens or training.run.data.length,
     by_prompt=own.align == "prompt",
     pad_id=training.tokenizer.pad_id,
+    group=1 if training.run.rewards is None else training.run.rewards.group,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+  """Reads what was written and says what it is worth, on the host.
+
+  Args:
+    room: tokens of an answer at most.
+  """
+
+  config: RewardConfig
+  tokenizer: Tokenizer
+  mesh: jax.sharding.Mesh
+  room: int
+
+  def __call__(self, rows: Batch, given: Batch) -> tuple[Batch, dict[str, float]]:
+    """The rows with "advantage_B" and "right_B" in `extra`, and nothing to learn in groups that are
+    left out; and means of each reward, of what is right, kept, and of rewards that failed.
+
+    Args:
+      given: the data's rows, one a group, whose answers are what rewards compare with.
+    """
+    written = self.written(rows, given)
+    score_BxK = np.stack([scores(name, written) for name in self.config.names], axis=1)
+    judged = self.config.judged(score_BxK, written, self.room)
+    put = functools.partial(jax.device_put, device=parallel.batch_sharding(self.mesh))
+    extra = {
+      "advantage_B": put(judged.advantage.astype(np.float32)),
+      "right_B": put(judged.right),
+    }
+    kept_Bx1 = put(judged.kept)[:, None]
+    rows = rows.replace(noisable_BxL=rows.noisable_BxL & kept_Bx1, extra=rows.extra | extra)
+    told_BxK = np.isfinite(score_BxK)
+    means = np.where(told_BxK, score_BxK, 0).sum(0) / np.maximum(told_BxK.sum(0), 1)
+    return rows, {
+      "rollout/right": float(judged.right.mean()),
+      "rollout/kept": float(judged.kept.mean()),
+      "rollout/failed": float(1 - told_BxK.mean()),
+      **{f"reward/{name}": float(x) for name, x in zip(self.config.names, means, strict=True)},
+    }
+
+  def written(self, rows: Batch, given: Batch) -> list[Written]:
+    """Every row as text; the end and what stands behind it are no part of it."""
+    rows, given = jax.device_get((rows, given))
+    group = len(rows.tokens_BxL) // len(given.tokens_BxL)
+    prompts, answers = [], []
+    for tokens_L, learned_L, segment_L in zip(
+      given.tokens_BxL, given.noisable_BxL, given.segment_BxL, strict=True
+    ):
+      first = int(learned_L.argmax())
+      prompts.append(self.tokenizer.decode(tokens_L[:first][segment_L[:first] > 0]))
+      answers.append(self.tokenizer.decode(tokens_L[learned_L & (segment_L > 0)]))
+    found = []
+    for i, tokens_L in enumerate(rows.tokens_BxL):
+      at_L = rows.noisable_BxL[i] & ~rows.extra["end"][i]
+      found.append(
+        Written(
+          prompt=prompts[i // group],
+          text=self.tokenizer.decode(tokens_L[at_L]),
+          answer=answers[i // group],
+          when=tuple(rows.extra["when"][i][at_L].tolist()),
+          ended=bool(rows.extra["end"][i].any()),
+        )
+      )
+    return found
+
+
+def judge(training: Training) -> Judge | None:
+  """What a run's `rewards` ask for; None: nothing."""
+  run = training.run
+  if run.rewards is None:
+    return None
+  room = run.rollout.max_new_tokens or run.data.length
+  return Judge(run.rewards, training.tokenizer, training.mesh, room)

@@ -28,7 +28,7 @@ from dlm.metrics import Metrics, Tally
 from dlm.models import lora
 from dlm.models.moe.training import balanced, described, load, penalised
 from dlm.objectives import bd3lm
-from dlm.objectives.objective import informed, with_own, without_own
+from dlm.objectives.objective import informed, remembered, with_own, without_own
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
@@ -117,6 +117,26 @@ class Step:
       return model, params
     teacher = lora.frozen(params) if self.training.taught_by_base else teacher
     return (model, self.training.teacher_model), (params, teacher)
+
+  @functools.cached_property
+  def recalled(self) -> Callable[[Params, Batch, Array, Params | None], Array]:
+    """(parameters, batch, update) -> log-probabilities by token as that update will estimate them.
+
+    A fourth argument: the teacher's parameters.
+    """
+    objective, run = self.training.objective, self.training.run
+
+    def of(both: Both, noisy: Noisy) -> Array:
+      return objective.losses(*self.asked(*both), noisy)[0]
+
+    options = {"batched_in": (False, True), "batched_out": True, "driver": run.parallel}
+    losses = parallel.over_batch(of, self.training.mesh, **options)
+
+    def recalled(params: Params, batch: Batch, index: Array, teacher: Params | None = None):
+      noisy = self.corrupt("train", batch, index, params)
+      return remembered(losses((params, teacher), noisy), len(batch.tokens_BxL))
+
+    return jax.jit(recalled)
 
   @functools.cached_property
   def spread(self) -> Callable[[Params, Batch, Array], Array]:
@@ -221,7 +241,11 @@ class Step:
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     corrupt = functools.partial(self.corrupt, "train")
-    batch = Batch(ids, flags, ids, ids, {"when": ids} if self.training.objective.traced else {})
+    extra = {"when": ids} if self.training.objective.traced else {}
+    if self.training.objective.rewarded:
+      worth = jax.ShapeDtypeStruct((rows,), jnp.float32)
+      extra |= {"advantage_B": worth, "right_B": worth}
+    batch = Batch(ids, flags, ids, ids, extra)
     noisy = jax.eval_shape(corrupt, batch, jnp.int32(0), {})
     window = noisy.inputs_BxW.shape[1]
     config = self.training.model.config
@@ -304,8 +328,11 @@ class _Loop:
     if first:
       self.metrics.say(f"resumed at step {first}")
     waiting = None  # the report of the update before, fetched while the next one runs
+    told = False
     for done in range(first + 1, steps + 1):
-      batch, written = self.batch("write", self.training.rows, done - 1, state.params)
+      if (done - 1) % self.updates == 0:
+        rows = self.rows_of(done - 1, state.params)
+      batch, written = rows[(done - 1) % self.updates]
       batch = batch.replace(extra=batch.extra | self.extra)
       with jax.transfer_guard("disallow"):
         state, loss, numbers = self.step.update(state, batch, self.teacher)
@@ -313,7 +340,8 @@ class _Loop:
       if waiting is not None:
         self.settle(*waiting)
       waiting = done, *report
-      stopping = done < steps and (self.stop.is_set() or self.checkpoints.preempted(done))
+      told = self.stop.is_set() or self.checkpoints.preempted(done) or told
+      stopping = done < steps and told and done % self.updates == 0
       if due := self.due(done, stopping):
         self.settle(*waiting)
         waiting = None
@@ -325,16 +353,42 @@ class _Loop:
     self.checkpoints.wait()
     return state
 
+  @property
+  def updates(self) -> int:
+    """On the same rows: a run is saved between such rows alone."""
+    rewards = self.training.run.rewards
+    return 1 if rewards is None else rewards.updates
+
+  def rows_of(self, done: int, params: Params) -> list[tuple[Batch, dict]]:
+    """Of each of the updates from `done` on that share rows: the rows, and what to record."""
+    batch, written = self.batch("write", self.training.rows, done // self.updates, params)
+    if not (self.training.objective.recalls and self.updates > 1):
+      return [(batch, written)] * self.updates
+    rows = []
+    for index in range(done, done + self.updates):
+      old_BxL = self.step.recalled(params, batch, jnp.int32(index), self.teacher)
+      rows.append((batch.replace(extra=batch.extra | {"old_BxL": old_BxL}), written))
+    return rows
+
   def batch(self, purpose: str, rows: Rows, index: int, params: Params) -> tuple[Batch, dict]:
     """Rows of the data, or what the model writes after their prompts and what to record of it."""
-    batch = self.put(rows[index])
+    given = self.put(rows[index])
     if self.roll_out is None:
-      return batch, {}
-    return self.roll_out(params, batch, jax.random.fold_in(self.step.key(purpose), index))
+      return given, {}
+    key = jax.random.fold_in(self.step.key(purpose), index)
+    batch, written = self.roll_out(params, given, key)
+    if self.judge is None:
+      return batch, written
+    batch, judged = self.judge(batch, given)
+    return batch, written | judged
 
   @functools.cached_property
   def roll_out(self) -> rollout.RollOut | None:
     return rollout.of(self.training)
+
+  @functools.cached_property
+  def judge(self) -> rollout.Judge | None:
+    return rollout.judge(self.training)
 
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
@@ -386,17 +440,19 @@ class _Loop:
 
   def evaluate(self, state: TrainState, done: int) -> float:
     """Loss per token over the fixed test batches; sums in float64 on the host."""
-    total = count = 0.0
-    params = state.best_params()
-    for index in range(self.training.run.eval.batches):
-      batch, _ = self.batch("write_eval", self.training.eval_rows, index, params)
+    total, count, batches = 0.0, 0.0, self.training.run.eval.batches
+    params, means = state.best_params(), {}
+    for index in range(batches):
+      batch, written = self.batch("write_eval", self.training.eval_rows, index, params)
+      for name, value in written.items():
+        means[f"eval/{name}"] = means.get(f"eval/{name}", 0.0) + float(value) / batches
       sums = self.step.evaluate(params, batch, jnp.int32(index), self.teacher)
       sums = jax.device_get(sums)
       total, count = total + float(sums.total), count + float(sums.count)
     loss = total / count
     if not math.isfinite(loss):
       raise FloatingPointError(f"evaluation loss is {loss} at step {done}; it was not saved")
-    values = {"eval/loss": loss}
+    values = {"eval/loss": loss, **means}
     if self.training.objective.not_a_likelihood() is None:
       values["eval/bits_per_token"] = loss / math.log(2)
       values["eval/perplexity"] = math.exp(min(loss, 700))

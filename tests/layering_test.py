@@ -41,6 +41,7 @@ BELOW_THE_PATHS = (
   "dlm.sampling",
   "dlm.parallel",
   "dlm.data",
+  "dlm.rewards",
 )
 PARTS = (
   *BELOW_THE_PATHS,
@@ -97,7 +98,7 @@ LAYERS = {
   "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
-  "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax",)),
+  "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.train": Layer(
     (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout"), ("jax", "flax", "optax", "numpy")
   ),

@@ -11,6 +11,7 @@ from dlm.models.config import ModelConfig
 from dlm.objectives import Objective
 from dlm.optimizer import OptimizerConfig
 from dlm.parallel import Driver, MeshConfig
+from dlm.rewards.judge import RewardConfig
 from dlm.seeds import check_seed
 
 MOST = 2**31 - 1  # of updates and rows: they are counted in int32
@@ -99,6 +100,7 @@ class RunConfig(Config):
       what it makes of the text; empty: that of init_from, as it is there.
     rollout: how the model writes the rows it learns from, after the prompts of the data's rows: see
       `dlm.rollout`. None: it learns from the data's.
+    rewards: what those rows are worth, for an objective like policy_gradient.
   """
 
   steps: int
@@ -114,6 +116,7 @@ class RunConfig(Config):
   init_from: str = ""
   teacher: str = ""
   rollout: SamplingConfig | None = None
+  rewards: RewardConfig | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   eval: EvalConfig = EvalConfig()
   sample: SampleConfig = SampleConfig()

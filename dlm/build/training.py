@@ -20,6 +20,7 @@ from dlm.models.config import DrafterConfig, ModelConfig
 from dlm.models.dflash import DFlash
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.optimizer import learning_rate
+from dlm.rewards import reward
 
 DRAFT_LAYERS = 5  # of a DFlash drafter (2602.06036)
 
@@ -120,13 +121,16 @@ def _words(run: RunConfig, source: Pretrained | None) -> Tokenizer:
 
 
 def rows(run: RunConfig, tokenizer: Tokenizer, split: str) -> Rows:
-  """This process's rows; the test split in its own order."""
+  """This process's rows, of groups one each; the test split in its own order."""
   given = dataclasses.asdict(run.data)
   del given["tokenizer"]
+  group = 1 if run.rewards is None else run.rewards.group
+  if run.batch % group:
+    raise ValueError(f"rewards.group={group} must divide batch={run.batch}")
   return data.open_rows(
     **given,
     tokenizer=tokenizer,
-    batch=run.batch,
+    batch=run.batch // group,
     seed=run.seed,
     split=split,
     process_index=jax.process_index(),
@@ -214,7 +218,7 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
     raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
   teacher = pretrained(run.teacher or run.init_from)
   if not trained.teacher_shift:
-    if (trained.attention, 0) != (teacher.facts.attention, teacher.facts.shift):
+    if (trained.attention, trained.shift) != (teacher.facts.attention, teacher.facts.shift):
       raise ValueError(
         f"teacher {teacher.directory} must be such a model as objective.name="
         f"{run.objective.name!r} trains, not of attention {teacher.facts.attention_name!r} and "
@@ -272,6 +276,63 @@ def _agree_on_rollout(training: Training) -> None:
   sampling(run.rollout, training.model, training.facts)
 
 
+def _agree_on_rewards(training: Training) -> None:
+  """Who is rewarded learns on from a model that the estimate of log p is about."""
+  run, trained, found = training.run, training.objective, training.run.rewards
+  if trained.rewarded != (found is not None):
+    raise ValueError(
+      f"objective.name={run.objective.name!r} "
+      + ("needs `rewards`" if trained.rewarded else "learns nothing from `rewards`: leave it out")
+    )
+  if found is None:
+    return
+  for name in found.names:
+    reward(name)
+  if trained.paired and found.group != 2:
+    raise ValueError(
+      f"rewards.group={found.group} must be 2: objective.name={run.objective.name!r} learns from "
+      "pairs"
+    )
+  if found.group == 1 and found.advantages.kind not in ("none", "batch"):
+    raise ValueError(
+      f"rewards.group=1 leaves nothing to compare with: advantages.kind={found.advantages.kind!r}"
+    )
+  shards = parallel.batch_shards(training.mesh)
+  groups = shards * (run.microbatches if trained.paired else 1)  # what is compared stays together
+  if run.batch % (found.group * groups):
+    raise ValueError(
+      f"batch={run.batch} must divide by {shards} shards x rewards.group={found.group}"
+      + (f" x microbatches={run.microbatches}" if trained.paired else "")
+    )
+  for field, value in (("steps", run.steps), ("checkpoint.every", run.checkpoint.every)):
+    if value % found.updates:
+      raise ValueError(
+        f"{field}={value} must divide by rewards.updates={found.updates}: rows that are learned "
+        "from are not saved"
+      )
+  if run.checkpoint.keep_best:
+    raise ValueError(
+      f"checkpoint.keep_best={run.checkpoint.keep_best} goes by the loss, which does not tell what "
+      "is rewarded: set it to 0"
+    )
+  if jax.process_count() > 1:
+    raise ValueError("rewards are given by one process alone, not by several")
+  if training.source is None:
+    raise ValueError(f"objective.name={run.objective.name!r} needs init_from: a model that writes")
+  facts, name = training.source.facts, run.objective.fields["estimator"].name
+  if facts.attention != trained.attention:
+    raise ValueError(
+      f"objective.estimator={name!r} is of models with attention {trained.attention}, not "
+      f"{facts.attention} as in init_from={run.init_from!r}; for models that write in blocks there "
+      "are trace, block_one_step and block_elbo, with their block and align"
+    )
+  if facts.shift != trained.shift:
+    raise ValueError(
+      f"objective.shift={trained.shift} is not the shift={facts.shift} of "
+      f"init_from={run.init_from!r}"
+    )
+
+
 def _agree(training: Training) -> None:
   """What no table can check alone."""
   run = training.run
@@ -307,6 +368,7 @@ def _agree(training: Training) -> None:
   if run.optimizer.trainable == "router" and training.model.config.moe is None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
   _agree_on_rollout(training)
+  _agree_on_rewards(training)
   learning_rate(run.optimizer, run.steps)
 
 

@@ -72,6 +72,7 @@ class _Around(Objective):
   traced = property(attrgetter("objective.traced"))
   rewarded = property(attrgetter("objective.rewarded"))
   paired = property(attrgetter("objective.paired"))
+  recalls = property(attrgetter("objective.recalls"))
 
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()

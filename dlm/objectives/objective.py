@@ -31,6 +31,7 @@ class Objective(abc.ABC):
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
   rewarded = False  # and `Batch.extra["advantage_B"]`: what they are worth
   paired = False  # rows 2i and 2i + 1 belong together
+  recalls = False  # and, of several updates on the same rows, "old_BxL": see `remembered`
 
   @property
   def candidates(self) -> tuple[dict[str, Any], ...]:
@@ -84,6 +85,11 @@ class Objective(abc.ABC):
     """Sums over the batch, and what the model told besides."""
     loss_BxL, ce_BxL, aux = self.losses(denoise, params, noisy)
     return loss_sum(noisy, loss_BxL, ce_BxL), aux
+
+
+def remembered(losses_RxL: Array, rows: int) -> Array:
+  """Log-probabilities by token, [B, L], of `Objective.losses` over copies of the rows."""
+  return -losses_RxL.reshape(rows, -1, losses_RxL.shape[1]).sum(1)
 
 
 def with_own(params: Params, own: Params) -> Params:

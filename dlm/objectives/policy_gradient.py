@@ -127,6 +127,10 @@ class PolicyGradient(OfCompletions):
       raise ValueError(f"PolicyGradient: kl={self.kl!r} needs a ratio, not ratio='none'")
 
   @property
+  def recalls(self) -> bool:
+    return self.ratio != "none"
+
+  @property
   def taught(self) -> bool:
     return self.kl != "none" and self.anchor == "reference"
 

@@ -24,6 +24,7 @@ from dlm.objectives.estimators import (
 )
 from dlm.rewards.advantages import Advantages
 from dlm.types import Batch
+from experiments.studies import estimators
 from kernels_pallas.block_attention import Keys, visible
 from tests.checkers.objectives import Case, Recorded, close, same
 
@@ -516,12 +517,39 @@ def estimated(objective, draws, batch, logits):
   return noisy, value(logits), by_draw, jax.grad(value)(logits)
 
 
+def estimator_law(case: Case):
+  """Every mask and every completion, through the estimators' own code."""
+  law = estimators.Law(case.inputs["table_logits"], case.arg("vocab"))
+  assert law.length == case.arg("length")
+  counted, full = estimators.counted(law), estimators.full_mask(law)
+  plain, paired = estimators.espo(law, False), estimators.espo(law, True)
+  coupled, ratio = estimators.coupled(law), case.arg("mask_ratio")
+  at_ratio = estimators.coupled(law, (ratio, ratio))
+  lower = estimators.sandwich(law, "lower")
+  for ours, theirs in (
+    (law.random_order, "logp_random_order"), (law.confidence, "logp_confidence"),
+    (full.mean, "full_mask"), (law.elbo, "elbo"), (counted.variance, "counted_var"),
+    (paired.variance, "espo_var"), (plain.variance, "plain_counted_espo_var"),
+    (at_ratio.mean, "coupled_mean"), (at_ratio.variance, "coupled_var"),
+    (coupled.mean, "coupled_mean_uniform"), (lower.variance, "per_token_var"),
+  ):  # fmt: skip
+    close(ours, case.outputs[theirs], rtol=2e-5, atol=1e-5)
+  for mean in (counted.mean, plain.mean, paired.mean, law.length * lower.mean):
+    close(mean, law.elbo, atol=1e-5)
+  close(estimators.traces(law).mean, law.elbo, atol=1e-5)
+  for of in (law.random_order, law.confidence):
+    close(np.exp(of).sum(), 1)
+  for power, upper in zip(case.arg("eubo_betas"), case.outputs["eubo"], strict=True):
+    close(law.length * estimators.upper_bound(law, power), upper, atol=1e-5)
+
+
 METHODS = {
   "agentic_vrpo_elbo": agentic_vrpo_elbo,
   "coupled_forward_process": coupled_forward_process,
   "coupled_grpo_loss": coupled_grpo_loss,
   "d1_grpo_loss": d1_grpo_loss,
   "espo_elbo": espo_elbo,
+  "estimator_law": estimator_law,
   "espo_kl": espo_kl,
   "espo_loss": espo_loss,
   "lightning_rl_loss": lightning_rl_loss,

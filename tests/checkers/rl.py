@@ -343,7 +343,6 @@ UNCHECKED = {
   "dscd_collate": "nested masks",
   "dscd_lambda": "nested masks",
   "dscd_loss": "nested masks",
-  "estimator_law": "exact laws",
   "mdpo_advantages": "rewards of every step",
   "mdpo_loss": "rewards of every step",
   "sdtt_loss": "self-distillation through time",
