@@ -15,7 +15,8 @@ standard error, and tokens per forward. --chat asks through the checkpoint's cha
 problem is text to continue; --shots=4 shows worked examples before each (from which a chat model
 learns that the answer alone is wanted), --size=100 problems are asked of each task, and
 --option='chain_sum={"max_digits": 2}' sets a task. --samples=10 asks each problem so often, at a
-temperature, and tells pass@1 and pass@10.
+temperature, and tells pass@1 and pass@10. --efficiency times the programs that pass, of humaneval
+and mbpp, and tells eff@k: how fast the best of k is beside the reference.
 
 --sweep=policy.threshold=0.9,0.7,0.5 answers at each of these values of a field of --config, and
 tells accuracy against tokens per forward: with 95 % intervals, the best value had one known it
@@ -72,6 +73,9 @@ OPTIONS = flags.DEFINE_multi_string("option", [], "NAME=VALUE for tasks, a Pytho
 CHAT = flags.DEFINE_bool("chat", False, "A problem is a message, not a text to continue.")
 SHOTS = flags.DEFINE_integer("shots", 0, "Worked examples before each problem.", lower_bound=0)
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem.", lower_bound=1)
+EFFICIENCY = flags.DEFINE_bool(
+  "efficiency", False, "Time programs that pass beside the reference, and tell eff@k."
+)
 SWEEP = flags.DEFINE_string("sweep", None, "FIELD=VALUE,VALUE: a field of --config at each value.")
 HARNESS = flags.DEFINE_list("harness", [], "Tasks of lm-evaluation-harness.")
 INCLUDE = flags.DEFINE_multi_string("include_path", [], "Folder of YAML tasks for --harness.")
@@ -176,6 +180,14 @@ def run(
     record["pass_at_k"] = tasks.pass_rates(asked, scores, SAMPLES.value)
     for task, rates in record["pass_at_k"].items():
       print(f"{task}  {', '.join(f'pass@{k} {100 * rate:.1f} %' for k, rate in rates.items())}")
+  if EFFICIENCY.value:
+    efficient = [
+      q.efficiency(c.text, CHAT.value) if score >= 1 else 0.0
+      for q, c, score in zip(asked, done, scores, strict=True)
+    ]
+    record["eff_at_k"] = tasks.efficiencies(asked, efficient, SAMPLES.value)
+    for task, rates in record["eff_at_k"].items():
+      print(f"{task}  {', '.join(f'eff@{k} {rate:.3f}' for k, rate in rates.items())}")
   answers = [
     {"task": q.task, "prompt": c.prompt, "text": c.text, "score": score}
     for q, c, score in zip(asked, done, scores, strict=True)

@@ -11,14 +11,14 @@ some are wanted: those are of the split that training sees.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm.data import Example, open_source
 from dlm.data.chat import Conversation, Message
 from dlm.data.sources.gym import MESSAGE
 from dlm.data.sources.parallel_bench import BENCHMARK
-from dlm.evaluation.tasks import answers, code, gym, lists, parallel_bench, published
+from dlm.evaluation.tasks import answers, code, efficiency, gym, lists, parallel_bench, published
 from dlm.evaluation.tasks.kind import Kind
 from dlm.generate import Completion
 
@@ -62,13 +62,24 @@ class Question:
   def score(self, text: str, chat: bool) -> float:
     """Of what a model wrote; to a text that it continues, up to the end of an answer."""
     kind = self.kind
+    grade = kind.grade if chat else kind.continued or kind.grade
+    return grade(self.example, self._answer(text, chat))
+
+  def efficiency(self, text: str, chat: bool) -> float:
+    """Of the program that a model wrote, beside the reference: see `tasks.efficiency`.
+
+    ValueError where the task asks for no program.
+    """
+    if self.kind.program is None:
+      raise ValueError(f"{self.task} asks for no program, whose efficiency could be measured")
+    return efficiency.beside(*self.kind.program(self.example, self._answer(text, chat), chat))
+
+  def _answer(self, text: str, chat: bool) -> str:
     if chat:
-      return kind.grade(self.example, text)
-    if kind.stops is None:
-      text = text.strip(" ").partition(kind.end)[0]
-    else:
-      text = answers.cut_at_stops(text, kind.stops)
-    return (kind.continued or kind.grade)(self.example, text)
+      return text
+    if self.kind.stops is None:
+      return text.strip(" ").partition(self.kind.end)[0]
+    return answers.cut_at_stops(text, self.kind.stops)
 
 
 def _said(form: str, example: Example) -> str:
@@ -193,13 +204,33 @@ def pass_rates(
 
   `asked` and `scores` hold a question's samples side by side; a full score is right.
   """
+
+  def rate(own: Sequence[float], k: int) -> float:
+    return code.pass_at_k(samples, sum(score >= 1 for score in own), k)
+
+  return _by_k(rate, asked, scores, samples)
+
+
+def efficiencies(
+  asked: Sequence[Question], efficient: Sequence[float], samples: int
+) -> dict[str, dict[int, float]]:
+  """eff@k by task and k, as `pass_rates`, of `Question.efficiency` of each answer."""
+  return _by_k(efficiency.eff_at_k, asked, efficient, samples)
+
+
+def _by_k(
+  rate: Callable[[Sequence[float], int], float],
+  asked: Sequence[Question],
+  values: Sequence[float],
+  samples: int,
+) -> dict[str, dict[int, float]]:
+  """The mean over a task's questions of `rate` of a question's values and k."""
   found: dict[str, dict[int, list[float]]] = {}
   for start in range(0, len(asked), samples):
-    right = sum(score >= 1 for score in scores[start : start + samples])
     by_k = found.setdefault(asked[start].task, {})
     for k in sorted({1, 10, 100, samples}):
       if k <= samples:
-        by_k.setdefault(k, []).append(code.pass_at_k(samples, right, k))
+        by_k.setdefault(k, []).append(rate(values[start : start + samples], k))
   return {
     task: {k: sum(rates) / len(rates) for k, rates in by_k.items()} for task, by_k in found.items()
   }

