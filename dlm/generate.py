@@ -264,16 +264,27 @@ class Generator:
   def _complete(self, params: Params, requests: list[Request], seed: int) -> list[Completion]:
     """One run of the program, over `rows` requests of one canvas size or fewer."""
     canvas = jax.device_put(self.canvas(requests, seed), parallel.batch_sharding(self.mesh))
-    if canvas.tokens_BxL.shape not in self._warm:  # compilation is not sampling time
-      idle = canvas.replace(done_B=jax.numpy.ones_like(canvas.done_B))
-      jax.block_until_ready(self._run(params, idle))
-      self._warm.add(canvas.tokens_BxL.shape)
+    self._warm_up(params, canvas)
     began = time.perf_counter()
     canvas = jax.block_until_ready(self._run(params, canvas))
     seconds = time.perf_counter() - began
     host = jax.device_get(canvas.replace(key_B=None))
     own = {"sampler": self.sampler, "tokenizer": self.tokenizer, "stops": self.stops}
     return [read(host, row, each, seconds=seconds, **own) for row, each in enumerate(requests)]
+
+  def _warm_up(self, params: Params, canvas: Canvas) -> None:
+    """Compiles for a canvas of this size: compilation is not sampling time."""
+    if canvas.tokens_BxL.shape not in self._warm:
+      idle = canvas.replace(done_B=jax.numpy.ones_like(canvas.done_B))
+      jax.block_until_ready(self._run(params, idle))
+      self._warm.add(canvas.tokens_BxL.shape)
+
+  def compile(self, params: Params, requests: Sequence[Request]) -> None:
+    """Compiles all that these requests need, so that what follows is sampling alone."""
+    params = apart(params)
+    for request in {self.slots(each): each for each in requests}.values():
+      canvas = jax.device_put(self.canvas([request], 0), parallel.batch_sharding(self.mesh))
+      self._warm_up(params, canvas)
 
   def stream(
     self, params: Params, requests: Sequence[Request], *, seed: int = 0

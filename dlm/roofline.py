@@ -162,6 +162,12 @@ def head(model: ModelConfig, forward: Forward, bits: Bits) -> Operator:
   )
 
 
+def operations(model: ModelConfig, forward: Forward) -> float:
+  """Of all layers and the head."""
+  each = sum(operator.operations for operator in layer(model, forward, Bits()))
+  return model.layers * each + head(model, forward, Bits()).operations
+
+
 def seconds(model: ModelConfig, forward: Forward, bits: Bits, chip: Chip) -> float:
   """Of all layers and the head, one operator after the other."""
   each = sum(chip.seconds(operator, bits) for operator in layer(model, forward, bits))

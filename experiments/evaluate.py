@@ -22,6 +22,11 @@ and mbpp, and tells eff@k: how fast the best of k is beside the reference.
 tells accuracy against tokens per forward: with 95 % intervals, the best value had one known it
 for each problem (oracle), AUP, and PBx over all tasks.
 
+--suite=quick (or full) --out=DIR does such a sweep, of thresholds if the checkpoint denoises, and
+writes DIR/report.html and DIR/results.json: curves with intervals, costs and energy, hardware,
+versions, seeds. --task, --size, --config and --sweep change what is asked and how. Then
+experiments/compare.py joins several of them.
+
 --harness=TASKS runs tasks of lm-evaluation-harness (pip install 'dlm[eval]'), by name or pattern:
 
 python experiments/evaluate.py --checkpoint=DIR --harness=local_choice,local_sums,local_text
@@ -31,23 +36,25 @@ what they mean above. --estimator is exact_count, monte_carlo, llada or chain, a
 forwards of a likelihood: `dlm.evaluation.answer_likelihood` tells them apart.
 """
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from absl import flags
 
-from dlm import build, command, files
+from dlm import build, command, files, masks, roofline
 from dlm.completions import conversed
 from dlm.data import SPLITS
 from dlm.data.install import require
-from dlm.evaluation import comparison, likelihood, parallelism, tasks
+from dlm.evaluation import comparison, energy, joined, likelihood, parallelism, report, tasks
 from dlm.evaluation.parallelism import Outcome
 from dlm.evaluation.respond import Responder
-from dlm.generate import Request, generator
+from dlm.generate import Completion, Generator, Request, generator
 from dlm.seeds import check_seed
 from dlm.types import Batch, Params
 
@@ -77,10 +84,18 @@ EFFICIENCY = flags.DEFINE_bool(
   "efficiency", False, "Time programs that pass beside the reference, and tell eff@k."
 )
 SWEEP = flags.DEFINE_string("sweep", None, "FIELD=VALUE,VALUE: a field of --config at each value.")
+SUITE = flags.DEFINE_enum("suite", None, ["quick", "full"], "Writes a report into --out.")
+NAME = flags.DEFINE_string("name", "", "Of the evaluation, in its report; empty: the checkpoint's.")
 HARNESS = flags.DEFINE_list("harness", [], "Tasks of lm-evaluation-harness.")
 INCLUDE = flags.DEFINE_multi_string("include_path", [], "Folder of YAML tasks for --harness.")
-OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers.")
+OUT = flags.DEFINE_string("out", None, "A JSON file of results and answers; of --suite a folder.")
 
+SUITES = {  # tasks, and problems of each
+  "quick": (["parallel_bench:copy,reverse,sort,shuffle,latin_square_n4"], 10),
+  "full": (["parallel_bench:all"], 100),
+}
+THRESHOLDS = "policy.threshold=1.0,0.9,0.7,0.5"
+TRACED = 96  # positions of a text that is shown as it was written, at most
 SCORING_DRAWS = 128  # of --harness, where --draws says nothing: LLaDA's
 
 
@@ -106,16 +121,16 @@ def measure() -> likelihood.Likelihood:
   return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 
-def settings() -> dict[str, build.SamplingConfig]:
-  """How to sample: once, or at each value of --sweep."""
+def settings(path: str, sweep: str | None) -> dict[str, build.SamplingConfig]:
+  """How to sample: once, or at each value of a sweep."""
   fields = {"": ()}
-  if SWEEP.value is not None:
-    name, equals, values = SWEEP.value.partition("=")
+  if sweep is not None:
+    name, equals, values = sweep.partition("=")
     if not (name and equals and values):
-      raise ValueError(f"--sweep={SWEEP.value} must be FIELD=VALUE,VALUE")
+      raise ValueError(f"--sweep={sweep} must be FIELD=VALUE,VALUE")
     fields = {f"{name}={value}": (f"{name}={value}",) for value in values.split(",")}
   return {
-    setting: build.SamplingConfig.read(CONFIG.value, [*command.FIELDS.value, *own])
+    setting: build.SamplingConfig.read(path, [*command.FIELDS.value, *own])
     for setting, own in fields.items()
   }
 
@@ -124,32 +139,97 @@ def answer() -> None:
   """Asks the problems of --task."""
   if CONFIG.value is None:
     raise ValueError("--task needs --config, which says how to sample")
-  configs = settings()
+  configs = settings(CONFIG.value, SWEEP.value)
+  asked = questions(TASK.value, SIZE.value)
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  runs, outcomes = answered(trained, configs, asked)
+  curves = tell_curves(outcomes) if SWEEP.value else {}
+  if OUT.value:
+    record = {"checkpoint": CHECKPOINT.value, "problems": how()}
+    record |= {"sweep": SWEEP.value, "runs": runs, **curves} if SWEEP.value else runs[0]
+    files.write_json(OUT.value, record)
+
+
+def suite() -> None:
+  """Asks the problems of --suite, and writes its report."""
+  if OUT.value is None:
+    raise ValueError("--suite needs --out, the folder of its report")
+  specs, size = SUITES[SUITE.value]
+  specs, size = TASK.value or specs, SIZE.value if SIZE.present else size
+  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  causal = isinstance(trained.facts.attention, masks.Causal)
+  path = CONFIG.value or f"configs/sample/{'ar' if causal else 'default'}.py"
+  policy = build.SamplingConfig.read(path, command.FIELDS.value).policy.name
+  swept = SWEEP.value or (THRESHOLDS if policy == "threshold" and not causal else None)
+  configs = settings(path, swept)
+  asked = questions(specs, size)
+  runs, outcomes = answered(trained, configs, asked)
+  shapes = jax.tree.leaves(trained.model.abstract())
+  record = {
+    "suite": SUITE.value,
+    "name": NAME.value or pathlib.Path(CHECKPOINT.value).name,
+    "checkpoint": CHECKPOINT.value,
+    "tasks": specs,
+    "problems": how() | {"size": size},
+    "vocab": trained.tokenizer.vocab_size,
+    "parameter_bytes": sum(each.size * each.dtype.itemsize for each in shapes),
+    "sweep": swept,
+    **tell_curves(outcomes),
+    "runs": runs,
+  }
+  record["facts"] = [
+    *report.here(),
+    ("checkpoint", f"{CHECKPOINT.value}, step {runs[0]['step']}"),
+    ("parameters", f"{sum(each.size for each in shapes):,}"),
+    ("sampling", f"{path}, {swept or 'as it is'}, seed {next(iter(configs.values())).seed}"),
+    *energies(runs),
+  ]
+  folder = pathlib.Path(OUT.value)
+  joined.write(folder / "report.html", [record])
+  files.write_json(folder / "results.json", record)
+  print(folder / "report.html")
+
+
+def energies(runs: list[dict[str, Any]]) -> list[tuple[str, str]]:
+  """What was told of energy, once if it is the same everywhere."""
+  told = [run["energy"] for run in runs]
+  if len({*told}) == 1:
+    return [("energy", told[0])]
+  return [(f"energy, {run['setting'] or run['policy']}", run["energy"]) for run in runs]
+
+
+def questions(specs: list[str], size: int) -> list[tasks.Question]:
+  """The problems, each as often as --samples says."""
   options, seed = command.options(OPTIONS.value), check_seed(SEED.value, "--seed")
-  asked = [
+  return [
     question
-    for spec in TASK.value
-    for question in tasks.questions(
-      spec, size=SIZE.value, seed=seed, shots=SHOTS.value, options=options
-    )
+    for spec in specs
+    for question in tasks.questions(spec, size=size, seed=seed, shots=SHOTS.value, options=options)
     for _ in range(SAMPLES.value)
   ]
-  trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+
+
+def how() -> dict[str, Any]:
+  """How problems are put."""
+  return {
+    "seed": SEED.value, "shots": SHOTS.value, "chat": CHAT.value, "samples": SAMPLES.value,
+    "options": command.options(OPTIONS.value),
+  }  # fmt: skip
+
+
+def answered(
+  trained: build.Pretrained,
+  configs: Mapping[str, build.SamplingConfig],
+  asked: list[tasks.Question],
+) -> tuple[list[dict[str, Any]], list[Outcome]]:
+  """Records and outcomes of every setting."""
   read = functools.lru_cache(maxsize=1)(trained.on)  # once, unless mesh or weights are swept
   runs, outcomes = [], []
   for setting, config in comparison.in_turn(configs.items()):
     found, graded = run(trained, read, config, setting, asked)
     runs.append(found)
     outcomes += graded
-  curves = tell_curves(outcomes) if SWEEP.value else {}
-  if OUT.value:
-    how = {
-      "seed": seed, "shots": SHOTS.value, "chat": CHAT.value, "samples": SAMPLES.value,
-      "options": options,
-    }  # fmt: skip
-    record = {"checkpoint": CHECKPOINT.value, "problems": how}
-    record |= {"sweep": SWEEP.value, "runs": runs, **curves} if SWEEP.value else runs[0]
-    files.write_json(OUT.value, record)
+  return runs, outcomes
 
 
 def run(
@@ -171,7 +251,9 @@ def run(
   params, step = read(sample.mesh, own.weights)
   told = f", {setting}" if setting else ""
   print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
-  done = sample(params, requests, seed=own.seed)
+  sample.compile(params, requests)
+  with energy.watched(energy.meter()) as usage:
+    done = sample(params, requests, seed=own.seed)
   scores = [q.score(c.text, CHAT.value) for q, c in zip(asked, done, strict=True)]
   results, record = tasks.results(asked, scores, done, SAMPLES.value), {}
   for task, result in results.items():
@@ -192,13 +274,19 @@ def run(
     {"task": q.task, "prompt": c.prompt, "text": c.text, "score": score}
     for q, c, score in zip(asked, done, scores, strict=True)
   ]
+  print(usage.describe())
+  policy = config.policy.name
   record |= {
+    "policy": policy,
+    "setting": setting,
     "step": step,
     "config": build.plain(config),
     "tasks": {task: result.record() for task, result in results.items()},
+    "cost": cost(trained, sample, usage, requests, done, scores),
+    "energy": usage.describe().removeprefix("energy: "),
+    "traces": traces(trained, policy, setting, asked, done, scores) if SUITE.value else [],
     "answers": answers,
   }
-  policy = config.policy.name
   outcomes = [
     Outcome(
       policy, setting, q.task, score, len(c.tokens), sum(c.forwards.values()),
@@ -207,6 +295,53 @@ def run(
     for q, c, score in zip(asked, done, scores, strict=True)
   ]  # fmt: skip
   return record, parallelism.by_problem(outcomes, SAMPLES.value)
+
+
+def cost(
+  trained: build.Pretrained,
+  sample: Generator,
+  usage: energy.Usage,
+  requests: list[Request],
+  done: list[Completion],
+  scores: list[float],
+) -> dict[str, Any]:
+  """What the answers took; operations are counted from the model's shape, without experts."""
+  ran: dict[float, float] = collections.defaultdict(float)  # what ran together took one time
+  try:
+    for request, each in zip(requests, done, strict=True):
+      forward = roofline.Forward(1, 1, sample.slots(request), 1, 0)
+      operations = roofline.operations(trained.model.config, forward)
+      ran[each.seconds] += each.queries * operations
+  except ValueError:  # of models that the roofline does not cover
+    ran.clear()
+  return energy.record(
+    usage,
+    tokens=sum(len(each.tokens) for each in done),
+    right=sum(scores),
+    answers=len(done),
+    latencies=[each.seconds for each in done],
+    batches=[(operations, seconds) for seconds, operations in ran.items()],
+    peak=energy.reached_peak() if ran else None,
+  )
+
+
+def traces(
+  trained: build.Pretrained,
+  policy: str,
+  setting: str,
+  asked: list[tasks.Question],
+  done: list[Completion],
+  scores: list[float],
+) -> list[dict[str, Any]]:
+  """How the first problem of each of two tasks was written, where it is short enough to show."""
+  shown: dict[str, dict[str, Any]] = {}
+  for question, each, score in zip(asked, done, scores, strict=True):
+    if question.task not in shown and len(each.row) <= TRACED and len(shown) < 2:
+      found = comparison.trace(
+        question.task, policy, setting, each, trained.tokenizer, correct=score >= 1
+      )
+      shown[question.task] = dataclasses.asdict(found)
+  return [*shown.values()]
 
 
 def tell_curves(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -267,12 +402,15 @@ def harness() -> None:
   )
   for task, metrics in found["results"].items():
     print(f"{task}  {lm_eval_harness.told(metrics)}")
-  print(lm_eval_harness.told(model.get_model_info()))
+  print(lm_eval_harness.summary(model.get_model_info()))
   if OUT.value:
     files.write_json(OUT.value, lm_eval_harness.record(found, model))
 
 
 def main() -> None:
+  if SUITE.value:
+    suite()
+    return
   if TASK.value:
     answer()
     return

@@ -207,15 +207,37 @@ def _missing(manager: TaskManager, names: Sequence[str], error: Exception) -> st
   )
 
 
-def told(values: Mapping[str, Any]) -> str:
-  """Numbers and names of a mapping, for the screen."""
+def told(metrics: Mapping[str, Any]) -> str:
+  """A task's metrics with their standard errors, for the screen."""
   shown = []
-  for name, value in values.items():
-    if isinstance(value, float):
-      shown.append(f"{name.removesuffix(',none')} {value:.4g}")
-    elif isinstance(value, int | str) and name not in ("alias", "name"):
-      shown.append(f"{name} {value}")
+  for name, value in metrics.items():
+    metric, comma, kind = name.partition(",")
+    if not comma or metric.endswith("_stderr"):
+      continue
+    error = metrics.get(f"{metric}_stderr,{kind}")
+    spread = f" +- {error:.3f}" if isinstance(error, float) else ""
+    number = f"{value:.4g}" if isinstance(value, float) else value
+    shown.append(f"{metric}{'' if kind == 'none' else f' ({kind})'} {number}{spread}")
   return ", ".join(shown)
+
+
+def summary(info: Mapping[str, Any]) -> str:
+  """How all of it came about, for the screen; `info`: of `Dlm.get_model_info`."""
+  error = info["largest_standard_error"]
+  likelihoods = (
+    f"{info['scored']} likelihoods by {info['estimator']}, {info['draws']} draws at most, in "
+    f"{info['scoring_forwards']} forwards, standard errors "
+    f"{'unknown' if error is None else f'up to {error:.3g} nats'}; "
+  )
+  answers = (
+    f"{info['answers']} answers, {info['tokens']} tokens in {info['forwards']} forwards; "
+    if info["answers"]
+    else ""
+  )
+  return (
+    f"{likelihoods if info['scored'] else ''}{answers}"
+    f"{info['truncated']} prompts cut to max_length={info['max_length']}"
+  )
 
 
 def record(results: Mapping[str, Any], model: Dlm) -> dict[str, Any]:

@@ -132,6 +132,23 @@ class Speed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one setting took for all problems together; None: not measured."""
+
+  policy: str
+  setting: str
+  answers: int
+  tokens_per_s: float
+  latency: float  # seconds an answer, on average
+  p95: float
+  joules_per_token: float | None
+  joules_per_right: float | None
+  watts: float | None
+  memory: float | None  # shares in [0, 1]
+  compute: float | None  # the highest of a batch
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """Everything the page shows. A part left empty has no section."""
 
@@ -145,6 +162,7 @@ class Report:
   determined: tuple[Determined, ...] = ()  # beside the shuffles; the tasks of the mean
   traces: tuple[Trace, ...] = ()
   speeds: tuple[Speed, ...] = ()
+  costs: tuple[Cost, ...] = ()
   fillings: tuple[Filling, ...] = ()  # baselines first
   infills: tuple[Infill, ...] = ()
   notes: tuple[str, ...] = ()  # one paragraph each

@@ -69,23 +69,31 @@ def test_answers_to_tasks_are_counted(tmp_path, folder):
   assert found["answers"][0]["prompt"].count("cpy ") == 2
 
 
-def test_a_sweep_tells_accuracy_against_tokens_per_forward(tmp_path, folder):
-  out = tmp_path / "out.json"
+def test_a_suite_tells_accuracy_against_tokens_per_forward_and_costs(tmp_path, folder):
+  out = tmp_path / "out"
   done = evaluate(
     f"--checkpoint={folder}", "--config=configs/sample/default.py", "--config.slots=256",
     "--config.max_new_tokens=8", "--config.stop=never", "--task=parallel_bench:copy,sort",
     "--size=1", "--samples=2", "--sweep=policy.threshold=0.9,0.001", f"--out={out}",
+    "--suite=quick", "--name=tiny",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   for told in ("pass@2 0.0 %", "sort  threshold  AUP 0.0", "all tasks  PB90 none, PB80 none"):
     assert told in done.stdout
-  found = json.loads(out.read_text())
+  found = json.loads((out / "results.json").read_text())
   slow, fast = (run["tasks"]["copy"] for run in found["runs"])
   assert slow["n"] == 2 and slow["tokens_per_forward"] < fast["tokens_per_forward"]
   assert [p["setting"] for p in found["curves"] if p["task"] == "copy"] == [
     "policy.threshold=0.9", "policy.threshold=0.001", "oracle",
   ]  # fmt: skip
   assert {p["n"] for p in found["curves"]} == {1}, "two answers to one problem"
+  cost = found["runs"][0]["cost"]
+  assert cost["peak_compute_utilisation"] > 0 and 0 < cost["average_memory_utilisation"] < 1
+  assert cost["energy"]["source"] in ("rapl", "none") and "energy: " in done.stdout
+  assert (cost["joules_per_token"] is None) == (cost["energy"]["source"] == "none")
+  assert dict(map(tuple, found["facts"]))["checkpoint"] == f"{folder}, step 2"
+  page = (out / "report.html").read_text()
+  assert "tiny: parallel_bench:copy,sort" in page and '"setting":"threshold=0.001"' in page
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def test_our_tasks_of_each_kind(found):
   got = scores["results"]["local_text"]["bits_per_byte,none"]
   assert got == pytest.approx(nats / characters / math.log(2))
   json.dumps(scores, allow_nan=False)
+  assert "acc_norm" in harness.told(scores["results"]["local_choice"])
+  assert harness.summary(info).endswith("; 0 prompts cut to max_length=128")
+  assert harness.summary(info).startswith("18 likelihoods by exact_count, 8 draws at most, in ")
 
 
 def test_a_batch_of_one_and_of_eight_agree(folder, found):
