@@ -246,6 +246,20 @@ def test_holes_say_what_they_may_and_nobody_else_notices(by_two, alone):
   assert by_two.idle and by_two.compiles == 0 and len(texts) > 5
 
 
+def test_a_top_p_of_its_own(either, params):
+  """As with that of the sampling config, whatever the others have."""
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+  narrow = Generator(sampler(temperature=1.0, top_p=0.6), BYTES, mesh, row_tile=1)
+  own = [dataclasses.replace(ask, temperature=1.0, top_p=0.6) for ask in asks()[:8]]
+  mixed = [ask for pair in zip(own, asks()[8:16], strict=True) for ask in pair]
+  ends = either.run(mixed)[::2]
+  want = [narrow(params, [ask.request], seed=ask.seed)[0] for ask in own]
+  assert [(end.tokens, end.when) for end in ends] == [(each.tokens, each.when) for each in want]
+  wide = either.run([dataclasses.replace(ask, top_p=1.0) for ask in own])
+  assert [end.tokens for end in wide] != [end.tokens for end in ends]
+  assert either.compiles == 0
+
+
 def test_a_row_of_nan_ends_alone(either, alone):
   asked = asks()[:6]
   bad = Request.from_ids(9, "", np.array([97, NAN, 98]), MASK, slots=SLOTS)

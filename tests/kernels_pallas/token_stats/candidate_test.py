@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.token_stats import StatSpec, noise
-from tests.kernels_pallas.token_stats.twin import allowed, kept, keys, shaped
+from tests.kernels_pallas.token_stats.twin import allowed, kept, keys, lse, shaped
 
 ROWS = 192
 
@@ -46,17 +46,44 @@ def test_draws_what_sorted_numpy_draws(compute, draw):
   np.testing.assert_array_equal(stats.top1, plain_RxV.max(1))  # plain: no noise, no cut
 
 
-@pytest.mark.parametrize("shape", [{}, {"top_p": 0.9, "confidence": "tempered"}], ids=str)
-def test_rows_with_temperatures_of_their_own_draw_what_all_rows_at_theirs_would(compute, shape):
+@pytest.mark.parametrize(
+  "shape", [{"confidence": "tempered"}, {"top_k": 6, "confidence": "shaped"}], ids=str
+)
+def test_rows_with_settings_of_their_own_draw_what_all_rows_with_these_would(compute, shape):
   z_RxV = (np.random.default_rng(6).normal(size=(12, 23)) * 2).astype(np.float32)
-  own_R = np.tile(np.array([0.0, 0.25], np.float32), 6)
+  own_R = np.tile(np.array([0.0, 0.25, 2.0, 2.0], np.float32), 3)
+  top_p_R = np.tile(np.array([0.7, 0.9, 1.0, 0.7], np.float32), 3)
   run = functools.partial(compute, jnp.asarray(z_RxV), jnp.eye(23), key_data_Rx2=keys(12))
-  mixed = run(StatSpec(per_row=True, **shape), temperature_Rx1=jnp.asarray(own_R)[:, None])
-  for temperature in (0.0, 0.25):
-    alone, rows = run(StatSpec(temperature=temperature, **shape)), own_R == temperature
+  mixed = run(
+    StatSpec(per_row=True, **shape), temperature_Rx1=jnp.asarray(own_R)[:, None], top_p_R=top_p_R
+  )
+  for temperature, top_p in {*zip(own_R.tolist(), top_p_R.tolist(), strict=True)}:
+    rows = (own_R == temperature) & (top_p_R == np.float32(top_p))
+    alone = run(StatSpec(temperature=temperature, top_p=round(top_p, 3), **shape))
     np.testing.assert_array_equal(mixed.token[rows], alone.token[rows])
     np.testing.assert_array_equal(mixed.logit[rows], alone.logit[rows])
     np.testing.assert_array_equal(mixed.lse[rows], alone.lse[rows])
+
+
+def test_ids_that_a_row_may_not_have_are_as_forbidden_ones(compute):
+  """Bits of 45 ids in two words; a row that may have all is as if nothing were said."""
+  rng = np.random.default_rng(9)
+  z_RxV = (rng.normal(size=(6, 45)) * 2).astype(np.float32)
+  may_RxV = rng.random((6, 45)) < 0.3
+  may_RxV[0], may_RxV[1], may_RxV[2] = True, np.arange(45) == 44, np.arange(45) == 31
+  words = np.packbits(np.pad(may_RxV, [(0, 0), (0, 19)]), axis=1, bitorder="little").view(np.uint32)
+  spec = StatSpec(temperature=1.5, entropy=True, top2=True, forbidden=(3,))
+  key_data_Rx2 = keys(6)
+  stats = compute(
+    jnp.asarray(z_RxV), jnp.eye(45), spec, key_data_Rx2=key_data_Rx2, allowed_RxU=jnp.asarray(words)
+  )
+  told_RxV = allowed(np.where(may_RxV, z_RxV, -np.inf), spec)
+  gumbel_RxV = np.asarray(noise.gumbel(key_data_Rx2, jnp.arange(45)), np.float64)
+  np.testing.assert_array_equal(stats.token, (told_RxV / 1.5 + gumbel_RxV).argmax(1))
+  np.testing.assert_array_equal(stats.top1, told_RxV.max(1))
+  np.testing.assert_allclose(stats.lse, lse(told_RxV), rtol=1e-6, atol=1e-6)
+  assert stats.token[1] == 44 and stats.token[2] == 31
+  np.testing.assert_allclose(stats.entropy[1:3], 0, atol=1e-6)
 
 
 def test_top_p_finds_its_cut_among_close_logits_far_from_zero(compute):

@@ -47,6 +47,10 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"temperature_R must be \[2\], not \(3,\)"):
     warm = {"key_R": key_R, "temperature_R": jnp.ones(3)}
     token_stats(hidden_RxD, unembed_VxD, StatSpec(per_row=True), **warm)
+  with pytest.raises(ValueError, match=r"top_p_R must be a float32 for each of 2 rows"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(), top_p_R=jnp.ones(3))
+  with pytest.raises(ValueError, match=r"allowed_RxU must be uint32\(2, 1\), not int32\(2, 1\)"):
+    token_stats(hidden_RxD, unembed_VxD, StatSpec(), allowed_RxU=jnp.ones((2, 1), jnp.int32))
   with pytest.raises(ValueError, match="must hold 2 typed keys"):
     token_stats(hidden_RxD, unembed_VxD, sampled, key_R=key_R[:1])
   with pytest.raises(ValueError, match="threefry2x32"):
