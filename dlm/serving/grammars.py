@@ -149,7 +149,7 @@ class Words:
       raise ValueError("it takes more time or memory to compile than it may")
     result = json.loads(done.stdout)
     if "error" in result:
-      raise ValueError(result["error"])
+      raise ValueError(f"it has no automaton: {result['error']}")
     edge_Ex3 = np.array(result["edges"], np.int64).reshape(-1, 3)
     states, place = np.unique(
       np.concatenate([[result["start"]], edge_Ex3[:, 0], edge_Ex3[:, 2]]), return_inverse=True

@@ -23,7 +23,8 @@ from tests.experiments import mains
 from tests.experiments.sample_test import TRAINING
 
 KEYS = ("first key", "second")
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}a:"
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}a:{% endif %}"
 SLOTS = 64
 
 
@@ -165,6 +166,30 @@ def test_holes_are_where_a_field_says_so(client, url):
   for prompt, tokens in (("f([[3]])", 8), ("<mask>", 6), ([259, 257, 102], 3)):
     done = client.completions.create(prompt=prompt, max_tokens=2, **ask)
     assert done.usage.prompt_tokens == tokens and done.usage.completion_tokens == 2
+
+
+def test_holes_say_what_they_may(client):
+  ask = {"model": "tiny", "temperature": 1, "seed": 3}
+  body = {"infill": True, "holes": [{"choice": ["yes", "not"]}, {"tokens": ["1", "2"]}]}
+  filled = client.completions.create(prompt="[[3]] [[2]][[3]", n=3, extra_body=body, **ask)
+  for choice in filled.choices:
+    assert re.fullmatch(r"(yes|not) [12]{2}\[\[3\]", choice.text)
+    assert all(h["logprob"] <= 0 <= h["entropy"] for h in choice.model_extra["dlm"]["holes"])
+  said = [{"role": "user", "content": "[[2]]"}, {"role": "assistant", "content": "<[[3]]>"}]
+  body["holes"] = body["holes"][:1]
+  parts = client.chat.completions.create(messages=said, stream=True, extra_body=body, **ask)
+  told = "".join(part.choices[0].delta.content or "" for part in parts)
+  assert told in ("<yes>", "<not>")
+
+
+def test_an_answer_is_held_to_a_schema(client):
+  pytest.importorskip("outlines_core")
+  schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+  form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+  own = {"model": "tiny", "temperature": 1, "max_completion_tokens": 10}
+  said = [{"role": "user", "content": "hi"}]
+  done = client.chat.completions.create(messages=said, response_format=form, **own)
+  assert json.loads(done.choices[0].message.content)["a"] in "xy"
 
 
 TEXT = "/v1/completions"
