@@ -69,6 +69,9 @@ class SamplingConfig(tables.Config):
     row_tile: rows that a device computes together, so that a row is the same to the bit whatever
       is sampled with it; 0: a batch at once, the same but for rounding; None: what is fastest, 1
       on a CPU whose caches may hold the model (below 64 MiB), else 0.
+    refresh_rows: with a cache that is filled anew now and then ("dual", "dkv_decode", ...): so many
+      rows compute the whole canvas at a time, beside the others' windows; 0: all that need it at
+      once, and the others wait.
     parallel: shard_map or pmap.
   """
 
@@ -100,6 +103,7 @@ class SamplingConfig(tables.Config):
   seed: int = 0
   batch: int = 8
   row_tile: int | None = None
+  refresh_rows: int = 0
   parallel: str = "shard_map"
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -197,6 +201,7 @@ def sampling(
     confidence=own.confidence,
     guidance=own.guidance,
     least_entropy=own.least_entropy,
+    refresh_rows=own.refresh_rows,
     # Spare rows spell nothing.
     forbidden=(*range(facts.vocab, model.config.vocab), *(ends if own.forbid_ends else ())),
     doubtful=ends if own.doubt_ends else (),

@@ -12,13 +12,13 @@ def written(sampler: Sampler, canvas: Canvas) -> Array:
   return canvas.open_BxL & (canvas.when_BxL >= 0) & jnp.isin(canvas.tokens_BxL, stops)
 
 
-def fills_after(sampler: Sampler, full: Array) -> Array:
-  """Bool: `on_eos` "fill" acts after this forward.
+def fills_after(sampler: Sampler, full_B: Array) -> Array:
+  """Rows in which `on_eos` "fill" acts after this forward, over the whole canvas or not.
 
   With Fast-dLLM's caches it does so after the cheap forwards alone, as in the authors' code: the
   whole-canvas forward that opens a block fills nothing.
   """
-  return ~full if sampler.plan.fills_inside else jnp.ones_like(full)
+  return ~full_B if sampler.plan.fills_inside else jnp.ones_like(full_B)
 
 
 def fill(sampler: Sampler, canvas: Canvas, rows_B: Array, from_B: Array) -> Canvas:

@@ -12,7 +12,7 @@ from dlm.sampling import guidance, shadow, sliding
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
-from dlm.sampling.state import Served, where_rows
+from dlm.sampling.state import Served, row_axes, where_rows
 from dlm.types import Array, Canvas, KVCache, Mask, Params, Progress, TokenStats
 
 
@@ -23,7 +23,7 @@ class Ask:
   canvas: Canvas
   at: Progress
   act_B: Array  # rows that take part
-  full: Array  # bool: over the whole canvas, else over each row's window
+  full_B: Array  # of these, over the whole canvas; of the others over the row's window
   key_B: Array  # of the candidates' noise
   soft_BxAxD: Array | None  # given to the model beside the slots in scope that are not decided
   barred_B: Array | None  # bool: rows in which no candidate may be what the policy bars
@@ -44,7 +44,7 @@ class Scored:
 
 def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -> Scored:
   """Runs the model over what is asked, and keeps the keys that the plan wants."""
-  canvas, at, full = ask.canvas, ask.at, ask.full
+  canvas, at, full_B = ask.canvas, ask.at, ask.full_B
   slots = canvas.tokens_BxL.shape[1]
   everywhere_BxL = jnp.ones_like(at.inside_BxL)
 
@@ -69,16 +69,38 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   ladder = _ladder(sampler, slots)
   rung_B = jnp.minimum(jnp.searchsorted(jnp.array(ladder), size_B), len(ladder) - 1)
   if not sampler.own_width:  # all share the widest
-    rung_B = jnp.full_like(rung_B, jnp.where(ask.act_B, rung_B, 0).max())
-  runs = [(ask.act_B & full, whole)]
+    rung_B = jnp.full_like(rung_B, jnp.where(ask.act_B & ~full_B, rung_B, 0).max())
+  if sampler.refresh_rows:
+    whole = functools.partial(_refresh, sampler, params, ask)
+  runs = [(full_B, whole)]
   for i, width in enumerate(ladder):
-    rows_B = ask.act_B & ~full & (rung_B == i)
+    rows_B = ask.act_B & ~full_B & (rung_B == i)
     those = functools.partial(_over, sampler, params, ask.replace(act_B=rows_B))
     runs.append((rows_B, functools.partial(those, window_BxL=window_BxL, width=width)))
   stats, cache = in_turn(runs, cache)
-  computed_BxL = jnp.where(full, everywhere_BxL, window_BxL)
-  queries_B = jnp.where(full, canvas.length_B, size_B)
+  computed_BxL = jnp.where(full_B[:, None], everywhere_BxL, window_BxL)
+  queries_B = jnp.where(full_B, canvas.length_B, size_B)
   return Scored(stats, _scored(sampler, ask, computed_BxL), cache, queries_B)
+
+
+def _refresh(
+  sampler: Sampler, params: Params, ask: Ask, cache: KVCache
+) -> tuple[TokenStats, KVCache]:
+  """The whole canvas of the few rows `full`, put together; their new keys replace all old ones."""
+  batch, slots = ask.canvas.tokens_BxL.shape
+  order_R = jnp.argsort(~ask.full_B, stable=True)[: sampler.refresh_rows]
+  rows = jax.tree.map(lambda x: x[order_R], ask)
+  rows = rows.replace(act_B=rows.full_B)
+  everywhere_RxL = jnp.ones_like(rows.at.inside_BxL)
+  empty = sampler.denoise.empty_cache(len(order_R), slots)
+  stats, new = _over(sampler, params, rows, empty, everywhere_RxL, slots)
+  into_R = jnp.where(rows.full_B, order_R, batch)  # out of range: dropped
+
+  def put(axis: int, old: Array, own: Array) -> Array:
+    return old.at[(slice(None),) * axis + (into_R,)].set(own, mode="drop")
+
+  stats = jax.tree.map(lambda x: put(0, jnp.zeros((batch, *x.shape[1:]), x.dtype), x), stats)
+  return stats, jax.tree.map(put, row_axes(cache), cache, new)
 
 
 def in_turn(

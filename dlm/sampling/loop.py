@@ -21,12 +21,13 @@ are settled (`Decision.advance_B`): the rest is given back to the next forward. 
 the block begins at the first masked slot (`dlm.sampling.sliding`).
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
+With `Sampler.refresh_rows` the kinds run beside each other, the whole canvas for few rows a turn.
 """
 
 import jax
 import jax.numpy as jnp
 
-from dlm.sampling import drafts, ends, held, renoising, shifts, sliding
+from dlm.sampling import drafts, ends, held, renoising, select, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
 from dlm.sampling.forward import Ask, forward
 from dlm.sampling.sampler import Sampler
@@ -44,12 +45,26 @@ def run(sampler: Sampler, params: Params, canvas: Canvas) -> Canvas:
   return state.canvas
 
 
-def turns(sampler: Sampler, params: Params, state: LoopState, most: int) -> LoopState:
-  """So many turns of `run`, fewer where all rows are done before: between them rows may change."""
-  _, state = jax.lax.while_loop(
-    lambda carry: (carry[0] < most) & jnp.any(~carry[1].canvas.done_B),
-    lambda carry: (carry[0] + 1, step(sampler, params, carry[1])),
-    (jnp.zeros((), jnp.int32), state),
+def turns(
+  sampler: Sampler, params: Params, state: LoopState, most: Array, refreshes: Array
+) -> LoopState:
+  """So many turns of `run`, fewer where all rows are done before: between them rows may change.
+
+  With `Sampler.refresh_rows` some rows compute the whole canvas in `refreshes` of them at most.
+  """
+
+  def whole(state: LoopState) -> Array:
+    return state.canvas.forwards_Bx3[:, 0].sum()
+
+  def turn(carry: tuple[Array, Array, LoopState]) -> tuple[Array, Array, LoopState]:
+    turn, left, state = carry
+    after = step(sampler, params, state, left > 0)
+    return turn + 1, left - (whole(after) > whole(state)), after
+
+  *_, state = jax.lax.while_loop(
+    lambda carry: (carry[0] < most) & jnp.any(~carry[2].canvas.done_B),
+    turn,
+    (jnp.zeros((), jnp.int32), refreshes, state),
   )
   return state
 
@@ -71,17 +86,22 @@ def start(sampler: Sampler, canvas: Canvas, served: Served | None = None) -> Loo
     renewed_B=jnp.zeros(batch, bool),
     soft_BxAxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
     served=served,
+    waited_B=jnp.zeros(batch, jnp.int32) if sampler.refresh_rows else None,
   )
 
 
-def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
-  """One forward of the model and what follows from it."""
+def step(
+  sampler: Sampler, params: Params, state: LoopState, may_refresh: bool | Array = True
+) -> LoopState:
+  """One forward of the model and what follows from it.
+
+  Args:
+    may_refresh: with `Sampler.refresh_rows`: False keeps rows that need the whole canvas waiting.
+  """
   canvas = state.canvas
   # 1. plan: which kind of forward, and which rows take part in it.
   at = _progress(sampler, state)
-  refresh_B = sampler.plan.refresh_B(at) & ~canvas.done_B
-  full = refresh_B.any()
-  act_B = ~canvas.done_B & (refresh_B | ~full)
+  full_B, act_B, waited_B = _phases(sampler, state, at, may_refresh)
   separate = sampler.plan.commits and sampler.commit == "separate"
   commits_B = act_B & (state.cached_B < canvas.start_B) & separate
   fills_B = sampler.plan.fills_B(at)
@@ -93,15 +113,15 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   key_noise_B, key_policy_B = _row_keys(canvas, sampler.policy.coupled)
   drafting = None
   if sampler.drafter is not None:
-    state = drafts.propose(sampler, params, state, act_B & ~full, key_noise_B)
+    state = drafts.propose(sampler, params, state, act_B & ~full_B, key_noise_B)
     canvas, (params, drafting) = state.canvas, params
   if sampler.policy.own_drafts:
-    canvas = drafts.propose_itself(sampler, params, state, act_B & ~full, key_noise_B)
+    canvas = drafts.propose_itself(sampler, params, state, act_B & ~full_B, key_noise_B)
     state = state.replace(canvas=canvas)
   ids_BxAxJ = sampler.policy.gather_ids(state.policy)
   barred_B = sampler.policy.barred(state.policy)
   ask = Ask(
-    canvas, at, act_B, full, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting,
+    canvas, at, act_B, full_B, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting,
     state.served,
   )  # fmt: skip
   seen = forward(sampler, params, ask, state.cache)
@@ -111,18 +131,18 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   decision, policy = sampler.policy.decide(view, state.policy, key_policy_B)
   alone_B = jnp.zeros_like(act_B)
   if sampler.first_alone:
-    alone_B = act_B & (full | commits_B)
+    alone_B = act_B & (full_B | commits_B)
     decision = _first_alone(view, decision, alone_B)
     commits_B &= ~decision.write_BxA.any(-1)
   if (rule := _held(state)) is not None:
     decision = held.hold(rule, view, decision, at)
   if sampler.plan.settles:
     stay_B = jnp.zeros_like(act_B) if decision.stay_B is None else decision.stay_B
-    decision = decision.replace(stay_B=stay_B | full)
+    decision = decision.replace(stay_B=stay_B | full_B)
 
   # 4. commit tokens and keys, then move each row on.
   decides_B = act_B & ~commits_B
-  kind_B = jnp.where(commits_B, 2, jnp.where(full, 0, 1))
+  kind_B = jnp.where(commits_B, 2, jnp.where(full_B, 0, 1))
   kind_BxK = (kind_B[:, None] == jnp.arange(len(FORWARD_KINDS))[None, :]) & act_B[:, None]
   canvas = canvas.replace(
     forwards_Bx3=canvas.forwards_Bx3 + kind_BxK,
@@ -131,7 +151,7 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
   canvas = _write(canvas, view, decision, decides_B)
   canvas = shifts.carry_out(sampler, canvas, view, decision, decides_B)
   if sampler.on_eos == "fill":
-    rows_B = decides_B & ends.fills_after(sampler, full)
+    rows_B = decides_B & ends.fills_after(sampler, full_B)
     canvas = ends.fill(sampler, canvas, rows_B, jnp.zeros_like(canvas.start_B))
   policy = where_rows(decides_B & ~alone_B, policy, state.policy)
   if sampler.causal_context:  # the block that its policy enters begins behind the first token
@@ -143,11 +163,26 @@ def step(sampler: Sampler, params: Params, state: LoopState) -> LoopState:
     policy=policy,
     step_B=state.step_B + (decides_B & ~at.commits_B),
     cached_B=jnp.where(act_B, sampler.plan.cached_to_B(at), state.cached_B),
-    renewed_B=jnp.where(act_B, full, state.renewed_B),
+    renewed_B=jnp.where(act_B, full_B, state.renewed_B),
     soft_BxAxD=_soften(sampler, state, view, decides_B),
     served=_served(state, view, decision, decides_B),
+    waited_B=waited_B,
   )
   return _advance(sampler, state, decision, decides_B)
+
+
+def _phases(
+  sampler: Sampler, state: LoopState, at: Progress, may_refresh: bool | Array
+) -> tuple[Array, Array, Array | None]:
+  """Rows that compute the whole canvas, rows that take part at all, and how long others wait."""
+  live_B = ~state.canvas.done_B
+  due_B = sampler.plan.refresh_B(at) & live_B
+  if not sampler.refresh_rows:
+    return due_B, live_B & (due_B | ~due_B.any()), None
+  waited_1xB = state.waited_B[None].astype(jnp.float32)
+  full_B = select.top(waited_1xB, due_B[None], jnp.full(1, sampler.refresh_rows))[0] & may_refresh
+  waited_B = jnp.where(due_B & ~full_B, state.waited_B + 1, jnp.where(live_B, 0, state.waited_B))
+  return full_B, live_B & (full_B | ~due_B), waited_B
 
 
 def _progress(sampler: Sampler, state: LoopState) -> Progress:

@@ -62,6 +62,9 @@ class Sampler:
       `dlm.sampling.variety`, which reads them on the host when a row is done.
     own_width: with a cache, a forward over windows is run once for each width that rows need, and
       not once at the widest: a row's bits then owe nothing to its neighbours.
+    refresh_rows: rows that need the whole canvas run beside the others' windows, so many of them at
+      a time, those first that have waited longest (dLLM-Serve, 2512.17077: phase multiplexing). 0:
+      all of them at once, and the others wait.
   """
 
   denoise: Denoiser
@@ -88,6 +91,7 @@ class Sampler:
   guidance: float = 0.0
   least_entropy: float = 0.0
   own_width: bool = False
+  refresh_rows: int = 0
   drafter: Drafter | None = None
   adapted: Denoiser | None = None
 
@@ -116,6 +120,11 @@ class Sampler:
         f"Sampler: a drafter goes with policies 'deer' and 'dflash' alone; {self.policy}, "
         f"drafter={self.drafter}"
       )
+    if self.refresh_rows and not (self.plan.cached and not self.guidance and not self.drafter):
+      raise ValueError(
+        f"Sampler: refresh_rows={self.refresh_rows} needs a cache, no guidance and no drafter; "
+        f"{self.plan}, guidance={self.guidance}"
+      )
     if self.policy.draft_span:
       self._check_drafts()
     if self.causal_context:
@@ -139,7 +148,7 @@ class Sampler:
     for name in ("block", "max_forwards"):
       if getattr(self, name) < 1:
         raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
-    for name in ("least_entropy", "guidance"):
+    for name in ("least_entropy", "guidance", "refresh_rows"):
       if getattr(self, name) < 0:
         raise ValueError(f"Sampler: {name}={getattr(self, name)} must not be negative (0: off)")
     for name, known in (("commit", COMMITS), ("on_eos", ON_EOS)):

@@ -44,6 +44,15 @@ class LoopState:
   renewed_B: Array  # the row's last forward was the whole canvas
   soft_BxAxD: Array | None  # what slots in scope carry of their last prediction
   served: Served | None = None  # None: all rows are as the sampler says
+  waited_B: Array | None = None  # turns that a row has needed the whole canvas; see `refresh_rows`
+
+
+def row_axes(cache: KVCache) -> KVCache:
+  """Which axis of each leaf holds the rows."""
+  axes = jax.tree.map(lambda _: 0, cache).replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1)
+  if cache.ring is not None:
+    axes = axes.replace(ring=axes.ring.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
+  return axes
 
 
 def where_rows(rows_B: Array, new: State, old: State) -> State:

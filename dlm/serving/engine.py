@@ -388,7 +388,7 @@ class Engine:
       canvases.filling, canvases.whose = self._row(live), job.key
     run, state = canvases.run, canvases.filling
     if parts:
-      state, _ = run.fill(self._params, state, np.ones(1, bool), np.int32(parts))
+      state, _ = run.fill(self._params, state, np.ones(1, bool), np.int32(parts), np.int32(0))
     for place in range(live.parts, live.parts + parts):
       whole = live.chain is not None and place == live.chain.held < len(live.chain.names)
       if whole and (number := self.prefixes.add(live.chain)) is not None:
@@ -409,21 +409,33 @@ class Engine:
 
   def _decode(self) -> list[tuple[tuple[int | None, ...], programs.Report]]:
     """The turns of this tick, of every tile that somebody is in."""
-    dispatched, turns = [], np.int32(self.serving.turns)
-    for canvases in self._canvases.values():
+    turns = np.int32(self.serving.turns)
+    refreshes, dispatched = self._refreshes(), []
+    for slots, canvases in self._canvases.items():
       for i, keys in enumerate(canvases.keys):
         holds = {key: self._live[key].hold for key in keys if key is not None}
         plain = tuple(key if holds.get(key, True) is None else None for key in keys)
         held = tuple(key if (own := holds.get(key)) and own.ready else None for key in keys)
-        for own, run, rule in (
-          (plain, canvases.run.decode, turns),
-          (held, canvases.run.held, self._rule(held, holds)),
+        for own, run, rest in (
+          (plain, canvases.run.decode, (turns, np.int32(refreshes.get((slots, i), 0)))),
+          (held, canvases.run.held, (self._rule(held, holds),)),
         ):
           if any(key is not None for key in own):
             live_B = np.array([key is not None for key in own])
-            canvases.tiles[i], report = run(self._params, canvases.tiles[i], live_B, rule)
+            canvases.tiles[i], report = run(self._params, canvases.tiles[i], live_B, *rest)
             dispatched.append((own, report))
     return dispatched
+
+  def _refreshes(self) -> dict[tuple[int, int], int]:
+    """In how many turns of this tick the rows of each tile may compute their whole canvas."""
+    busy = [
+      (slots, i)
+      for slots, canvases in self._canvases.items()
+      for i, keys in enumerate(canvases.keys)
+      if any(key is not None for key in keys)
+    ]
+    costs = [slots * min(self.sampler.refresh_rows, self._tile) for slots, _ in busy]
+    return dict(zip(busy, self.scheduler.refreshes(costs, self.serving.turns), strict=True))
 
   def _rule(self, keys: tuple[int | None, ...], holds: dict[int, Hold | None]) -> Held | None:
     """What the rows of a tile may write in the next forward; until it is read they do not run."""

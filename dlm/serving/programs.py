@@ -12,7 +12,7 @@ from flax import struct
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import Held, LoopState, Served
+from dlm.sampling.state import Held, LoopState, Served, row_axes
 from dlm.types import Array, Canvas, Params
 
 
@@ -39,7 +39,7 @@ class Programs:
 
   Attributes:
     begin: (canvas, temperature_B, threshold_B, top_p_B) -> state of one row
-    decode: (params, state of a tile, live_B, turns) -> (state, report)
+    decode: (params, state of a tile, live_B, turns, refreshes) -> (state, report)
     held: (params, state of a tile, live_B, Held) -> (state, report), of one turn; None: no row is
       held to sets
     fill: the same of one row, whose prompt is cached; None: prompts are not cached in parts
@@ -111,10 +111,10 @@ def compiled(
     donated = () if donate is None else (donate,)
     return jax.jit(fn, donate_argnums=donated).lower(*args).compile()
 
-  decode = ready(run, params, idle, np.zeros(tile, bool), most, donate=1)
+  decode = ready(run, params, idle, np.zeros(tile, bool), most, most, donate=1)
   fill = decode if tile == 1 else None
   if tile > 1 and fills:
-    fill = ready(run, params, row, np.zeros(1, bool), most, donate=1)
+    fill = ready(run, params, row, np.zeros(1, bool), most, most, donate=1)
   paged, held = pages is not None, None
   if sets is not None:
     # A row that writes one token a forward may need more of them than the policy allows for.
@@ -162,12 +162,12 @@ def _begin(
 
 
 def _run(
-  sampler: Sampler, params: Params, state: LoopState, live_B: Array, most: Array
+  sampler: Sampler, params: Params, state: LoopState, live_B: Array, most: Array, refreshes: Array
 ) -> tuple[LoopState, Report]:
-  """At most so many turns; rows that are not live stay as they are."""
+  """At most so many turns, see `loop.turns`; rows that are not live stay as they are."""
   was_B = state.canvas.done_B
   state = state.replace(canvas=state.canvas.replace(done_B=was_B | ~live_B))
-  state = loop.turns(sampler, params, state, most)
+  state = loop.turns(sampler, params, state, most, refreshes)
   done_B = jnp.where(live_B, state.canvas.done_B, was_B)
   state = state.replace(canvas=state.canvas.replace(done_B=done_B))
   return state, Report(state.canvas.replace(key_B=None), state.served.broken_B)
@@ -178,7 +178,7 @@ def _run_held(
 ) -> tuple[LoopState, Report]:
   """One turn of rows that are held to sets."""
   state = state.replace(served=state.served.replace(held=rule))
-  state, report = _run(sampler, params, state, live_B, np.int32(1))
+  state, report = _run(sampler, params, state, live_B, np.int32(1), np.int32(1))
   report = report.replace(entropy_BxL=state.served.entropy_BxL)
   return state.replace(served=state.served.replace(held=None)), report
 
@@ -223,12 +223,7 @@ def _save(pages: Pages, one: LoopState, number: Array, place: Array) -> Pages:
 def _rows_of(state: LoopState) -> LoopState:
   """Which axis of each leaf holds the rows."""
   axes = jax.tree.map(lambda _: 0, state)
-  if state.cache is None:
-    return axes
-  cache = axes.cache.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1)
-  if cache.ring is not None:
-    cache = cache.replace(ring=cache.ring.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
-  return axes.replace(cache=cache)
+  return axes if state.cache is None else axes.replace(cache=row_axes(state.cache))
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> Array:

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class Overloaded(Exception):
@@ -41,8 +41,9 @@ class Limits:
   Args:
     waiting: jobs in the queue.
     waiting_slots: slots of their canvases together.
-    budget: query tokens of a tick. Rows that decode always go; prompts have what is left. 0: twice
-      what all rows cost when they decode.
+    budget: query tokens of a tick. Rows that decode always go; prompts, and rows that compute their
+      whole canvas anew (`refresh_rows` of the sampling config), have what is left. 0: twice what
+      all rows cost when they decode, and as many whole canvases as a tick has turns for.
     patience: a waiting offline job, or a prompt that the budget leaves out, is passed over so many
       times, and then goes first.
   """
@@ -148,6 +149,18 @@ class Scheduler:
       if job.fills:
         unfinished.add(job.slots)
     return chosen
+
+  def refreshes(self, costs: Sequence[int], turns: int) -> list[int]:
+    """In how many turns of this tick each tile may compute whole canvases: at least one of them.
+
+    Args:
+      costs: query tokens of one such turn, of each tile; 0: it has none.
+    """
+    if not self.limits.budget:
+      return [turns] * len(costs)
+    decoding = sum(not job.fills for job in self.running.values())
+    left = max(self.budget - decoding * self.decode, 0) // max(len(costs), 1)
+    return [min(turns, max(left // max(cost, 1), 1)) for cost in costs]
 
   def _next(self) -> Job | None:
     """The first that waits for a canvas size with a free row: online, unless offline waits long."""

@@ -82,6 +82,17 @@ def test_a_prompt_longer_than_the_budget_is_cached_all_the_same():
   assert [n for _, n in plan.parts()] == [1], "where nothing decodes it need not wait"
 
 
+def test_whole_canvases_have_what_decoding_leaves_of_the_budget_and_one_turn_at_least():
+  plan = scheduler({64: 4}, budget=8 * 3 + 2 * 128)
+  submitted(plan, *[Job(key, 64) for key in range(3)])
+  admitted(plan)
+  assert plan.refreshes([64, 128], turns=4) == [2, 1], "128 tokens each"
+  assert plan.refreshes([64, 0], turns=3) == [2, 3]
+  assert plan.refreshes([1000], turns=4) == [1], "longer than the budget: it waits for nothing"
+  assert plan.refreshes([], turns=4) == []
+  assert scheduler({64: 4}).refreshes([1000], turns=4) == [4]
+
+
 def test_a_full_queue_says_when_to_come_again():
   plan = scheduler({64: 1}, waiting=2, waiting_slots=200)
   submitted(plan, Job(0, 64), Job(1, 64))
