@@ -5,6 +5,7 @@ S cache slots, R key ranges, N heads, K kv heads, H head dim, D width, F mlp wid
 Y layers. Arrays carry them as a suffix: `tokens_BxL`. `key_B` holds one random key per row.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 import jax
@@ -82,11 +83,30 @@ class Ring:
   slot_BxS: Array  # the position held; -1: none
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """How a sparse cache chooses among the keys that it is offered: see `models.cache.choose`.
+
+  Args:
+    ratio: of the offered keys, how many are kept, rounded down.
+    by_head: every key head keeps its own; False: all of a layer keep the same.
+    least: as many are kept at least, if they are offered.
+  """
+
+  ratio: float
+  by_head: bool = False
+  least: int = 0
+
+  def kept(self, offered: int) -> int:
+    return min(max(self.least, int(offered * self.ratio)), offered)
+
+
 @struct.dataclass
 class KVCache:
   """Keys and values by canvas position: slot s holds position s, rotary already applied.
 
-  An empty slot (`filled` False) is never attended to, whatever it holds.
+  An empty slot (`filled` False) is never attended to, whatever it holds. With a `choice` a slot
+  holds any position, another in each layer.
   """
 
   k_YxBxSxKxH: Array
@@ -94,6 +114,7 @@ class KVCache:
   filled_BxS: Array
   drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
   ring: Ring | None = None  # of sliding layers, which the arrays above then leave out
+  choice: Choice | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass

@@ -174,6 +174,10 @@ def sampling(
   moe = model.config.moe
   whole_pools = pools.in_windows(moe, block=block, align=own.align, shift=facts.shift)
   plan = _plan(own, sees, policy, whole_pools)
+  if plan.choice is not None and model.config.bert is not None:
+    raise ValueError(
+      f"cache: {plan} forgets where keys stand, which local layers of ModernBERT must know"
+    )
   pools.check(moe, facts, plan, policy, whole_pools, own.row_tile)
   served, adapted = _served(pools.dropless(model), own.implementation), None
   if model.config.lora is not None and model.config.lora.drafts:

@@ -25,6 +25,7 @@ class Shared:
   level_BxW: Array | None  # noise level itself; None where no layer reads it
   live_BxW: Array  # bool: real tokens, not padding
   gate_BxW: Array | None  # bool: where gated adapters act; None: there are none
+  offer: cache.Offer | None = None  # to a sparse cache, which has no `target`
   tap_Y: Array | None = None  # which of the tapped layers each is; one past them: none; see `tap`
 
 
@@ -87,4 +88,10 @@ class Attention(nn.Module):
       nowhere = stored[0].shape[2]
       target_BxW = jnp.where(y_BxWxD[:, :, 0] > jnp.inf, nowhere, shared.target_BxW)
       stored = cache.put(stored, (k_BxWxKxH, v_BxWxKxH), layer, target_BxW)
+    if shared.offer is not None:
+      batch = len(y_BxWxD)
+      keeps_B = shared.offer.offered_BxW.any(1) & ~(y_BxWxD[:, 0, 0] > jnp.inf)  # as above
+      row_B = jnp.where(keeps_B, jnp.arange(batch), batch)
+      new = k_BxWxKxH, v_BxWxKxH
+      stored = cache.choose(stored, new, q_BxWxNxH, layer, shared.offer, row_B)
     return y_BxWxD, stored

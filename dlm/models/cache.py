@@ -1,8 +1,10 @@
 """Keys and values by canvas position: every layer reads its own, then writes the window's."""
 
+import jax
 import jax.numpy as jnp
+from flax import struct
 
-from dlm.types import Array, KVCache, Ring
+from dlm.types import Array, Choice, KVCache, Ring
 
 Stored = tuple[Array, Array]  # keys and values
 
@@ -65,6 +67,73 @@ def filled(filled_BxS: Array, target_BxW: Array) -> Array:
   """Which slots hold keys after that."""
   row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
   return filled_BxS.at[row_Bx1, target_BxW].set(True, mode="drop")
+
+
+@struct.dataclass
+class Offer:
+  """Keys of a window over whole rows that a sparse cache may keep."""
+
+  offered_BxW: Array
+  asking_BxW: Array  # bool: queries whose mean says which keys matter
+  choice: Choice = struct.field(pytree_node=False)
+
+  @property
+  def kept_B(self) -> Array:
+    """How many of each row are kept."""
+    width = self.offered_BxW.shape[1]
+    table = jnp.array([self.choice.kept(n) for n in range(width + 1)], jnp.int32)
+    return table[self.offered_BxW.sum(1)]
+
+
+def chosen(q_BxWxNxH: Array, k_BxWxKxH: Array, offer: Offer, most: int) -> Array:
+  """Int [B, C, K or 1]: the places in the window of the `most` best keys, best first.
+
+  A key's score is its product with the mean of the asking queries, the largest of the query heads
+  that share it, or the mean of all heads where one choice is made for all; and then the largest of
+  its own and its two neighbours', among what is offered: what is not is taken out before. Of those
+  that are returned the first `kept_B` count.
+  """
+  batch, _, heads, dim = k_BxWxKxH.shape
+  asking_BxW = offer.asking_BxW.astype(jnp.float32)
+  asking_BxW /= jnp.maximum(asking_BxW.sum(1, keepdims=True), 1)
+  mean_BxNxH = jnp.einsum("bw,bwnh->bnh", asking_BxW, q_BxWxNxH.astype(jnp.float32))
+  mean_BxKxGxH = mean_BxNxH.reshape(batch, heads, -1, dim)
+  score_BxKxGxW = jnp.einsum("bkgh,bwkh->bkgw", mean_BxKxGxH, k_BxWxKxH.astype(jnp.float32))
+  score_BxKxW = score_BxKxGxW.max(2)
+  if not offer.choice.by_head:
+    score_BxKxW = score_BxKxGxW.mean((1, 2))[:, None]
+  order_Bx1xW = jnp.argsort(~offer.offered_BxW, axis=1, stable=True)[:, None]
+  there_Bx1xW = jnp.take_along_axis(offer.offered_BxW[:, None], order_Bx1xW, axis=2)
+  score_BxKxW = jnp.take_along_axis(score_BxKxW, order_Bx1xW, axis=2)
+  score_BxKxW = jnp.where(there_Bx1xW, score_BxKxW, -jnp.inf)
+  edge = ((0, 0), (0, 0), (1, 1))
+  padded_BxKxV = jnp.pad(score_BxKxW, edge, constant_values=-jnp.inf)
+  beside_BxKxW = jnp.maximum(padded_BxKxV[..., :-2], padded_BxKxV[..., 2:])
+  pooled_BxKxW = jnp.where(there_Bx1xW, jnp.maximum(score_BxKxW, beside_BxKxW), -jnp.inf)
+  _, best_BxKxC = jax.lax.top_k(pooled_BxKxW, most)
+  return jnp.take_along_axis(order_Bx1xW, best_BxKxC, axis=2).swapaxes(1, 2)
+
+
+def choose(
+  stored: Stored, new: Stored, q_BxWxNxH: Array, layer: Array, offer: Offer, row_B: Array
+) -> Stored:
+  """A layer's best keys and their values take the place of all that it kept of these rows.
+
+  `row_B`: of each row its number; one past the last: it keeps what it has.
+  """
+  index_BxCxKx1 = chosen(q_BxWxNxH, new[0], offer, stored[0].shape[2])[..., None]
+
+  def one(store_YxBxSxKxH: Array, new_BxWxKxH: Array) -> Array:
+    own = jnp.take_along_axis(new_BxWxKxH, index_BxCxKx1, axis=1).astype(store_YxBxSxKxH.dtype)
+    return store_YxBxSxKxH.at[layer, row_B].set(own, mode="drop")
+
+  return one(stored[0], new[0]), one(stored[1], new[1])
+
+
+def filled_by(offer: Offer, filled_BxS: Array) -> Array:
+  """Which slots hold keys after that."""
+  first_BxS = jnp.arange(filled_BxS.shape[1])[None, :] < offer.kept_B[:, None]
+  return jnp.where(offer.offered_BxW.any(1)[:, None], first_BxS, filled_BxS)
 
 
 def in_window(slot_BxW: Array, slots: int) -> Array:

@@ -144,7 +144,10 @@ class Transformer(nn.Module):
         kinds = shared, self._local(shared, slot_BxW, mask, cache, place_BxW)
       (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), kinds)
       if write_BxW is not None:
-        filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
+        if shared.offer is not None:
+          filled_BxS = kv_cache.filled_by(shared.offer, cache.filled_BxS)
+        else:
+          filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
         k, v = stored
         cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
 
@@ -192,7 +195,10 @@ class Transformer(nn.Module):
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
     key_BxW = self._keys(slot_BxW, cache, place_BxW)
-    if write_BxW is not None:
+    live_BxW, offer = masks.live(mask, key_BxW), None
+    if write_BxW is not None and cache.choice is not None:
+      offer = kv_cache.Offer(write_BxW, live_BxW & ~write_BxW, cache.choice)
+    elif write_BxW is not None:
       targets = kv_cache.ring_targets if ring else kv_cache.targets
       slots = (cache.ring.slot_BxS if ring else cache.filled_BxS).shape[1]
       target_BxW = targets(slot_BxW, write_BxW, slots)
@@ -205,7 +211,8 @@ class Transformer(nn.Module):
       target_BxW=target_BxW,
       time_BxWxC=time_BxWxC,
       level_BxW=time_BxW if cfg.gemma or (cfg.moe and cfg.moe.reads_noise) else None,
-      live_BxW=masks.live(mask, key_BxW),
+      offer=offer,
+      live_BxW=live_BxW,
       gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
       tap_Y=self._taps(taps, ring) if taps else None,
     )
@@ -244,11 +251,17 @@ class Transformer(nn.Module):
     if cache is not None:
       slots = cache.filled_BxS.shape[1]
       slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
+      if cache.choice is not None:  # any place of a row that is seen whole; none in the window
+        keys.append(Keys(jnp.zeros_like(slot_BxS), cache.filled_BxS))
+        return self._prepared(kind, mask, keys)
       fresh_BxS = cache.filled_BxS & ~kv_cache.in_window(key_BxW, slots)
       if ring:
         slot_BxS = cache.ring.slot_BxS
         fresh_BxS = (slot_BxS >= 0) & jnp.take_along_axis(fresh_BxS, slot_BxS, axis=1)
       keys.append(Keys(slot_BxS, fresh_BxS))
+    return self._prepared(kind, mask, keys)
+
+  def _prepared(self, kind: ModelConfig, mask: Mask, keys: list[Keys]) -> Sight:
     return prepare(
       mask, keys, heads=kind.heads, kv_heads=kind.kv_heads, implementation=kind.implementation
     )

@@ -51,9 +51,8 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   def whole(cache: KVCache | None) -> tuple[TokenStats, KVCache | None]:
     emptied = cache
     if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
-      stale_BxS = jnp.broadcast_to(ask.act_B[:, None], canvas.open_BxL.shape)
-      stale_BxS = guidance.twice(stale_BxS) if sampler.guidance else stale_BxS
-      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_BxS)
+      stale_B = guidance.twice(ask.act_B) if sampler.guidance else ask.act_B
+      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_B[:, None])
     return _over(sampler, params, ask, emptied, everywhere_BxL, slots)
 
   if not sampler.plan.cached:
@@ -92,7 +91,7 @@ def _refresh(
   rows = jax.tree.map(lambda x: x[order_R], ask)
   rows = rows.replace(act_B=rows.full_B)
   everywhere_RxL = jnp.ones_like(rows.at.inside_BxL)
-  empty = sampler.denoise.empty_cache(len(order_R), slots)
+  empty = empty_cache(sampler, len(order_R), slots)
   stats, new = _over(sampler, params, rows, empty, everywhere_RxL, slots)
   into_R = jnp.where(rows.full_B, order_R, batch)  # out of range: dropped
 
@@ -101,6 +100,14 @@ def _refresh(
 
   stats = jax.tree.map(lambda x: put(0, jnp.zeros((batch, *x.shape[1:]), x.dtype), x), stats)
   return stats, jax.tree.map(put, row_axes(cache), cache, new)
+
+
+def empty_cache(sampler: Sampler, rows: int, slots: int) -> KVCache:
+  """Of canvases of so many slots."""
+  choice = sampler.plan.choice
+  if choice is None:
+    return sampler.denoise.empty_cache(rows, slots)
+  return sampler.denoise.empty_cache(rows, max(choice.kept(slots), 1)).replace(choice=choice)
 
 
 def in_turn(
@@ -189,7 +196,7 @@ def _over(
     ask_BxA = jnp.take_along_axis(jnp.argsort(turn_BxW, axis=1), ask_BxA, axis=1)
     seldom["place_BxW"] = place_BxW
   write_BxW = None
-  if cache is not None:
+  if cache is not None and (sampler.plan.choice is None or width == slots):
     keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
   time_BxW = None

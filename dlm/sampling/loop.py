@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from dlm.sampling import drafts, ends, held, renoising, select, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
-from dlm.sampling.forward import Ask, forward
+from dlm.sampling.forward import Ask, empty_cache, forward
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import WAITS, Held, LoopState, Served, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
@@ -74,7 +74,7 @@ def start(sampler: Sampler, canvas: Canvas, served: Served | None = None) -> Loo
   batch, slots = canvas.tokens_BxL.shape
   rows, cache = 2 * batch if sampler.guidance else batch, None
   if sampler.plan.cached:
-    cache = sampler.denoise.empty_cache(rows, slots)
+    cache = empty_cache(sampler, rows, slots)
   if sampler.drafter is not None:
     cache = cache.replace(drafts=sampler.drafter.denoise.empty_cache(batch, slots))
   return LoopState(
@@ -203,7 +203,7 @@ def _progress(sampler: Sampler, state: LoopState) -> Progress:
     when_BxL=canvas.when_BxL,
     wrote_BxL=(canvas.when_BxL == turn_B[:, None]) & (turn_B > 0)[:, None],
     next_BxL=sampler.policy.upcoming(state.policy, state.step_B),
-    filled_BxL=_filled(canvas, state.cache),
+    filled_BxL=_filled(sampler, canvas, state.cache),
     inside_BxL=slot_L[None, :] < canvas.length_B[:, None],
     block=sampler.block,
     shift=sampler.shift,
@@ -216,9 +216,9 @@ def _reach(sampler: Sampler, state: LoopState) -> Array:
   return state.canvas.start_B + sampler.block if reach_B is None else reach_B
 
 
-def _filled(canvas: Canvas, cache: KVCache | None) -> Array:
+def _filled(sampler: Sampler, canvas: Canvas, cache: KVCache | None) -> Array:
   """Slots whose keys are cached; those of the rows themselves where guidance doubles them."""
-  if cache is None:
+  if cache is None or sampler.plan.choice is not None:  # a layer's own
     return jnp.zeros_like(canvas.open_BxL)
   return cache.filled_BxS[: canvas.open_BxL.shape[0]]
 

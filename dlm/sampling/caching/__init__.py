@@ -7,6 +7,7 @@ from dlm.sampling.caching.matured import Matured
 from dlm.sampling.caching.none import NoCache
 from dlm.sampling.caching.prefix import Dual, Prefix
 from dlm.sampling.caching.rolling import Rolling
+from dlm.sampling.caching.sparse import HeadSparse, Sparse
 from dlm.sampling.caching.vicinity import Vicinity
 
 PLANS = {
@@ -21,6 +22,8 @@ PLANS = {
   "vicinity": Vicinity,  # dInfer, 2510.08666
   "interval": Interval,  # dLLM-Cache, simplified, 2506.06295
   "matured": Matured,  # d3LLM, 2601.07568
+  "sparse": Sparse,  # Sparse-dLLM, 2508.02558
+  "head_sparse": HeadSparse,  # dLLM-Serve, 2512.17077
   "dkv_decode": Decode,  # dKV-Cache-Decode, 2505.15781
   "dkv_pd": PD,  # dKV-Cache-PD, 2505.15781
   "dkv_greedy": Greedy,  # dKV-Cache-Greedy, 2505.15781

@@ -5,7 +5,7 @@ import dataclasses
 from typing import ClassVar
 
 from dlm.sampling.policy import Policy
-from dlm.types import Array, MaskRule, Progress
+from dlm.types import Array, Choice, MaskRule, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class CachePlan(abc.ABC):
     whole_blocks: its windows are blocks of the sampler in a row, from the start of one.
     fills_inside: `on_eos` "fill" acts within a block, not after the forward that opens it.
     settles: a row never leaves its block right after a whole-canvas forward.
+    choice: of what `keep_BxL` offers at a forward over the whole canvas each layer keeps a part.
   """
 
   cached: ClassVar[bool] = True
@@ -31,6 +32,7 @@ class CachePlan(abc.ABC):
   whole_blocks: ClassVar[bool] = False
   fills_inside: ClassVar[bool] = False
   settles: ClassVar[bool] = False
+  choice: ClassVar[Choice | None] = None
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:  # noqa: B027
     """Raises ValueError where the plan would be wrong, with the reason. A plain one fits all."""
