@@ -102,9 +102,19 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def batch_spec(axis: int = 0) -> PartitionSpec:
+  """Rows on this axis, split over all devices that hold different data."""
+  return PartitionSpec(*[None] * axis, RULES["batch"])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a global batch, split over all devices that hold different data."""
-  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+  return NamedSharding(mesh, batch_spec())
+
+
+def splits_data_alone(mesh: Mesh) -> bool:
+  """Whether every device holds all parameters."""
+  return mesh.size == mesh.shape["data"]
 
 
 def over_batch(
@@ -124,7 +134,7 @@ def over_batch(
   """
   if driver not in get_args(Driver):
     raise ValueError(f"unknown driver {driver!r}; known: {', '.join(get_args(Driver))}")
-  if driver == "pmap" and mesh.size != mesh.shape["data"]:
+  if driver == "pmap" and not splits_data_alone(mesh):
     raise ValueError(f"pmap splits the batch only, but the mesh is {dict(mesh.shape)}")
   if not _by_hand(mesh):
     return _within(fn, mesh)
@@ -140,6 +150,16 @@ def over_batch(
     return run(*args)
 
   return checked
+
+
+def over_shards(fn: Callable[..., Any], mesh: Mesh, specs_in: Any, specs_out: Any) -> Callable:
+  """As `over_batch` by shard_map, where rows are not the first axis of every leaf.
+
+  `specs_in`, `specs_out`: a PartitionSpec for each leaf, or for a tree of them.
+  """
+  if not _by_hand(mesh):
+    return _within(fn, mesh)
+  return jax.shard_map(fn, mesh=mesh, in_specs=specs_in, out_specs=specs_out, check_vma=False)
 
 
 def sum_over_batch(tree: Any, mesh: Mesh) -> Any:

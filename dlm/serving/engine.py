@@ -51,14 +51,15 @@ class Serving:
 
   Args:
     sizes: slots of its canvases; a request gets the smallest that holds it.
-    rows: of each size, rounded up to whole tiles.
-    row_tile: rows that are computed together, whoever is in them; 0: all of a size.
+    rows: of each size, over all devices, rounded up to whole tiles.
+    row_tile: rows that a device computes together, whoever is in them; 0: all that it has of a
+      size.
     turns: of the loop a tick, between which rows neither come nor go.
     fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
       forward over the whole canvas, in which the other rows of the tile wait.
     prefixes: pages of `fill` slots that the prefix cache holds; 0: none.
     constraints: requests may say what their holes may say, by one more program a size.
-    memory: bytes that may be used; 0: what the device has.
+    memory: bytes that may be used of each device; 0: what it has.
   """
 
   sizes: tuple[int, ...] = (256, 1024)
@@ -123,6 +124,9 @@ class _Canvases:
 class Engine:
   """Serves one sampler.
 
+  `mesh`: rows are spread over its devices, and parameters where it splits more than rows; None: one
+  device.
+
   Attributes:
     compiles: programs that were compiled since it is ready: each is a bug.
     waited: seconds of its ticks in which the host had nothing to do but wait for the device.
@@ -138,27 +142,37 @@ class Engine:
     serving: Serving,
     *,
     align: str,
+    mesh: jax.sharding.Mesh | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
-    self.sampler, self.serving = _served(sampler, serving), serving
+    mesh = mesh or parallel.make_mesh(devices=jax.local_devices()[:1])
+    self.sampler, self.serving = _served(sampler, serving, mesh), serving
     self.words = None
     if serving.constraints:
       self.words = Words(tokenizer, (*sampler.forbidden, sampler.mask_id), sampler.eos_ids)
     self.tokenizer, self.align, self._clock = tokenizer, align, clock
-    devices = jax.tree.leaves(jax.device_put(params))[0].devices()
-    if len(devices) > 1:
-      raise ValueError(f"serving: parameters on {len(devices)} devices; one device is served")
-    self._params = apart(jax.device_put(params, *devices))
+    device, shards = mesh.devices.flat[0], parallel.batch_shards(mesh)
+    self._params = params
+    if mesh.size == 1:
+      self._params = apart(jax.device_put(params, device))
+    elif parallel.splits_data_alone(mesh):
+      self._params = jax.device_put(params, programs.whole(mesh))
     # A block's tokens are final, unless the policy goes back or a text is cut when it is done.
     self._streams = self.sampler.scope == "block" and not sampler.least_entropy
-    self._tile = min(serving.row_tile or serving.rows, serving.rows)
+    each = -(-serving.rows // shards)  # rows of a device
+    self._tile = min(serving.row_tile or each, each) * shards
+    # Loops that put rows together: one a device, or one that XLA splits.
+    self._loops = shards if parallel.splits_data_alone(mesh) else 1
     self._tiles = -(-serving.rows // self._tile)
     paged = serving.prefixes > 0
-    self._page_shapes = programs.shapes_of_pages(self.sampler, serving.prefixes) if paged else None
+    self._page_shapes = None
+    if paged:
+      self._page_shapes = programs.shapes_of_pages(self.sampler, mesh, serving.prefixes)
     self._run = {
       slots: programs.compiled(
         self.sampler,
         self._params,
+        mesh,
         slots=slots,
         tile=self._tile,
         fills=serving.fill > 0,
@@ -169,10 +183,10 @@ class Engine:
       for slots in sorted(set(serving.sizes))
     }
     self.memory = MemoryPlan(
-      limit=serving.memory or device_bytes(*devices),
-      weights=nbytes(self._params),
+      limit=serving.memory or device_bytes(device),
+      weights=nbytes(self._params, device),
       row={slots: nbytes(run.row) for slots, run in self._run.items()},
-      rows=self._tiles * self._tile,
+      rows=self._tiles * self._tile // shards,
       pages=nbytes(self._page_shapes),
       temporaries=max(run.temporaries for run in self._run.values()),
     )
@@ -434,7 +448,8 @@ class Engine:
       for i, keys in enumerate(canvases.keys)
       if any(key is not None for key in keys)
     ]
-    costs = [slots * min(self.sampler.refresh_rows, self._tile) for slots, _ in busy]
+    rows = min(self.sampler.refresh_rows * self._loops, self._tile)
+    costs = [slots * rows for slots, _ in busy]
     return dict(zip(busy, self.scheduler.refreshes(costs, self.serving.turns), strict=True))
 
   def _rule(self, keys: tuple[int | None, ...], holds: dict[int, Hold | None]) -> Held | None:
@@ -622,16 +637,16 @@ def _never_held(sampler: Sampler) -> str:
 def engine(
   config: SamplingConfig | Mapping[str, Any], trained: Pretrained, serving: Serving
 ) -> Engine:
-  """What serves a checkpoint on the first device of this process.
+  """What serves a checkpoint on the devices of this process, as the config's mesh has them.
 
   Commits that the config leaves open ("auto") are separate forwards in tiles of several rows.
   """
   sampler, own = build.sampling(config, trained.model, trained.facts)
   if SamplingConfig.of(config).commit == "auto":
     sampler = _of_one_width(sampler, serving)
-  mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
+  mesh = own.mesh.make(jax.local_devices())
   params, _ = trained.on(mesh, own.weights)
-  return Engine(sampler, trained.tokenizer, params, serving, align=own.align)
+  return Engine(sampler, trained.tokenizer, params, serving, align=own.align, mesh=mesh)
 
 
 def _of_one_width(sampler: Sampler, serving: Serving) -> Sampler:
@@ -648,13 +663,18 @@ def _of_one_width(sampler: Sampler, serving: Serving) -> Sampler:
   return dataclasses.replace(sampler, commit="separate")
 
 
-def _served(sampler: Sampler, serving: Serving) -> Sampler:
+def _served(sampler: Sampler, serving: Serving, mesh: jax.sharding.Mesh) -> Sampler:
   """The sampler, with rows that owe nothing to their neighbours and prompts in parts."""
   if sampler.guidance:
     raise ValueError(f"serving: guidance={sampler.guidance} must be 0: it takes two rows a request")
   if sampler.drafter is not None:
     raise ValueError(f"serving: {sampler.policy} needs a second model, which is not served")
   plan, parts = sampler.plan, 0
+  if serving.fill and not parallel.splits_data_alone(mesh):
+    raise ValueError(
+      f"serving: fill={serving.fill} needs devices that hold all parameters, not a mesh of "
+      f"{dict(mesh.shape)}; 0: off"
+    )
   if serving.fill:
     if type(plan) is not ExactBlock:
       raise ValueError(f"serving: fill={serving.fill} needs cache 'block', not {plan}; 0: off")

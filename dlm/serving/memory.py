@@ -20,7 +20,7 @@ class MemoryPlan:
     limit: of the device.
     weights: of the model.
     row: what each row of a canvas size keeps: its canvas, its cache, its policy's state.
-    rows: how many there are of each size.
+    rows: how many there are of each size, on this device.
     pages: of the prefix cache.
     temporaries: the most that one program needs beside its arguments.
   """
@@ -67,10 +67,12 @@ def device_bytes(device: jax.Device) -> int:
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def nbytes(tree: Any) -> int:
-  """Of arrays, or of their shapes."""
+def nbytes(tree: Any, device: jax.Device | None = None) -> int:
+  """Of arrays, or of their shapes; of what of the arrays is on one device."""
 
   def each(leaf: Any) -> int:
+    if device is not None:
+      return sum(part.data.nbytes for part in leaf.addressable_shards if part.device == device)
     width = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
     return int(np.prod(leaf.shape, dtype=np.int64)) * width
 

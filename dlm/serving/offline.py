@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from dlm import parallel
 from dlm.generate import Completion, Generator, Request
 from dlm.sampling.caching import ExactBlock
 from dlm.serving.asks import Ask
@@ -37,9 +38,9 @@ class Offline:
     make, done = self.generator, []
     if not requests:
       return make(params, requests, seed=seed, on_batch=on_batch)
-    settings = self._settings(requests)
+    own = {"align": make.align, "mesh": make.mesh}
     try:
-      served = Engine(make.sampler, make.tokenizer, params, settings, align=make.align)
+      served = Engine(make.sampler, make.tokenizer, params, self._settings(requests), **own)
     except ValueError as refused:
       print(f"in batches, as the engine refuses: {refused}", flush=True)
       return make(params, requests, seed=seed, on_batch=on_batch)
@@ -67,7 +68,7 @@ class Offline:
     return Serving(
       sizes=sizes,
       rows=make.batch,
-      row_tile=make.rows,
+      row_tile=make.rows // parallel.batch_shards(make.mesh),
       turns=TURNS,
       fill=fill,
       prefixes=make.batch * max(sizes) // fill if paged else 0,

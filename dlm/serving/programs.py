@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dlm import parallel
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
@@ -56,12 +58,12 @@ class Programs:
   insert: Any | None
   load: Any | None
   save: Any | None
-  idle: LoopState  # shapes of a tile
+  idle: LoopState  # shapes of a tile, and where its rows are
   row: LoopState  # shapes of one row
 
   @property
   def temporaries(self) -> int:
-    """The most bytes that one of them needs beside its arguments and results."""
+    """The most bytes that one of them needs on a device beside its arguments and results."""
     run = (self.begin, self.decode, self.held, self.fill, self.insert, self.load, self.save)
     sizes = [each.memory_analysis() for each in run if each is not None]
     return max(each.temp_size_in_bytes for each in sizes)
@@ -69,13 +71,15 @@ class Programs:
   def empty(self) -> LoopState:
     """A tile of rows that are done."""
     state = jax.tree.map(_zeros, self.idle)
-    done_B = jnp.asarray(np.ones(state.canvas.done_B.shape, bool))
+    done = self.idle.canvas.done_B
+    done_B = jax.device_put(np.ones(done.shape, bool), done.sharding)
     return state.replace(canvas=state.canvas.replace(done_B=done_B))
 
 
 def compiled(
   sampler: Sampler,
   params: Params,
+  mesh: Mesh,
   *,
   slots: int,
   tile: int,
@@ -84,53 +88,85 @@ def compiled(
   align: str,
   sets: tuple[int, int] | None,
 ) -> Programs:
-  """Of rows of `slots` slots, `tile` of them together.
+  """Of rows of `slots` slots, `tile` of them together, spread evenly over the devices.
+
+  What is not a tile, one row or the prefix cache, is on all of them.
 
   Args:
     fills: prompts are cached in parts.
     pages: shapes of those of the prefix cache, if there is one.
     sets: how many a row may be held to, and the words of one; None: rows are held to none.
   """
+  everywhere = whole(mesh)
   canvas = make_canvas(
     [np.full(1, sampler.mask_id)], [np.ones(1, bool)], [0],
     slots=slots, block=sampler.block, align=align, mask_id=sampler.mask_id, seed=0,
   )  # fmt: skip
-  own = np.zeros(1, np.float32)
+  canvas, own, most = _shapes((canvas, np.zeros(1, np.float32), np.int32(0)), everywhere)
   begin = functools.partial(_begin, sampler)
-  row = jax.eval_shape(begin, canvas, own, own, own)
+  row = _shapes(jax.eval_shape(begin, canvas, own, own, own), everywhere)
+  axes = _rows_of(row)
+  specs = jax.tree.map(parallel.batch_spec, axes)
   idle = jax.tree.map(
     lambda axis, leaf: jax.ShapeDtypeStruct(
-      (*leaf.shape[:axis], tile * leaf.shape[axis], *leaf.shape[axis + 1 :]), leaf.dtype
+      (*leaf.shape[:axis], tile * leaf.shape[axis], *leaf.shape[axis + 1 :]),
+      leaf.dtype,
+      sharding=everywhere and NamedSharding(mesh, parallel.batch_spec(axis)),
     ),
-    _rows_of(row),
+    axes,
     row,
   )
-  run, most = functools.partial(_run, sampler), np.int32(0)
+  live, one = (
+    jax.ShapeDtypeStruct((n,), bool, sharding=sharding)
+    for n, sharding in ((tile, idle.canvas.done_B.sharding), (1, everywhere))
+  )
 
-  def ready(fn, *args, donate: int | None = None):
+  def ready(fn, *args, like: Any = None, donate: int | None = None):
+    """`like`: where the results are; None: everywhere."""
     donated = () if donate is None else (donate,)
-    return jax.jit(fn, donate_argnums=donated).lower(*args).compile()
+    placed = {}
+    if everywhere is not None:
+      places = jax.tree.map(lambda leaf: leaf.sharding, like)
+      placed["out_shardings"] = everywhere if like is None else places
+    return jax.jit(fn, donate_argnums=donated, **placed).lower(*args).compile()
 
-  decode = ready(run, params, idle, np.zeros(tile, bool), most, most, donate=1)
+  by_row, anywhere = parallel.batch_spec(), PartitionSpec()
+
+  def over_rows(fn, *rest: PartitionSpec):
+    """Of parameters, a tile, which of its rows are live, and the rest."""
+    return parallel.over_shards(fn, mesh, (anywhere, specs, by_row, *rest), (specs, by_row))
+
+  run = functools.partial(_run, sampler)
+  report = Report(idle.canvas.replace(key_B=None), idle.served.broken_B)
+  decode = ready(
+    over_rows(run, anywhere, anywhere),
+    *(params, idle, live, most, most),
+    like=(idle, report),
+    donate=1,
+  )
   fill = decode if tile == 1 else None
   if tile > 1 and fills:
-    fill = ready(run, params, row, np.zeros(1, bool), most, most, donate=1)
+    fill = ready(run, params, row, one, most, most, donate=1)
   paged, held = pages is not None, None
   if sets is not None:
     # A row that writes one token a forward may need more of them than the policy allows for.
     patient = dataclasses.replace(sampler, max_forwards=sampler.max_forwards + slots)
     rule = Held(
-      jax.ShapeDtypeStruct((tile, *sets), np.uint32),
-      *[jax.ShapeDtypeStruct((tile, slots), np.int32)] * 2,
+      jax.ShapeDtypeStruct((tile, *sets), np.uint32, sharding=live.sharding),
+      *[jax.ShapeDtypeStruct((tile, slots), np.int32, sharding=live.sharding)] * 2,
     )
-    run_held = functools.partial(_run_held, patient)
-    held = ready(run_held, params, idle, np.zeros(tile, bool), rule, donate=1)
+    held = ready(
+      over_rows(functools.partial(_run_held, patient), by_row),
+      *(params, idle, live, rule),
+      like=(idle, report.replace(entropy_BxL=idle.served.entropy_BxL)),
+      donate=1,
+    )
   return Programs(
     begin=ready(begin, canvas, own, own, own),
     decode=decode,
     held=held,
     fill=fill,
-    insert=ready(_insert, idle, row, most, donate=0) if tile > 1 else None,
+    insert=ready(_insert, idle, row, most, like=idle, donate=0) if tile > 1 else None,
     load=ready(_load, row, pages, most, most, donate=0) if paged else None,
     save=ready(_save, pages, row, most, most, donate=0) if paged else None,
     idle=idle,
@@ -138,13 +174,24 @@ def compiled(
   )
 
 
-def shapes_of_pages(sampler: Sampler, count: int) -> Pages:
+def whole(mesh: Mesh) -> NamedSharding | None:
+  """On every device, all of it; None: there is one, and nothing to say."""
+  return NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else None
+
+
+def _shapes(tree: Any, sharding: NamedSharding | None) -> Any:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree
+  )
+
+
+def shapes_of_pages(sampler: Sampler, mesh: Mesh, count: int) -> Pages:
   """Shapes of `count` pages, as long as a part of a prompt that the sampler's plan fills."""
   one = jax.eval_shape(lambda: sampler.denoise.empty_cache(1, sampler.plan.fill))
 
   def of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     layers, _, *rest = leaf.shape
-    return jax.ShapeDtypeStruct((count, layers, *rest), leaf.dtype)
+    return jax.ShapeDtypeStruct((count, layers, *rest), leaf.dtype, sharding=whole(mesh))
 
   return Pages(of(one.k_YxBxSxKxH), of(one.v_YxBxSxKxH))
 
@@ -228,5 +275,7 @@ def _rows_of(state: LoopState) -> LoopState:
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
   if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
-    return jax.random.wrap_key_data(jnp.asarray(np.zeros((*shape.shape, 2), np.uint32)))
-  return jnp.asarray(np.zeros(shape.shape, shape.dtype))
+    zeros = jax.random.wrap_key_data(jnp.asarray(np.zeros((*shape.shape, 2), np.uint32)))
+  else:
+    zeros = np.zeros(shape.shape, shape.dtype)
+  return jax.device_put(zeros, shape.sharding)

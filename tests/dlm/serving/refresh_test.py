@@ -8,7 +8,7 @@ import pytest
 
 from dlm import masks
 from dlm.sampling import loop
-from dlm.sampling.caching import Decode, Dual, NoCache, Prefix
+from dlm.sampling.caching import Decode, Dual, NoCache
 from dlm.sampling.canvas import make_canvas
 from dlm.serving.engine import Engine, Serving
 from dlm.serving.scheduler import Limits
@@ -17,7 +17,7 @@ from tests.dlm.serving.engine_test import BYTES, MASK, SLOTS, asks, exact, param
 assert params  # a fixture
 
 FULL, WINDOW = 0, 1
-PLANS = [Dual(), Prefix(every=2, count="forwards"), Decode(interval=3)]
+PLANS = [Dual(), Decode(interval=3)]
 
 
 def sampler_of(plan):
