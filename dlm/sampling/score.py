@@ -38,7 +38,7 @@ def score(
     head = _without(head, *bars)
   batch, asked, width = head.hidden_BxAxD.shape
   key_R, own = None, {}
-  if served is not None:
+  if served is not None and served.temperature_B is not None:
     spec = dataclasses.replace(spec, temperature=0.0, per_row=True)
     own["temperature_R"] = jnp.repeat(served.temperature_B, asked)
     own["top_p_R"] = jnp.repeat(served.top_p_B, asked)

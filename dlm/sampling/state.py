@@ -26,9 +26,10 @@ class Held:
 class Served:
   """What rows have of their own where they are requests that come and go (`dlm.serving`)."""
 
-  temperature_B: Array  # in place of the sampler's; 0: the candidate is the argmax
-  threshold_B: Array  # in place of the policy's; NaN: the policy's
-  top_p_B: Array  # in place of the sampler's
+  # The next three are None where rows have no settings of their own.
+  temperature_B: Array | None  # in place of the sampler's; 0: the candidate is the argmax
+  threshold_B: Array | None  # in place of the policy's; NaN: the policy's
+  top_p_B: Array | None  # in place of the sampler's
   broken_B: Array  # the model said NaN where the row had to decide
   entropy_BxL: Array  # nats, of what a held row's token was chosen from; NaN: not known
   held: Held | None = None  # what rows may write in the next forward, of those held to sets

@@ -58,6 +58,8 @@ class Serving:
     fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
       forward over the whole canvas, in which the other rows of the tile wait.
     prefixes: pages of `fill` slots that the prefix cache holds; 0: none.
+    own_settings: requests may have a temperature, a top-p and a threshold of their own. False: all
+      are sampled as the config says, which spares the noise of candidates at temperature 0.
     constraints: requests may say what their holes may say, by one more program a size.
     memory: bytes that may be used of each device; 0: what it has.
   """
@@ -68,6 +70,7 @@ class Serving:
   turns: int = 4
   fill: int = 128
   prefixes: int = 0
+  own_settings: bool = True
   constraints: bool = False
   memory: int = 0
   limits: Limits = dataclasses.field(default_factory=Limits)
@@ -79,6 +82,8 @@ class Serving:
     for name in ("row_tile", "fill", "prefixes", "memory"):
       if getattr(self, name) < 0:
         raise ValueError(f"serving: {name}={getattr(self, name)} must not be negative (0: off)")
+    if self.constraints and not self.own_settings:
+      raise ValueError("serving: constraints=True needs own_settings=True")
     if not self.sizes or min(self.sizes) < 2:
       raise ValueError(f"serving: sizes={self.sizes} must name canvases of two slots or more")
     if self.prefixes and not 0 < self.fill < min(self.sizes):
@@ -178,6 +183,7 @@ class Engine:
         fills=serving.fill > 0,
         pages=self._page_shapes,
         align=align,
+        own_settings=serving.own_settings,
         sets=self.words and (_most_sets(self.sampler), -(-self.words.size // 32)),
       )
       for slots in sorted(set(serving.sizes))
@@ -386,8 +392,8 @@ class Engine:
     top_p = spec.top_p if ask.top_p is None else ask.top_p
     if temperature == 0 and spec.confidence != "shaped":
       top_p = 1.0  # it would cut nothing, by seven passes
-    own = (np.full(1, value, np.float32) for value in (temperature, threshold, top_p))
-    state = run.begin(canvas, *own)
+    own = [np.full(1, value, np.float32) for value in (temperature, threshold, top_p)]
+    state = run.begin(canvas, *(own if self.serving.own_settings else [None] * 3))
     for place, number in enumerate(live.pages):
       state = run.load(state, self._pages, np.int32(number), np.int32(place))
     return state
@@ -596,6 +602,11 @@ class Engine:
       )
     if not ask.request.open.any():
       raise ValueError("request: nothing to write (no open position)")
+    for name in ("temperature", "top_p", "threshold"):
+      if getattr(ask, name) is not None and not self.serving.own_settings:
+        raise ValueError(
+          f"request: {name}={getattr(ask, name)} needs a server with serving.own_settings=True"
+        )
     warm = ask.temperature
     if warm is not None and not (0 <= warm < math.inf):
       raise ValueError(f"request: temperature={warm} must be finite and not negative")

@@ -16,9 +16,10 @@ TURNS = 16  # nobody waits for tokens, but rows that ended do
 class Offline:
   """Does what its generator does when it is called, by an engine with the generator's settings.
 
-  A row has the canvas, the tile and the forwards that it has in a batch, so its tokens are the
-  same: to the bit with a `row_tile`. A stop string saves the forwards behind it. With a cache that
-  fills prompts in parts (`fill` of cache "block") prompts that begin alike share those.
+  A row has the canvas, the tile, the settings and the forwards that it has in a batch, so its
+  tokens are the same: to the bit with a `row_tile`. A stop string saves the forwards behind it.
+  With a cache that fills prompts in parts (`fill` of cache "block") prompts that begin alike share
+  those.
 
   What the engine refuses the generator does itself, in its batches, and a line says why.
   """
@@ -70,6 +71,7 @@ class Offline:
       rows=make.batch,
       row_tile=make.rows // parallel.batch_shards(make.mesh),
       turns=TURNS,
+      own_settings=False,
       fill=fill,
       prefixes=make.batch * max(sizes) // fill if paged else 0,
       limits=Limits(waiting_slots=max(Limits().waiting_slots, max(sizes))),

@@ -86,6 +86,7 @@ def compiled(
   fills: bool,
   pages: Pages | None,
   align: str,
+  own_settings: bool,
   sets: tuple[int, int] | None,
 ) -> Programs:
   """Of rows of `slots` slots, `tile` of them together, spread evenly over the devices.
@@ -95,6 +96,7 @@ def compiled(
   Args:
     fills: prompts are cached in parts.
     pages: shapes of those of the prefix cache, if there is one.
+    own_settings: rows have a temperature, a threshold and a top-p; else `begin` is given None.
     sets: how many a row may be held to, and the words of one; None: rows are held to none.
   """
   everywhere = whole(mesh)
@@ -103,8 +105,8 @@ def compiled(
     slots=slots, block=sampler.block, align=align, mask_id=sampler.mask_id, seed=0,
   )  # fmt: skip
   canvas, own, most = _shapes((canvas, np.zeros(1, np.float32), np.int32(0)), everywhere)
-  begin = functools.partial(_begin, sampler)
-  row = _shapes(jax.eval_shape(begin, canvas, own, own, own), everywhere)
+  begin, own = functools.partial(_begin, sampler), [own if own_settings else None] * 3
+  row = _shapes(jax.eval_shape(begin, canvas, *own), everywhere)
   axes = _rows_of(row)
   specs = jax.tree.map(parallel.batch_spec, axes)
   idle = jax.tree.map(
@@ -162,7 +164,7 @@ def compiled(
       donate=1,
     )
   return Programs(
-    begin=ready(begin, canvas, own, own, own),
+    begin=ready(begin, canvas, *own),
     decode=decode,
     held=held,
     fill=fill,
@@ -201,7 +203,11 @@ def empty_pages(shapes: Pages) -> Pages:
 
 
 def _begin(
-  sampler: Sampler, canvas: Canvas, temperature_B: Array, threshold_B: Array, top_p_B: Array
+  sampler: Sampler,
+  canvas: Canvas,
+  temperature_B: Array | None,
+  threshold_B: Array | None,
+  top_p_B: Array | None,
 ) -> LoopState:
   unknown_BxL = jnp.full(canvas.open_BxL.shape, jnp.nan)
   served = Served(temperature_B, threshold_B, top_p_B, jnp.zeros(1, bool), unknown_BxL)

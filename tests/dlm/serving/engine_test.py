@@ -397,6 +397,7 @@ def test_what_cannot_be_served_is_refused_at_once(by_one, changes, message):
     ({"limits": Limits(waiting_slots=8)}, {}, "waiting_slots=8 must hold a canvas"),
     ({}, {"plan": NoCache()}, "fill=8 needs cache 'block'"),
     ({}, {"guidance": 1.0}, r"guidance=1\.0 must be 0"),
+    ({"own_settings": False, "constraints": True}, {}, "constraints=True needs own_settings=True"),
     ({"fill": 6}, {}, "fill=6 to be a multiple of block=4"),
   ],
 )

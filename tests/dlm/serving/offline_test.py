@@ -10,6 +10,7 @@ from dlm import parallel
 from dlm.generate import Generator, Request
 from dlm.sampling.caching import ExactBlock
 from dlm.serving import offline
+from dlm.serving.asks import Ask
 from dlm.serving.offline import Offline
 from tests.dlm.serving.engine_test import BYTES, MASK, NAN, asks, exact, params, sampler
 
@@ -59,6 +60,8 @@ def test_rows_are_those_of_batches_to_the_bit_and_told_in_their_order(params, en
   (engine,) = engines
   assert list(engine._run) == [32] and engine.compiles == 0
   assert Offline(batches)(params, [], seed=SEED) == []
+  with pytest.raises(ValueError, match=r"top_p=0\.5 needs a server with serving.own_settings=True"):
+    engine.submit(Ask(requests()[0], top_p=0.5))
 
 
 def test_beginnings_that_prompts_share_are_computed_once(params, engines):
