@@ -64,10 +64,12 @@ class Law:
     """KL in bits from the law to what was drawn, by how often each text came (`counts`).
 
     A harmonic number stands for the logarithm of an expected count, without bias but where that is
-    below about 2: a text that came seldom or never makes the divergence larger than said.
+    below about 2: a text that came seldom or never makes the divergence larger than said. It is at
+    least what the share of draws that are of the law tells.
     """
     harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, draws + 1))])
     nats = self.p_S @ (np.log(self.p_S) + harmonic[draws] - harmonic[counts_S])
+    nats = max(nats, math.log(draws / max(counts_S.sum(), 1)))
     variance = (self.p_S**2 / (counts_S + 0.5)).sum() - 1 / draws
     error = math.sqrt(max(variance, 0)) / math.log(2)
     return Divergence(float(nats / math.log(2)), error, float(self.p_S[counts_S == 0].sum()))

@@ -92,7 +92,7 @@ CURVES: dict[str, Curve] = {
   "certainty_prior": curve(CertaintyPrior, "k", *TOGETHER[:3]),
   "quota": curve(Quota, "steps", *STEPS, block=SLOTS, threshold=0.9),
   "threshold": curve(Threshold, "threshold", *SURE),
-  "dream_threshold": curve(DreamThreshold, "threshold", *SURE, steps=SLOTS),
+  "dream_threshold": curve(DreamThreshold, "threshold", *SURE, steps=4),
   "factor": curve(Factor, "factor", 0.1, 0.5, 1.0, 2.0),
   "cad": curve(Cad, "threshold", *SURE, most=4),
   "hierarchy": curve(Hierarchy, "low", 0.9, 0.7, 0.5, 0.3),
@@ -324,6 +324,8 @@ NOTES = (
   "schedule chooses slots before it draws. Policies that look at their draws (by confidence) or "
   "take tokens back (wino, saber, edit) are none, and may lie below. For bits its forwards are "
   "averaged over the law's own texts.",
+  "A policy that hardly ever writes some of a law's texts loses more bits than can be seen in so "
+  "few draws: results.json tells their share as unseen.",
   "Beyond: bits above the optimum, the mean over laws. In the picture, points at a panel's upper "
   "edge lie above it.",
 )

@@ -86,6 +86,8 @@ def test_counts_and_divergence():
   assert abs(np.mean(far)) < 0.3 and 0.85 < np.std(far) < 1.15
   none = law.divergence(np.where(np.arange(len(q_S)) < 5, 0, draws[0]), 2000)
   assert none.unseen == pytest.approx(5 / len(q_S)) and none.bits > kl
+  few = laws.shuffle(5).divergence((np.arange(120) < 20).astype(int), 2000)
+  assert few.bits == pytest.approx(np.log2(100)), "a hundredth is of the law"
 
 
 # Share of valid texts left to right, two at a time: `evaluation` closed forms, by enumeration.
