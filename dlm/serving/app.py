@@ -233,12 +233,14 @@ class Server:
     return self._refused(request, Refused(500, "the server failed", code="internal_error"))
 
   async def drained(self) -> None:
-    """No new requests; returns when those that run have ended, or their time is over."""
+    """No new requests; returns when those that run have ended, which they must when time is up."""
     self.draining = True
-    with contextlib.suppress(TimeoutError):
+    try:
       async with asyncio.timeout(self.doors.drain):
         while self.runner.busy:
           await asyncio.sleep(0.05)
+    except TimeoutError:
+      self.runner.give_up("shutting_down")
 
 
 class _Stream(StreamingResponse):

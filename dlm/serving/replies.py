@@ -23,6 +23,7 @@ FAULTS: Mapping[str, tuple[int, int]] = {
   "nonfinite_logits": (500, 0),
   "engine_restarted": (503, 5),
   "engine_died": (503, 5),
+  "shutting_down": (503, 5),
 }
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 

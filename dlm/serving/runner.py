@@ -104,6 +104,14 @@ class Runner:
         self.engine.cancel(key)
       feed.live.clear()
 
+  def give_up(self, fault: str) -> None:
+    """Ends all calls by this fault."""
+    with self._lock:
+      keys = list(self._feeds)
+    for key in keys:
+      self.engine.cancel(key)
+    self._deliver([Event(key, fault=fault) for key in keys])
+
   def _drive(self) -> None:
     try:
       while not self._stopping:
@@ -115,9 +123,7 @@ class Runner:
     except BaseException:
       traceback.print_exc(file=sys.stderr)
     finally:
-      with self._lock:
-        keys = list(self._feeds)
-      self._deliver([Event(key, fault=ENGINE_DIED) for key in keys])
+      self.give_up(ENGINE_DIED)
 
   def _deliver(self, events: Sequence[Event]) -> None:
     with self._lock:

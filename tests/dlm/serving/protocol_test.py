@@ -36,6 +36,12 @@ def test_every_text_begins_with_bos_where_the_config_says_so(body, text):
   assert request.tokens[~request.open].tolist() == [BYTES.bos_id, *text.encode()]
 
 
+def test_what_does_not_fit_says_by_how_much():
+  with pytest.raises(Refused, match="5 tokens and 60 new ones exceed the 64") as refused:
+    reader().completion({"prompt": "12345", "max_tokens": 60}, "")
+  assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
+
+
 def test_top_p_is_the_requests_own():
   asks = [reader().completion({"prompt": "a", **own}, "").asks[0] for own in ({}, {"top_p": 0.5})]
   assert [ask.top_p for ask in asks] == [None, 0.5]

@@ -55,6 +55,19 @@ def test_an_engine_that_fails_ends_all_that_runs(capsys):
   assert "a bug" in capsys.readouterr().err
 
 
+def test_calls_that_are_given_up_end_at_once():
+  engine = Still(lambda engine: [])
+  runner = Runner(engine, lambda *_: None)
+
+  async def scene():
+    feed = await runner.submit(["a", "b"])
+    runner.give_up("shutting_down")
+    return [event.fault async for _, event in feed.events(2)]
+
+  assert asyncio.run(scene()) == ["shutting_down"] * 2
+  assert engine.cancelled == [0, 1] and not runner.busy
+
+
 def test_a_call_is_taken_whole_or_not_at_all():
   engine = Still(lambda engine: [Event(key, fault="cancelled") for key in engine.cancelled])
   runner = Runner(engine, lambda *_: None)
