@@ -20,6 +20,6 @@ def get_config() -> ConfigDict:
         block=32,
         refresh_rows=2,
       ),
-      serving=dict(rows=16, row_tile=8, fill=0),
+      serving=dict(rows=16, row_tile=8, fill=0, constraints=True),
     )
   )
