@@ -21,6 +21,7 @@ from tests.checkers import (
   decoding,
   dflash,
   diffusion_gemma,
+  distillation,
   drafting,
   dream,
   ec_moe,
@@ -86,7 +87,9 @@ RL_2026 = objectives.read(FOLDER / "rl_2026")
 ADAPTERS = [case for case in RL_2026 if case.method == "peft_adapter"]
 RL = [case for case in RL_2026 if case.method != "peft_adapter"]
 RL += objectives.read(FOLDER / "distill_rl")
-RL_METHODS = {**rl.METHODS, **post_training.METHODS, **rewards.METHODS}
+RL_METHODS = {
+  **rl.METHODS, **post_training.METHODS, **rewards.METHODS, **distillation.METHODS
+}  # fmt: skip
 TRAINING = {**objectives.METHODS, **block_objectives.METHODS, **peer_objectives.METHODS}
 
 

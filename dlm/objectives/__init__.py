@@ -14,6 +14,7 @@ from dlm.objectives.diffusion_gemma import DiffusionGemma
 from dlm.objectives.dllm import Dllm
 from dlm.objectives.dream import DreamSft
 from dlm.objectives.dreamon import DreamOn
+from dlm.objectives.dscd import Dscd
 from dlm.objectives.duo import Duo
 from dlm.objectives.duo_dcd import DuoDcd
 from dlm.objectives.ec_dlm import EcDlm
@@ -70,6 +71,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "opdlm": Opdlm,  # OPDLM, 2606.06712
   "policy_gradient": PolicyGradient,  # d1, ESPO, TraceRL, ...: configs/train/rl.py
   "preference": Preference,  # VRPO, 2505.19223
+  "dscd": Dscd,  # CD4LM, 2601.02236
   "duo": Duo,  # Duo, 2506.10892
   "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
   "diffusion_gemma": DiffusionGemma,  # google-deepmind/gemma
@@ -89,6 +91,7 @@ __all__ = [
   "Dllm",
   "DreamOn",
   "DreamSft",
+  "Dscd",
   "Duo",
   "DuoDcd",
   "EcDlm",

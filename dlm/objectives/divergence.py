@@ -29,6 +29,7 @@ class Divergence:
       sum to 1 again, so it is no divergence any more; 0: over all.
     temperature, top_k, top_p, min_p: the teacher's distribution is shaped by them, in this order; 0
       or, for top_p, 1: off. top_p keeps the id that crosses it.
+    softened: logits of both are divided by it first.
   """
 
   kind: str = "kl"
@@ -39,6 +40,7 @@ class Divergence:
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
+  softened: float = 1.0
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -49,8 +51,9 @@ class Divergence:
     for name in ("best", "top_k"):
       if getattr(self, name) < 0:
         raise ValueError(f"Divergence: {name}={getattr(self, name)} must not be negative (0: off)")
-    if not self.temperature > 0:
-      raise ValueError(f"Divergence: temperature={self.temperature} must be positive")
+    for name in ("temperature", "softened"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"Divergence: {name}={getattr(self, name)} must be positive")
     if self.reverse and (self.top_k or self.top_p < 1 or self.min_p):
       raise ValueError(
         f"Divergence: reverse={self.reverse} is infinite where top_k, top_p or min_p leave the "
@@ -87,8 +90,8 @@ class Divergence:
 
   def of_logits(self, student_RxV: Array, teacher_RxV: Array) -> Array:
     """Nats by row, [R]."""
-    q_RxK = jax.nn.log_softmax(student_RxV)
-    p_RxK = jax.nn.log_softmax(self._shaped(teacher_RxV))
+    q_RxK = jax.nn.log_softmax(student_RxV / self.softened)
+    p_RxK = jax.nn.log_softmax(self._shaped(teacher_RxV / self.softened))
     if self.best:
       p_RxK, id_RxK = jax.lax.top_k(p_RxK, min(self.best, p_RxK.shape[1]))
       q_RxK = jnp.take_along_axis(q_RxK, id_RxK, axis=1)
