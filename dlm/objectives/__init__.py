@@ -12,6 +12,7 @@ from dlm.objectives.dflash import DFlash
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
 from dlm.objectives.diffusion_gemma import DiffusionGemma
 from dlm.objectives.dllm import Dllm
+from dlm.objectives.dparallel import DParallel
 from dlm.objectives.dream import DreamSft
 from dlm.objectives.dreamon import DreamOn
 from dlm.objectives.dscd import Dscd
@@ -71,6 +72,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "opdlm": Opdlm,  # OPDLM, 2606.06712
   "policy_gradient": PolicyGradient,  # d1, ESPO, TraceRL, ...: configs/train/rl.py
   "preference": Preference,  # VRPO, 2505.19223
+  "dparallel": DParallel,  # github.com/czg1225/dParallel
   "dscd": Dscd,  # CD4LM, 2601.02236
   "duo": Duo,  # Duo, 2506.10892
   "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
@@ -86,6 +88,7 @@ __all__ = [
   "D2f",
   "D3pm",
   "DFlash",
+  "DParallel",
   "DiffuLlama",
   "DiffusionGemma",
   "Dllm",

@@ -6,6 +6,7 @@ not asked stand last and are passed over.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,31 +63,7 @@ class Divergence:
 
   def __call__(self, student: LogitHead, teacher: LogitHead, asked_BxL: Array) -> Array:
     """Nats, float32 [B, L], differentiable in the student; 0 where not asked."""
-    shape = asked_BxL.shape
-    count = asked_BxL.size
-    size = min(ROWS, count)
-    # Asked rows first, and the last tile filled up with rows that are not asked.
-    order_R = jnp.argsort(~asked_BxL.ravel(), stable=True)
-    row_TxR = jnp.pad(order_R, (0, -count % size), constant_values=count).reshape(-1, size)
-    heads = student, teacher
-
-    def of_rows(row_R: Array) -> Array:
-      def at(head: LogitHead) -> Array:
-        hidden_NxD = head.hidden_BxAxD.reshape(count, -1)
-        hidden_RxD = hidden_NxD.at[row_R].get(mode="fill", fill_value=0)
-        return logits(head.replace(hidden_BxAxD=hidden_RxD[None]))[0]
-
-      return self.of_logits(*map(at, heads))
-
-    def tile(_: None, row_R: Array) -> tuple[None, Array]:
-      asked_R = asked_BxL.ravel().at[row_R].get(mode="fill", fill_value=False)
-      nothing_R = jnp.zeros(size, jnp.float32)
-      nats_R = jax.lax.cond(asked_R.any(), jax.checkpoint(of_rows), lambda _: nothing_R, row_R)
-      return None, jnp.where(asked_R, nats_R, 0)
-
-    _, nats_TxR = jax.lax.scan(tile, None, row_TxR)
-    nats_R = jnp.zeros(count, jnp.float32).at[row_TxR.ravel()].set(nats_TxR.ravel(), mode="drop")
-    return nats_R.reshape(shape)
+    return by_tiles(self.of_logits, (student, teacher), asked_BxL)
 
   def of_logits(self, student_RxV: Array, teacher_RxV: Array) -> Array:
     """Nats by row, [R]."""
@@ -117,6 +94,39 @@ class Divergence:
       least_Rx1 = z_RxV.max(axis=1, keepdims=True) + _log(self.min_p)
       z_RxV = jnp.where(z_RxV >= least_Rx1, z_RxV, -jnp.inf)
     return z_RxV
+
+
+def by_tiles(
+  of_logits: Callable[..., Array], heads: tuple[LogitHead, ...], asked_BxL: Array
+) -> Array:
+  """Of whole distributions a number each, float32 [B, L], `ROWS` at a time; 0 where not asked.
+
+  Args:
+    of_logits: of the logits of each head, [R, V], gives [R].
+  """
+  shape, count = asked_BxL.shape, asked_BxL.size
+  size = min(ROWS, count)
+  # Asked rows first, and the last tile filled up with rows that are not asked.
+  order_R = jnp.argsort(~asked_BxL.ravel(), stable=True)
+  row_TxR = jnp.pad(order_R, (0, -count % size), constant_values=count).reshape(-1, size)
+
+  def of_rows(row_R: Array) -> Array:
+    def at(head: LogitHead) -> Array:
+      hidden_NxD = head.hidden_BxAxD.reshape(count, -1)
+      hidden_RxD = hidden_NxD.at[row_R].get(mode="fill", fill_value=0)
+      return logits(head.replace(hidden_BxAxD=hidden_RxD[None]))[0]
+
+    return of_logits(*map(at, heads))
+
+  def tile(_: None, row_R: Array) -> tuple[None, Array]:
+    asked_R = asked_BxL.ravel().at[row_R].get(mode="fill", fill_value=False)
+    nothing_R = jnp.zeros(size, jnp.float32)
+    nats_R = jax.lax.cond(asked_R.any(), jax.checkpoint(of_rows), lambda _: nothing_R, row_R)
+    return None, jnp.where(asked_R, nats_R, 0)
+
+  _, nats_TxR = jax.lax.scan(tile, None, row_TxR)
+  nats_R = jnp.zeros(count, jnp.float32).at[row_TxR.ravel()].set(nats_TxR.ravel(), mode="drop")
+  return nats_R.reshape(shape)
 
 
 def _log(x: float) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import Dscd
+from dlm.objectives import DParallel, Dscd, Shifted
 from dlm.types import Batch, Mask, Noisy
 from tests.checkers.objectives import Case, close, same
 from tests.checkers.post_training import Plain
@@ -88,7 +88,47 @@ def dscd_collate(case: Case):
   same(np.where(noisy.weight_BxL > 0, tokens, -100), theirs["labels"])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def both_views(objective, draws, batch, logits):
+  noisy = objective.corrupt_with(draws, batch, 0)
+
+  def mean(logits):
+    sums, _ = objective.loss(Plain(), {"logits": logits}, noisy)
+    return sums.total / sums.count
+
+  return noisy, *jax.value_and_grad(mean)(logits)
+
+
+def dparallel_loss(case: Case):
+  """One row: their code for more lets rows overwrite each other's masks."""
+  ids, (first,) = case.inputs["input_ids"], case.inputs["prompt_lengths"]
+  length, mask_id = ids.shape[1], case.arg("mask_id")
+  dream, size = case.arg("family") == "dream", case.arg("block_size")
+  objective = DParallel(
+    mask_id, None if dream else size, entropy=case.arg("entropy_weight"),
+    temperature=case.arg("temperature"),
+  )  # fmt: skip
+  blocks = 1 if dream else (length - first) // size + 1
+  (block,) = case.arg("block_index") or (0,)
+  u_mask = np.zeros((1, length), np.float32)
+  begin = first + block * size
+  u_mask[0, begin : begin + case.inputs["u_0"].shape[1]] = case.inputs["u_0"][0]
+  whole = np.ones((1, length), np.int32)
+  slot = np.arange(length, dtype=np.int32)[None]
+  batch = Batch(np.asarray(ids, np.int32), slot >= first, whole, slot)
+  draws = {"u_block": np.array([(block + 0.5) / blocks], np.float32), "u_mask": u_mask}
+  logits = np.concatenate([case.inputs["logits"], case.inputs["logits_complement"]])
+  objective = Shifted(objective) if dream else objective
+  noisy, loss, grad = both_views(objective, draws, batch, logits)
+  for view, name in enumerate(("", "_complement")):
+    same(noisy.inputs_BxW[view], case.outputs[f"noisy{name}"][0])
+    same(noisy.weight_BxL[view] > 0, case.outputs[f"masked{name}"][0])
+    close(grad[view], case.outputs[f"grad_logits{name}"][0])
+  close(loss, case.expected["loss"])
+
+
 METHODS = {
+  "dparallel_loss": dparallel_loss,
   "dscd_collate": dscd_collate,
   "dscd_lambda": dscd_lambda,
   "dscd_loss": dscd_loss,
