@@ -69,8 +69,13 @@ def by_hand(q, k, offered, asking, choice):
   return found
 
 
-@pytest.mark.parametrize("ratio", [0.5, 0.29, 0.01, 1.0])
-@pytest.mark.parametrize("by_head", [False, True])
+def test_how_many_are_kept_is_rounded_down():
+  assert [Choice(0.29).kept(n) for n in (0, 3, 4, 100)] == [0, 0, 1, 28], "0.29 * 100 < 29"
+  assert [Choice(0.01, least=1).kept(n) for n in (0, 1, 50, 250)] == [0, 1, 1, 2]
+  assert Choice(1.0).kept(7) == 7
+
+
+@pytest.mark.parametrize(("ratio", "by_head"), [(0.29, False), (0.5, True)])
 def test_the_keys_that_are_kept_are_those_of_the_papers(ratio, by_head):
   rng = np.random.default_rng(3)
   q, k = (rng.normal(size=(3, SLOTS, heads, 8)).astype(np.float32) for heads in (4, 2))
