@@ -43,7 +43,8 @@ class _Layers(nn.Module):
   @nn.compact
   def __call__(self, x_BxWxD: Array, context: Stored, shared: Shared) -> Array:
     cfg = self.config
-    layers = scanned(nn.remat(_Layer, prevent_cse=False), cfg.layers)
+    block = nn.remat(_Layer, prevent_cse=False)
+    layers = scanned(block, cfg.layers, self.is_initializing())
     x_BxWxD, _ = layers(cfg, routed=False, name="layers")(x_BxWxD, context, shared)
     return RMSNorm(cfg.norm_eps, ("embed",), name="final_norm")(x_BxWxD)
 

@@ -86,7 +86,7 @@ class Block(nn.Module):
     return (x_BxWxD, stored, tap(tapped, x_BxWxD, layer, shared)), facts
 
 
-def scanned(block: type[nn.Module], layers: int) -> type[nn.Module]:
+def scanned(block: type[nn.Module], layers: int, initializing: bool) -> type[nn.Module]:
   """So many layers as one: a single one is traced, over parameters that are stacked."""
   return nn.scan(
     block,
@@ -96,6 +96,9 @@ def scanned(block: type[nn.Module], layers: int) -> type[nn.Module]:
     in_axes=(0, nn.broadcast),
     length=layers,
     metadata_params={nn.PARTITION_NAME: "layers"},
+    # flax's check traces the block once more. It stays where parameters are drawn: without it they
+    # are others for the same seed.
+    check_constancy_invariants=initializing,
   )
 
 
@@ -346,4 +349,5 @@ class Transformer(nn.Module):
     if cfg.bert is not None:
       kind, options = BertBlock, {"first": stack.name == "dense_layers"}
     block = nn.remat(kind, prevent_cse=False, policy=keep)
-    return scanned(block, stack.layers)(cfg.of_stack(stack), name=stack.name, **options)
+    layers = scanned(block, stack.layers, self.is_initializing())
+    return layers(cfg.of_stack(stack), name=stack.name, **options)

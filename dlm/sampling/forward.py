@@ -119,6 +119,8 @@ def in_turn(
   By loops of one turn or none: XLA updates what a loop carries in place, where branches of a
   conditional would copy the cache at every forward (it stands several times in memory then).
   """
+  # Jitted, a forward is traced once for its shapes and for its loop.
+  runs = [(rows_B, jax.jit(run, inline=True)) for rows_B, run in runs]
   shapes, _ = jax.eval_shape(runs[0][1], cache)
   stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   for rows_B, run in runs:
