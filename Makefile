@@ -21,7 +21,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(PINS)
 
 # Compiled programs outlive the process that compiled them: the second run of the tests is short.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
-TEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+# Sources are compiled once, not by each of the processes that tests start.
+TEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 # XLA's compilers for TPU and H100, beside the environment: jax would try to use them (`aot.py`).
 AOT := .aot/py3$(MINOR)
