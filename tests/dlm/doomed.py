@@ -24,17 +24,19 @@ from dlm.types import LossSum
 from tests.experiments import mains
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "fcntl.flock"}
+PARTS = 16  # of the time, and of the events
 
 
 class Doomed:
   """Runs `work(folder, *arguments)` in processes of its own, all but the first of them killed.
 
-  The first is let be: it tells how long the work takes and how many events it has.
+  The first is let be: it tells how long the work takes and how many events it has. Moments are
+  spread evenly over both, in a random order: each falls somewhere in a part of its own.
   """
 
   def __init__(self, seed: int, cache: pathlib.Path, work, *arguments):
     self.random, self.cache = random.Random(seed), cache
-    self.work, self.arguments, self.kills = work, arguments, 0
+    self.work, self.arguments, self.kills, self.moments = work, arguments, 0, []
 
   def spared(self, folder: pathlib.Path) -> None:
     report = self.cache / "report.json"
@@ -44,10 +46,12 @@ class Doomed:
 
   def run(self, folder: pathlib.Path) -> bool:
     """Did it come to its end?"""
-    if self.random.random() < 0.5:
-      moment = "time", self.random.uniform(0, self.seconds)
-    else:
-      moment = "event", self.random.randint(1, self.events)
+    if not self.moments:
+      parts = [(kind, part) for kind in ("time", "event") for part in range(PARTS)]
+      self.moments = self.random.sample(parts, len(parts))
+    kind, part = self.moments.pop()
+    share = (part + self.random.random()) / PARTS
+    moment = kind, share * self.seconds if kind == "time" else 1 + int(share * self.events)
     code = self._run(folder, moment, None)
     assert code in (0, -signal.SIGKILL, -signal.SIGALRM), f"exit code {code}"
     self.kills += code != 0

@@ -1,8 +1,9 @@
 """Processes that write are killed or meet a full disk: nothing is lost, doubled or half-written.
 
 Every kill is a SIGKILL, or a timer's signal that nobody handles, of a process of its own: at a
-random time, or at a random one of the moments at which it opens, renames or removes something. What
-is computed is small; what is written is written by the code that always does.
+time of its run, or at one of the moments at which it opens, renames or removes something, spread
+over all of them. What is computed is small; what is written is written by the code that always
+does.
 """
 
 import json
@@ -18,7 +19,7 @@ from tests.dlm import doomed as works
 from tests.dlm.build import directories
 from tests.dlm.doomed import Doomed
 
-KILLS = 50
+KILLS = 30
 
 
 @pytest.fixture
