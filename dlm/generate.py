@@ -7,6 +7,7 @@ local device, and reads completions off the result.
 import bisect
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -189,14 +190,7 @@ class Generator:
     self.rows = (row_tile or -(-batch // shards)) * shards  # of the program that is compiled
     self.batch = -(-batch // self.rows) * self.rows
 
-    def shard(params: Params, canvas: Canvas) -> Canvas:
-      return loop.run(sampler, params, canvas)
-
-    run = parallel.over_batch(
-      shard, mesh, batched_in=(False, True), batched_out=True, driver=driver
-    )
-    mapped = driver == "pmap" and mesh.shape["data"] > 1  # over one shard `run` is `shard` itself
-    self._run = run if mapped else jax.jit(run)
+    self._run = _program(sampler, mesh, driver)
     self._warm: set[tuple[int, ...]] = set()
 
   def slots(self, request: Request) -> int:
@@ -301,6 +295,20 @@ class Generator:
     while not bool(state.canvas.done_B.all()):
       state = step(self.sampler, params, state)
       yield state.canvas
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+  sampler: Sampler, mesh: jax.sharding.Mesh, driver: str
+) -> Callable[[Params, Canvas], Canvas]:
+  """The loop over the rows of a canvas: generators that agree in these compile it once."""
+
+  def shard(params: Params, canvas: Canvas) -> Canvas:
+    return loop.run(sampler, params, canvas)
+
+  run = parallel.over_batch(shard, mesh, batched_in=(False, True), batched_out=True, driver=driver)
+  mapped = driver == "pmap" and mesh.shape["data"] > 1  # over one shard `run` is `shard` itself
+  return run if mapped else jax.jit(run)
 
 
 def generator(
