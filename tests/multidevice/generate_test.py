@@ -67,7 +67,7 @@ def test_eight_devices_write_what_one_does(params, alone, sizes, driver):
   assert complete(generator, sharded) == alone  # nine rows: the second batch is filled up
 
 
-@pytest.mark.parametrize(("tile", "driver"), [(1, "shard_map"), (2, "shard_map"), (2, "pmap")])
+@pytest.mark.parametrize(("tile", "driver"), [(1, "shard_map"), (2, "pmap")])
 def test_with_a_row_tile_rows_are_equal_to_the_bit_on_any_devices_and_in_any_batch(
   params, tile, driver
 ):
