@@ -38,11 +38,13 @@ class Size:
   rounds: int
   steps: int  # of training
   methods: int | None = None  # the first so many of each kind; None: all
+  changes: tuple[str, ...] = ()  # to the config that is trained
 
 
 TINY = Size(
   ModelConfig(vocab=37, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
   batches=(2,), prompt=8, new=8, block=4, rounds=1, steps=2, methods=2,
+  changes=("batch=4", "model.layers=1", "model.width=16", "model.mlp=16", "eval.every=0"),
 )  # fmt: skip
 CPU = Size(
   from_preset("100m", vocab=32_000, tied=False, layers=10),
@@ -131,7 +133,7 @@ def _chosen(
 
 def _trained(size: Size, folder: pathlib.Path, kind: str, kinds: dict[str, Method]) -> list[Row]:
   """Trains on list problems and decodes held-out ones, whose answers fill two blocks of 8."""
-  fields = [f"steps={size.steps}", f"optimizer.warmup={min(50, size.steps // 2)}"]
+  fields = [f"steps={size.steps}", f"optimizer.warmup={min(50, size.steps // 2)}", *size.changes]
   if kind == "causal":
     fields += ["objective.name=i_dlm", "objective.block=4"]
   config = f"{CONFIG}:{'ar' if kind == 'causal' else 'clean'}"

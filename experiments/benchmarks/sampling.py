@@ -39,7 +39,7 @@ TINY = Size(
   block=8,
   steps=2,
   rounds=2,
-  rows=(1, 3),
+  rows=(3,),
 )
 CPU = Size(
   from_preset("1m", vocab=260, layers=2),

@@ -28,6 +28,7 @@ BOUND = 1.3  # largest tensors that reading may take beside the parameters
 class Size:
   model: ModelConfig
   rounds: int
+  into_folder: bool = True  # the package's file also
 
 
 SIZES = {
@@ -37,6 +38,7 @@ SIZES = {
       dtype="bfloat16",
     ),
     rounds=1,
+    into_folder=False,
   ),
   "default": Size(
     ModelConfig(
@@ -122,11 +124,12 @@ def _of_package(size: Size, folder: pathlib.Path) -> list[Table]:
   read = [_python(sys.executable, MEASURE + OURS, SMOLLM2) for _ in range(size.rounds)]
   made = [
     _python(sys.executable, MEASURE + FOLDER, SMOLLM2, folder / f"smollm2-{index}")
-    for index in range(size.rounds)
+    for index in range(size.rounds * size.into_folder)
   ]
   rows = [
     _row(case, runs, sum(sizes), max(sizes))
     for case, runs in (("GGUF", read), ("GGUF, into a folder", made))
+    if runs
   ]
   bound = 1 + BOUND * max(sizes) / sum(sizes)
   note = f"the same of SmolLM2-135M's GGUF file, {sum(sizes) / 1e6:.0f} MB as float32: {bound:.3f}"
