@@ -85,8 +85,10 @@ lint: $(READY)
 test: lint $(AOT)/tpu
 	@$(MAKE) -j2 --no-print-directory test-one-device test-many-devices
 
+# Files in the order of their names: xdist's own order ends with those of few tests, the longest,
+# and one worker waits for the other.
 test-one-device:
-	$(TEST) -n 2 --dist loadfile --ignore=tests/multidevice --ignore=tests/aot
+	$(TEST) -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/multidevice --ignore=tests/aot
 
 test-many-devices:
 	@mkdir -p .cache; { JAX_NUM_CPU_DEVICES=8 nice env $(TEST) tests/multidevice && \
