@@ -80,7 +80,7 @@ LAYERS = {
     ("gguf",),
   ),
   "dlm.optimizer": Layer(("dlm.types",), ("jax", "optax")),
-  "dlm.checksums": Layer(("dlm.types",), ("jax",)),
+  "dlm.checksums": Layer(("dlm.types",), ("jax", "numpy")),
   "dlm.workdir": Layer(("dlm.files", "dlm.facts"), ("jax",)),
   "dlm.checkpoint": Layer(
     ("dlm.types", "dlm.files", "dlm.checksums", "dlm.workdir"), ("jax", "orbax")

@@ -8,7 +8,9 @@ from dlm.checksums import checksums as sums_of
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_checksum_sees_one_wrong_element_and_two_swapped_ones(dtype):
+@pytest.mark.parametrize("few", [-1, checksums.FEW], ids=["device", "host"])
+def test_checksum_sees_one_wrong_element_and_two_swapped_ones(monkeypatch, few, dtype):
+  monkeypatch.setattr(checksums, "FEW", few)
   value = (jnp.arange(60).reshape(4, 3, 5) % 2).astype(dtype)
   sums = {sums_of([value])["0"]}
   sums.add(sums_of([value.at[1, 2, 3].set(value[1, 2, 2])])["0"])
@@ -35,6 +37,8 @@ def by_definition(x):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pieces_change_nothing(monkeypatch, shape, dtype):
   x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
+  assert sums_of([x]) == {"0": by_definition(x)}  # by the host
+  monkeypatch.setattr(checksums, "FEW", -1)
   assert sums_of([x]) == {"0": by_definition(x)}
   monkeypatch.setattr(checksums, "PIECE", 50)
   assert sums_of([x]) == {"0": by_definition(x)}
