@@ -1,6 +1,7 @@
 """A configuration becomes a `Denoiser`: pure functions of (params, inputs)."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -100,16 +101,22 @@ class Model:
     return kv_cache.empty(layers=full, slots=slots, **sizes, **rows).replace(ring=ring)
 
   def _init_boxed(self, key: Array) -> Params:
-    slot_1x1 = jnp.zeros((1, 1), jnp.int32)
-    rule = masks.Full() if self.config.gemma is None else masks.Canvas(1)
-    variables = Transformer(self.config).init(
-      key,
-      slot_1x1,
-      slot_BxW=slot_1x1,
-      mask=rule(slot_1x1, 1),
-      time_BxW=jnp.zeros((1, 1), jnp.float32),
-    )
-    return variables["params"]
+    return _boxed(self.config, key)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _boxed(config: ModelConfig, key: Array) -> Params:
+  """Jitted, it is traced once for shapes, for shardings and for the parameters themselves."""
+  slot_1x1 = jnp.zeros((1, 1), jnp.int32)
+  rule = masks.Full() if config.gemma is None else masks.Canvas(1)
+  variables = Transformer(config).init(
+    key,
+    slot_1x1,
+    slot_BxW=slot_1x1,
+    mask=rule(slot_1x1, 1),
+    time_BxW=jnp.zeros((1, 1), jnp.float32),
+  )
+  return variables["params"]
 
 
 def bind(config: ModelConfig) -> Model | DFlash:
