@@ -41,6 +41,11 @@ class Automaton:
   target_E: np.ndarray
   ends_S: np.ndarray
 
+  @functools.cached_property
+  def sizes_C(self) -> np.ndarray:
+    """Tokens of each class."""
+    return np.bincount(self.class_V, minlength=int(self.class_E.max(initial=0)) + 1)
+
   def fits(self, size: int) -> bool:
     """Whether it has a text of so many tokens."""
     at_S = np.arange(len(self.ends_S)) == self.start

@@ -48,11 +48,13 @@ class Hold:
 
   def __init__(self, holes: Sequence[Part], row_L: np.ndarray, mask_id: int, most: int, vocab: int):
     self._holes, self._mask_id, self._most, self._vocab = list(holes), mask_id, most, vocab
+    self._known: dict[tuple[int, bytes], np.ndarray] = {}  # words of a grammar's set of classes
     self.read(row_L)
 
   def read(self, row_L: np.ndarray) -> None:
     """The row now holds these ids."""
-    sets: dict[bytes, int] = {}
+    sets: dict[tuple[int, bytes], int] = {}
+    self.sets_KxU = np.zeros((self._most, -(-self._vocab // 32)), np.uint32)
     self.set_L = np.full(len(row_L), FREE, np.int32)
     self.group_L = np.zeros(len(row_L), np.int32)
     groups = 0
@@ -72,12 +74,15 @@ class Hold:
         self.set_L[slot] = WAITS
         if not open_N[n]:
           continue
-        allowed_V = ways.allowed(n)
-        packed = np.packbits(allowed_V, bitorder="little").tobytes()
-        if packed not in sets and len(sets) == self._most:
-          continue
-        self.set_L[slot] = sets.setdefault(packed, len(sets))
-        if not loose_N[n] and allowed_V.sum() > 1:
+        some_C = ways.allowed(n)
+        key = id(hole.grammar), some_C.tobytes()
+        if key not in sets:
+          if len(sets) == self._most:
+            continue
+          sets[key] = len(sets)
+          self.sets_KxU[sets[key]] = self._words(key, hole.grammar, some_C)
+        self.set_L[slot] = sets[key]
+        if not loose_N[n] and hole.grammar.sizes_C[some_C].sum() > 1:
           if part_N[n] not in seen and groups == self._most:
             self.set_L[slot] = WAITS
             continue
@@ -85,11 +90,15 @@ class Hold:
             groups += 1
             seen[part_N[n]] = groups
           self.group_L[slot] = seen[part_N[n]]
-    words = -(-self._vocab // 32)
-    self.sets_KxU = np.zeros((self._most, words), np.uint32)
-    for packed, k in sets.items():
-      self.sets_KxU[k] = np.frombuffer(packed.ljust(4 * words, b"\0"), np.dtype("<u4"))
     self.ready = True
+
+  def _words(self, key: tuple[int, bytes], grammar: Automaton, some_C: np.ndarray) -> np.ndarray:
+    """Bits of the ids that are in these classes."""
+    if key not in self._known:
+      packed = np.packbits(some_C[grammar.class_V], bitorder="little").tobytes()
+      padded = packed.ljust(4 * self.sets_KxU.shape[1], b"\0")
+      self._known[key] = np.frombuffer(padded, np.dtype("<u4"))
+    return self._known[key]
 
 
 class _Ways:
@@ -123,11 +132,10 @@ class _Ways:
     return bool(self._states[0].any())
 
   def allowed(self, n: int) -> np.ndarray:
-    """Bool [V]."""
-    grammar = self._grammar
-    some_C = np.zeros(int(max(grammar.class_V.max(), grammar.class_E.max())) + 1, bool)
-    some_C[grammar.class_E[self._edges_N[n]]] = True
-    return some_C[grammar.class_V]
+    """Bool [C]: the classes of tokens that may stand there."""
+    some_C = np.zeros(len(self._grammar.sizes_C), bool)
+    some_C[self._grammar.class_E[self._edges_N[n]]] = True
+    return some_C
 
   def loose(self) -> tuple[np.ndarray, np.ndarray]:
     """Of each slot: may it be written whatever else is, and the part of the hole that it is in."""

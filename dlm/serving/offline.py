@@ -46,7 +46,7 @@ class Offline:
       print(f"in batches, as the engine refuses: {refused}", flush=True)
       return make(params, requests, seed=seed, on_batch=on_batch)
     asks = [
-      Ask(each, seed=seed, stops=make.stops if each.continues else (), offline=True)
+      Ask(each, seed=seed, stops=make.stops if each.continues else (), offline=True, streams=False)
       for each in requests
     ]
     told = 0

@@ -1,5 +1,6 @@
-"""Policies that write many tokens, take some back or leave early, over rows held to sets."""
+"""Rows that are held to sets of tokens, under policies that mind none."""
 
+import dataclasses
 import functools
 import re
 
@@ -13,11 +14,13 @@ from dlm.data import ByteTokenizer
 from dlm.sampling import loop
 from dlm.sampling.caching import NoCache
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import Dream, Edit, Fixed, Prophet, Threshold, Wino
+from dlm.sampling.policies import Threshold, Wino
+from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import Served
 from dlm.serving.grammars import Words
 from dlm.serving.holds import Hold, Part, together
+from dlm.types import Decision
 from tests.dlm.sampling.table import Lookup, random_table
 
 SLOTS, BLOCK, VOCAB, MASK = 12, 6, 8, 7
@@ -80,19 +83,25 @@ def check(state):
   assert (entropy[0] >= 0).all() and (entropy[1, 4:9] >= 0).all()
 
 
-@pytest.mark.parametrize(
-  "policy",
-  [
-    Wino(0.5, 0.6),  # takes tokens back
-    Edit(0.4, 0.2),  # writes over them
-    Dream(3),  # leaves its block after three forwards
-    Prophet(Fixed(steps=4), steps=8, answer_start=2, answer_length=3, early=0, mid=0, late=0),
-  ],
-  ids=lambda policy: type(policy).__name__,
-)
-def test_every_policy_writes_what_is_allowed(policy):
-  for temperature in (0.0, 1.0) if not policy.needs().chooses else (0.0,):
-    for seed in range(3):
+@dataclasses.dataclass(frozen=True)
+class Rude(Policy):
+  """Writes any ids anywhere, masks among them, whatever stands there; leaves and ends at will."""
+
+  def decide(self, view, state, key_B):
+    key_Bx4 = jax.vmap(lambda key: jax.random.split(key, 4))(key_B)
+    shape = view.tokens_BxA.shape[1:]
+    write_BxA = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, shape))(key_Bx4[:, 0])
+    own_BxA = jax.vmap(lambda key: jax.random.randint(key, shape, 0, VOCAB))(key_Bx4[:, 1])
+    ends_B, leaves_B = (
+      jax.vmap(lambda key: jax.random.bernoulli(key, 0.3))(key_Bx4[:, n]) for n in (2, 3)
+    )
+    return Decision(write_BxA, own_BxA, stop_B=ends_B, leave_B=leaves_B), state
+
+
+@pytest.mark.parametrize("policy", [Rude(), Wino(0.5, 0.6)], ids=["anything", "takes back"])
+def test_whatever_a_policy_decides_what_is_written_is_allowed(policy):
+  for temperature in (0.0, 1.0):
+    for seed in range(6):
       check(written(policy, temperature, seed))
 
 
