@@ -59,7 +59,7 @@ class Size:
 
 TINY = Size(
   ModelConfig(vocab=260, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
-  slots=32, block=4, steps=2, requests=4, alone=1, median=8, concurrency=(2,), rounds=1, batch=1,
+  slots=32, block=4, steps=2, requests=2, alone=2, median=8, concurrency=(2,), rounds=1, batch=1,
   rows=2, row_tile=1, fill=8, soak=0.01, deadline=60.0,
 )  # fmt: skip
 DEFAULT = Size(
@@ -180,8 +180,9 @@ def _static(
     tokens = sum(len(each.tokens) for each in done)
     return Took(tokens, seconds, cpu, [each.seconds for each in done])
 
-  for slots in {write.slots(Request.from_text(0, p, BYTES, slots=size.slots, max_new_tokens=n))
-                for p, n in _requests(size)}:  # fmt: skip
+  own = _requests(size)[: size.alone if batch == 1 else None]
+  rows = [Request.from_text(0, p, BYTES, slots=size.slots, max_new_tokens=n) for p, n in own]
+  for slots in {write.slots(row) for row in rows}:  # one row of each canvas
     took([("a", slots - 1)])
   return took
 

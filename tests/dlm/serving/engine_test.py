@@ -19,7 +19,7 @@ from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.policies import Fixed, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.serving.asks import Ask
-from dlm.serving.engine import Engine, Serving, engine
+from dlm.serving.engine import Engine, Serving, _of_one_width, engine
 from dlm.serving.scheduler import Limits, Overloaded
 from tests.dlm.sampling.table import Lookup, random_table
 
@@ -62,8 +62,11 @@ def settings(**own):
 
 @pytest.fixture(scope="module")
 def by_two(params):
-  own = settings(row_tile=2, constraints=True)
-  return Engine(sampler(), BYTES, params, own, align="canvas")
+  """Finished blocks are cached by forwards of their own, as `engine` has it in tiles."""
+  own, apart = settings(row_tile=2, constraints=True), sampler(commit="separate")
+  assert _of_one_width(sampler(), own) == apart
+  assert _of_one_width(sampler(), settings(row_tile=1)) == sampler()
+  return Engine(apart, BYTES, params, own, align="canvas")
 
 
 @pytest.fixture(scope="module")
