@@ -42,7 +42,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/roofline     what a forward costs at least on a chip: operations and bytes
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward,
-                   policies on exact laws
+                   policies on exact laws, energy
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
   experiments/     mains: flags and one call; studies configs/    what a paper sets: tables
   tests/           mirrors the tree

@@ -25,7 +25,7 @@ RATIOS = {
   "weights": ["memory / parameters", "memory / parameters"],
   "kernels": ["speed-up"] * 3,
   "smollm": ["speed-up", "times one row"],
-  "scoring": ["speed-up"],
+  "scoring": ["speed-up", "speed-up"],
   "serving": ["speed-up", "speed-up", "memory"],
   "alone": ["identical"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
