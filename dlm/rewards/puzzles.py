@@ -15,7 +15,7 @@ TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ALLOWED = re.compile(r"[\d+\-*/().\s]*")
 CLOSED = 0.1  # a closed answer tag alone
 NEAR = 1e-5
-LARGEST = 64  # exponent
+LARGEST = 4096  # bits of a power
 BINARY: dict[type, Callable] = {
   ast.Add: operator.add,
   ast.Sub: operator.sub,
@@ -66,8 +66,11 @@ def _value(node: ast.expr) -> Fraction:
       return -_value(operand)
     case ast.BinOp(left=left, op=ast.Pow(), right=right):
       base, exponent = _value(left), _value(right)
-      if exponent.denominator != 1 or abs(exponent) > LARGEST:
-        raise ValueError(f"exponent {exponent} is no small whole number")
+      if exponent.denominator != 1:
+        raise ValueError(f"exponent {exponent} is no whole number")
+      size = max(abs(base.numerator), base.denominator).bit_length()
+      if size * abs(exponent) > LARGEST:
+        raise ValueError(f"a power of more than {LARGEST} bits")
       return base ** int(exponent)
     case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
       return Fraction(BINARY[type(op)](_value(left), _value(right)))

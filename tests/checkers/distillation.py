@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import DParallel, Dscd, Shifted
+from dlm.objectives import DParallel, Dscd, Llada, Shifted
 from dlm.types import Batch, Mask, Noisy
 from tests.checkers.objectives import Case, close, same
+from tests.checkers.objectives import batch_of as of_text
 from tests.checkers.post_training import Plain
 
 ABSENT = 1 << 20  # an id that no text holds
@@ -89,7 +90,7 @@ def dscd_collate(case: Case):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def both_views(objective, draws, batch, logits):
+def replayed(objective, draws, batch, logits):
   noisy = objective.corrupt_with(draws, batch, 0)
 
   def mean(logits):
@@ -119,7 +120,7 @@ def dparallel_loss(case: Case):
   draws = {"u_block": np.array([(block + 0.5) / blocks], np.float32), "u_mask": u_mask}
   logits = np.concatenate([case.inputs["logits"], case.inputs["logits_complement"]])
   objective = Shifted(objective) if dream else objective
-  noisy, loss, grad = both_views(objective, draws, batch, logits)
+  noisy, loss, grad = replayed(objective, draws, batch, logits)
   for view, name in enumerate(("", "_complement")):
     same(noisy.inputs_BxW[view], case.outputs[f"noisy{name}"][0])
     same(noisy.weight_BxL[view] > 0, case.outputs[f"masked{name}"][0])
@@ -127,7 +128,25 @@ def dparallel_loss(case: Case):
   close(loss, case.expected["loss"])
 
 
+def d1_sft_loss(case: Case):
+  """LLaDA's pre-training loss of the tokens that are no prompt, weighed alike in all rows."""
+  ids, mask_id = case.inputs["input_ids"], case.arg("mask_id")
+  learned = np.arange(ids.shape[1])[None] >= case.inputs["prompt_lengths"][:, None]
+  draws = {
+    "u_time": case.inputs["t_fixed" if "t_fixed" in case.inputs else "u_t"],
+    "stratum": np.arange(len(ids)), "u_mask": case.inputs["u_mask"],
+    "u_cut": np.float32(1), "length": np.int32(0),
+  }  # fmt: skip
+  batch = of_text(ids, noisable=learned)
+  objective = Llada(mask_id, random_length=0.0)
+  noisy, loss, grad = replayed(objective, draws, batch, case.inputs["logits"])
+  same(noisy.inputs_BxW, case.outputs["noisy"])
+  close(loss, case.expected["loss"])
+  close(grad, case.outputs["grad_logits"])
+
+
 METHODS = {
+  "d1_sft_loss": d1_sft_loss,
   "dparallel_loss": dparallel_loss,
   "dscd_collate": dscd_collate,
   "dscd_lambda": dscd_lambda,

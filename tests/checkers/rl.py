@@ -335,7 +335,6 @@ METHODS = {
 # Methods, and cases of methods that are checked, of what is not here.
 UNCHECKED = {
   "agentic_trainable_mask": "spans of tools in packed text",
-  "d1_sft_loss": "d1's fine-tuning divides by what is no prompt",
   "d3llm_curriculum": "pseudo-trajectories",
   "d3llm_forward_process": "pseudo-trajectories",
   "d3llm_loss": "pseudo-trajectories",
