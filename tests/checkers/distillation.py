@@ -34,7 +34,7 @@ def _dscd(case: Case) -> Dscd:
   warmup, updates = case.arg("warmup_ratio"), case.arg("total_steps")
   weights = case.arg("initial_lambda"), case.arg("final_lambda")
   if not case.arg("dynamic_lambda", True):
-    return Dscd(ABSENT, ABSENT, case.arg("temperature"), (case.arg("lambda"),) * 2)
+    weights, updates = (case.arg("lambda"),) * 2, 0
   return Dscd(ABSENT, ABSENT, case.arg("temperature", 2.0), weights, updates, warmup)
 
 
@@ -55,7 +55,9 @@ def dscd_loss(case: Case):
     },
   )  # fmt: skip
   student, teacher = (case.inputs[f"{who}_logits"] for who in ("student", "teacher"))
-  loss, (kl, ce), grad = distilled(objective, noisy, student, teacher)
+  # The weight is in `noisy`: what is compiled need not know how it came to be.
+  bare = Dscd(ABSENT, ABSENT, objective.temperature)
+  loss, (kl, ce), grad = distilled(bare, noisy, student, teacher)
   assert case.expected["skipped"] == (not np.isfinite(student).all())
   close(loss, case.expected["loss"])
   close(min(kl, objective.most), case.expected["loss_consistency"])

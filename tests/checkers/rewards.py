@@ -123,13 +123,16 @@ def _ended(ids, first: int, stop: int, pad_id: int | None = None):
   length = np.full(len(ids), ids.shape[1])
   if pad_id is not None:
     length = ids.shape[1] - (ids[:, ::-1] != pad_id).argmax(1)
-  batch = Batch(jnp.asarray(ids), jnp.asarray(slot >= first), jnp.ones(ids.shape, int), slot)
-  canvas = untouched(
-    tokens_BxL=jnp.asarray(ids), open_BxL=jnp.asarray(slot >= first),
-    start_B=jnp.zeros(len(ids), int), length_B=jnp.asarray(length),
-    key_B=jax.random.split(jax.random.key(0), len(ids)),
-  )  # fmt: skip
-  return roll.rows(batch, canvas)
+
+  @jax.jit
+  def rows(ids, opened, length):
+    canvas = untouched(
+      tokens_BxL=ids, open_BxL=opened, start_B=jnp.zeros_like(length), length_B=length,
+      key_B=jnp.zeros_like(length),
+    )  # fmt: skip
+    return roll.rows(Batch(ids, opened, jnp.ones_like(ids), ids), canvas)
+
+  return rows(ids, slot >= first, length)
 
 
 def d1_completion_mask(case: Case):
