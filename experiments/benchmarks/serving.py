@@ -65,7 +65,7 @@ TINY = Size(
 DEFAULT = Size(
   ModelConfig(vocab=260, width=512, layers=9, heads=8, kv_heads=2, head_dim=64, mlp=1792),
   slots=256, block=4, steps=2, requests=32, alone=6, median=32, concurrency=(1, 4, 16, 64),
-  rounds=2, batch=16, rows=16, row_tile=8, fill=32, soak=1.0, deadline=600.0,
+  rounds=2, batch=16, rows=16, row_tile=16, fill=32, soak=1.0, deadline=600.0,
 )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _server(path: pathlib.Path, size: Size) -> Iterator[Callable[[], Served]]:
   """A server that has begun to compile; what is yielded waits until it is ready."""
   serving = {
     "sizes": (size.slots,), "rows": size.rows, "row_tile": size.row_tile, "fill": size.fill,
-    "prefixes": 64,
+    "prefixes": 64, "turns": 2,
   }  # fmt: skip
   fields = {
     f"sampling.{name}": value for name, value in _sampling(size).items() if name != "policy"
