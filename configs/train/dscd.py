@@ -29,9 +29,7 @@ def get_config() -> ConfigDict:
       log_every=50,
       init_from="runs/quickstart",
       objective=dict(name="dscd", updates=STEPS),
-      data=dict(
-        sources=(("lists", 1.0, LISTS),), tokenizer="byte", length=22, mode="pad", pad="none"
-      ),
+      data=dict(sources=(("lists", 1.0, LISTS),), length=22, mode="pad", pad="none"),
       optimizer=dict(lr=1e-3, schedule="cosine", warmup=20, weight_decay=0.01),
       eval=dict(every=200, batches=4),
       checkpoint=dict(keep_last=1),

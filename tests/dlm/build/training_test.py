@@ -193,14 +193,15 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   fields.append("optimizer.b1=0.5")
   if "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
-  elif "moe" in given.model.fields or given.objective.name == "duo_dcd":
+  elif "moe" in given.model.fields or not given.objective.kind.teacher_shift:
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
     fields.append(f"init_from={directories.write(tmp_path / 'hf', 'llada_moe', **facts)}")
   else:  # it goes on from published weights
     fields.append(f"init_from={directories.write(tmp_path / 'hf')}")
   training = build.everything(RunConfig.read(str(path), fields))
   run = training.run
-  assert training.rows[0].tokens_BxL.shape == (given.batch, given.data.length)
+  prompts = given.batch // (1 if given.rewards is None else given.rewards.group)
+  assert training.rows[0].tokens_BxL.shape == (prompts, given.data.length)
   assert training.model.config.implementation == "xla" and run.optimizer.b1 == 0.5
   assert (run.data.document_mask, run.sample.prompts) == (False, ("a",))
   assert run.checkpoint.keep_last == 5
