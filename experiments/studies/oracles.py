@@ -258,7 +258,7 @@ def table(found: Sequence[Measured], speed: int) -> list[list[str]]:
   def said(cell: Cell) -> str:
     if cell.bits is None:
       return "-"
-    return f"{max(cell.bits, 0):.2f}, {100 * cell.valid:.0f} %"
+    return f"{max(cell.bits, 0) + 0.0:.2f}, {100 * cell.valid:.0f} %"  # and no "-0.00"
 
   def place(policy: str) -> float:
     far = excess(rows[policy], best)
