@@ -42,6 +42,7 @@ POOLS = {
   ),
 }
 FORMS = ("grid", "words")
+ENOUGH = 1000  # draws to find a list of either split; one list in ten is a test's
 BLANK = "."  # fills a field of the grid
 
 
@@ -84,6 +85,13 @@ class Lists:
       )
     if self.size < 1:
       raise ValueError(f"lists: size={self.size} must be at least 1")
+    draw = random.Random(0)
+    drawn = (self._draw_items(draw) for _ in range(ENOUGH))
+    if all(split_of(f"lists {items}") != self.split for items in drawn):
+      raise ValueError(
+        f"lists: items={self.items} of {len(self._words)} words make so few lists that none is in "
+        f"the {self.split} split: let them be longer, or of more words"
+      )
 
   def __len__(self) -> int:
     return self.size

@@ -73,6 +73,7 @@ def test_answers_follow_from_the_prompt(task):
     {"items": (1, 4)},
     {"items": (5, 4)},
     {"items": (3, 26)},
+    {"items": (2, 2), "alphabet": "abcd", "split": "test"},
     {"item_width": 3},
     {"alphabet": "aab"},
     {"size": 0},
