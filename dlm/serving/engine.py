@@ -54,6 +54,9 @@ class Serving:
     rows: of each size, over all devices, rounded up to whole tiles.
     row_tile: rows that a device computes together, whoever is in them; 0: all that it has of a
       size.
+    exact: a row's tokens are those that it has alone, to the bit. False: a tick computes the first
+      1, 2, 4, ... rows of a tile, as few as hold those that are there; tokens are then the same but
+      for rounding.
     turns: of the loop a tick, between which rows neither come nor go.
     fill: slots of a prompt that one forward caches, for cache "block"; 0: prompts are computed by a
       forward over the whole canvas, in which the other rows of the tile wait.
@@ -67,6 +70,7 @@ class Serving:
   sizes: tuple[int, ...] = (256, 1024)
   rows: int = 8
   row_tile: int = 0
+  exact: bool = True
   turns: int = 4
   fill: int = 128
   prefixes: int = 0
@@ -184,6 +188,7 @@ class Engine:
         pages=self._page_shapes,
         align=align,
         own_settings=serving.own_settings,
+        exact=serving.exact,
         sets=self.words and (_most_sets(self.sampler), -(-self.words.size // 32)),
       )
       for slots in sorted(set(serving.sizes))
@@ -436,8 +441,10 @@ class Engine:
         holds = {key: self._live[key].hold for key in keys if key is not None}
         plain = tuple(key if holds.get(key, True) is None else None for key in keys)
         held = tuple(key if (own := holds.get(key)) and own.ready else None for key in keys)
+        last = max((row for row, key in enumerate(plain) if key is not None), default=0)
+        decode = canvases.run.decode_first(last + 1)
         for own, run, rest in (
-          (plain, canvases.run.decode, (turns, np.int32(refreshes.get((slots, i), 0)))),
+          (plain, decode, (turns, np.int32(refreshes.get((slots, i), 0)))),
           (held, canvases.run.held, (self._rule(held, holds),)),
         ):
           if any(key is not None for key in own):
@@ -680,6 +687,10 @@ def _served(sampler: Sampler, serving: Serving, mesh: jax.sharding.Mesh) -> Samp
     raise ValueError(f"serving: guidance={sampler.guidance} must be 0: it takes two rows a request")
   if sampler.drafter is not None:
     raise ValueError(f"serving: {sampler.policy} needs a second model, which is not served")
+  if not serving.exact and mesh.size > 1:
+    raise ValueError(
+      f"serving: exact=False is for one device, not a mesh of {dict(mesh.shape)}: tiles are spread"
+    )
   plan, parts = sampler.plan, 0
   if serving.fill and not parallel.splits_data_alone(mesh):
     raise ValueError(

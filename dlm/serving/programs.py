@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -42,6 +43,8 @@ class Programs:
   Attributes:
     begin: (canvas, temperature_B, threshold_B, top_p_B) -> state of one row
     decode: (params, state of a tile, live_B, turns, refreshes) -> (state, report)
+    fewer: the same of the tile's first 1, 2, 4, ... rows, by their number; {}: a row's bits shall
+      not depend on how many there are
     held: (params, state of a tile, live_B, Held) -> (state, report), of one turn; None: no row is
       held to sets
     fill: the same of one row, whose prompt is cached; None: prompts are not cached in parts
@@ -53,6 +56,7 @@ class Programs:
 
   begin: Any
   decode: Any
+  fewer: dict[int, Any]
   held: Any | None
   fill: Any | None
   insert: Any | None
@@ -64,9 +68,14 @@ class Programs:
   @property
   def temporaries(self) -> int:
     """The most bytes that one of them needs on a device beside its arguments and results."""
-    run = (self.begin, self.decode, self.held, self.fill, self.insert, self.load, self.save)
+    run = (self.begin, self.decode, *self.fewer.values(), self.held, self.fill, self.insert)
+    run += (self.load, self.save)
     sizes = [each.memory_analysis() for each in run if each is not None]
     return max(each.temp_size_in_bytes for each in sizes)
+
+  def decode_first(self, rows: int) -> Any:
+    """The program that decodes the first `rows` of a tile, at least."""
+    return next((run for size, run in self.fewer.items() if size >= rows), self.decode)
 
   def empty(self) -> LoopState:
     """A tile of rows that are done."""
@@ -87,6 +96,7 @@ def compiled(
   pages: Pages | None,
   align: str,
   own_settings: bool,
+  exact: bool,
   sets: tuple[int, int] | None,
 ) -> Programs:
   """Of rows of `slots` slots, `tile` of them together, spread evenly over the devices.
@@ -97,6 +107,7 @@ def compiled(
     fills: prompts are cached in parts.
     pages: shapes of those of the prefix cache, if there is one.
     own_settings: rows have a temperature, a threshold and a top-p; else `begin` is given None.
+    exact: rows are computed a whole tile together, always.
     sets: how many a row may be held to, and the words of one; None: rows are held to none.
   """
   everywhere = whole(mesh)
@@ -146,6 +157,14 @@ def compiled(
     like=(idle, report),
     donate=1,
   )
+  sizes = itertools.takewhile(lambda size: size < tile, (2**i for i in itertools.count()))
+  fewer = {
+    size: ready(
+      functools.partial(_run_first, sampler, size), params, idle, live, most, most, donate=1
+    )
+    for size in sizes
+    if not exact
+  }
   fill = decode if tile == 1 else None
   if tile > 1 and fills:
     fill = ready(run, params, row, one, most, most, donate=1)
@@ -166,6 +185,7 @@ def compiled(
   return Programs(
     begin=ready(begin, canvas, *own),
     decode=decode,
+    fewer=fewer,
     held=held,
     fill=fill,
     insert=ready(_insert, idle, row, most, like=idle, donate=0) if tile > 1 else None,
@@ -224,6 +244,22 @@ def _run(
   done_B = jnp.where(live_B, state.canvas.done_B, was_B)
   state = state.replace(canvas=state.canvas.replace(done_B=done_B))
   return state, Report(state.canvas.replace(key_B=None), state.served.broken_B)
+
+
+def _run_first(
+  sampler: Sampler,
+  size: int,
+  params: Params,
+  state: LoopState,
+  live_B: Array,
+  most: Array,
+  refreshes: Array,
+) -> tuple[LoopState, Report]:
+  """`_run` of the first rows of a tile; its report is of these."""
+  axes = _rows_of(state)
+  first = jax.tree.map(lambda axis, x: jax.lax.slice_in_dim(x, 0, size, axis=axis), axes, state)
+  first, report = _run(sampler, params, first, live_B[:size], most, refreshes)
+  return _insert(state, first, np.int32(0)), report
 
 
 def _run_held(

@@ -130,7 +130,7 @@ def _row(name: str, sampler: Sampler, params: Any, asks: Sequence[Ask], size: Si
     asks = [ask for ask in asks if not ask.temperature]
   began = time.perf_counter()
   alone, *others = [
-    _answers(engine, asks, clients, CANCELLED * (clients > 1)) for clients in size.concurrency
+    answers(engine, asks, clients, CANCELLED * (clients > 1)) for clients in size.concurrency
   ]
   same = [np.mean([alone[i] == ids for i, ids in each.items()]) for each in others]
   ids = hashlib.blake2b(repr([alone[i] for i in range(len(asks))]).encode(), digest_size=6)
@@ -145,7 +145,7 @@ def _row(name: str, sampler: Sampler, params: Any, asks: Sequence[Ask], size: Si
   }
 
 
-def _answers(
+def answers(
   engine: Engine, asks: Sequence[Ask], clients: int, share: float
 ) -> dict[int, tuple[int, ...]]:
   """Ids by request, so many of them in the engine at a time; of those that were not cancelled."""

@@ -29,7 +29,9 @@ from dlm.data import ByteTokenizer
 from dlm.facts import ModelFacts
 from dlm.generate import Completion, Request, generator
 from dlm.models import ModelConfig, bind
-from experiments.benchmarks import load
+from dlm.serving.asks import Ask
+from dlm.serving.engine import Serving, engine
+from experiments.benchmarks import alone, load, results
 from experiments.benchmarks.load import Served
 from experiments.benchmarks.results import Row, Spread, Table
 
@@ -52,6 +54,7 @@ class Size:
   batch: int  # rows of a static batch
   rows: int  # of the server
   row_tile: int
+  loose: tuple[int, ...]  # clients of the engine whose rows may round otherwise
   fill: int
   soak: float  # minutes
   deadline: float  # seconds of a request
@@ -60,12 +63,12 @@ class Size:
 TINY = Size(
   ModelConfig(vocab=260, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
   slots=32, block=4, steps=2, requests=2, alone=2, median=8, concurrency=(2,), rounds=1, batch=1,
-  rows=2, row_tile=1, fill=8, soak=0.01, deadline=60.0,
+  rows=2, row_tile=2, loose=(1,), fill=8, soak=0.01, deadline=60.0,
 )  # fmt: skip
 DEFAULT = Size(
   ModelConfig(vocab=260, width=512, layers=9, heads=8, kv_heads=2, head_dim=64, mlp=1792),
   slots=256, block=4, steps=2, requests=32, alone=6, median=32, concurrency=(1, 4, 16, 64),
-  rounds=2, batch=16, rows=16, row_tile=16, fill=32, soak=1.0, deadline=600.0,
+  rounds=2, batch=16, rows=16, row_tile=16, loose=(1, 4, 16), fill=32, soak=1.0, deadline=600.0,
 )  # fmt: skip
 
 
@@ -92,11 +95,12 @@ def run(size: str, soak: float = 0.0) -> list[Table]:
     with _server(path, chosen) as wait:
       if soak:
         return [_soak(dataclasses.replace(chosen, soak=soak), wait(), asked)]
-      static, alone = (_static(path, chosen, batch) for batch in (chosen.batch, 1))
+      static, single = (_static(path, chosen, batch) for batch in (chosen.batch, 1))
       served = wait()
-      tables.append(_side_by_side(chosen, served, asked, static, alone))
+      tables.append(_side_by_side(chosen, served, asked, static, single))
       tables.append(_prefixes(chosen, served))
       tables.append(_soak(chosen, served, asked))
+    tables.append(_exactness(path, chosen, asked))
   return tables
 
 
@@ -119,13 +123,17 @@ def _sampling(size: Size) -> dict[str, Any]:
   return {"policy": policy, "stop": "never", "temperature": 1.0}
 
 
-@contextlib.contextmanager
-def _server(path: pathlib.Path, size: Size) -> Iterator[Callable[[], Served]]:
-  """A server that has begun to compile; what is yielded waits until it is ready."""
-  serving = {
+def _serving(size: Size) -> dict[str, Any]:
+  return {
     "sizes": (size.slots,), "rows": size.rows, "row_tile": size.row_tile, "fill": size.fill,
     "prefixes": 64, "turns": 2,
   }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _server(path: pathlib.Path, size: Size) -> Iterator[Callable[[], Served]]:
+  """A server that has begun to compile; what is yielded waits until it is ready."""
+  serving = _serving(size)
   fields = {
     f"sampling.{name}": value for name, value in _sampling(size).items() if name != "policy"
   }
@@ -192,7 +200,7 @@ def _side_by_side(
   served: Served,
   asked: Sequence[tuple[str, int]],
   static: Callable[[Sequence[tuple[str, int]]], Took],
-  alone: Callable[[Sequence[tuple[str, int]]], Took],
+  single: Callable[[Sequence[tuple[str, int]]], Took],
 ) -> Table:
   bodies, texts = _bodies(served, asked), set()
 
@@ -219,7 +227,7 @@ def _side_by_side(
 
   ways: dict[str, Callable[[], Took]] = {
     "static batches": lambda: static(asked),
-    "one at a time": lambda: alone(asked[: size.alone]),
+    "one at a time": lambda: single(asked[: size.alone]),
   }
   for clients in size.concurrency:
     ways[f"served, {clients} clients"] = lambda n=clients: over_http(count(n), n)
@@ -237,7 +245,7 @@ def _side_by_side(
 
 
 def _row(name: str, took: Sequence[Took], found: dict[str, list[Took]]) -> Row:
-  static, alone = found["static batches"], found["one at a time"]
+  static, single = found["static batches"], found["one at a time"]
 
   def over(other: Sequence[Took], value: Callable[[Took], float]) -> Spread:
     return Spread.of([value(a) / value(b) for a, b in zip(took, other, strict=True)])
@@ -248,7 +256,7 @@ def _row(name: str, took: Sequence[Took], found: dict[str, list[Took]]) -> Row:
   return {
     "speed-up": over(static, lambda each: each.rate),
     "way": name,
-    "over one at a time": over(alone, lambda each: each.rate),
+    "over one at a time": over(single, lambda each: each.rate),
     "tokens/s": Spread.of([each.rate for each in took]),
     "tokens/CPU s": Spread.of([each.tokens / each.cpu for each in took]),
     "first token p50": Spread.of([middle(each) for each in took]),
@@ -291,6 +299,39 @@ def _prefixes(size: Size, served: Served) -> Table:
     **{name: Spread.of(each) for name, each in seconds.items()},
   }
   return Table("prefix cache", "seconds to the first token, nothing shared / 75 % shared", [row])
+
+
+def _exactness(path: pathlib.Path, size: Size, asked: Sequence[tuple[str, int]]) -> Table:
+  """What it costs that a row is the same to the bit: an engine that is free of it, in its place."""
+  trained = build.pretrained(path)
+  engines = {
+    exact: engine(_sampling(size), trained, Serving(**_serving(size), exact=exact))
+    for exact in (True, False)
+  }
+  rows = []
+  for clients in size.loose:
+    asks = [
+      Ask(Request.from_text(i, prompt, BYTES, slots=size.slots, max_new_tokens=new), seed=i)
+      for i, (prompt, new) in enumerate(asked[: size.alone if clients == 1 else None])
+    ]
+    calls = {
+      str(exact): functools.partial(alone.answers, each, asks, clients, 0.0)
+      for exact, each in engines.items()
+    }
+    seconds, ids = results.interleaved(calls, size.rounds)
+    ratios = [a / b for a, b in zip(seconds["True"], seconds["False"], strict=True)]
+    same = [ids["True"][i] == ids["False"][i] for i in range(len(asks))]
+    rows.append(
+      {
+        "speed-up": Spread.of(ratios),
+        "clients": clients,
+        "seconds, exact": Spread.of(seconds["True"]),
+        "free": Spread.of(seconds["False"]),
+        "answers with the same ids": float(np.mean(same)),
+        "compiles": sum(each.compiles for each in engines.values()),
+      }
+    )
+  return Table("exactness", "serving.exact=False: seconds of exact tiles / of fewer rows", rows)
 
 
 def _soak(size: Size, served: Served, asked: Sequence[tuple[str, int]]) -> Table:

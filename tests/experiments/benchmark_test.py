@@ -26,7 +26,7 @@ RATIOS = {
   "kernels": ["speed-up"] * 3,
   "smollm": ["speed-up", "times one row"],
   "scoring": ["speed-up", "speed-up"],
-  "serving": ["speed-up", "speed-up", "memory"],
+  "serving": ["speed-up", "speed-up", "memory", "speed-up"],
   "alone": ["identical"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }

@@ -83,6 +83,8 @@ def test_so_do_devices_that_split_parameters_too(params, one):
   sharded = jax.device_put(params, parallel.shard_params(MODEL.abstract(), mesh))
   with pytest.raises(ValueError, match="fill=8 needs devices that hold all parameters"):
     serve(mesh, sharded, fill=8)
+  with pytest.raises(ValueError, match="exact=False is for one device"):
+    serve(mesh, sharded, fill=0, exact=False)
   split = serve(mesh, sharded, fill=0)
   assert exact(split.run(asks()), logprobs=[]) == exact(one, logprobs=[])
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

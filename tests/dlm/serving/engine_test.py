@@ -156,6 +156,25 @@ def test_a_row_that_is_served_is_the_row_alone(either, alone, concurrency):
   assert not either.scheduler.running and len(either.scheduler._free[SLOTS]) == 4
 
 
+def test_fewer_rows_are_computed_where_texts_may_round_otherwise(params, alone):
+  engine = Engine(sampler(), BYTES, params, settings(exact=False), align="canvas")
+  canvases, sizes = engine._canvases[SLOTS], []
+
+  def counted(size, run):
+    return lambda *given: (sizes.append(size), run(*given))[1]
+
+  run = canvases.run
+  assert [*run.fewer] == [1, 2]
+  fewer = {size: counted(size, each) for size, each in run.fewer.items()}
+  canvases.run = dataclasses.replace(run, fewer=fewer, decode=counted(4, run.decode))
+  for concurrency, used in ((1, {1}), (2, {1, 2}), (4, {1, 2, 4})):
+    sizes.clear()
+    for i, events in enumerate(served(engine, asks()[:12], concurrency)):
+      assert events[-1].completion.tokens == alone[i].tokens
+    assert set(sizes) == used
+  assert engine.compiles == 0
+
+
 def exact(completions):
   return [dataclasses.replace(each, seconds=0.0) for each in completions]
 
