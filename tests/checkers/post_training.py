@@ -24,9 +24,9 @@ from dlm.objectives.estimators import (
 )
 from dlm.rewards.advantages import Advantages
 from dlm.types import Batch
-from experiments.studies import estimators
 from kernels_pallas.block_attention import Keys, visible
 from tests.checkers.objectives import Case, Recorded, close, same
+from tests.experiments import mains
 
 
 class Plain(Recorded):
@@ -517,8 +517,14 @@ def estimated(objective, draws, batch, logits):
   return noisy, value(logits), by_draw, jax.grad(value)(logits)
 
 
+@functools.cache
+def study():
+  return mains.load("experiments/studies/estimators.py")
+
+
 def estimator_law(case: Case):
   """Every mask and every completion, through the estimators' own code."""
+  estimators = study()
   law = estimators.Law(case.inputs["table_logits"], case.arg("vocab"))
   assert law.length == case.arg("length")
   counted, full = estimators.counted(law), estimators.full_mask(law)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.objectives import OBJECTIVES, Objective
-from dlm.objectives.estimators import FullMask
+from dlm.objectives.estimators import CountedElbo
 from dlm.objectives.objective import with_own
 from dlm.types import Batch, LogitHead, ModelOutput
 from kernels_pallas.block_attention import Keys, visible
@@ -32,7 +32,7 @@ def made(name: str, mask_id: int = MASK, vocab: int = STATES + 1) -> Objective:
   """The objective of OBJECTIVES, with the fields that it demands."""
   known = {
     "mask_id": mask_id, "block": 4, "vocab": vocab, "end_id": 2, "expand_id": 3, "insert_id": 0,
-    "delete_id": 1, "anchors": 2, "estimator": FullMask(0.0),
+    "delete_id": 1, "anchors": 2, "estimator": CountedElbo(draws=1),
   }  # fmt: skip
   parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
   demanded = {p.name: known[p.name] for p in parameters if p.default is p.empty}
