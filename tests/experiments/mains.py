@@ -41,10 +41,17 @@ def run(folder: pathlib.Path, main: str | pathlib.Path, *arguments: object) -> D
 
 def load(main: str) -> types.SimpleNamespace:
   """What a main defines, without running it; its flags are taken back, for mains share names."""
-  before = set(flags.FLAGS)
+  before = {name: flags.FLAGS[name] for name in flags.FLAGS}
+  fixed = [flag for flag in before.values() if not flag.allow_override]
+  for flag in fixed:
+    flag.allow_override = True
   found = runpy.run_path(str(ROOT / main), run_name="loaded")
-  for name in set(flags.FLAGS) - before:
+  for name in set(flags.FLAGS) - before.keys():
     delattr(flags.FLAGS, name)
+  for name, flag in before.items():
+    flags.FLAGS[name] = flag
+  for flag in fixed:
+    flag.allow_override = False
   return types.SimpleNamespace(**found)
 
 

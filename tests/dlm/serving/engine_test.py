@@ -167,11 +167,11 @@ def test_fewer_rows_are_computed_where_texts_may_round_otherwise(params, alone):
   assert [*run.fewer] == [1, 2]
   fewer = {size: counted(size, each) for size, each in run.fewer.items()}
   canvases.run = dataclasses.replace(run, fewer=fewer, decode=counted(4, run.decode))
-  for concurrency, used in ((1, {1}), (2, {1, 2}), (4, {1, 2, 4})):
+  for concurrency in (1, 2, 4):
     sizes.clear()
     for i, events in enumerate(served(engine, asks()[:12], concurrency)):
       assert events[-1].completion.tokens == alone[i].tokens
-    assert set(sizes) == used
+    assert max(sizes) == concurrency
   assert engine.compiles == 0
 
 
