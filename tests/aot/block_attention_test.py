@@ -87,14 +87,14 @@ def check(program, kernels, most_mib):
   assert used <= most_mib * MIB
 
 
-@pytest.mark.parametrize("device", ["v5p", "v6e"])
+@pytest.mark.parametrize("device", ["v5p", pytest.param("v6e", marks=pytest.mark.long)])
 def test_decoding_reads_the_cache_where_it_is(device):
   """A copy of a layer's keys alone would be 256 MiB."""
   program = decode(aot.mesh(device), 4, 32, 32_768, 32, 8, 128, jnp.bfloat16)
   check(program, 2, 8)
 
 
-@pytest.mark.parametrize("device,most_mib", [("v5p", 290), ("v6e", 130)])
+@pytest.mark.parametrize("device,most_mib", [("v5p", 290), pytest.param("v6e", 130, marks=pytest.mark.long)])
 def test_noisy_and_clean_tokens_of_a_training_step(device, most_mib):
   """Scores of a single head would take 256 MiB in float32, those of all heads 8 GiB."""
   program = gradients(aot.mesh(device), 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2)

@@ -46,7 +46,7 @@ def assert_kernels(program):
   assert "linear_xent_d_unembed" in text
 
 
-@pytest.mark.parametrize("device", ["v5p", "v6e"])
+@pytest.mark.parametrize("device", ["v5p", pytest.param("v6e", marks=pytest.mark.long)])
 def test_a_training_step_of_llada_holds_no_logits(device):
   program = compiled(aot.mesh(device), ROWS, WIDTH, VOCAB)
   assert_kernels(program)

@@ -57,10 +57,16 @@ def _every_document(include: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
     if "docstrings" in include:
       yield group_of(module), f"docstrings {module}", _docstrings(module, tree)
     if "source" in include:
+      lines = text.split("\n")
       for node in tree.body:
         if isinstance(node, DEFINITIONS):
-          code = ast.get_source_segment(text, node)
-          yield group_of(module), f"source {module}.{node.name}", code + "\n"
+          yield group_of(module), f"source {module}.{node.name}", _code(lines, node) + "\n"
+
+
+def _code(lines: list[str], node: ast.AST) -> str:
+  """As ast.get_source_segment has it of a module's own, which cuts all lines anew for each."""
+  *whole, last = lines[node.lineno - 1 : node.end_lineno]
+  return "\n".join([*whole, last.encode()[: node.end_col_offset].decode()])
 
 
 def topics() -> Iterator[tuple[str, str]]:
