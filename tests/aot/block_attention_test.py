@@ -94,7 +94,9 @@ def test_decoding_reads_the_cache_where_it_is(device):
   check(program, 2, 8)
 
 
-@pytest.mark.parametrize("device,most_mib", [("v5p", 290), pytest.param("v6e", 130, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+  "device,most_mib", [("v5p", 290), pytest.param("v6e", 130, marks=pytest.mark.long)]
+)
 def test_noisy_and_clean_tokens_of_a_training_step(device, most_mib):
   """Scores of a single head would take 256 MiB in float32, those of all heads 8 GiB."""
   program = gradients(aot.mesh(device), 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2)

@@ -51,9 +51,7 @@ def test_greedy(mesh, rows):
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize(
-  "head", ["LLaDA2-mini", pytest.param("Dream-7B", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("head", ["LLaDA2-mini", pytest.param("Dream-7B", marks=pytest.mark.long)])
 def test_other_widths(head):
   temporary_bytes(aot.mesh("v5e"), GREEDY, 4096, *HEADS[head], "tpu")
 
