@@ -133,7 +133,8 @@ async def ask(
 def cancelled(count: int, share: float, seed: int) -> list[int | None]:
   """For each of `count` requests the events after which its client goes away; None: it stays."""
   rng = random.Random(seed)
-  return [rng.randint(1, 8) if rng.random() < share else None for _ in range(count)]
+  leave = set(rng.sample(range(count), round(share * count)))
+  return [rng.randint(1, 4) if i in leave else None for i in range(count)]
 
 
 async def closed(
