@@ -13,7 +13,8 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from experiments.benchmarks import SIZES, SUITES, results
+from experiments.benchmarks import results
+from experiments.benchmarks.suites import SIZES, SUITES
 
 SUITE = flags.DEFINE_enum("suite", "all", ["all", *SUITES], "What to measure.")
 SIZE = flags.DEFINE_enum("size", "default", SIZES, "tiny: seconds, to see that it runs.")

@@ -77,12 +77,11 @@ def picture(
       )
       told.append(f"{each.name}: {100 * least / total:.0f} % of the least time")
     lines.append(charts.Line("operators, at best", COLOURS[0], points, told, joined=False))
-    whole = [config.layers * each for each in _sums(roofline.layer(config, kinds[name], bits))]
-    last = roofline.head(config, kinds[name], bits)
-    whole = [whole[0] + last.operations, whole[1] + last.bytes]
+    work = roofline.operations(config, kinds[name])
+    moved = sum(e.bytes * (1 if e.name == "lm_head" else config.layers) for e in operators)
     for one in took:
       if one.name == name:
-        point = (whole[0] / whole[1], whole[0] / one.measured / 1e9)
+        point = (work / moved, work / one.measured / 1e9)
         told = [f"{name}: {1e3 * one.measured:.2f} ms, at least {1e3 * one.predicted:.2f} ms"]
         lines.append(charts.Line("forward, measured", COLOURS[1], [point], told, joined=False))
     floor = min(y for line in lines for _, y in line.points) / 2
@@ -95,10 +94,6 @@ def picture(
       )
     )
   return charts.svg(panels, columns=2)
-
-
-def _sums(operators: list[roofline.Operator]) -> tuple[float, float]:
-  return sum(each.operations for each in operators), sum(each.bytes for each in operators)
 
 
 def measured(

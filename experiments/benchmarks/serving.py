@@ -190,8 +190,7 @@ def _static(
 
   own = _requests(size)[: size.alone if batch == 1 else None]
   rows = [Request.from_text(0, p, BYTES, slots=size.slots, max_new_tokens=n) for p, n in own]
-  for slots in {write.slots(row) for row in rows}:  # one row of each canvas
-    took([("a", slots - 1)])
+  write.compile(params, rows)
   return took
 
 
@@ -247,23 +246,21 @@ def _side_by_side(
 def _row(name: str, took: Sequence[Took], found: dict[str, list[Took]]) -> Row:
   static, single = found["static batches"], found["one at a time"]
 
-  def over(other: Sequence[Took], value: Callable[[Took], float]) -> Spread:
-    return Spread.of([value(a) / value(b) for a, b in zip(took, other, strict=True)])
+  def rates(took: Sequence[Took]) -> list[float]:
+    return [each.rate for each in took]
 
-  def middle(took: Took) -> float:
-    return statistics.median(took.firsts)
+  def middles(took: Sequence[Took]) -> list[float]:
+    return [statistics.median(each.firsts) for each in took]
 
   return {
-    "speed-up": over(static, lambda each: each.rate),
+    "speed-up": results.ratio(rates(took), rates(static)),
     "way": name,
-    "over one at a time": over(single, lambda each: each.rate),
-    "tokens/s": Spread.of([each.rate for each in took]),
+    "over one at a time": results.ratio(rates(took), rates(single)),
+    "tokens/s": Spread.of(rates(took)),
     "tokens/CPU s": Spread.of([each.tokens / each.cpu for each in took]),
-    "first token p50": Spread.of([middle(each) for each in took]),
+    "first token p50": Spread.of(middles(took)),
     "p95": Spread.of([float(np.quantile(each.firsts, 0.95)) for each in took]),
-    "static p50 / p50": Spread.of(
-      [middle(b) / middle(a) for a, b in zip(took, static, strict=True)]
-    ),
+    "static p50 / p50": results.ratio(middles(static), middles(took)),
     "requests": len(took[0].firsts),
   }
 
@@ -291,9 +288,7 @@ def _prefixes(size: Size, served: Served) -> Table:
     seconds["75 % shared"].append(first(shared + words(long - len(shared))))
   none, new, known = (statistics.median(each) for each in seconds.values())
   row = {
-    "speed-up": Spread.of(
-      [a / b for a, b in zip(seconds["no prefix"], seconds["75 % shared"], strict=True)]
-    ),
+    "speed-up": results.ratio(seconds["no prefix"], seconds["75 % shared"]),
     "prompt": f"{long} tokens",
     "prefill saved": 1 - (known - none) / (new - none),
     **{name: Spread.of(each) for name, each in seconds.items()},
@@ -319,11 +314,10 @@ def _exactness(path: pathlib.Path, size: Size, asked: Sequence[tuple[str, int]])
       for exact, each in engines.items()
     }
     seconds, ids = results.interleaved(calls, size.rounds)
-    ratios = [a / b for a, b in zip(seconds["True"], seconds["False"], strict=True)]
     same = [ids["True"][i] == ids["False"][i] for i in range(len(asks))]
     rows.append(
       {
-        "speed-up": Spread.of(ratios),
+        "speed-up": results.ratio(seconds["True"], seconds["False"]),
         "clients": clients,
         "seconds, exact": Spread.of(seconds["True"]),
         "free": Spread.of(seconds["False"]),

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark import measure
-from experiments.benchmarks import SUITES, compilation, memory, results, sampling
+from experiments.benchmarks import compilation, memory, results, sampling
 from experiments.benchmarks.results import Spread, Table
+from experiments.benchmarks.suites import SUITES
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEAD = {"suite", "size", "command", "date", "device", "versions", "load", "tables"}

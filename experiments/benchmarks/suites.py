@@ -1,0 +1,34 @@
+"""What is measured, by the name that `--suite` takes: one file each, with `run(size) -> tables`."""
+
+from experiments.benchmarks import (
+  alone,
+  block,
+  compilation,
+  decoding,
+  kernels,
+  memory,
+  moe,
+  sampling,
+  scoring,
+  serving,
+  smollm,
+  training,
+  weights,
+)
+
+SUITES = {
+  "training": training.run,
+  "sampling": sampling.run,
+  "decoding": decoding.run,
+  "block": block.run,
+  "kernels": kernels.run,
+  "compile": compilation.run,
+  "memory": memory.run,
+  "weights": weights.run,
+  "moe": moe.run,
+  "smollm": smollm.run,
+  "scoring": scoring.run,
+  "serving": serving.run,
+  "alone": alone.run,
+}
+SIZES = ("tiny", "default")
