@@ -185,7 +185,7 @@ def suite() -> None:
     *energies(runs),
   ]
   folder = pathlib.Path(OUT.value)
-  joined.write(folder / "report.html", [record])
+  report.write_report(folder / "report.html", joined.page_of([record]))
   files.write_json(folder / "results.json", record)
   print(folder / "report.html")
 
@@ -382,7 +382,7 @@ def harness() -> None:
   config = build.SamplingConfig()
   if CONFIG.value is not None:
     config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
-  lm_eval_harness.tasks(HARNESS.value, INCLUDE.value)  # mistakes before anything is read
+  asked = lm_eval_harness.tasks(HARNESS.value, INCLUDE.value)  # mistakes, before anything is read
   responder = Responder(
     build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value),
     config,
@@ -393,8 +393,7 @@ def harness() -> None:
   )
   found, model = lm_eval_harness.run(
     responder,
-    HARNESS.value,
-    include=INCLUDE.value,
+    asked,
     shots=SHOTS.value if SHOTS.present else None,
     size=SIZE.value if SIZE.present else None,
     chat=CHAT.value,

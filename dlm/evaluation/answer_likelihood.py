@@ -113,19 +113,18 @@ def _in_strata(
 def llada(block_n: np.ndarray, draws: int, rng: np.random.Generator) -> Sets:
   n, rounds = len(block_n), draws // COPIES
   first = rng.integers(1, n + 1, rounds)
-  return counted(first, _ranks(n, rng, draws).reshape(rounds, COPIES, n), authors=True)
+  return counted(first, _ranks(n, rng, draws).reshape(rounds, COPIES, n))
 
 
-def counted(first: np.ndarray, rank: np.ndarray, *, authors: bool = False) -> Sets:
+def counted(first: np.ndarray, rank: np.ndarray) -> Sets:
   """LLaDA's rule for given draws: token i of a copy is masked if its rank is below the count.
 
   Args:
     first: [rounds] the first copy's number of masked tokens in each round.
     rank: [rounds, copies, n] permutations.
-    authors: see `masked_counts`.
   """
   rounds, copies, n = rank.shape
-  count = [masked_counts(int(each), n, copies, authors=authors) for each in first]
+  count = [masked_counts(int(each), n, copies, authors=True) for each in first]
   count_Dx1 = np.concatenate(count)[:, None]
   masked = rank.reshape(-1, n) < count_Dx1
   return Sets(masked, masked * n / count_Dx1 / len(masked), rounds)

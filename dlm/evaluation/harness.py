@@ -162,9 +162,8 @@ def tasks(names: Sequence[str], include: Sequence[str] = ()) -> tuple[TaskManage
 
 def run(
   responder: Responder,
-  names: Sequence[str],
+  found: tuple[TaskManager, list[str]],
   *,
-  include: Sequence[str] = (),
   shots: int | None = None,
   size: int | None = None,
   chat: bool = False,
@@ -173,21 +172,22 @@ def run(
   """`simple_evaluate` on these tasks: its results, and the model that answered.
 
   Args:
+    found: by `tasks`.
     shots: None: each task's own. size: problems of each task; None: all.
 
   Raises:
-    ValueError: as `tasks`; or the data of a task is not here: which, and how to get it.
+    ValueError: the data of a task is not here: which, and how to get it.
   """
-  manager, found = tasks(names, include)
+  manager, names = found
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
   model = Dlm.of(responder)
   try:
     results = lm_eval.simple_evaluate(
-      model, tasks=found, task_manager=manager, num_fewshot=shots, limit=size,
+      model, tasks=names, task_manager=manager, num_fewshot=shots, limit=size,
       apply_chat_template=chat, fewshot_random_seed=seed, bootstrap_iters=1000, log_samples=True,
     )  # fmt: skip
   except (datasets.exceptions.DatasetsError, FileNotFoundError, ConnectionError) as error:
-    raise ValueError(_missing(manager, found, error)) from error
+    raise ValueError(_missing(manager, names, error)) from error
   return results, model
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlm.evaluation import parallelism, report
+from dlm.evaluation import parallelism
 from dlm.evaluation.parallelism import ORACLE, CurvePoint
 from dlm.evaluation.report import Cost, Report, Trace
 
@@ -121,7 +121,3 @@ def _compression(record: Record, first: Record) -> list[tuple[str, str]]:
   kept = accuracy(record) / accuracy(first)
   told = f"{smaller * kept:.3g} ({smaller:.3g} times smaller, {kept:.3g} of its accuracy)"
   return [(f"compression against {first['name']}", told)]
-
-
-def write(path: Any, records: Sequence[Record]) -> None:
-  report.write_report(path, page_of(records))

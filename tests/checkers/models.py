@@ -398,7 +398,7 @@ def check_likelihood(path: pathlib.Path) -> None:
     prompt, answer = run["prompt"], run["answer"]
     copies = int(run["batch_size"])
     assert run["perm"].shape[:2] == (int(run["mc_num"]) // copies, copies)
-    plan = counted(run["k"], run["perm"], authors=True)
+    plan = counted(run["k"], run["perm"])
     rows, length = scorer.rows(prompt, answer, plan), len(prompt) + len(answer)
     want = run["noisy"].reshape(-1, length)
     np.testing.assert_array_equal(scorer.noisy(rows).inputs_BxW[:, :length], want)

@@ -409,7 +409,7 @@ def llada_loglikelihood(case: Case):
   scorer, params = scorer_of(case)
   prompt, answer, first, order = (case.inputs[k] for k in ("prompt", "answer", "k", "perms"))
   assert order.shape[:2] == (case.arg("mc_num") // case.arg("batch_size"), case.arg("batch_size"))
-  plan = counted(first, order, authors=True)
+  plan = counted(first, order)
   want = case.outputs["perturbed"].reshape(len(plan.masked_Dxn), -1)
   same(scorer.noisy(scorer.rows(prompt, answer, plan)).inputs_BxW[:, : want.shape[1]], want)
   (nats_D,) = scorer.sums(params, [(prompt, answer)], [plan])

@@ -29,7 +29,7 @@ def responder(folder, **options):
 
 @pytest.fixture(scope="module")
 def found(folder):
-  return harness.run(responder(folder, batch=8), OURS, size=3)
+  return harness.run(responder(folder, batch=8), harness.tasks(OURS), size=3)
 
 
 def test_our_tasks_of_each_kind(found):
@@ -84,11 +84,11 @@ def test_a_folder_of_ones_own_and_what_is_missing(folder, tmp_path):
   (tmp_path / "hub.yaml").write_text(json.dumps(task | {"task": "hub", "dataset_path": "no/such"}))
   data.write_text(json.dumps({"q": "Is it?"}) + "\n")
   asked = responder(folder, batch=8)
-  results, _ = harness.run(asked, ["mine"], include=[str(tmp_path)])
+  results, _ = harness.run(asked, harness.tasks(["mine"], [str(tmp_path)]))
   assert results["n-samples"]["mine"]["effective"] == 1
   for name, said in (("lost", "lost.json"), ("hub", "hub: no/such")):
     with pytest.raises(ValueError, match=f"(?s)data is missing, .*{said}.*HF_DATASETS_OFFLINE=0"):
-      harness.run(asked, [name], include=[str(tmp_path)])
+      harness.run(asked, harness.tasks([name], [str(tmp_path)]))
 
 
 def test_unknown_tasks_list_the_known(tmp_path):
