@@ -28,7 +28,7 @@ from dlm.metrics import Metrics, Tally
 from dlm.models import lora
 from dlm.models.moe.training import balanced, described, load, penalised
 from dlm.objectives import bd3lm
-from dlm.objectives.objective import informed, remembered, with_own, without_own
+from dlm.objectives.objective import informed, with_own, without_own
 from dlm.optimizer import averaged, learning_rate, trained, transformation, with_trained
 from dlm.preemption import stop_signal
 from dlm.types import Array, Batch, LossSum, Noisy, Params
@@ -127,14 +127,14 @@ class Step:
     objective, run = self.training.objective, self.training.run
 
     def of(both: Both, noisy: Noisy) -> Array:
-      return objective.losses(*self.asked(*both), noisy)[0]
+      return objective.remembered(*self.asked(*both), noisy)
 
     options = {"batched_in": (False, True), "batched_out": True, "driver": run.parallel}
-    losses = parallel.over_batch(of, self.training.mesh, **options)
+    estimates = parallel.over_batch(of, self.training.mesh, **options)
 
     def recalled(params: Params, batch: Batch, index: Array, teacher: Params | None = None):
       noisy = self.corrupt("train", batch, index, params)
-      return remembered(losses((params, teacher), noisy), len(batch.tokens_BxL))
+      return estimates((params, teacher), noisy)
 
     return jax.jit(recalled)
 
@@ -444,10 +444,10 @@ class _Loop:
     params, means = state.best_params(), {}
     for index in range(batches):
       batch, written = self.batch("write_eval", self.training.eval_rows, index, params)
+      sums = self.step.evaluate(params, batch, jnp.int32(index), self.teacher)
+      sums, written = jax.device_get((sums, written))
       for name, value in written.items():
         means[f"eval/{name}"] = means.get(f"eval/{name}", 0.0) + float(value) / batches
-      sums = self.step.evaluate(params, batch, jnp.int32(index), self.teacher)
-      sums = jax.device_get(sums)
       total, count = total + float(sums.total), count + float(sums.count)
     loss = total / count
     if not math.isfinite(loss):

@@ -86,6 +86,9 @@ class _Around(Objective):
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     return self.objective.losses(denoise, params, noisy)
 
+  def remembered(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+    return self.objective.remembered(denoise, params, noisy)
+
   def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:
     return self.objective.loss(denoise, params, noisy)
 

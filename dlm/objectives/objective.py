@@ -81,15 +81,14 @@ class Objective(abc.ABC):
     """[B, L] in nats; where the loss is a likelihood, the sum over a row estimates its bound."""
     return self.losses(denoise, params, noisy)[0]
 
+  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> Array:
+    """What "old_BxL" will be, [B, L], where it recalls. `denoise`, `params`: see `loss`."""
+    raise NotImplementedError
+
   def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:
     """Sums over the batch, and what the model told besides."""
     loss_BxL, ce_BxL, aux = self.losses(denoise, params, noisy)
     return loss_sum(noisy, loss_BxL, ce_BxL), aux
-
-
-def remembered(losses_RxL: Array, rows: int) -> Array:
-  """Log-probabilities by token, [B, L], of `Objective.losses` over copies of the rows."""
-  return -losses_RxL.reshape(rows, -1, losses_RxL.shape[1]).sum(1)
 
 
 def with_own(params: Params, own: Params) -> Params:

@@ -52,10 +52,24 @@ class OfCompletions(Objective):
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     return self.estimator.draw(key, batch)
 
+  def copies(self, draws: dict[str, Array], batch: Batch) -> Noisy:
+    """The estimator's copies of the rows. A loss is a mean already, so all of them count 1."""
+    noisy = self.estimator.noisy(draws, batch, self.mask_id)
+    count = len(noisy.count_B)
+    return noisy.replace(
+      count_B=jnp.full(count, 1 / count),
+      extra=noisy.extra | {"advantage_B": batch.extra["advantage_B"]},
+    )
+
   def estimate(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Aux]:
     """The estimator's log-probabilities by token, [B, L]."""
     head, aux = predict(denoise, params, noisy)
     return self.estimator.tokens(-cross_entropy(head, noisy, self.forbidden), noisy), aux
+
+  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> Array:
+    """The estimate, as the loss takes it."""
+    (student, _), (own, _) = self.pairs(denoise, params)
+    return self.estimate(student, own, noisy)[0]
 
   def losses(self, denoise: Any, params: Any, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """Of every copy's tokens, the estimate's part and -log p. `denoise`, `params`: see `loss`."""
@@ -137,10 +151,9 @@ class PolicyGradient(OfCompletions):
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     """`extra` holds what the loss is made of, the weights those of the whole batch."""
     del step
-    noisy = self.estimator.noisy(draws, batch, self.mask_id)
+    noisy = self.copies(draws, batch)
     learned_BxL, answer_BxL = streams.noisable(batch), answer(batch)
     extra = {
-      "advantage_B": batch.extra["advantage_B"],
       "learned_BxL": learned_BxL,
       "slots_B": answer_BxL.sum(-1),
       "weight_B": _weights(self.per, learned_BxL, answer_BxL, noisy),
@@ -152,9 +165,7 @@ class PolicyGradient(OfCompletions):
     if self.nll:
       right_B = batch.extra["right_B"].astype(jnp.float32)
       extra["nll_weight_B"] = right_B / jnp.maximum((right_B * learned_BxL.sum(-1)).sum(), 1)
-    return noisy.replace(
-      count_B=jnp.full(len(noisy.count_B), 1 / len(noisy.count_B)), extra=noisy.extra | extra
-    )
+    return noisy.replace(extra=noisy.extra | extra)
 
   def loss(self, denoise: Any, params: Any, noisy: Noisy) -> tuple[LossSum, Aux]:
     """Sums over the batch. `denoise`, `params`: pairs, the reference's second, where it has one."""
