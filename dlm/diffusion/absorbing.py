@@ -12,10 +12,13 @@ def mask_out(tokens_BxL: Array, masked_BxL: Array, mask_id: int) -> Array:
 
 
 def lowest(score_BxL: Array, among_BxL: Array, count_B: Array) -> Array:
-  """Bool [B, L]: the `count` lowest scores of each row among those allowed; ties by position."""
+  """Bool [B, L]: the `count` lowest scores of each row among those allowed; ties by position.
+
+  Rows may have any axes before L.
+  """
   order_BxL = jnp.argsort(jnp.where(among_BxL, score_BxL, jnp.inf), axis=-1, stable=True)
   rank_BxL = jnp.argsort(order_BxL, axis=-1, stable=True)
-  return among_BxL & (rank_BxL < count_B[:, None])
+  return among_BxL & (rank_BxL < count_B[..., None])
 
 
 def highest_in_blocks(score_BxL: Array, start_BxL: Array, count_BxL: Array) -> Array:

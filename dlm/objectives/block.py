@@ -17,30 +17,26 @@ from dlm.objectives.objective import Objective
 from dlm.types import Array, Batch, Noisy
 
 
-def slots(batch: Batch) -> Array:
-  """0, 1, ... in each row, [B, L]."""
-  length = batch.tokens_BxL.shape[1]
-  return jnp.broadcast_to(jnp.arange(length), batch.tokens_BxL.shape)
-
-
 def document_start(batch: Batch) -> Array:
   """First slot of the document that each slot belongs to, [B, L]; a run of padding is one too."""
   first_BxL = streams.first_of_document(batch)
-  return jax.lax.cummax(jnp.where(first_BxL, slots(batch), 0), axis=1)
+  return jax.lax.cummax(jnp.where(first_BxL, streams.slots(batch), 0), axis=1)
 
 
 def document_end(batch: Batch) -> Array:
   """The slot after the last one of each slot's document, [B, L]."""
   length = batch.tokens_BxL.shape[1]
   first_BxL = streams.first_of_document(batch)
-  from_BxL = jax.lax.cummin(jnp.where(first_BxL, slots(batch), length), axis=1, reverse=True)
+  from_BxL = jax.lax.cummin(
+    jnp.where(first_BxL, streams.slots(batch), length), axis=1, reverse=True
+  )
   return jnp.pad(from_BxL[:, 1:], ((0, 0), (0, 1)), constant_values=length)
 
 
 def answer_start(batch: Batch) -> Array:
   """First noisable slot of each slot's document, [B, L]; its end or later where there is none."""
   length = batch.tokens_BxL.shape[1]
-  next_BxL = jnp.where(streams.noisable(batch), slots(batch), length)
+  next_BxL = jnp.where(streams.noisable(batch), streams.slots(batch), length)
   next_BxL = jax.lax.cummin(next_BxL, axis=1, reverse=True)
   return at(next_BxL, document_start(batch))
 
@@ -48,7 +44,7 @@ def answer_start(batch: Batch) -> Array:
 def block_start(batch: Batch, block: int) -> Array:
   """First slot of each slot's block, [B, L]; the last block of a document may be shorter."""
   start_BxL = document_start(batch)
-  return start_BxL + (slots(batch) - start_BxL) // block * block
+  return start_BxL + (streams.slots(batch) - start_BxL) // block * block
 
 
 def answer_block_start(batch: Batch, block: int) -> Array:
@@ -56,7 +52,7 @@ def answer_block_start(batch: Batch, block: int) -> Array:
 
   A document's first block may begin before the document.
   """
-  slot_BxL = slots(batch)
+  slot_BxL = streams.slots(batch)
   return slot_BxL - (slot_BxL - answer_start(batch)) % block
 
 
@@ -81,7 +77,7 @@ def fill_last_blocks(batch: Batch, block: int) -> tuple[Batch, Array]:
     The batch, what was filled being neither noisable nor another token yet, and bool [B, L]: what
     was filled.
   """
-  slot_BxL = slots(batch)
+  slot_BxL = streams.slots(batch)
   text_BxL = batch.segment_BxL > 0
   last_BxL = jax.lax.cummax(jnp.where(text_BxL, slot_BxL, -1), axis=1)  # last text up to here
   owner_BxL = jnp.maximum(last_BxL, 0)

@@ -73,7 +73,7 @@ class DParallel(Objective):
     views, learned_RxL = both_views(of_block, block_BxL & (draws["u_mask"] < self.share))
     hidden_RxL = learned_RxL | interleaved(behind_BxL, behind_BxL)
     weight_RxL = learned_RxL / jnp.maximum(learned_RxL.sum(-1, keepdims=True), 1)
-    level_R = hidden_RxL.sum(-1) / jnp.maximum(interleaved(n_B[:, None], n_B[:, None])[:, 0], 1)
+    level_R = hidden_RxL.sum(-1) / jnp.maximum(interleaved(n_B, n_B), 1)
     return streams.one_stream(
       views,
       masked_BxL=hidden_RxL,

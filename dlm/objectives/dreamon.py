@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dlm.objectives import streams
-from dlm.objectives.block import at, document_end, document_start, slots
+from dlm.objectives.block import at, document_end, document_start
 from dlm.objectives.objective import Objective
 from dlm.types import Array, Batch, Noisy
 
@@ -91,11 +91,11 @@ class DreamOn(Objective):
       count_B=others_BxL.sum(-1) + (ends > 0) / len(t_B),
       mask_id=self.mask_id,
     )
-    return noisy.replace(ask_BxL=slots(batch) - ~streams.first_of_document(batch))
+    return noisy.replace(ask_BxL=streams.slots(batch) - ~streams.first_of_document(batch))
 
   def _hole(self, batch: Batch, u_first_B: Array, u_end_B: Array) -> tuple[Array, Array]:
     """First slot and end [B] of each row's hole; equal where the row has no place for one."""
-    noisable_BxL, slot_BxL = streams.noisable(batch), slots(batch)
+    noisable_BxL, slot_BxL = streams.noisable(batch), streams.slots(batch)
     last_BxL = document_end(batch) - 1
     may_BxL = noisable_BxL & (slot_BxL > document_start(batch)) & (slot_BxL < last_BxL)
     count_B = may_BxL.sum(-1)
@@ -112,7 +112,7 @@ class DreamOn(Objective):
     self, batch: Batch, first_B: Array, end_B: Array, u_ends_B: Array
   ) -> tuple[Batch, Array, Array]:
     """The batch with end tokens behind holes; bool [B, L]: the holes with them, and they alone."""
-    slot_BxL = slots(batch)
+    slot_BxL = streams.slots(batch)
     padding_B = (jnp.cumsum((batch.segment_BxL > 0)[:, ::-1], axis=1) == 0).sum(-1)
     most_B = jnp.minimum(self.ends, padding_B)
     ends_B = jnp.where(end_B > first_B, jnp.floor(u_ends_B * most_B), 0).astype(jnp.int32)
@@ -139,7 +139,7 @@ def _taken(batch: Batch, from_BxL: Array) -> Batch:
     noisable_BxL=at(batch.noisable_BxL, from_BxL),
     segment_BxL=at(batch.segment_BxL, from_BxL),
   )
-  return batch.replace(position_BxL=slots(batch) - document_start(batch))
+  return batch.replace(position_BxL=streams.slots(batch) - document_start(batch))
 
 
 def _without(

@@ -36,20 +36,17 @@ class Preference(OfCompletions):
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
-    noisy = self.estimator.noisy(draws, batch, self.mask_id)
+    noisy = self.copies(draws, batch)
     advantage_Px2 = batch.extra["advantage_B"].reshape(-1, 2)
     # Means of a pair are 0 but for rounding.
     told_P = jnp.sign(advantage_Px2[:, 0] - advantage_Px2[:, 1])
     pairs = jnp.maximum((told_P != 0).sum(), 1)
     extra = {
-      "advantage_B": batch.extra["advantage_B"],
       "first_P": told_P,
       "weight_P": (told_P != 0) / pairs,
       "length_B": jnp.maximum(streams.noisable(batch).sum(-1), 1),
     }
-    return noisy.replace(
-      count_B=jnp.full(len(noisy.count_B), 1 / len(noisy.count_B)), extra=noisy.extra | extra
-    )
+    return noisy.replace(extra=noisy.extra | extra)
 
   def loss(
     self, denoise: tuple[Denoiser, Denoiser], params: tuple[Params, Params], noisy: Noisy

@@ -16,6 +16,12 @@ def noisable(batch: Batch) -> Array:
   return batch.noisable_BxL & (batch.segment_BxL > 0)
 
 
+def slots(batch: Batch) -> Array:
+  """0, 1, ... in each row, [B, L]."""
+  length = batch.tokens_BxL.shape[1]
+  return jnp.broadcast_to(jnp.arange(length), batch.tokens_BxL.shape)
+
+
 def one_stream(
   batch: Batch, masked_BxL: Array, weight_BxL: Array, level_BxL: Array, count_B: Array, mask_id: int
 ) -> Noisy:
@@ -64,8 +70,7 @@ def asking_next(noisy: Noisy, batch: Batch, weight: Array) -> Noisy:
   """
   next_BxL = noisable(batch) & ~first_of_document(batch)
   per_next = weight / jnp.maximum(next_BxL.sum(), 1)
-  length = batch.tokens_BxL.shape[1]
-  slot_BxL = jnp.broadcast_to(jnp.arange(length), next_BxL.shape)
+  length, slot_BxL = batch.tokens_BxL.shape[1], slots(batch)
   return noisy.replace(
     targets_BxL=jnp.concatenate([batch.tokens_BxL, batch.tokens_BxL], axis=1),
     weight_BxL=jnp.concatenate([noisy.weight_BxL, per_next * next_BxL], axis=1),

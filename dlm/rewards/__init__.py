@@ -90,7 +90,8 @@ def scores(name: str, rows: Sequence[Written], seconds: float = SECONDS) -> list
 
   Time is bounded in the main thread alone: nothing else can be interrupted.
   """
-  return [_score(reward(name), each, seconds) for each in rows]
+  of = reward(name)
+  return [_score(of, each, seconds) for each in rows]
 
 
 def _score(of: Reward, written: Written, seconds: float) -> float:

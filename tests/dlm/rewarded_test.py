@@ -1,6 +1,6 @@
 """Runs that learn from rewards: from roll-outs to a resumed run, and what is refused."""
 
-import copy
+import functools
 import json
 import shutil
 import time
@@ -15,6 +15,7 @@ from dlm.rewards import scores
 from dlm.rewards.written import Written
 from dlm.train import Step
 from dlm.types import Batch
+from tests.dlm import rollout_test
 
 LENGTH = 24
 LISTS = (
@@ -49,15 +50,7 @@ def base(tmp_path_factory):
   return folder
 
 
-def training(origin, **changes):
-  config = copy.deepcopy(CONFIG) | {"init_from": str(origin)}
-  for field, value in changes.items():
-    *tables, name = field.split(".")
-    table = config
-    for each in tables:
-      table = table[each]
-    table[name] = value
-  return build.everything(config)
+training = functools.partial(rollout_test.training, config=CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ def teacher(tmp_path_factory):
 MODEL = dict(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=48)
 
 
-def training(origin, **changes):
-  config = copy.deepcopy(CONFIG) | {"init_from": str(origin)}
+def training(origin, config=CONFIG, **changes):
+  config = copy.deepcopy(config) | {"init_from": str(origin)}
   for field, value in changes.items():
     *tables, name = field.split(".")
     table = config

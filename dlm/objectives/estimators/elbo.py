@@ -25,13 +25,6 @@ class _Counted(Estimator):
     if self.draws < 1:
       raise ValueError(f"{type(self).__name__}: draws={self.draws} must be at least 1")
 
-  def _lowest(self, u_BxNxL: Array, among_BxL: Array, count_BxN: Array) -> Array:
-    """Bool [B, N, L]: the `count` tokens of the lowest draws."""
-    rows, draws, length = u_BxNxL.shape
-    among_RxL = jnp.repeat(among_BxL, draws, axis=0)
-    lowest_RxL = absorbing.lowest(u_BxNxL.reshape(-1, length), among_RxL, count_BxN.ravel())
-    return lowest_RxL.reshape(rows, draws, length)
-
 
 @dataclasses.dataclass(frozen=True)
 class CountedElbo(_Counted):
@@ -61,7 +54,7 @@ class CountedElbo(_Counted):
     step_N = jnp.arange(self.draws) / self.draws
     u_BxN = (draws["u_count"][:, None] + step_N[None]) % 1
     k_BxN = jnp.minimum(jnp.floor(u_BxN * n_Bx1).astype(jnp.int32) + 1, n_Bx1)
-    masked_BxNxL = self._lowest(draws["u_mask"], learned_BxL, k_BxN)
+    masked_BxNxL = absorbing.lowest(draws["u_mask"], learned_BxL[:, None], k_BxN)
     weight_BxN = n_Bx1 / jnp.maximum(k_BxN, 1) / self.draws
     return one_stream(batch, masked_BxNxL, weight_BxN[:, :, None], mask_id)
 
@@ -101,7 +94,7 @@ class CoupledElbo(_Counted):
     first_BxN = jnp.floor(draws["u_count"][None] * (n_Bx1 + 1))
     step_Bx1 = jnp.arange(rows)[:, None] * (n_Bx1 + 1) / rows
     k_BxN = (jnp.round(first_BxN + step_Bx1) % (n_Bx1 + 1)).astype(jnp.int32)
-    masked_BxNxL = self._lowest(draws["u_mask"], answer_BxL, k_BxN)
+    masked_BxNxL = absorbing.lowest(draws["u_mask"], answer_BxL[:, None], k_BxN)
     weight_BxN = (n_Bx1 + 1) / jnp.maximum(k_BxN, 1) / self.draws
     if self.complement:
       other_BxNxL = answer_BxL[:, None] & ~masked_BxNxL

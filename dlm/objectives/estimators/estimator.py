@@ -32,7 +32,7 @@ class Estimator(abc.ABC):
   @property
   def attention(self) -> MaskRule:
     """What the model must see while it is sampled, for the estimate to be about that."""
-    return masks.Full() if self.block is None else masks.BlockCausal(self.block)
+    return masks.Full()
 
   @abc.abstractmethod
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:

@@ -95,9 +95,7 @@ class Sandwich(Estimator):
       least_BxC = jnp.maximum(jnp.floor(size_BxC * self.share[0]), 1)
       most_BxC = jnp.minimum(jnp.floor(size_BxC * self.share[1]), size_BxC)
       count_BxC = least_BxC + jnp.floor(draws["u_count"] * (most_BxC - least_BxC + 1))
-      hidden_BxCxL |= absorbing.lowest(
-        draws["u_mask"].reshape(-1, length), among_BxCxL.reshape(-1, length), count_BxC.ravel()
-      ).reshape(among_BxCxL.shape)
+      hidden_BxCxL |= absorbing.lowest(draws["u_mask"], among_BxCxL, count_BxC)
     else:
       hidden_BxCxL |= among_BxCxL
     masked_BxCxL = hidden_BxCxL | (before_BxCxL & (draws["u_prompt"] < self.prompt_mask))

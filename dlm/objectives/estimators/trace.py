@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dlm import masks
+from dlm.diffusion import absorbing
 from dlm.objectives import streams
 from dlm.objectives.block import answer_block_start, block_start, of_block
 from dlm.objectives.estimators.estimator import Estimator, answer, beside_clean
@@ -138,11 +139,8 @@ class BlockElbo(_InBlocks):
     def of_draw(u_count_BxL: Array, u_mask_BxL: Array) -> tuple[Array, Array]:
       u_BxL = jnp.take_along_axis(u_count_BxL, first_BxL, axis=1)
       k_BxL = jnp.minimum(jnp.floor(u_BxL * n_BxL) + 1, n_BxL)
-      other_BxLxb = of_block(
-        jnp.where(learned_BxL, u_mask_BxL, jnp.inf), batch, start_BxL, self.block, jnp.inf
-      )
-      rank_BxL = (other_BxLxb < u_mask_BxL[:, :, None]).sum(-1)
-      masked_BxL = learned_BxL & (rank_BxL < k_BxL)
+      score_BxL = jnp.where(learned_BxL, -u_mask_BxL, -jnp.inf)
+      masked_BxL = absorbing.highest_in_blocks(score_BxL, start_BxL, k_BxL)
       return masked_BxL, n_BxL / jnp.maximum(k_BxL, 1) / self.draws
 
     masked_BxCxL, weight_BxCxL = jax.vmap(of_draw, in_axes=1, out_axes=1)(
