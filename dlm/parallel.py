@@ -159,6 +159,7 @@ def over_shards(fn: Callable[..., Any], mesh: Mesh, specs_in: Any, specs_out: An
   """
   if not _by_hand(mesh):
     return _within(fn, mesh)
+  # check_vma=True would sum the gradients of whole arguments by itself, and sum_over_batch again.
   return jax.shard_map(fn, mesh=mesh, in_specs=specs_in, out_specs=specs_out, check_vma=False)
 
 
@@ -209,14 +210,7 @@ def _shard_map(fn, mesh, batched_in, batched_out):
   def spec(batched: bool) -> PartitionSpec:
     return PartitionSpec("data") if batched else PartitionSpec()
 
-  # check_vma=True would sum the gradients of whole arguments by itself, and sum_over_batch again.
-  return jax.shard_map(
-    fn,
-    mesh=mesh,
-    in_specs=jax.tree.map(spec, batched_in),
-    out_specs=jax.tree.map(spec, batched_out),
-    check_vma=False,
-  )
+  return over_shards(fn, mesh, jax.tree.map(spec, batched_in), jax.tree.map(spec, batched_out))
 
 
 def _pmap(fn, mesh, batched_in, batched_out):

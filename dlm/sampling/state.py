@@ -31,7 +31,7 @@ class Served:
   threshold_B: Array | None  # in place of the policy's; NaN: the policy's
   top_p_B: Array | None  # in place of the sampler's
   broken_B: Array  # the model said NaN where the row had to decide
-  entropy_BxL: Array  # nats, of what a held row's token was chosen from; NaN: not known
+  entropy_BxL: Array | None  # nats, of what a held row's token was chosen from; NaN: not known
   held: Held | None = None  # what rows may write in the next forward, of those held to sets
 
 

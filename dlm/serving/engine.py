@@ -455,6 +455,8 @@ class Engine:
 
   def _refreshes(self) -> dict[tuple[int, int], int]:
     """In how many turns of this tick the rows of each tile may compute their whole canvas."""
+    if not self.sampler.refresh_rows:  # nobody asks
+      return {}
     busy = [
       (slots, i)
       for slots, canvases in self._canvases.items()

@@ -46,14 +46,15 @@ class Automaton:
     """Tokens of each class."""
     return np.bincount(self.class_V, minlength=int(self.class_E.max(initial=0)) + 1)
 
-  def fits(self, size: int) -> bool:
-    """Whether it has a text of so many tokens."""
-    at_S = np.arange(len(self.ends_S)) == self.start
+  def fits(self, size: int, early: bool = False) -> bool:
+    """Whether it has a text of so many tokens; `early`: or of fewer."""
+    at_S, fewer = np.arange(len(self.ends_S)) == self.start, False
     for _ in range(size):
+      fewer |= early and bool((at_S & self.ends_S).any())
       next_S = np.zeros_like(at_S)
       next_S[self.target_E[at_S[self.source_E]]] = True
       at_S = next_S
-    return bool((at_S & self.ends_S).any())
+    return fewer or bool((at_S & self.ends_S).any())
 
   def closed(self, stop_ids: Sequence[int]) -> Self:
     """Whose texts may be followed by stop ids, and by nothing else."""
@@ -84,7 +85,7 @@ class Words:
     self.stops = tuple(sorted(set(stops) - set(never)))
     self.size = tokenizer.vocab_size
     self.regex = functools.lru_cache(64)(self._regex)
-    self.choice = functools.lru_cache(64)(self._choice)
+    self.choice = functools.lru_cache(64)(self.choice_once)
 
   @functools.cached_property
   def _bytes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +121,8 @@ class Words:
     class_V[[i for i in self._never if i < self.size]] = 0
     return _loop(class_V)
 
-  def _choice(self, texts: tuple[str, ...]) -> Automaton:
+  def choice_once(self, texts: tuple[str, ...]) -> Automaton:
+    """One of the texts, as `choice`; it is not kept for the next to ask."""
     next_, ends = [[-1] * 256], set()
     for text in texts:
       state = 0

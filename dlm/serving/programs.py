@@ -116,7 +116,10 @@ def compiled(
     slots=slots, block=sampler.block, align=align, mask_id=sampler.mask_id, seed=0,
   )  # fmt: skip
   canvas, own, most = _shapes((canvas, np.zeros(1, np.float32), np.int32(0)), everywhere)
-  begin, own = functools.partial(_begin, sampler), [own if own_settings else None] * 3
+  begin, own = (
+    functools.partial(_begin, sampler, sets is not None),
+    [own if own_settings else None] * 3,
+  )
   row = _shapes(jax.eval_shape(begin, canvas, *own), everywhere)
   axes = _rows_of(row)
   specs = jax.tree.map(parallel.batch_spec, axes)
@@ -224,12 +227,14 @@ def empty_pages(shapes: Pages) -> Pages:
 
 def _begin(
   sampler: Sampler,
+  holds: bool,
   canvas: Canvas,
   temperature_B: Array | None,
   threshold_B: Array | None,
   top_p_B: Array | None,
 ) -> LoopState:
-  unknown_BxL = jnp.full(canvas.open_BxL.shape, jnp.nan)
+  """`holds`: rows may be held to sets."""
+  unknown_BxL = jnp.full(canvas.open_BxL.shape, jnp.nan) if holds else None
   served = Served(temperature_B, threshold_B, top_p_B, jnp.zeros(1, bool), unknown_BxL)
   return loop.start(sampler, canvas, served)
 

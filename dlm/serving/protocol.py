@@ -219,27 +219,28 @@ class Reader:
       )  # fmt: skip
     ((kind, said),) = hole.items()
     try:
-      parts = {}
       match kind:
         case "tokens":
           grammar = self.words.tokens(said)
         case "choice":
           grammar = self.words.choice(tuple(said))
-          parts = {text: self.words.choice((text,)) for text in said}
         case "regex":
           grammar = self.words.regex(said)
         case _:
           grammar = self.words.regex(json.dumps(said), schema=True)
     except ValueError as error:
       raise Refused(400, f"{name}.{kind}: {error}", param=name, code="invalid_value") from error
+    sizes = {}
     for row in rows:
       first, end = spans(row.open, row.open)[i]
-      last = end == len(row.open)
-      for text, part in (parts or {"": grammar}).items():
-        if not self.words.within(part, last).fits(end - first):
-          most = "at most" if last and self.words.stops else "exactly"
-          what = f"{text!r:.80} cannot be said" if parts else "nothing that it allows can be said"
-          rule = f"{name}.{kind}: {what} in {most} {end - first} tokens"
+      sizes[end - first, end == len(row.open) and bool(self.words.stops)] = None
+    for text in dict.fromkeys(said) if kind == "choice" else (None,):
+      part = grammar if text is None else self.words.choice_once((text,))
+      for size, early in sizes:
+        if not part.fits(size, early):
+          most = "at most" if early else "exactly"
+          what = "nothing that it allows can" if text is None else f"{text!r:.80} cannot"
+          rule = f"{name}.{kind}: {what} be said in {most} {size} tokens"
           raise Refused(400, rule, param=name, code="invalid_value")
     return grammar
 
