@@ -46,6 +46,11 @@ CHIPS = {
 }
 
 
+def named(kind: str) -> Chip | None:
+  """The chip whose name is a word of a device's kind, as of "NVIDIA H200"; None: not known."""
+  return CHIPS.get(next((word for word in kind.lower().split() if word in CHIPS), ""))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bits:
   """Of what is stored; sums are not."""

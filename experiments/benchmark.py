@@ -23,14 +23,15 @@ OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the JSON files.")
 
 
 def measure(suite: str, size: str, out: pathlib.Path, command: str, **options: float) -> None:
-  """Runs one suite, prints its tables and writes its file."""
+  """Runs one suite, prints its tables and writes its file, table by table if they come so."""
   before = os.getloadavg()
-  tables = SUITES[suite](size, **options)
-  for table in tables:
+  tables = []
+  for table in SUITES[suite](size, **options):
     print(f"{table}\n", flush=True)
-  load = {"before": before, "after": os.getloadavg()}
-  head = {"suite": suite, "size": size, "command": command, **results.facts(), "load": load}
-  results.write(out / f"{suite}.json", head, tables)
+    tables.append(table)
+    load = {"before": before, "after": os.getloadavg()}
+    head = {"suite": suite, "size": size, "command": command, **results.facts(), "load": load}
+    results.write(out / f"{suite}.json", head, tables)
 
 
 def main(_) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dlm import build, roofline
 from dlm.generate import Request, generator
+from dlm.models import ModelConfig
 from dlm.sampling.score import score
 from dlm.types import KVCache, Params, StatSpec, TokenStats
 from experiments.benchmarks import results
@@ -78,10 +79,10 @@ def here(dtype: Any, rounds: int) -> roofline.Chip:
   return roofline.Chip("here", bandwidth, peak, peak)
 
 
-def bits_here(trained: build.Pretrained, params: Params) -> roofline.Bits:
+def bits_of(model: ModelConfig, params: Params) -> roofline.Bits:
   """Of what this process holds and computes."""
   weights = jax.tree.leaves(params)[0].dtype.itemsize
-  computed = jnp.dtype(trained.model.config.dtype).itemsize
+  computed = jnp.dtype(model.dtype).itemsize
   return roofline.Bits(8 * weights, 8 * computed, 8 * computed)
 
 
@@ -164,20 +165,44 @@ def sampled(
   ]  # fmt: skip
   runs = [made(params, requests) for _ in range(rounds)]
   best = min(runs, key=lambda done: done[0].seconds)
-  counts, queries = best[0].forwards, best[0].queries
+  counts = best[0].forwards
+  whole = made.sampler.scope == "canvas" or not (counts["window"] or counts["commit"])
+  predicted = least(
+    trained.model.config, counts, best[0].queries, rows=rows, slots=slots, block=own.block,
+    asked=slots if whole else own.block, bits=bits, chip=chip,
+  )  # fmt: skip
+  tokens = sum(sum(when > 0 for when in each.when) for each in best)
+  return Sampled(tokens, best[0].seconds, predicted, counts)
+
+
+def least(
+  model: ModelConfig,
+  counts: Mapping[str, int],
+  queries: int,
+  *,
+  rows: int,
+  slots: int,
+  block: int,
+  asked: int,
+  bits: roofline.Bits,
+  chip: roofline.Chip,
+) -> float:
+  """Seconds of a sampler's forwards by the roofline, where the second half of a row is written.
+
+  Args:
+    counts: forwards of a row by kind (`dlm.types.FORWARD_KINDS`).
+    queries: slots that these computed of a row, all together.
+    asked: slots of a forward over the whole canvas that meet the vocabulary.
+  """
   cached = bool(counts["window"] or counts["commit"])
-  asked = slots if made.sampler.scope == "canvas" or not cached else own.block
-  queries -= counts["full"] * slots + counts["commit"] * own.block
+  queries -= counts["full"] * slots + counts["commit"] * block
   kinds = {
     "full": roofline.Forward(rows, slots, slots, asked, slots * cached),
-    "commit": roofline.Forward(rows, own.block, slots * 3 // 4, 0, own.block),
+    "commit": roofline.Forward(rows, block, slots * 3 // 4, 0, block),
   }
   if counts["window"]:
     width = round(queries / counts["window"])
-    kinds["window"] = roofline.Forward(rows, width, slots * 3 // 4, own.block, width)
-  model = trained.model.config
-  predicted = sum(
+    kinds["window"] = roofline.Forward(rows, width, slots * 3 // 4, block, width)
+  return sum(
     counts[name] * roofline.seconds(model, kind, bits, chip) for name, kind in kinds.items()
   )
-  tokens = sum(sum(when > 0 for when in each.when) for each in best)
-  return Sampled(tokens, best[0].seconds, predicted, counts)

@@ -10,7 +10,7 @@ of the device's memory, has no row.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,19 +80,17 @@ class Work:
   flops: float
 
 
-def run(size: str) -> list[Table]:
+def run(size: str) -> Iterator[Table]:
   backend = "cpu" if jax.default_backend() == "cpu" else "accelerator"
   chosen = SIZES["tiny" if size == "tiny" else backend]
   bandwidth, peak = _ceilings(chosen)
   note = "seconds of XLA's plain way / seconds"
-  tables = []
   for op, works in OPS.items():
     rows = []
     for name, shape in chosen.shapes.items():
       for work in works(chosen, shape):
         rows += _measured(name, work, bandwidth, peak, chosen.rounds)
-    tables.append(Table(op, note, rows))
-  return tables
+    yield Table(op, note, rows)
 
 
 def _ceilings(size: Size) -> tuple[float, float]:

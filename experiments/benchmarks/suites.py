@@ -4,8 +4,10 @@ from experiments.benchmarks import (
   alone,
   block,
   compilation,
+  correct,
   decoding,
   kernels,
+  large,
   memory,
   moe,
   sampling,
@@ -30,5 +32,8 @@ SUITES = {
   "scoring": scoring.run,
   "serving": serving.run,
   "alone": alone.run,
+  "correct": correct.run,
+  "large_sampling": large.sampling,
+  "large_training": large.update,
 }
 SIZES = ("tiny", "default")

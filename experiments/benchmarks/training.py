@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dlm import build
+from dlm import build, roofline
 from dlm.train import Step, TrainState
 from dlm.types import Array, Batch
 from experiments.benchmarks.results import Spread, Table, interleaved, rate, ratio
@@ -94,10 +94,10 @@ MATMUL_SECONDS = 0.3  # a round
 
 def run(size: str) -> list[Table]:
   chosen = TINY if size == "tiny" else CPU if jax.default_backend() == "cpu" else ACCELERATOR
-  return [_updates(chosen), _cross_entropy(chosen)]
+  return [updates(chosen), _cross_entropy(chosen)]
 
 
-def _updates(size: Size) -> Table:
+def updates(size: Size) -> Table:
   peaks = {}
   rows = []
   for case in size.cases:
@@ -118,12 +118,19 @@ def _updates(size: Size) -> Table:
         "case": str(case),
         "tokens/s": rate(case.batch * case.length, seconds["update"]),
         "flop/s": rate(flops, seconds["update"]),
+        "MFU": _mfu(flops, seconds["update"]),
         "peak flop/s": rate(peak_flops, seconds["matmul"]),
         "matmul": f"{width} {case.dtype}",
       }
     )
   note = "matmul flops of an update per second / flop/s of one square matmul, in the same round"
   return Table("training", note, rows)
+
+
+def _mfu(flops: float, seconds: list[float]) -> str | Spread:
+  """Over the peak that the maker states for products in bfloat16."""
+  chip = roofline.named(jax.devices()[0].device_kind)
+  return "no stated peak" if chip is None else rate(flops / chip.bf16, seconds)
 
 
 def _peak(size: Size, dtype: str) -> tuple[int, int, Callable[[], list[Array]]]:

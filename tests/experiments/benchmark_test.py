@@ -1,5 +1,6 @@
 """Every suite runs at its tiny size; what the suites claim of memory and programs is held here."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,12 +8,15 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.benchmark import measure
-from experiments.benchmarks import compilation, memory, results, sampling
+from experiments.benchmarks import compilation, correct, memory, results, sampling
 from experiments.benchmarks.results import Spread, Table
 from experiments.benchmarks.suites import SUITES
+from kernels_pallas.token_stats import TokenStats
+from tests.experiments import mains
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEAD = {"suite", "size", "command", "date", "device", "versions", "load", "tables"}
@@ -29,6 +33,9 @@ RATIOS = {
   "scoring": ["speed-up", "speed-up"],
   "serving": ["speed-up", "speed-up", "memory", "speed-up"],
   "alone": ["identical"],
+  "correct": ["error / allowed"] * 3,
+  "large_sampling": ["of roofline"],
+  "large_training": ["share of peak"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }
 
@@ -60,6 +67,32 @@ def test_suite_prints_the_ratio_first_and_writes_what_is_documented(suite, tmp_p
       assert all(each["min"] <= each["median"] <= each["max"] for each in spreads)
       missing = any("not installed" in str(value) for value in row.values())
       assert suite == "memory" or spreads or missing
+
+
+@pytest.mark.parametrize(
+  "spoilt,expected",
+  [
+    (lambda stats: stats, 0.0),
+    (lambda stats: dataclasses.replace(stats, lse=stats.lse + 0.02), 2.0),
+    (lambda stats: dataclasses.replace(stats, token=stats.token ^ 1), 16.0),
+    (lambda stats: dataclasses.replace(stats, top1=stats.top1 * np.inf), np.inf),
+  ],
+)
+def test_what_is_wrong_exceeds_what_is_allowed(spoilt, expected):
+  ones = np.full(8, 10, np.float32)
+  exact = TokenStats(np.arange(8, dtype=np.int32), ones, ones, ones)
+  assert correct.error(spoilt(exact), exact) == pytest.approx(expected, rel=1e-4)
+  row = {"error / allowed": {"max": expected}, "case": "c", "implementation": "gpu"}
+  named = correct.wrong([{"title": "op", "rows": [row]}])
+  assert named == ([f"op, c, gpu: {expected:.3g}"] if expected > 1 else [])
+
+
+def test_a_part_that_fails_takes_no_other_with_it(tmp_path):
+  check = mains.load("experiments/device_check.py")
+  unknown = check.run("no_such_suite", "tiny", tmp_path, 60)
+  assert "exit code" in unknown["ended"] and not unknown["wrong"]
+  late = check.run("kernels", "tiny", tmp_path, 0.1)
+  assert late["ended"] == "not done within 0 s"
 
 
 def test_sampler_memory_does_not_grow_with_rows_times_vocabulary():
