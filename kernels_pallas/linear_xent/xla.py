@@ -89,8 +89,8 @@ class _Passes:
     return d_hidden_RxD.astype(hidden_dtype), d_unembed_VxD
 
   def _sweep(self, add, state, hidden_RxD: Array, unembed_VxD: Array, held: Held):
-    rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
-    tile = min(self.tile or vocabulary.tile_size(rows, vocab), vocab)
+    tile = self.tile or vocabulary.tile_size(hidden_RxD, unembed_VxD)
+    tile = min(tile, unembed_VxD.shape[0])
     return vocabulary.sweep(
       add, state, unembed_VxD, tile=tile, forbidden=self.forbidden, first=held.first
     )

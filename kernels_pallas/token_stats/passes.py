@@ -44,9 +44,8 @@ def over_tiles(
   tile: int | None = None,
 ) -> Sweep:
   """What folds over the logits, `tile` ids at a time (None: see `vocabulary.tile_size`)."""
-  rows, vocab = hidden_RxD.shape[0], unembed_VxD.shape[0]
   divide_Rx1 = None if divide_R is None else divide_R[:, None]
-  tile = min(tile or vocabulary.tile_size(rows, vocab), vocab)
+  tile = min(tile or vocabulary.tile_size(hidden_RxD, unembed_VxD), unembed_VxD.shape[0])
 
   def sweep(fold: Callable[[Any, Seen], Any], state: Any) -> Any:
     def step(state: Any, part: vocabulary.Tile) -> Any:

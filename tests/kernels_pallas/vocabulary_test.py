@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas import vocabulary
+from kernels_pallas import dispatch, vocabulary
+from kernels_pallas.token_stats import StatSpec, token_stats
 
 
 @pytest.mark.parametrize("vocab,tile", [(12, 4), (13, 4), (13, 12), (13, 13), (13, 1)])
@@ -25,10 +27,23 @@ def test_each_allowed_id_is_live_exactly_once_and_in_order(vocab, tile):
 
 @pytest.mark.parametrize("rows", [0, 1, 32, 4096, 1 << 20])
 @pytest.mark.parametrize("vocab", [1, 260, 151_936])
-def test_tiles_are_bounded(rows, vocab):
-  tile = vocabulary.tile_size(rows, vocab)
+def test_tiles_are_bounded(rows, vocab, monkeypatch):
+  hidden_RxD, unembed_VxD = (jax.ShapeDtypeStruct((n, 64), jnp.float32) for n in (rows, vocab))
+  monkeypatch.setattr(dispatch, "backend", lambda: "gpu")
+  tile = vocabulary.tile_size(hidden_RxD, unembed_VxD)
   assert 1 <= tile <= vocab
   assert tile <= 512 or rows * tile <= 1 << 20
+  monkeypatch.setattr(dispatch, "backend", lambda: "cpu")
+  # All logits at once, where a tile's copy of the unembedding has as many elements.
+  one = vocabulary.tile_size(hidden_RxD, unembed_VxD)
+  assert one == (vocab if rows * vocab <= max(512, (1 << 20) // max(rows, 1)) * 64 else tile)
+
+
+def test_few_rows_of_a_wide_model_copy_no_unembedding_on_a_cpu():
+  hidden_RxD, unembed_VxD = (jax.ShapeDtypeStruct((n, 256), jnp.float32) for n in (32, 65_536))
+  program = jax.jit(lambda h, u: token_stats(h, u, StatSpec(), implementation="xla"))
+  held = program.lower(hidden_RxD, unembed_VxD).compile().memory_analysis().temp_size_in_bytes
+  assert held < 65_536 * 256 * 4 / 2
 
 
 def test_an_id_outside_the_tile_is_not_found():
