@@ -39,6 +39,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    out, GGUF files in;
                    autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
+  dlm/processes    one program in several processes, and what becomes of it when one dies
   dlm/roofline     what a forward costs at least on a chip: operations and bytes
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward,

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dlm import processes
+
 LONGEST = 4000  # characters of a line
 OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
 # What the command line says of the config; `dlm.build.tables.Config.read` takes it.
@@ -24,8 +26,16 @@ FIELDS = flags.DEFINE_multi_string(
 )
 
 
-def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()) -> NoReturn:
-  """Parses the flags and calls `main`; unknown flags and config fields are mistakes too."""
+def run(
+  main: Callable[[], None],
+  *,
+  required: tuple[flags.FlagHolder, ...] = (),
+  distributed: bool = False,
+) -> NoReturn:
+  """Parses the flags and calls `main`; unknown flags and config fields are mistakes too.
+
+  `distributed`: `main` may be one of several processes, see `dlm.processes`.
+  """
 
   def parse(arguments: list[str]) -> list[str]:
     try:
@@ -44,12 +54,14 @@ def run(main: Callable[[], None], *, required: tuple[flags.FlagHolder, ...] = ()
   def called(_: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # orbax tells its life, and what it raises besides
     sys.excepthook = _told
-    try:
-      main()
-    except Exception as error:
-      if not _is_mistake(error):
-        raise
-      refuse(error)
+    with processes.leaving():
+      try:
+        processes.join(distributed)
+        main()
+      except Exception as error:
+        if not _is_mistake(error):
+          raise
+        refuse(error)
 
   app.run(called, flags_parser=parse)
 

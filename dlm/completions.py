@@ -1,9 +1,11 @@
 """Prompts in, completions out, as JSON lines; an interrupted run goes on where it stopped."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -12,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from dlm import files
+import jax
+
+from dlm import files, parallel
 from dlm.build import Pretrained, SamplingConfig
 from dlm.data import chat, lines
 from dlm.generate import Completion, Request
@@ -182,6 +186,26 @@ def digest(requests: Sequence[Request]) -> str:
     for part in (name, each.tokens.tobytes(), each.open.tobytes()):
       found.update(len(part).to_bytes(8, "little") + part)
   return found.hexdigest()
+
+
+def share_of(path: str) -> str:
+  """Where this process writes its share of the file; of a single process: the file itself."""
+  count = jax.process_count()
+  return path if count == 1 else f"{path}.{jax.process_index()}-of-{count}"
+
+
+def join(path: str) -> None:
+  """Process 0 makes the file of the shares, in the order of the prompts, once all are there."""
+  if jax.process_count() == 1:
+    return
+  shares = parallel.joined([share_of(path)])
+  if jax.process_index() == 0:
+    with contextlib.ExitStack() as opened, files.replacing(path) as final:
+      parts = [opened.enter_context(open(each, "rb")) for each in shares]
+      for lines_of_each in itertools.zip_longest(*parts, fillvalue=b""):
+        final.write(b"".join(lines_of_each))
+    for each in shares:
+      pathlib.Path(each).unlink()
 
 
 class Output:

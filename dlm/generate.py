@@ -257,12 +257,12 @@ class Generator:
 
   def _complete(self, params: Params, requests: list[Request], seed: int) -> list[Completion]:
     """One run of the program, over `rows` requests of one canvas size or fewer."""
-    canvas = jax.device_put(self.canvas(requests, seed), parallel.batch_sharding(self.mesh))
+    canvas = parallel.put(self.canvas(requests, seed), parallel.batch_sharding(self.mesh))
     self._warm_up(params, canvas)
     began = time.perf_counter()
     canvas = jax.block_until_ready(self._run(params, canvas))
     seconds = time.perf_counter() - began
-    host = jax.device_get(canvas.replace(key_B=None))
+    host = parallel.to_host(canvas.replace(key_B=None))
     own = {"sampler": self.sampler, "tokenizer": self.tokenizer, "stops": self.stops}
     return [read(host, row, each, seconds=seconds, **own) for row, each in enumerate(requests)]
 
@@ -277,7 +277,7 @@ class Generator:
     """Compiles all that these requests need, so that what follows is sampling alone."""
     params = apart(params)
     for request in {self.slots(each): each for each in requests}.values():
-      canvas = jax.device_put(self.canvas([request], 0), parallel.batch_sharding(self.mesh))
+      canvas = parallel.put(self.canvas([request], 0), parallel.batch_sharding(self.mesh))
       self._warm_up(params, canvas)
 
   def stream(
@@ -346,8 +346,6 @@ def samples(training: Training) -> Callable[[Params, int], list[str]] | None:
   sample = training.run.sample
   if not sample.every:
     return None
-  if jax.process_count() > 1:
-    raise ValueError("sample.every needs a single process: sample from the checkpoints instead")
   config = dataclasses.replace(SamplingConfig.read(sample.config), batch=len(sample.prompts))
   write, own = generator(config, training, mesh=training.mesh)
   requests = [

@@ -11,13 +11,16 @@ manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "expert")
@@ -35,6 +38,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 Driver = Literal["shard_map", "pmap"]
+
+T = TypeVar("T")
 
 
 def make_mesh(
@@ -190,6 +195,51 @@ def sum_over_parts(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     return jax.tree.map(jnp.add, total, fn(part)), None
 
   return jax.lax.scan(add, zeros, batch)[0]
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+  """Of what all processes do together, this one's part: every n-th of n processes."""
+  return items[jax.process_index() :: jax.process_count()]
+
+
+def joined(own: list[Any]) -> list[Any]:
+  """JSON values that each process made of its `share`: all, in the order of the whole.
+
+  Every process calls it, and gets the same.
+  """
+  if jax.process_count() == 1:
+    return own
+  text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32([text.size])).ravel()
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: text.size] = text
+  every = multihost_utils.process_allgather(padded)
+  parts = [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+  return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """As `jax.device_put`, of arrays that every process has whole.
+
+  `jax.device_put` itself compares them between processes first, and a NaN equals no NaN.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def laid(x: Any) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(laid(jax.random.key_data(x)))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(laid, tree)
+
+
+def to_host(tree: Any) -> Any:
+  """Arrays that lie over devices of several processes, whole on each of them."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _within(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

@@ -16,12 +16,11 @@ tokens if it is gated; --draft_adapter=PEFT_DIR acts while the checkpoint drafts
 (nemotron.py).
 """
 
-import jax
 from absl import flags
 
-from dlm import build, command, live
+from dlm import build, command, live, parallel
 from dlm.checksums import checksums
-from dlm.completions import Output, asked, describe, digest, record
+from dlm.completions import Output, asked, describe, digest, join, record, share_of
 from dlm.generate import generator
 from dlm.serving.offline import Offline
 
@@ -46,12 +45,9 @@ SAMPLES = flags.DEFINE_integer("samples", 1, "Of each prompt.", lower_bound=1)
 STOP = flags.DEFINE_multi_string("stop", [], "Ends a completion; may be given several times.")
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out prompts that do not fit, and say so.")
 LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
 def main() -> None:
-  if DISTRIBUTED.value:
-    jax.distributed.initialize()
   if LIVE.value and OUT.value:
     raise ValueError("--live shows and --out writes: give one of them")
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
@@ -73,9 +69,10 @@ def main() -> None:
     samples=SAMPLES.value,
     skip_bad=SKIP_BAD.value,
   )
-  # On a pod every process samples its share of the prompts on its own devices, to its own file.
-  process, processes = jax.process_index(), jax.process_count()
-  requests = requests[process::processes]
+  # Every process samples its share of the prompts on its own devices.
+  every, requests = requests, parallel.share(requests)
+  if LIVE.value and len(requests) < len(every):
+    raise ValueError("--live shows the canvas of a single process")
   params, step = trained.on(sample.mesh, own.weights)
   if drafter is not None:
     params = params, drafter.on(sample.mesh)[0]
@@ -83,8 +80,7 @@ def main() -> None:
   if OUT.value:
     settings = [build.plain(config), digest(requests), TRACE.value, STOP.value]
     job = [trained.config, step, settings, checksums(params)]
-    out = OUT.value if processes == 1 else f"{OUT.value}.{process}-of-{processes}"
-    with Output(out, job) as output:
+    with Output(share_of(OUT.value), job) as output:
       output.fill(
         write,
         params,
@@ -92,13 +88,17 @@ def main() -> None:
         seed=own.seed,
         records=lambda done: [record(each, TRACE.value) for each in done],
       )
+    join(OUT.value)
   elif LIVE.value:
     for batch in sample.batches(requests):
       canvases = sample.stream(params, [requests[i] for i in batch], seed=own.seed)
       live.show(canvases, len(batch), trained.tokenizer, sample.sampler.mask_id)
-  else:
+  elif len(requests) == len(every):
     write(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
+  else:
+    done = write(params, requests, seed=own.seed) if requests else []
+    print("\n".join(parallel.joined([describe([each]) for each in done])))
 
 
 if __name__ == "__main__":
-  command.run(main, required=(CONFIG, CHECKPOINT))
+  command.run(main, required=(CONFIG, CHECKPOINT), distributed=True)

@@ -2,24 +2,21 @@
 
 Every field of the config can be set: `--config.optimizer.lr=1e-3`. The same command goes on from
 the newest checkpoint in DIR. Ends with 0 when done or when stopped and saved, with 2 on a mistake
-of the caller (one line, nothing written), with 1 when the loss is no longer finite.
+of the caller (one line, nothing written), with 1 when the loss is no longer finite, or, of several
+processes (--distributed), when another one is gone.
 """
 
 import sys
 
-import jax
 from absl import flags
 
 from dlm import build, command, generate, train
 
 CONFIG = flags.DEFINE_string("config", None, "The run: FILE.py or FILE.py:ARGUMENT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics and samples go here.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 
 
 def main() -> None:
-  if DISTRIBUTED.value:
-    jax.distributed.initialize()
   training = build.everything(build.RunConfig.read(CONFIG.value, command.FIELDS.value))
   try:
     train.train(training, WORKDIR.value, generate.samples(training))
@@ -29,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main, required=(CONFIG, WORKDIR))
+  command.run(main, required=(CONFIG, WORKDIR), distributed=True)

@@ -64,7 +64,7 @@ LAYERS = {
   "dlm.files": Layer(),
   "dlm.seeds": Layer(),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
-  "dlm.parallel": Layer(("dlm.types",), ("jax", "flax")),
+  "dlm.parallel": Layer(("dlm.types",), ("jax", "flax", "numpy")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
   "dlm.models.moe.gate_scales": Layer((), ("numpy",)),  # draws of its legacy generator
   "dlm.models.rope": Layer((), ("numpy",)),  # in float64, whatever JAX is allowed
@@ -87,9 +87,12 @@ LAYERS = {
   ),
   "dlm.metrics": Layer(("dlm.types", "dlm.files"), ("jax",), ("rich", "tensorboardX")),
   "dlm.live": Layer(("dlm.types", "dlm.data"), ("numpy", "rich")),
-  "dlm.completions": Layer(("dlm.files", "dlm.build", "dlm.data", "dlm.generate", "dlm.types")),
+  "dlm.completions": Layer(
+    ("dlm.files", "dlm.build", "dlm.data", "dlm.generate", "dlm.parallel", "dlm.types"), ("jax",)
+  ),
   "dlm.answers": Layer(("dlm.data", "dlm.generate"), ("numpy",)),
-  "dlm.command": Layer((), ("absl",)),
+  "dlm.command": Layer(("dlm.processes",), ("absl",)),
+  "dlm.processes": Layer((), ("jax", "absl")),
   "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
