@@ -55,8 +55,6 @@ ACCELERATOR = Size(
 Update = tuple[Callable[[], TrainState], float, int]  # a call, its matmul FLOPs, temporary bytes
 
 BEST = "experts choose"
-# The ragged product on CPUs has every expert compute all pairs: E times the work.
-RAGGED = "on CPUs ragged_dot computes every pair once for each expert, so dropless is no measure"
 
 
 def run(size: str) -> list[Table]:
@@ -193,7 +191,7 @@ def _choices(size: Size, update: Callable[[MoeConfig], Update]) -> Table:
     }
     for name in calls
   ]
-  note = f"seconds of an update / seconds of one with {BEST}, at equal FLOPs; {RAGGED}"
+  note = f"seconds of an update / seconds of one with {BEST}, at equal FLOPs"
   return Table("who chooses", note, rows)
 
 

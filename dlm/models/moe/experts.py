@@ -10,7 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from dlm.models.moe.exchange import ALONE, Exchange
+from dlm.models.moe.grouped import grouped_product
 from dlm.types import Array
+from kernels_pallas import dispatch
 
 EXPERT_PRODUCT = "expert_product"  # what a rematerialising backward may keep
 
@@ -85,8 +87,10 @@ def _sorted_pairs(
       return x_PxI
     return jnp.where((jnp.arange(len(x_PxI)) < load_E.sum())[:, None], x_PxI, 0)
 
+  ragged = grouped_product if dispatch.backend() == "cpu" else jax.lax.ragged_dot
+
   def product(x_PxI: Array, kernel_ExIxO: Array) -> Array:
-    return checkpoint_name(jax.lax.ragged_dot(x_PxI, kernel_ExIxO, load_E), EXPERT_PRODUCT)
+    return checkpoint_name(ragged(x_PxI, kernel_ExIxO, load_E), EXPERT_PRODUCT)
 
   x_PxD = own(x_TxD[token_P])
   hidden_PxF = activation(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlm.models.moe.experts import Experts, Routing, Slots, apply_experts, apply_slots
+from dlm.models.moe.grouped import grouped_product
 from dlm.models.moe.token_choice import route
 
 
@@ -86,6 +87,41 @@ def test_no_token_is_dropped_when_all_want_the_same_expert():
   hidden = jax.nn.silu(x @ experts.gate_ExDxF[2]) * (x @ experts.up_ExDxF[2])
   want = hidden @ experts.down_ExFxD[2]
   np.testing.assert_allclose(apply_experts(x, routing, experts), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_grouped_rows_equal_the_ragged_product_over_several_tiles(dtype):
+  """Loads of none, one, a whole tile of 16 and more; rows behind them belong to nobody."""
+  load = np.array([0, 37, 1, 16, 0], np.int32)
+  rng, live = np.random.default_rng(0), np.arange(60)[:, None] < load.sum()
+  x = np.where(live, rng.normal(size=(60, 4)), np.nan).astype(dtype)
+  kernel = rng.normal(size=(5, 4, 3)).astype(dtype)
+
+  def compute(product):
+    def loss(x, kernel):
+      y = jnp.where(live, product(x, kernel, jnp.asarray(load)).astype(jnp.float32), 0)
+      return (y**2).sum(), y
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+  (_, y), (dx, dkernel) = compute(grouped_product)(x, kernel)
+  (_, want_y), (want_dx, want_dkernel) = compute(jax.lax.ragged_dot)(np.nan_to_num(x), kernel)
+  assert (dx.dtype, dkernel.dtype) == (x.dtype, kernel.dtype)
+  tolerance = 1e-5 if dtype == "float32" else 0.02
+  for got, want in (
+    (y, want_y),
+    (dx[: load.sum()], want_dx[: load.sum()]),
+    (dkernel, want_dkernel),
+  ):
+    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+
+def test_on_a_cpu_no_expert_computes_the_rows_of_all():
+  rng = np.random.default_rng(0)
+  x = jnp.zeros((7, 4))
+  program = jax.make_jaxpr(apply_experts)(x, by_tokens(rng), random_experts(rng))
+  assert "ragged_dot" not in str(program) and "dot_general" in str(program)
 
 
 def drawn_slots(rng, used: int, size: int) -> Slots:
