@@ -197,7 +197,12 @@ def _shard(
   shape = tuple(stop - start for start, stop in box)
   # XLA's CPU backend rewrites all of a bfloat16 array to change a part of it: there, whole numbers.
   words = jnp.dtype("uint16") if device.platform == "cpu" and dtype == jnp.bfloat16 else dtype
-  buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, words)
+  # A shard of one piece or less is put together on the host, where no shape has to be compiled.
+  small = math.prod(shape) * dtype.itemsize <= CHUNK
+  if small:
+    buffer = np.zeros(shape, dtype)
+  else:
+    buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, words)
   stack = len(parts[0].at)
   for part in parts:
     above = [at - start for at, (start, _) in zip(part.at, box, strict=False)]
@@ -210,11 +215,18 @@ def _shard(
         where = (slice(part.at[-1], part.at[-1] + 1), *where)
       piece = reader.read(part.name, tensor, where)
       piece = piece[0] if part.experts else piece
+      sizes = tuple(stop - start for start, stop in cut)
+      if small:
+        inner = (slice(at, at + size) for at, size in zip(start, sizes, strict=True))
+        piece = np.asarray(piece).astype(dtype)
+        buffer[(*above, *inner)] = (piece.T if part.layout.flip else piece).reshape(sizes)
+        continue
       start = np.array([*above, *start], np.int32)
       piece, start = jax.device_put((piece, start), device)
       jax.block_until_ready(buffer)  # the device works on one piece while the host reads the next
-      sizes = tuple(stop - start for start, stop in cut)
       buffer = _put(buffer, piece, start, dtype, sizes, part.layout.flip)
+  if small:
+    return jax.device_put(buffer, here)
   jax.block_until_ready(buffer)
   if words == dtype:
     return buffer

@@ -240,3 +240,12 @@ def test_large_tensors_are_read_in_pieces(tmp_path, monkeypatch):
   params = small.params_of(model, np.float32)
   weights.export(tmp_path / "out", "qwen3", model, params, facts=small.facts_of("qwen3"))
   small.same_bits(weights.load(weights.open_source(tmp_path / "out")), params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pieces_of_experts_are_those_of_a_whole(tmp_path, monkeypatch, dtype):
+  """Put together on the device, and on the host."""
+  small.write(tmp_path / "out", "llada_moe")
+  whole = weights.load(weights.open_source(tmp_path / "out"), dtype=dtype)
+  monkeypatch.setattr("dlm.weights.reading.CHUNK", 200)
+  small.same_bits(weights.load(weights.open_source(tmp_path / "out"), dtype=dtype), whole)
