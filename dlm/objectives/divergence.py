@@ -1,8 +1,9 @@
-"""How far a student's distribution of the next token lies from a teacher's, a few rows at a time.
+"""How far a student's distribution of the next token lies from a teacher's. Never [B, L, V].
 
-Logits of `ROWS` rows exist at once, [ROWS, V] of student and teacher and about as many more in the
-backward pass, which computes them again: 50 MB each at 49,152 ids. Never [B, L, V]. Rows that are
-not asked stand last and are passed over.
+Kullback-Leibler over all ids takes `linear_distill`, a tile of ids at a time. What must sort or cut
+distributions takes a few rows at a time: logits of `ROWS` rows exist at once, [ROWS, V] of student
+and teacher and about as many more in the backward pass, which computes them again: 50 MB each at
+49,152 ids. Rows that are not asked stand last and are passed over.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from dlm.objectives.cross_entropy import logits
 from dlm.types import Array, LogitHead
+from kernels_pallas.linear_distill import Spec, linear_distill
 
 KINDS = ("kl", "jsd")
 ROWS = 256
@@ -63,7 +65,16 @@ class Divergence:
 
   def __call__(self, student: LogitHead, teacher: LogitHead, asked_BxL: Array) -> Array:
     """Nats, float32 [B, L], differentiable in the student; 0 where not asked."""
-    return by_tiles(self.of_logits, (student, teacher), asked_BxL)
+    if self.kind != "kl" or self.best or self.top_k or self.top_p < 1 or self.min_p:
+      return by_tiles(self.of_logits, (student, teacher), asked_BxL)
+    return kl(
+      student,
+      teacher,
+      asked_BxL,
+      reverse=self.reverse,
+      temperature=self.softened,
+      teacher_temperature=self.softened * self.temperature,
+    )
 
   def of_logits(self, student_RxV: Array, teacher_RxV: Array) -> Array:
     """Nats by row, [R]."""
@@ -94,6 +105,30 @@ class Divergence:
       least_Rx1 = z_RxV.max(axis=1, keepdims=True) + _log(self.min_p)
       z_RxV = jnp.where(z_RxV >= least_Rx1, z_RxV, -jnp.inf)
     return z_RxV
+
+
+def kl(
+  student: LogitHead,
+  teacher: LogitHead,
+  asked_BxL: Array,
+  *,
+  reverse: float = 0.0,
+  temperature: float = 1.0,
+  teacher_temperature: float = 1.0,
+  forbidden: tuple[int, ...] = (),
+) -> Array:
+  """Nats, float32 [B, L], see `linear_distill`; 0 where not asked."""
+
+  def rows(head: LogitHead) -> tuple[Array, Array]:
+    return head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1]), head.unembed_VxD
+
+  spec = Spec(
+    reverse, temperature, teacher_temperature, student.soft_cap, teacher.soft_cap, forbidden
+  )
+  nats_R = linear_distill(
+    *rows(student), *rows(teacher), spec, implementation=student.implementation
+  )
+  return jnp.where(asked_BxL, nats_R.reshape(asked_BxL.shape), 0)
 
 
 def by_tiles(

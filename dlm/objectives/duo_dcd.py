@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from dlm.diffusion import uniform
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import logits, predict
+from dlm.objectives.cross_entropy import predict
+from dlm.objectives.divergence import kl
 from dlm.objectives.row import RowTraining
 from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
 
@@ -18,7 +19,7 @@ class DuoDcd(RowTraining):
 
   Both read ids that are the argmax of one Gaussian path, at t and at t - `dt`, and are told how
   noisy they are. The loss of all noisable tokens is the divergence of their two distributions.
-  Forms [B, L, V] logits of both, and noise. The mask id gets no probability.
+  The noise is [B, L, V]. The mask id gets no probability.
 
   A run is a round: the teacher is the model that it starts from, and `dt` doubles from one round to
   the next, from 1 / 512. `growth` has `dt` grow linearly instead over so many updates. The bare
@@ -114,15 +115,14 @@ class DuoDcd(RowTraining):
     )
     taught = jax.lax.stop_gradient(predict(teacher, frozen, nearer)[0])
 
-    def logp(head) -> Array:
-      is_mask_V = (jnp.arange(self.vocab) == self.mask_id)[None, None]
-      return jax.nn.log_softmax(jnp.where(is_mask_V, -1e30, logits(head)[..., : self.vocab]))
-
-    p_BxLxV, q_BxLxV = logp(head), logp(taught)
-    if not self.reverse:
-      p_BxLxV, q_BxLxV = q_BxLxV, p_BxLxV
-    nats_BxL = (jnp.exp(p_BxLxV) * (p_BxLxV - q_BxLxV)).sum(-1)
-    nats_BxL = jnp.where(noisy.weight_BxL > 0, nats_BxL, 0)
+    ids = range(head.unembed_VxD.shape[0])
+    nats_BxL = kl(
+      head,
+      taught,
+      noisy.weight_BxL > 0,
+      reverse=float(self.reverse),
+      forbidden=tuple(i for i in ids if i == self.mask_id or i >= self.vocab),
+    )
     return nats_BxL, nats_BxL, aux
 
   def not_a_likelihood(self) -> str | None:

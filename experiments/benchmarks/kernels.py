@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.types import Mask
 from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
-from kernels_pallas import block_attention, dispatch, linear_xent, token_stats
+from kernels_pallas import block_attention, dispatch, linear_distill, linear_xent, token_stats
 
 Array = jax.Array
 
@@ -189,6 +189,29 @@ def _linear_xent(size: Size, shape: Shape) -> list[Work]:
   return [Work(f"{rows} rows, gradients", "reference", calls, inputs, nbytes, flops)]
 
 
+def _linear_distill(size: Size, shape: Shape) -> list[Work]:
+  """Beside `linear_xent` of the same rows: both sides' logits are needed, and both are read."""
+  rows = size.xent_rows
+  operands = *_head(size, shape, rows), *_head(size, shape, rows)
+  target_R = jax.random.randint(jax.random.key(1), (rows,), 0, shape.vocab)
+
+  def of_teacher(name: str, hidden_RxD: Array, unembed_VxD: Array, *teacher: Array) -> Array:
+    return linear_distill.linear_distill(
+      hidden_RxD, unembed_VxD, *teacher, linear_distill.Spec(), implementation=name
+    ).sum()
+
+  def of_target(hidden_RxD: Array, unembed_VxD: Array, *_: Array) -> Array:
+    return linear_xent.linear_xent(hidden_RxD, unembed_VxD, target_R).sum()
+
+  calls = {
+    name: jax.value_and_grad(functools.partial(of_teacher, name), (0, 1))
+    for name in _implementations(linear_distill.IMPLEMENTATIONS)
+  } | {"linear_xent": jax.value_and_grad(of_target, (0, 1))}
+  hidden_RxD, unembed_VxD = operands[:2]
+  nbytes, flops = 3 * (hidden_RxD.nbytes + unembed_VxD.nbytes), 8.0 * rows * unembed_VxD.size
+  return [Work(f"{rows} rows, gradients", "linear_xent", calls, operands, nbytes, flops)]
+
+
 def _block_attention(size: Size, shape: Shape) -> list[Work]:
   works = [_decode(size, shape, *each) for each in size.decode]
   length = size.train
@@ -286,5 +309,6 @@ def _sight(mask: Mask, keys: Sequence[block_attention.Keys], shape: Shape, name:
 OPS: dict[str, Callable[[Size, Shape], list[Work]]] = {
   "token_stats": _token_stats,
   "linear_xent": _linear_xent,
+  "linear_distill": _linear_distill,
   "block_attention": _block_attention,
 }

@@ -28,7 +28,7 @@ RATIOS = {
   "decoding": ["speed-up", "speed-up"],
   "block": ["speed-up", "speed-up", "speed-up"],
   "weights": ["memory / parameters", "memory / parameters"],
-  "kernels": ["speed-up"] * 3,
+  "kernels": ["speed-up"] * 4,
   "smollm": ["speed-up", "times one row"],
   "scoring": ["speed-up", "speed-up"],
   "serving": ["speed-up", "speed-up", "memory", "speed-up"],
