@@ -33,7 +33,7 @@ RATIOS = {
   "scoring": ["speed-up", "speed-up"],
   "serving": ["speed-up", "speed-up", "memory", "speed-up"],
   "alone": ["identical"],
-  "correct": ["error / allowed"] * 3,
+  "correct": ["error / allowed"] * 4,
   "large_sampling": ["of roofline"],
   "large_training": ["share of peak"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
