@@ -103,11 +103,13 @@ def test_noisy_and_clean_tokens_of_a_training_step(device, most_mib):
   check(program, 3, most_mib)
 
 
+@pytest.mark.long
 def test_packed_documents():
   program = gradients(aot.mesh("v5e"), 2, 4096, 16, 16, 64, jnp.bfloat16, segments=True)
   check(program, 3, 165)
 
 
+@pytest.mark.long
 def test_small_and_ragged():
   mesh = aot.mesh("v6e")
   check(gradients(mesh, 2, 200, 4, 2, 32, jnp.float32, segments=True), 3, 1)

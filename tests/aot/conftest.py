@@ -12,7 +12,10 @@ jax.config.update("jax_default_matmul_precision", None)
 jax.config.update("jax_enable_compilation_cache", False)  # it cannot read what is of no device here
 
 COMPILERS = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}
-TPUS = [pytest.param(name, marks=pytest.mark.tpu) for name in ("v5e", "v5p", "v6e")]
+TPUS = [
+  pytest.param("v5e", marks=pytest.mark.tpu),
+  *(pytest.param(name, marks=(pytest.mark.tpu, pytest.mark.long)) for name in ("v5p", "v6e")),
+]
 H100 = pytest.param("h100", marks=pytest.mark.cuda)
 
 

@@ -51,7 +51,8 @@ def test_greedy(mesh, rows):
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("head", ["LLaDA2-mini", pytest.param("Dream-7B", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("head", ["LLaDA2-mini", "Dream-7B"])
 def test_other_widths(head):
   temporary_bytes(aot.mesh("v5e"), GREEDY, 4096, *HEADS[head], "tpu")
 
@@ -63,6 +64,7 @@ def test_every_statistic_and_noise():
 
 
 @pytest.mark.tpu
+@pytest.mark.long
 def test_float32_and_ragged():
   temporary_bytes(aot.mesh("v5e"), EVERYTHING, 37, 768, 50_257, "tpu", jnp.float32)
 

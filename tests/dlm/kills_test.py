@@ -19,7 +19,7 @@ from tests.dlm import doomed as works
 from tests.dlm.build import directories
 from tests.dlm.doomed import Doomed
 
-KILLS = 30
+KILLS = 12
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ FIELDS = {
   "checkpoint.keep_best": 0,
   "sample.every": 4,
 }
-PATIENCE = 8  # a machine with two busy cores is silent for a second or two
+PATIENCE = 5  # a machine with two busy cores is silent for a second or two
 
 
 def trained(run, **fields):
