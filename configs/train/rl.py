@@ -6,17 +6,20 @@ r"""Reinforcement learning of reversals, by the rule of one paper: :METHOD names
 
     d1             2504.12216   one forward, the answer masked; clip 0.5; KL to the first model
     wd1            github.com/xiaohangt/wd1   d1's estimate, weighed by softmax; no ratio
+    wd1_guided     the same: sampled and estimated with guidance, which its recipe leaves at 0
     coupled_grpo   2506.20639   DiffuCoder's coupled masks; leave one out
     espo           github.com/ML-GSAI/ESPO    the bound, a ratio of whole completions
     spg            github.com/facebookresearch/SPG   a bound from above for what was bad
     tracerl        2509.06949   the states in which tokens were written; models in blocks
+    tracerl_random, tracerl_coupled   its code: states that are drawn; with the other tokens' own
     lightning      2603.13319   tokens per forward are rewarded, too; models in blocks
 
 Masks, ratios, clips, divergences, advantages, filters and updates on the same rows are the papers';
-learning rate, groups and problems are ours: theirs are for models of 7B and more. The last two go
-on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
+learning rate, groups and problems are ours: theirs are for models of 7B and more. TraceRL's three
+and lightning go on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
 configs/train/lists_bd3lm.py, with its data.length. Metrics: reward/..., rollout/..., kl, clipped,
-ratio. Expected: BENCHMARKS.md, Rewards.
+ratio. Expected: BENCHMARKS.md, Rewards; wd1_guided and TraceRL's drawn states have not been run to
+their end.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +33,11 @@ LISTS = (
 EXACT = (("fields_right", 1.0),)
 FAST = (("exact", 1.0, "zscore"), ("tokens_per_forward", 1.0, "zscore"))
 
+TRACERL = (
+  dict(limit=10.0, per="state", kl="k3", anchor="old", kl_weight=0.01, kl_per="state"),
+  dict(of=(("exact", 1.0),), margin=5, advantages=dict(kind="zscore", right=(0.2, 0.8))),
+)
+
 METHODS = {
   "d1": (
     dict(estimator=dict(name="full_mask"), clip=(0.5, 0.5), kl="k3", kl_weight=0.04),
@@ -37,6 +45,10 @@ METHODS = {
   ),
   "wd1": (
     dict(estimator=dict(name="full_mask"), ratio="none", per="row"),
+    dict(of=EXACT, updates=12, advantages=dict(kind="softmax")),
+  ),
+  "wd1_guided": (
+    dict(estimator=dict(name="full_mask", guidance=0.5), ratio="none", per="row"),
     dict(of=EXACT, updates=12, advantages=dict(kind="softmax")),
   ),
   "coupled_grpo": (
@@ -58,17 +70,11 @@ METHODS = {
     dict(estimator=dict(name="sandwich", size=4), ratio="none", per="length"),
     dict(of=EXACT, updates=4),
   ),
-  "tracerl": (
-    dict(
-      estimator=dict(name="trace", block=16),
-      limit=10.0,
-      per="state",
-      kl="k3",
-      anchor="old",
-      kl_weight=0.01,
-      kl_per="state",
-    ),
-    dict(of=(("exact", 1.0),), margin=5, advantages=dict(kind="zscore", right=(0.2, 0.8))),
+  "tracerl": (dict(estimator=dict(name="trace", block=16), **TRACERL[0]), TRACERL[1]),
+  "tracerl_random": (dict(estimator=dict(name="block_masks", block=16), **TRACERL[0]), TRACERL[1]),
+  "tracerl_coupled": (
+    dict(estimator=dict(name="block_masks", block=16, complement=True), **TRACERL[0]),
+    TRACERL[1],
   ),
   "lightning": (
     dict(
@@ -82,7 +88,7 @@ METHODS = {
     dict(of=FAST, margin=5, advantages=dict(kind="batch", spread=0.01, some_right=True)),
   ),
 }
-IN_BLOCKS = ("tracerl", "lightning")
+IN_BLOCKS = ("tracerl", "tracerl_random", "tracerl_coupled", "lightning")
 
 
 def get_config(method: str = "espo") -> ConfigDict:
@@ -100,6 +106,7 @@ def get_config(method: str = "espo") -> ConfigDict:
         policy=dict(name="threshold", threshold=0.9),
         block=16 if method in IN_BLOCKS else 8,
         temperature=1.0,
+        guidance=objective["estimator"].get("guidance", 0.0),
         max_new_tokens=32 if method in IN_BLOCKS else 8,
       ),
       rewards=dict(group=8, **rewards),

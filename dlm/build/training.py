@@ -324,7 +324,7 @@ def _agree_on_rewards(training: Training) -> None:
     raise ValueError(
       f"objective.estimator={name!r} is of models with attention {trained.attention}, not "
       f"{facts.attention} as in init_from={run.init_from!r}; for models that write in blocks there "
-      "are trace, block_one_step and block_elbo, with their block and align"
+      "are trace, block_masks, block_one_step and block_elbo, with their block and align"
     )
   if facts.shift != trained.shift:
     raise ValueError(

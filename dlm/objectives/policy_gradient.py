@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dlm.objectives import streams
 from dlm.objectives.cross_entropy import cross_entropy, predict
-from dlm.objectives.estimators.estimator import Estimator, answer
+from dlm.objectives.estimators.estimator import Estimator, answer, by_row
 from dlm.objectives.objective import Objective
 from dlm.types import Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
 
@@ -64,6 +64,7 @@ class OfCompletions(Objective):
   def estimate(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Aux]:
     """The estimator's log-probabilities by token, [B, L]."""
     head, aux = predict(denoise, params, noisy)
+    head, noisy = self.estimator.mixed(head, noisy)
     return self.estimator.tokens(-cross_entropy(head, noisy, self.forbidden), noisy), aux
 
   def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> Array:
@@ -152,7 +153,8 @@ class PolicyGradient(OfCompletions):
     """`extra` holds what the loss is made of, the weights those of the whole batch."""
     del step
     noisy = self.copies(draws, batch)
-    learned_BxL, answer_BxL = streams.noisable(batch), answer(batch)
+    scored_BxL = by_row(noisy.weight_BxL > 0, self.estimator.forwards).any(1)
+    learned_BxL, answer_BxL = streams.noisable(batch) | scored_BxL, answer(batch)
     extra = {
       "learned_BxL": learned_BxL,
       "slots_B": answer_BxL.sum(-1),

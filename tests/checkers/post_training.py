@@ -137,17 +137,19 @@ def d1_grpo_loss(case: Case):
 
 def wd1_loss(case: Case):
   prompt, completion = case.inputs["prompt_ids"], case.inputs["completion_ids"]
-  assert case.arg("step") >= 0 and case.arg("num_iterations") and case.arg("cfg_scale") == 0
+  assert case.arg("step") >= 0 and case.arg("num_iterations")
   kind = "softmax_good" if case.arg("variant") == "pos_only" else "softmax"
   one_group = np.zeros(len(prompt), int)
   advantage = Advantages(kind)(case.inputs["advantages"], one_group).astype(np.float32)
-  objective = PolicyGradient(
-    case.arg("mask_id"), FullMask(case.arg("p_mask_prompt")), ratio="none", per="row"
-  )
+  estimator = FullMask(case.arg("p_mask_prompt"), case.arg("cfg_scale"))
+  objective = PolicyGradient(case.arg("mask_id"), estimator, ratio="none", per="row")
   batch = batch_of(prompt, completion, case.inputs["completion_mask"], advantage_B=advantage)
   draws = {"u_prompt": case.inputs["u_prompt"]}
-  noisy, new, _, grad = check_loss(case, objective, draws, batch)
-  same(noisy.inputs_BxW, case.outputs["model_input"])
+  logits = copy_major(case.inputs["logits"], estimator.forwards)
+  noisy, new, _, grad = check_loss(case, objective, draws, batch, logits=logits)
+  grad = row_major(grad, estimator.forwards).reshape(grad.shape)
+  inputs = row_major(noisy.inputs_BxW, estimator.forwards)
+  same(inputs.reshape(case.outputs["model_input"].shape), case.outputs["model_input"])
   counts = case.inputs["completion_mask"] > 0
   close(new[:, prompt.shape[1] :][counts], case.outputs["per_token_logps"][counts])
   close(grad, case.outputs["grad_logits"])

@@ -13,9 +13,8 @@ import numpy as np
 
 from dlm.models.config import DrafterConfig
 from dlm.objectives import DFlash, DuoDcd, Opdlm, streams
-from dlm.objectives.block import answer_block_start
 from dlm.objectives.divergence import Divergence
-from dlm.objectives.opdlm import step_ranks
+from dlm.objectives.estimators import BlockMasks, Trace
 from dlm.types import Batch
 from kernels_pallas.block_attention import Keys, visible
 from tests.checkers.block_objectives import seen_by
@@ -171,29 +170,38 @@ def tracerl_attention(case: Case):
 
 
 def tracerl_rows(case: Case):
-  """Round by round: what is masked, and what is learned of it, padding left out."""
-  assert case.arg("training_method") == "TraceRL" and case.arg("post_num") == 0
+  """Theirs are the copies of rows that learn something, padding left out."""
+  method = case.arg("training_method")
   ids, prompt, block = case.inputs["input_ids"], case.arg("start_pos"), case.arg("block_size")
-  whole = case.outputs["step_map_full"]
-  for given, full in zip(case.arg("step_maps"), whole, strict=True):
-    same(full[: len(given)], given)
-  when = np.pad(whole, ((0, 0), (prompt, 0)), constant_values=-1)
-  batch = batch_of(ids, prompt, -1, when=when)
-  start = answer_block_start(batch, block)
-  rank = np.asarray(jax.jit(step_ranks, static_argnums=2)(batch, start, block)[0])
-  round_BxL = np.where(when >= 0, rank // case.arg("shrink"), -1)
-  rows = []
-  for row, rounds in enumerate(round_BxL):
-    for each in range(rounds.max() + 1):
-      learned = (rounds == each) & (ids[row] != case.arg("pad_id"))
-      if learned.any():
-        shown = np.where(rounds >= each, case.arg("mask_id"), ids[row])
-        rows.append((np.concatenate([ids[row], shown[prompt:]]), learned, ids[row], row))
-  inputs, learned, labels, source = map(np.array, zip(*rows, strict=True))
+  length, fields = ids.shape[1], {"align": "answer", "behind": case.arg("post_num")}
+  when, draws = np.where(np.arange(length) >= prompt, 0, -1) + np.zeros(ids.shape, int), {}
+  if method == "TraceRL":
+    whole = case.outputs["step_map_full"]
+    for given, full in zip(case.arg("step_maps"), whole, strict=True):
+      same(full[: len(given)], given)
+    when[:, prompt:] = whole
+    estimator = Trace(block, shrink=case.arg("shrink"), **fields)
+  else:
+    assert case.arg("shrink") == 1
+    share = case.arg("lower_p"), case.arg("upper_p")
+    coupled = {"random_masking": False, "coupled": True}[method]
+    estimator = BlockMasks(block, share=share, complement=coupled, **fields)
+    for ours, theirs in (("u_share", "u_threshold"), ("u_mask", "u")):
+      draws[ours] = np.pad(case.inputs[theirs], ((0, 0), (prompt, 0)))
+  batch = batch_of(ids, prompt, case.arg("pad_id"), when=when)
+  noisy = jax.jit(estimator.noisy)(draws, batch, case.arg("mask_id"))
+  learned, copy = np.asarray(noisy.weight_BxL) > 0, np.arange(len(noisy.weight_BxL))
+  if method == "coupled":
+    copy = copy.reshape(-1, estimator.forwards).T.ravel()
+  copy = copy[learned[copy].any(-1)]
+  order = in_theirs(prompt, length)
+  inputs, slots = (np.asarray(x)[copy][:, order] for x in (noisy.inputs_BxW, noisy.slot_BxW))
   same(inputs, case.outputs["extended_input_ids"])
-  same(learned, case.outputs["p_mask"])
-  same(labels, case.outputs["labels"])
-  same(case.inputs["reward"][source], case.outputs["reward"])
+  same(learned[copy], case.outputs["p_mask"])
+  same(noisy.targets_BxL[copy], case.outputs["labels"])
+  same(case.inputs["reward"][copy // estimator.forwards], case.outputs["reward"])
+  live = np.asarray(noisy.mask.q_segment_BxW)[copy][:, order] > 0
+  same(slots, case.outputs["position_ids"], live)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -344,13 +352,9 @@ UNCHECKED = {
   "mdpo_loss": "rewards of every step",
   "sdtt_loss": "self-distillation through time",
   "tracerl_gae": "a value model",
-  "wd1_loss/neg_ref_cfg": "guidance while it learns",
   "dflash_loss/no_decay_window": "a drafter that sees a window of the text",
   "dflash_loss/variable_prefix": "D2SD's blocks, which begin with several shown tokens",
   "dflash_loss/jetspec": "JetSpec's causal drafter, which learns the target's distribution",
-  "tracerl_rows/post_num1": "padding that is learned",
-  "tracerl_rows/random_masking": "states that were never met, by token",
-  "tracerl_rows/coupled": "complementary states",
 }
 
 

@@ -9,7 +9,7 @@ from dlm.objectives.estimators.elbo import CountedElbo, CoupledElbo
 from dlm.objectives.estimators.estimator import Estimator
 from dlm.objectives.estimators.full_mask import FullMask
 from dlm.objectives.estimators.sandwich import Sandwich
-from dlm.objectives.estimators.trace import BlockElbo, BlockOneStep, Trace
+from dlm.objectives.estimators.trace import BlockElbo, BlockMasks, BlockOneStep, Trace
 
 ESTIMATORS: dict[str, type[Estimator]] = {
   "full_mask": FullMask,  # d1, 2504.12216; wd1
@@ -18,6 +18,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
   "counted_elbo": CountedElbo,  # VRPO, 2505.19223
   "sandwich": Sandwich,  # SPG, github.com/facebookresearch/SPG
   "trace": Trace,  # TraceRL, 2509.06949
+  "block_masks": BlockMasks,  # TraceRL's "random_masking" and "coupled"
   "block_one_step": BlockOneStep,  # LightningRL, 2603.13319
   "block_elbo": BlockElbo,  # DLLM-Searcher's Agentic VRPO, 2602.07035
 }
@@ -25,6 +26,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 __all__ = [
   "ESTIMATORS",
   "BlockElbo",
+  "BlockMasks",
   "BlockOneStep",
   "CountedElbo",
   "CoupledElbo",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.objectives import streams
-from dlm.types import Array, Batch, MaskRule, Noisy
+from dlm.types import Array, Batch, LogitHead, MaskRule, Noisy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Estimator(abc.ABC):
   @abc.abstractmethod
   def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
     """The copies, [B * forwards, ...], those of a row side by side, weights as in the estimate."""
+
+  def mixed(self, head: LogitHead, noisy: Noisy) -> tuple[LogitHead, Noisy]:
+    """What log-probabilities are taken of: here of every copy."""
+    return head, noisy
 
   def tokens(self, logp_RxL: Array, noisy: Noisy) -> Array:
     """The estimate, [B, L]: `logp` holds log p(target) of all copies, 0 where not asked."""

@@ -1,4 +1,4 @@
-"""Likelihoods of how blocks were written: TraceRL's, LightningRL's, Agentic VRPO's."""
+"""Likelihoods of answers written block by block: TraceRL's, LightningRL's, Agentic VRPO's."""
 
 import dataclasses
 
@@ -58,14 +58,17 @@ class Trace(_InBlocks):
 
   Args:
     shrink: so many forwards of a block count as one.
+    behind: so many of the slots behind the end that a state writes count, too.
   """
 
   shrink: int = 1
+  behind: int = 0
 
   def __post_init__(self):
     super().__post_init__()
     if self.shrink < 1:
       raise ValueError(f"Trace: shrink={self.shrink} must be at least 1")
+    _check_behind(self)
 
   @property
   def forwards(self) -> int:
@@ -77,8 +80,72 @@ class Trace(_InBlocks):
     round_BxL = jnp.where(answer(batch), rank_BxL, -1)
     turn_C = jnp.arange(self.forwards)[None, :, None]
     masked_BxCxL = round_BxL[:, None] >= turn_C
-    weight_BxCxL = (round_BxL[:, None] == turn_C).astype(jnp.float32)
+    batch, scored_BxCxL = _with_behind(batch, round_BxL[:, None] == turn_C, self.behind)
+    weight_BxCxL = scored_BxCxL.astype(jnp.float32)
     return beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMasks(_InBlocks):
+  """TraceRL's code, its other methods (2509.06949): states that are drawn, not those that were met.
+
+  Each token is masked by itself, with a chance that is drawn for it from `share`, so that blocks
+  have no common noise level. "random_masking" there; with `complement`, "coupled".
+
+  Args:
+    complement: the other tokens are masked in a forward of their own: each token counts once.
+    behind: so many of the masked slots behind the end count, too, in each forward.
+  """
+
+  share: tuple[float, float] = (0.1, 0.9)
+  complement: bool = False
+  behind: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.share[0] <= self.share[1] <= 1:
+      raise ValueError(f"BlockMasks: share={self.share} must rise within [0, 1]")
+    _check_behind(self)
+
+  @property
+  def forwards(self) -> int:
+    return 2 if self.complement else 1
+
+  def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
+    """Draws "u_share" and "u_mask" [B, L]."""
+    key_share, key_mask = jax.random.split(key)
+    return {
+      "u_share": jax.random.uniform(key_share, batch.tokens_BxL.shape),
+      "u_mask": jax.random.uniform(key_mask, batch.tokens_BxL.shape),
+    }
+
+  def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
+    start_BxL, (low, high) = self.start(batch), self.share
+    first_BxL = draws["u_mask"] <= low + (high - low) * draws["u_share"]
+    masked_BxCxL = jnp.stack([first_BxL, ~first_BxL][: self.forwards], axis=1)
+    masked_BxCxL &= answer(batch)[:, None]
+    batch, scored_BxCxL = _with_behind(batch, masked_BxCxL, self.behind)
+    weight_BxCxL = scored_BxCxL.astype(jnp.float32)
+    return beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
+
+
+def _check_behind(estimator: Trace | BlockMasks) -> None:
+  if estimator.behind < 0:
+    owner = type(estimator).__name__
+    raise ValueError(f"{owner}: behind={estimator.behind} must not be negative")
+
+
+def _with_behind(batch: Batch, scored_BxCxL: Array, behind: int) -> tuple[Batch, Array]:
+  """Of what copies score, up to the end and the first `behind` slots behind it; rows of which
+  nothing is learned stay so."""
+  if not behind:
+    return batch, scored_BxCxL
+  learned_BxL = streams.noisable(batch)
+  answer_BxL = answer(batch) & learned_BxL.any(-1, keepdims=True)
+  behind_Bx1xL = (answer_BxL & ~learned_BxL)[:, None]
+  nth_BxCxL = jnp.cumsum(scored_BxCxL & behind_Bx1xL, axis=-1)
+  scored_BxCxL &= learned_BxL[:, None] | (behind_Bx1xL & (nth_BxCxL <= behind))
+  return batch.replace(noisable_BxL=answer_BxL), scored_BxCxL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from dlm.objectives import PolicyGradient
-from dlm.objectives.estimators import CountedElbo, Sandwich
+from dlm.objectives.estimators import CountedElbo, FullMask, Sandwich
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Oracle
 
 ESTIMATORS = {
+  "guided": FullMask(prompt_mask=0.0, guidance=0.5),
   "linear": CountedElbo(draws=2),
   "not linear": Sandwich(masks="random", share=(0.2, 0.8), prompt_mask=0.0),
 }
