@@ -13,7 +13,8 @@ are the model's own answers; --config.data.sources names other files, and --conf
 autoregressive checkpoint, whose sizes the drafter takes.
 Without an argument a small drafter for 2 CPU cores: 2 layers, blocks of 8. :published is NeMo
 Automodel's recipe (the authors' own is not public) on one H100 or H200: 5 layers, blocks of 16, 512
-anchors a row of 3072 tokens, lr 6e-4 after a warm-up of 4 %.
+anchors a row of 3072 tokens, lr 6e-4 after a warm-up of 4 %. :d2sd (2606.04446) shows more than a
+block's first token, :jetspec's drafter is causal and learns the model's distribution; both small.
 Expected: accepted / blocks in metrics.jsonl is what a forward of SmolLM2 settles. Not run to its
 end yet, only some updates of short rows.
 """
@@ -39,6 +40,13 @@ SIZES = {
     optimizer=dict(lr=6e-4, schedule="cosine", warmup=120, b2=0.95),
     length=3072,
   ),
+}
+SIZES |= {
+  name: SIZES["small"] | {"objective": SIZES["small"]["objective"] | variant}
+  for name, variant in {
+    "d2sd": dict(prefix=0.9),
+    "jetspec": dict(causal=True, temperature=2.0, gamma=None),
+  }.items()
 }
 
 

@@ -310,7 +310,7 @@ def _feature_drafter(
     raise ValueError(
       f"policy.length={policy.proposals} must be below the drafter's block of {own.block}"
     )
-  return Drafter(_served(model, implementation), masks.Full(), told.mask_id, taps=told.taps)
+  return Drafter(_served(model, implementation), own.attention, told.mask_id, taps=told.taps)
 
 
 def _plan(own: SamplingConfig, sees: MaskRule, policy: Policy, whole_pools: bool) -> CachePlan:

@@ -9,7 +9,7 @@ from dlm import masks
 from dlm.objectives import streams
 from dlm.objectives.block import at
 from dlm.objectives.cross_entropy import cross_entropy, loss_sum
-from dlm.objectives.divergence import likeliest
+from dlm.objectives.divergence import Divergence, likeliest
 from dlm.objectives.objective import Objective
 from dlm.types import (
   Array,
@@ -43,13 +43,21 @@ class DFlash(Objective):
   Args:
     block: tokens of a block, the shown one included.
     anchors: blocks of a row, Automodel's 512; those that a row has no place for count for nothing.
-    gamma: tokens behind the anchor in which the weight falls to 1/e; None: it does not fall.
+    gamma: tokens behind the last shown one in which the weight falls to 1/e; None: it does not.
+    prefix: D2SD (2606.04446): more than the anchor is shown, l tokens of 2 to `block` - 1, with
+      chances that go as prefix^l (0.9); None: the anchor alone.
+    causal: JetSpec: of its block a token sees itself and what stands before it.
+    temperature: JetSpec: the loss is the divergence from the target's distribution, both at this
+      temperature (2), times its square; "right" is then the target's likeliest id. None: the text.
   """
 
   mask_id: int
   block: int = dataclasses.field()
   anchors: int
   gamma: float | None = 7.0
+  prefix: float | None = None
+  causal: bool = False
+  temperature: float | None = None
   taught = True
   drafts = True
 
@@ -61,14 +69,23 @@ class DFlash(Objective):
       )
     if self.gamma is not None and not self.gamma > 0:
       raise ValueError(f"DFlash: gamma={self.gamma} must be positive (None: weights do not fall)")
+    for name in ("prefix", "temperature"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"DFlash: {name}={value} must be positive (None: off)")
 
   @property
   def attention(self) -> MaskRule:
-    return masks.Full()
+    return masks.Causal() if self.causal else masks.Full()
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
-    """ "u_anchor" [B, L]: the lowest of a row become its anchors."""
-    return {"u_anchor": jax.random.uniform(key, batch.tokens_BxL.shape)}
+    """ "u_anchor" [B, L]: the lowest of a row become its anchors. "u_prefix" [B, L], where prefixes
+    are drawn: the i-th is the i-th block's."""
+    shape = batch.tokens_BxL.shape
+    draws = {"u_anchor": jax.random.uniform(key, shape)}
+    if self.prefix is not None:
+      draws["u_prefix"] = jax.random.uniform(jax.random.fold_in(key, 1), shape)
+    return draws
 
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     del step
@@ -81,17 +98,18 @@ class DFlash(Objective):
 
     slot_BxNxb = anchor_BxN[:, :, None] + offset_1x1xb
     target_BxW = at(batch.tokens_BxL, flat(slot_BxNxb))
-    is_anchor_BxNxb = kept_BxN[:, :, None] & (offset_1x1xb == 0)
-    asked_BxNxb = kept_BxN[:, :, None] & (offset_1x1xb > 0)
-    fall_1x1xb = jnp.ones_like(offset_1x1xb, jnp.float32)
+    behind_BxNxb = offset_1x1xb - self._prefixes(draws, anchor_BxN)[:, :, None]
+    shown_BxNxb = kept_BxN[:, :, None] & (behind_BxNxb < 0)
+    asked_BxNxb = kept_BxN[:, :, None] & (behind_BxNxb >= 0)
+    fall_BxNxb = jnp.ones_like(behind_BxNxb, jnp.float32)
     if self.gamma is not None:
-      fall_1x1xb = jnp.exp(-(offset_1x1xb - 1) / self.gamma)
+      fall_BxNxb = jnp.exp(-behind_BxNxb / self.gamma)
     asked_BxW = flat(asked_BxNxb) & at(text_BxL, flat(slot_BxNxb))
-    weight_BxW = jnp.where(asked_BxW, flat(fall_1x1xb + jnp.zeros_like(asked_BxNxb)), 0)
+    weight_BxW = jnp.where(asked_BxW, flat(fall_BxNxb), 0)
     position_BxN = at(batch.position_BxL, anchor_BxN)
     level_BxNxb = jnp.broadcast_to(offset_1x1xb / self.block, slot_BxNxb.shape)
     return Noisy(
-      inputs_BxW=jnp.where(flat(is_anchor_BxNxb), target_BxW, self.mask_id),
+      inputs_BxW=jnp.where(flat(shown_BxNxb), target_BxW, self.mask_id),
       targets_BxL=target_BxW,
       weight_BxL=weight_BxW,
       count_B=weight_BxW.sum(-1) + 1e-6 / rows,  # also where a batch has no place for a block
@@ -102,8 +120,19 @@ class DFlash(Objective):
         "tokens_BxL": batch.tokens_BxL,
         "segment_BxL": batch.segment_BxL,
         "position_BxL": batch.position_BxL,
+        "before_BxW": jnp.maximum(flat(slot_BxNxb) - 1, 0),
       },
     )
+
+  def _prefixes(self, draws: dict[str, Array], anchor_BxN: Array) -> Array:
+    """Shown tokens of each block, [B, N]."""
+    if self.prefix is None:
+      return jnp.ones_like(anchor_BxN)
+    least = min(2, self.block - 1)
+    chance_K = self.prefix ** jnp.arange(least, self.block, dtype=jnp.float32)
+    until_K = jnp.cumsum(chance_K) / chance_K.sum()
+    u_BxNx1 = draws["u_prefix"][:, : anchor_BxN.shape[1], None]
+    return least + (u_BxNx1 >= until_K[None, None, :-1]).sum(-1)
 
   def _anchors(self, u_BxL: Array, batch: Batch, text_BxL: Array) -> tuple[Array, Array]:
     """Slots of the anchors, ascending, and which of them there are; 0 where there is none."""
@@ -125,14 +154,18 @@ class DFlash(Objective):
     before_BxN = jnp.where(kept_BxN, anchor_BxN, anchor_BxN - position_BxN)
     lo_BxNx2 = jnp.stack([anchor_BxN - position_BxN, own_BxN], axis=-1)
     hi_BxNx2 = jnp.stack([before_BxN, own_BxN + self.block], axis=-1)
-    return Mask(*(jnp.repeat(each, self.block, axis=1) for each in (lo_BxNx2, hi_BxNx2)))
+    lo_BxWx2, hi_BxWx2 = (jnp.repeat(each, self.block, axis=1) for each in (lo_BxNx2, hi_BxNx2))
+    if self.causal:
+      own_W = length + 1 + jnp.arange(hi_BxWx2.shape[1])
+      hi_BxWx2 = hi_BxWx2.at[..., 1].set(own_W)
+    return Mask(lo_BxWx2, hi_BxWx2)
 
   def losses(
     self, denoise: tuple[FeatureDrafter, Denoiser], params: tuple[Params, Params], noisy: Noisy
   ) -> tuple[Array, Array, Aux]:
     """[B, anchors * block] each. `denoise`, `params`: the drafter's, the target's."""
-    ce_BxL = cross_entropy(self._head(denoise, params, noisy), noisy, ())
-    return noisy.weight_BxL * ce_BxL, ce_BxL, ()
+    nats_BxL = self._nats(*self._heads(denoise, params, noisy), noisy)
+    return noisy.weight_BxL * nats_BxL, nats_BxL, ()
 
   def loss(
     self, denoise: tuple[FeatureDrafter, Denoiser], params: tuple[Params, Params], noisy: Noisy
@@ -142,10 +175,11 @@ class DFlash(Objective):
 
     Where the target wrote the text greedily, accepted / blocks is what a forward of it settles.
     """
-    head = self._head(denoise, params, noisy)
-    ce_BxL, asked_BxL = cross_entropy(head, noisy, ()), noisy.weight_BxL > 0
-    sums = loss_sum(noisy, noisy.weight_BxL * ce_BxL, ce_BxL)
-    hit_BxL = jax.lax.stop_gradient(likeliest(head)) == noisy.targets_BxL
+    head, taught = self._heads(denoise, params, noisy)
+    nats_BxL, asked_BxL = self._nats(head, taught, noisy), noisy.weight_BxL > 0
+    sums = loss_sum(noisy, noisy.weight_BxL * nats_BxL, nats_BxL)
+    right_BxL = noisy.targets_BxL if self.temperature is None else likeliest(taught)
+    hit_BxL = jax.lax.stop_gradient(likeliest(head)) == right_BxL
     hit_BxNxb, asked_BxNxb = (
       x_BxL.reshape(len(x_BxL), -1, self.block) for x_BxL in (hit_BxL, asked_BxL)
     )
@@ -159,12 +193,24 @@ class DFlash(Objective):
     metrics = {name: value.astype(jnp.float32) for name, value in told.items()}
     return sums.replace(metrics=sums.metrics | metrics), ()
 
-  def _head(
+  def _nats(self, head: LogitHead, taught: LogitHead, noisy: Noisy) -> Array:
+    """Of each asked token, float32 [B, anchors * block]."""
+    if self.temperature is None:
+      return cross_entropy(head, noisy, ())
+    distance = Divergence(softened=self.temperature)
+    return self.temperature**2 * distance(head, taught, noisy.weight_BxL > 0)
+
+  def _heads(
     self, denoise: tuple[FeatureDrafter, Denoiser], params: tuple[Params, Params], noisy: Noisy
-  ) -> LogitHead:
+  ) -> tuple[LogitHead, LogitHead]:
+    """The drafter's, and the target's where it predicts the same tokens: of none where it does not
+    teach."""
     (drafter, target), (own, frozen) = denoise, params
     tokens_BxL, slot_BxL = noisy.extra["tokens_BxL"], noisy.extra["position_BxL"]
     rows, length = tokens_BxL.shape
+    ask_BxA = noisy.extra["before_BxW"]
+    if self.temperature is None:
+      ask_BxA = jnp.zeros((rows, 0), jnp.int32)
     past = masks.Causal()(jnp.broadcast_to(jnp.arange(length), (rows, length)), length)
     out = target(
       frozen,
@@ -172,11 +218,11 @@ class DFlash(Objective):
       slot_BxW=slot_BxL,
       mask=masks.in_segments(past, noisy.extra["segment_BxL"]),
       time_BxW=jnp.zeros(tokens_BxL.shape),
-      ask_BxA=jnp.zeros((rows, 0), jnp.int32),
+      ask_BxA=ask_BxA,
       taps=drafter.taps,
     )
     key_W = length + jnp.arange(noisy.inputs_BxW.shape[1])
-    return drafter(
+    drafted = drafter(
       own,
       frozen,
       noisy.inputs_BxW,
@@ -184,7 +230,8 @@ class DFlash(Objective):
       key_BxW=jnp.broadcast_to(key_W, noisy.inputs_BxW.shape),
       mask=noisy.mask,
       context=drafter.context(own, jax.lax.stop_gradient(out.features_BxWxF), slot_BxL),
-    ).head
+    )
+    return drafted.head, jax.lax.stop_gradient(out.head)
 
   def not_a_likelihood(self) -> str | None:
     return "it is what a drafter says of the tokens behind an anchor"

@@ -71,7 +71,7 @@ def _over_block(
   slot_BxW = canvas.start_B[:, None] + jnp.arange(count + 1)[None, :]
   inside_BxW = slot_BxW < canvas.length_B[:, None]
   tokens_BxW = jnp.where(inside_BxW, at_slot(shown_BxL, slot_BxW), drafter.mask_id)
-  everything = masks.Full()(slot_BxW, shown_BxL.shape[1] + count + 1)
+  seen = drafter.sees(slot_BxW, shown_BxL.shape[1] + count + 1)
 
   def run(cache: KVCache) -> tuple[LogitHead, KVCache]:
     out = drafter.denoise(
@@ -80,7 +80,7 @@ def _over_block(
       tokens_BxW,
       slot_BxW=slot_BxW,
       key_BxW=slot_BxW,
-      mask=everything,
+      mask=seen,
       context=(cache.k_YxBxSxKxH, cache.v_YxBxSxKxH),
       live_BxS=cache.filled_BxS,
     )

@@ -18,7 +18,7 @@ class Drafter:
 
   Args:
     denoise: a model, or with `taps` a `FeatureDrafter`.
-    sees: its attention; what it is told with `taps` it sees whole.
+    sees: its attention; of what it is told with `taps`, all that is settled.
     taps: layers of the first model whose outputs it reads in place of text (DFlash, 2602.06036).
   """
 

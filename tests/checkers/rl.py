@@ -274,15 +274,14 @@ class Drafted(Recorded):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def drafted(objective, u_BxL, batch, logits):
+def drafted(objective, draws, batch, logits, target):
   """Noisy, the sums of the loss, and the gradient of its mean."""
-  noisy = objective.corrupt_with({"u_anchor": u_BxL}, batch, 0)
+  noisy = objective.corrupt_with(draws, batch, 0)
 
   def mean(logits):
     left = noisy.targets_BxL.shape[1] - logits.shape[1]  # blocks that no row has a place for
     params = {"logits": jnp.pad(logits, ((0, 0), (0, left), (0, 0)))}
-    silent = {"logits": jnp.zeros((len(logits), 1, 1))}
-    sums, _ = objective.loss((Drafted(), Recorded()), (params, silent), noisy)
+    sums, _ = objective.loss((Drafted(), Recorded()), (params, {"logits": target}), noisy)
     return sums.total / sums.count, sums
 
   grad, sums = jax.grad(mean, has_aux=True)(logits)
@@ -290,7 +289,9 @@ def drafted(objective, u_BxL, batch, logits):
 
 
 def dflash_loss(case: Case):
-  assert (case.arg("loss_type"), case.arg("sliding_window")) == ("dflash", None)
+  kind, base = case.arg("loss_type"), case.arg("prefix_weight_base")
+  jet = kind == "jetspec"
+  assert (base is not None) == (kind == "variable_prefix") and case.arg("sliding_window") is None
   ids, block = case.inputs["input_ids"], case.arg("block_size")
   rows, length = ids.shape
   segment, position = np.ones((rows, length), int), np.tile(np.arange(length), (rows, 1))
@@ -306,8 +307,19 @@ def dflash_loss(case: Case):
   )  # fmt: skip
   u = np.pad(case.inputs["u"], ((0, 0), (0, block - 1)), constant_values=1)
   gamma = case.arg("loss_decay_gamma")
-  objective = DFlash(case.arg("mask_id"), block, case.arg("num_anchors"), gamma)
-  noisy, sums, grad = drafted(objective, jnp.asarray(u), batch, jnp.asarray(case.inputs["logits"]))
+  objective = DFlash(
+    case.arg("mask_id"), block, case.arg("num_anchors"), gamma, base, jet,
+    case.arg("kd_temperature"),
+  )  # fmt: skip
+  draws = {"u_anchor": u}
+  if base is not None:
+    chance = base ** np.arange(min(2, block - 1), block)
+    close(chance, case.outputs["prefix_weights"])
+    until = np.cumsum(chance) / chance.sum()
+    draws["u_prefix"] = (until - chance / chance.sum() / 2)[case.inputs["prefix_draw"]]
+  target = case.inputs.get("target_logits", np.zeros((rows, 1, 1), np.float32))
+  draws, logits = jax.tree.map(jnp.asarray, (draws, case.inputs["logits"]))
+  noisy, sums, grad = drafted(objective, draws, batch, logits, jnp.asarray(target))
   size = case.outputs["draft_ids"].shape[1]
   same(noisy.inputs_BxW[:, :size], case.outputs["draft_ids"])
   same(noisy.slot_BxW[:, :size], case.outputs["position_ids"][:, length:])
@@ -353,8 +365,6 @@ UNCHECKED = {
   "sdtt_loss": "self-distillation through time",
   "tracerl_gae": "a value model",
   "dflash_loss/no_decay_window": "a drafter that sees a window of the text",
-  "dflash_loss/variable_prefix": "D2SD's blocks, which begin with several shown tokens",
-  "dflash_loss/jetspec": "JetSpec's causal drafter, which learns the target's distribution",
 }
 
 

@@ -58,6 +58,8 @@ def test_anchors_are_the_lowest_draws_of_those_that_fit():
     ({"block": 1}, "block=1 must be at least 2, anchors=2 at least 1"),
     ({"anchors": 0}, "anchors=0 at least 1"),
     ({"gamma": 0.0}, "gamma=0.0 must be positive"),
+    ({"prefix": 0.0}, "prefix=0.0 must be positive"),
+    ({"temperature": 0.0}, "temperature=0.0 must be positive"),
   ],
 )
 def test_bad_values_are_refused(fields, message):
