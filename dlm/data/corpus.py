@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dlm import files
+from dlm.data import spans
 from dlm.data.chat import Conversation, template_of
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
@@ -93,13 +94,21 @@ class Encoder:
 
   Args:
     parse_specials: a special token that plain text spells is that token; else it is letters.
+    silent: (LEFT, RIGHT): what stands between them, and they, is read and not learned, see
+      `dlm.data.spans`. They are found among ids: text whose ids depend on its neighbours is not.
   """
 
-  def __init__(self, tokenizer: Tokenizer, parse_specials: bool = False):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    parse_specials: bool = False,
+    silent: tuple[str, str] | None = None,
+  ):
     self._tokenizer, self._parse_specials = tokenizer, parse_specials
     self._spelled = Spelled(tokenizer)
+    self._silent = None if silent is None else [self._spelled.encode(each) for each in silent]
     self._counts: Counter[str] = Counter()
-    self._turns = self._unlearned = 0
+    self._turns = self._unlearned = self._with_spans = 0
 
   def __call__(self, examples: Sequence[Example]) -> list[Document]:
     """Refuses text that encodes to the mask: it would be taken for noise."""
@@ -113,7 +122,12 @@ class Encoder:
           f"{mask_id=} occurs in a text, choose another mask token;"
           f" the text begins {(example.prompt + example.completion)[:60]!r}"
         )
-    return found
+    return found if self._silent is None else [self._without_spans(each) for each in found]
+
+  def _without_spans(self, document: Document) -> Document:
+    kept_T = spans.outside(document.ids_T, *self._silent)
+    self._with_spans += not kept_T.all()
+    return document._replace(learned_T=learned(document) & kept_T)
 
   def notes(self, name: str) -> tuple[str, ...]:
     """Of the examples so far."""
@@ -124,6 +138,8 @@ class Encoder:
         f"WARNING: {name}: plain text spells special tokens {self._counts.total()} times ({most}),"
         " which are learned as letters; the source's option parse_specials=True reads the tokens"
       )
+    if self._silent and not self._with_spans:
+      found.append(f"WARNING: {name}: the marks of the option silent stand in none of its texts")
     if self._unlearned:
       found.append(
         f"{name}: {self._unlearned} of {self._turns} turns of the assistant are not learned: the"
@@ -163,9 +179,9 @@ def encoded(source: Source, encoder: Encoder) -> Iterator[Document]:
     yield from encoder([source[i] for i in range(first, last)])
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, parse_specials: bool = False) -> TokenCorpus:
-  """Encodes a whole source into memory; `parse_specials`: see `Encoder`."""
-  encoder = Encoder(tokenizer, parse_specials)
+def tokenize(source: Source, tokenizer: Tokenizer, **options) -> TokenCorpus:
+  """Encodes a whole source into memory; `options`: see `Encoder`."""
+  encoder = Encoder(tokenizer, **options)
   documents = list(encoded(source, encoder))
   sizes = [0] + [document.ids_T.size for document in documents]
   learned_T = None
@@ -254,17 +270,25 @@ def open_corpus(
   split: str = "train",
   seed: int = 0,
   parse_specials: bool = False,
+  silent: tuple[str, str] | None = None,
   **options,
 ) -> TokenCorpus | GeneratedCorpus:
-  """A source spec of `open_source`, or `tokens:DIR`; `parse_specials`: see `Encoder`."""
+  """A source spec of `open_source`, or `tokens:DIR`; `parse_specials`, `silent`: see `Encoder`."""
   if type(parse_specials) is not bool:
     raise ValueError(f"{spec}: {parse_specials=} must be true or false")
+  match silent:
+    case None:
+      pass
+    case [str(left), str(right)] if left and right:
+      silent = left, right
+    case _:
+      raise ValueError(f"{spec}: silent={silent!r} must be (LEFT, RIGHT), two texts")
   if spec.partition(":")[0] == "tokens":
-    if options or parse_specials:
-      given = sorted([*options, *(["parse_specials"] if parse_specials else [])])
+    own = {"parse_specials": parse_specials, "silent": silent}
+    if given := sorted([*options, *(name for name in own if own[name])]):
       raise ValueError(f"tokens: takes no options, has {given}")
     return open_tokens(spec.partition(":")[2], split, tokenizer)
   source = open_source(spec, split, seed=seed, **options)
   if source.generated:
-    return GeneratedCorpus(source, Encoder(tokenizer, parse_specials))
-  return tokenize(source, tokenizer, parse_specials)
+    return GeneratedCorpus(source, Encoder(tokenizer, parse_specials, silent))
+  return tokenize(source, tokenizer, parse_specials=parse_specials, silent=silent)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm.data import spans
 from dlm.models.config import DrafterConfig
 from dlm.objectives import DFlash, DuoDcd, Opdlm, streams
 from dlm.objectives.divergence import Divergence
@@ -338,12 +339,18 @@ def dflash_loss(case: Case):
   close(grad, case.outputs["grad_logits"])
 
 
+def agentic_trainable_mask(case: Case):
+  tokens, left, right = (np.array(case.arg(name)) for name in ("tokens", "left", "right"))
+  same(spans.outside(tokens, left, right), case.outputs["trainable"])
+
+
 def dflash_target_layers(case: Case):
   for (target_layers, layers), taps in zip(case.arg("pairs"), case.expected["layers"], strict=True):
     same(DrafterConfig.of(target_layers, layers).taps, taps)
 
 
 METHODS = {
+  "agentic_trainable_mask": agentic_trainable_mask,
   "duo_dcd_loss": duo_dcd_loss,
   "dflash_loss": dflash_loss,
   "dflash_target_layers": dflash_target_layers,
@@ -354,7 +361,6 @@ METHODS = {
 }
 # Methods, and cases of methods that are checked, of what is not here.
 UNCHECKED = {
-  "agentic_trainable_mask": "spans of tools in packed text",
   "d3llm_curriculum": "pseudo-trajectories",
   "d3llm_forward_process": "pseudo-trajectories",
   "d3llm_loss": "pseudo-trajectories",

@@ -93,6 +93,19 @@ def test_spelled_special_tokens_are_counted_or_read(tokenizer, tmp_path):
   assert rows(f"tokens:{tmp_path / 'out'}", tokenizer).notes() == list(meta["notes"])
 
 
+def test_what_stands_between_two_marks_is_read_and_not_learned(tokenizer, tmp_path):
+  """In plain text and in what an assistant said: a tool's answer within its turn."""
+  talk = [TALK[0], {"role": "assistant", "content": "sat [the mat] on"}]
+  text = {"prompt": "the ", "completion": "cat [sat] on [mat"}
+  source = written(tmp_path, text, {"messages": talk})
+  found = rows(source, tokenizer, silent=("[", "]"), pad="none")
+  assert [learned(tokenizer, found[i]) for i in (0, 1)] == ["cat  on ", "sat  on"]
+  assert tokenizer.decode(found[0].tokens_BxL[0]).startswith("the cat [sat] on [mat")
+  assert found.notes() == []
+  (note,) = rows(source, tokenizer, silent=("{", "}")).notes()
+  assert note == "WARNING: jsonl: the marks of the option silent stand in none of its texts"
+
+
 @pytest.mark.parametrize(
   ("record", "options", "message"),
   [
@@ -100,6 +113,7 @@ def test_spelled_special_tokens_are_counted_or_read(tokenizer, tmp_path):
     ({"messages": "hi"}, {}, "line 1: needs "),
     ({"text": "<|mask|>"}, {"parse_specials": True}, "mask_id=.* occurs in a text"),
     ({"text": "a"}, {"parse_specials": 1}, "parse_specials=1 must be true or false"),
+    ({"text": "a"}, {"silent": ("[",)}, r"silent=\('\[',\) must be \(LEFT, RIGHT\), two texts"),
   ],
 )
 def test_what_cannot_be_learned_is_refused(tokenizer, tmp_path, record, options, message):
