@@ -19,6 +19,7 @@ from dlm.rewards.formats import (
   xml_count,
   xml_count_from_answer,
 )
+from dlm.rewards.programs import program
 from dlm.rewards.puzzles import countdown, sudoku
 from dlm.rewards.written import Written
 
@@ -55,6 +56,7 @@ REWARDS: dict[str, Reward] = {
   "ended": ended,
   "countdown": countdown,  # d1, 2504.12216
   "sudoku": sudoku,  # d1
+  "program": program,  # its tests are the data's answer
   "tagged_answer": tagged_answer,  # d1's rewards for GSM8K, five terms
   "tagged_integer": tagged_integer,
   "format_strict": format_strict,

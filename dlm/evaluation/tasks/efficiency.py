@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from dlm.evaluation.tasks import bounded
+from dlm.rewards import bounded
 
 REPEATS = 6  # runs of a program
 ALLOWED = 2.0  # times the reference's time, after which a program is worth nothing

@@ -9,7 +9,7 @@
 A text to continue is put as lm-evaluation-harness does, with its stops, and worked examples by
 --shots (papers: 5 for gsm8k, 4 for math500, 3 for mbpp; the first of their file, where the harness
 draws some). A chat model is asked as OpenCompass does. HumanEval and MBPP run what a model wrote,
-within bounds (`bounded.py`), if --option=run_code=True allows it.
+within bounds (`dlm/rewards/bounded.py`), if --option=run_code=True allows it.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from typing import Any
 
 from dlm.data import Example, lines
 from dlm.data.install import require
-from dlm.evaluation.tasks import answers, bounded, code, ifeval
+from dlm.evaluation.tasks import answers, code, ifeval
 from dlm.evaluation.tasks.kind import Kind
+from dlm.rewards import bounded
 
 Row = Mapping[str, Any]
 Grade = Callable[[Example, str], float]

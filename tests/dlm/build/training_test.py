@@ -188,14 +188,16 @@ FILES = sorted((pathlib.Path(__file__).parents[3] / "configs" / "train").glob("*
 def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   """With lists of bytes in place of text, and a tiny model in place of weights, of the authors."""
   given = RunConfig.read(str(path))
+  kind = given.objective.kind
   fields = ["data.sources=(('lists', 1.0),)", "data.mode=pad", "data.document_mask=false"]
   fields += ["model.implementation=xla", "sample.prompts=('a',)", "checkpoint.keep_last=5"]
   fields.append("optimizer.b1=0.5")
   if "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
-  elif "moe" in given.model.fields or not given.objective.kind.teacher_shift:
+  elif not kind.teacher_shift or not (kind.shift or kind.shiftable or kind.drafts):
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
-    fields.append(f"init_from={directories.write(tmp_path / 'hf', 'llada_moe', **facts)}")
+    family = "llada_moe" if "moe" in given.model.fields else "llada"
+    fields.append(f"init_from={directories.write(tmp_path / 'hf', family, **facts)}")
   else:  # it goes on from published weights
     fields.append(f"init_from={directories.write(tmp_path / 'hf')}")
   training = build.everything(RunConfig.read(str(path), fields))

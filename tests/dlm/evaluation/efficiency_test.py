@@ -7,8 +7,9 @@ import pytest
 
 from dlm.data import Example
 from dlm.evaluation import tasks
-from dlm.evaluation.tasks import bounded, efficiency
+from dlm.evaluation.tasks import efficiency
 from dlm.evaluation.tasks.published import TASKS
+from dlm.rewards import bounded
 
 
 def test_eff_at_k_is_the_mean_of_the_best_over_all_draws():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlm.evaluation.tasks import bounded
+from dlm.rewards import bounded
 
 TRIES = {
   "raise": "raise ValueError",
