@@ -56,7 +56,7 @@ may say beyond its rule is declared in its base class: `dlm.sampling.policy`, `c
 Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
-  masks, edits, diffusion, parallel -> types            data -> numpy, files;  rewards -> numpy
+  masks, edits, diffusion, parallel -> types            data -> numpy, files;  rewards -> data
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)

@@ -72,7 +72,7 @@ LAYERS = {
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
   "dlm.data": Layer(("dlm.seeds", "dlm.files"), ("numpy",)),
-  "dlm.rewards": Layer((), ("numpy",)),
+  "dlm.rewards": Layer(("dlm.data",), ("numpy",)),
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer(
     (*WORDS, "dlm.files", "dlm.checksums", "dlm.models"),

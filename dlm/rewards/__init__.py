@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from dlm.rewards import gym
 from dlm.rewards.formats import (
   format_soft,
   format_strict,
@@ -67,7 +68,7 @@ REWARDS: dict[str, Reward] = {
 
 
 def reward(name: str) -> Reward:
-  """The reward of a name in REWARDS, or "package.module:function".
+  """Of a name in REWARDS, "reasoning_gym:TASK" (`dlm.rewards.gym`), or "package.module:function".
 
   Raises:
     ValueError: there is none; names the known ones.
@@ -76,8 +77,10 @@ def reward(name: str) -> Reward:
     return REWARDS[name]
   module, colon, function = name.partition(":")
   if not colon:
-    known = ", ".join(REWARDS)
+    known = ", ".join((*REWARDS, "reasoning_gym:TASK"))
     raise ValueError(f"rewards: {name!r} is unknown; known: {known}, or package.module:function")
+  if module == "reasoning_gym":
+    return gym.of_task(function)
   try:
     found = getattr(importlib.import_module(module), function)
   except (ImportError, AttributeError, ValueError) as error:

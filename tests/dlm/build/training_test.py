@@ -194,7 +194,9 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   fields.append("optimizer.b1=0.5")
   if "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
-  elif not kind.teacher_shift or not (kind.shift or kind.shiftable or kind.drafts):
+  elif kind.drafts:
+    fields.append(f"teacher={directories.write(tmp_path / 'hf')}")
+  elif "moe" in given.model.fields or not kind.teacher_shift or not (kind.shift or kind.shiftable):
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
     family = "llada_moe" if "moe" in given.model.fields else "llada"
     fields.append(f"init_from={directories.write(tmp_path / 'hf', family, **facts)}")
