@@ -195,7 +195,11 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   if "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
   elif kind.drafts:
-    fields.append(f"teacher={directories.write(tmp_path / 'hf')}")
+    fields += [
+      f"teacher={directories.write(tmp_path / 'hf')}",
+      "model.drafter.taps=(0,)",
+      "model.drafter.target_layers=2",
+    ]
   elif "moe" in given.model.fields or not kind.teacher_shift or not (kind.shift or kind.shiftable):
     facts = {"mask": "<|mask|>", "attention": "full", "shift": 0}
     family = "llada_moe" if "moe" in given.model.fields else "llada"
