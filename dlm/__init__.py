@@ -17,9 +17,9 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   kernels_pallas/  one folder an op, one function each, several implementations behind it:
                    token_stats (hidden x unembedding -> statistics per token), linear_xent
                    (-> cross-entropy), linear_distill (-> KL from a teacher): [rows, V] logits
-                   never exist in memory; block_attention
-                   (masks are ranges of keys). dispatch chooses, shards splits an op over a mesh,
-                   aot compiles for devices that are not here
+                   never exist in memory; block_attention (masks are ranges of keys). dispatch
+                   chooses, shards splits an op over a mesh, aot compiles for devices that are not
+                   here
   dlm/types        structs of arrays, protocols       masks       attention as ranges of key slots
   dlm/edits        text that is inserted or deleted in rows of fixed length
   dlm/diffusion    schedules, times, corruption       objectives  one paper's training recipe a
