@@ -105,7 +105,7 @@ def measured(
     [*command.FIELDS.value, f"slots={SLOTS.value}", f"block={block}", "stop=never"],
   )
   params = apart(trained.params()[0])  # as the sampler holds them
-  bits = forwards.bits_of(config, params)
+  bits = forwards.bits_of(trained.model.config, params)
   chip = forwards.here(trained.model.config.dtype, ROUNDS.value)
   took = forwards.timed(trained, params, kinds, bits, chip, ROUNDS.value)
   lines = [
