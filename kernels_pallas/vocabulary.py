@@ -53,14 +53,19 @@ def of_all(merge: Callable[[State, State], State], own: State, held: Held) -> St
   return functools.reduce(merge, [jax.tree.unflatten(jax.tree.structure(own), x) for x in each])
 
 
-def tile_size(hidden_RxD: Array, unembed_VxD: Array) -> int:
+def tile_size(hidden_RxD: Array, unembed_VxD: Array, asked: int | None = None) -> int:
   """Ids a tile: those for which [rows, tile] has about 2^20 elements, at least 512, at most all.
 
   On a CPU XLA copies a tile of the unembedding before it multiplies, which with few rows takes as
   long as the product. So all ids are one tile where their logits are fewer than that copy's
   elements: faster, and less memory too.
+
+  Args:
+    asked: so many in its place, or all where there are fewer.
   """
   (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
+  if asked:
+    return min(asked, vocab)
   tile = max(_TILE_MIN, _TILE_ELEMENTS // max(rows, 1) // 128 * 128)
   if dispatch.backend() == "cpu" and rows * vocab <= tile * width:
     return vocab
@@ -96,6 +101,28 @@ def sweep(
     ids_V = first + jnp.arange(vocab, dtype=jnp.int32)
     return step(state, Tile(0, ids_V, allowed(ids_V, forbidden), unembed_VxD))
   return jax.lax.fori_loop(0, -(-vocab // tile), at, state)
+
+
+def no_gradients(hidden_RxD: Array, unembed_VxD: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+  """What `add_gradients` adds to: hidden's in float32, the unembedding's in `dtype`."""
+  return (
+    jnp.zeros_like(hidden_RxD, dtype=jnp.float32),
+    jnp.zeros_like(unembed_VxD, dtype=dtype),
+  )
+
+
+def add_gradients(
+  state: tuple[Array, Array], d_z_RxT: Array, part: Tile, hidden_RxD: Array
+) -> tuple[Array, Array]:
+  """Those of a tile's logits, of which that of an id that is not live must be 0."""
+  d_hidden_RxD, d_unembed_VxD = state
+  d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
+  d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(d_unembed_VxD.dtype)
+  # Ids that a clamped last tile meets again are not live there and add 0.
+  old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, part.ids_T.size)
+  return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
+    d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
+  )
 
 
 def allowed(ids_T: Array, forbidden: tuple[int, ...]) -> Array:

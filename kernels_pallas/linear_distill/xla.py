@@ -89,7 +89,7 @@ _divergence.defvjp(_forward, _backward)
 def _tiles(step, state, spec: Spec, tile: int | None, held: Held, *operands: Array):
   """Folds `step(state, tile, student's logits, teacher's)` over the ids at hand."""
   hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE = operands
-  tile = min(tile or vocabulary.tile_size(hidden_RxD, unembed_VxD), unembed_VxD.shape[0])
+  tile = vocabulary.tile_size(hidden_RxD, unembed_VxD, tile)
 
   def at(state, part: vocabulary.Tile):
     teacher_TxE = jax.lax.dynamic_slice_in_dim(teacher_unembed_VxE, part.start, tile)
@@ -144,7 +144,6 @@ def _gradients(
   def add(
     state: tuple[Array, Array], part: vocabulary.Tile, student_RxT: Array, teacher_RxT: Array
   ) -> tuple[Array, Array]:
-    d_hidden_RxD, d_unembed_VxD = state
     q_RxT = jnp.exp(student_RxT - sums.student_lse_R[:, None])
     d_z_RxT = (1 - spec.reverse) * (q_RxT - jnp.exp(teacher_RxT - sums.teacher_lse_R[:, None]))
     if spec.reverse:
@@ -152,16 +151,7 @@ def _gradients(
       d_z_RxT += spec.reverse * q_RxT * gap_RxT
     d_z_RxT *= grad_R[:, None] * spec.slope(student_RxT)
     d_z_RxT = jnp.where(used_Rx1 & part.live_T[None, :], d_z_RxT, 0)
-    d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
-    d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(unembed_dtype)
-    # Ids that a clamped last tile meets again are not live there and add 0.
-    old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, part.ids_T.size)
-    return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
-      d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
-    )
+    return vocabulary.add_gradients(state, d_z_RxT, part, hidden_RxD)
 
-  nothing = (
-    jnp.zeros_like(hidden_RxD, dtype=jnp.float32),
-    jnp.zeros_like(unembed_VxD, dtype=unembed_dtype),
-  )
+  nothing = vocabulary.no_gradients(hidden_RxD, unembed_VxD, unembed_dtype)
   return _tiles(add, nothing, spec, tile, held, *operands)

@@ -65,7 +65,6 @@ class _Passes:
     used_Rx1 = (grad_R != 0)[:, None]
 
     def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
-      d_hidden_RxD, d_unembed_VxD = state
       z_RxT = vocabulary.logits(hidden_RxD, part.unembed_TxD, self.soft_cap)
       p_RxT = jnp.exp(z_RxT - lse_R[:, None])
       target_RxT = target_R[:, None] == part.ids_T[None, :]
@@ -73,24 +72,14 @@ class _Passes:
       if self.soft_cap is not None:
         d_z_RxT *= 1 - jnp.square(z_RxT / self.soft_cap)
       d_z_RxT = jnp.where(used_Rx1 & part.live_T[None, :], d_z_RxT, 0)
-      d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
-      d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(unembed_dtype)
-      # Ids that a clamped last tile meets again are not live there and add 0.
-      old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, part.ids_T.size)
-      return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
-        d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
-      )
+      return vocabulary.add_gradients(state, d_z_RxT, part, hidden_RxD)
 
-    nothing = (
-      jnp.zeros_like(hidden_RxD, dtype=jnp.float32),
-      jnp.zeros_like(unembed_VxD, dtype=unembed_dtype),
-    )
+    nothing = vocabulary.no_gradients(hidden_RxD, unembed_VxD, unembed_dtype)
     d_hidden_RxD, d_unembed_VxD = self._sweep(add, nothing, hidden_RxD, unembed_VxD, held)
     return d_hidden_RxD.astype(hidden_dtype), d_unembed_VxD
 
   def _sweep(self, add, state, hidden_RxD: Array, unembed_VxD: Array, held: Held):
-    tile = self.tile or vocabulary.tile_size(hidden_RxD, unembed_VxD)
-    tile = min(tile, unembed_VxD.shape[0])
+    tile = vocabulary.tile_size(hidden_RxD, unembed_VxD, self.tile)
     return vocabulary.sweep(
       add, state, unembed_VxD, tile=tile, forbidden=self.forbidden, first=held.first
     )

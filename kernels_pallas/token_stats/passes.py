@@ -45,7 +45,7 @@ def over_tiles(
 ) -> Sweep:
   """What folds over the logits, `tile` ids at a time (None: see `vocabulary.tile_size`)."""
   divide_Rx1 = None if divide_R is None else divide_R[:, None]
-  tile = min(tile or vocabulary.tile_size(hidden_RxD, unembed_VxD), unembed_VxD.shape[0])
+  tile = vocabulary.tile_size(hidden_RxD, unembed_VxD, tile)
 
   def sweep(fold: Callable[[Any, Seen], Any], state: Any) -> Any:
     def step(state: Any, part: vocabulary.Tile) -> Any:
