@@ -113,7 +113,7 @@ def run(size: str) -> list[Table]:
   for batch in chosen.batches:
     rng, slots = np.random.default_rng(0), chosen.prompt + chosen.new
     prompts = rng.integers(0, mask_id, (batch, chosen.prompt), np.int32)
-    canvas = _canvas(list(prompts), slots, chosen.block, mask_id)
+    canvas = canvas_of(list(prompts), slots, chosen.block, mask_id)
     rows += _measured(methods, model, params, canvas, chosen.block, mask_id, chosen.rounds)
   note = "seconds of autoregressive decoding / seconds"
   tables = [Table("random", note, rows)]
@@ -148,7 +148,7 @@ def _trained(size: Size, folder: pathlib.Path, kind: str, kinds: dict[str, Metho
   prompts = [np.asarray(encode(source[i].prompt), np.int32) for i in range(max(size.batches))]
   rows = []
   for batch in size.batches:
-    canvas = _canvas(prompts[:batch], training.facts.length, 8, mask_id)
+    canvas = canvas_of(prompts[:batch], training.facts.length, 8, mask_id)
     rows += _measured(methods, training.model, params, canvas, 8, mask_id, size.rounds)
   return rows
 
@@ -187,7 +187,7 @@ def _measured(
   ]
 
 
-def _canvas(prompts: list[np.ndarray], slots: int, block: int, mask_id: int) -> Canvas:
+def canvas_of(prompts: list[np.ndarray], slots: int, block: int, mask_id: int) -> Canvas:
   rows = [np.concatenate([ids, np.full(slots - len(ids), mask_id)]) for ids in prompts]
   return make_canvas(
     rows,

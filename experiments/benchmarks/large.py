@@ -16,10 +16,8 @@ from dlm import masks
 from dlm.models import Model, ModelConfig, bind, from_preset
 from dlm.models.apart import apart
 from dlm.sampling import caching, loop
-from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Fixed
-from dlm.sampling.sampler import Sampler
-from dlm.types import FORWARD_KINDS, Canvas, Params
+from dlm.types import FORWARD_KINDS, Params
 from experiments.benchmarks import block, forwards, training
 from experiments.benchmarks.results import Row, Table, interleaved, rate
 
@@ -87,16 +85,11 @@ def _random(model: Model) -> Params:
 
 def _sampled(size: Size, model: Model, params: Params, batch: int) -> Row:
   slots, config = size.prompt + size.new, model.config
-  sampler = Sampler(
-    denoise=model,
-    policy=Fixed(steps=size.steps),
-    plan=caching.ExactBlock(),
-    sees=masks.BlockCausal(size.block),
-    block=size.block,
-    max_forwards=1_000_000,
-    mask_id=config.vocab - 1,
-  )
-  canvas = _canvas(size, batch, config.vocab - 1)
+  mask_id, sees = config.vocab - 1, masks.BlockCausal(size.block)
+  method = block.Method(Fixed(steps=size.steps), caching.ExactBlock())
+  sampler = method.sampler(model, sees, size.block, mask_id)
+  prompts = np.random.default_rng(0).integers(0, mask_id, (batch, size.prompt), np.int32)
+  canvas = block.canvas_of(list(prompts), slots, size.block, mask_id)
   program = jax.jit(loop.run, static_argnums=0).lower(sampler, params, canvas).compile()
   call = functools.partial(program, params, canvas)
   jax.block_until_ready(call())
@@ -121,18 +114,3 @@ def _sampled(size: Size, model: Model, params: Params, batch: int) -> Row:
     "peak here, FLOP/s": chip.peak(bits),
     "temporary, B": float(program.memory_analysis().temp_size_in_bytes),
   }
-
-
-def _canvas(size: Size, batch: int, mask_id: int) -> Canvas:
-  slots = size.prompt + size.new
-  tokens_BxL = np.random.default_rng(0).integers(0, mask_id, (batch, slots), np.int32)
-  return make_canvas(
-    list(tokens_BxL),
-    [np.arange(slots) >= size.prompt] * batch,
-    list(range(batch)),
-    slots=slots,
-    block=size.block,
-    align="canvas",
-    mask_id=mask_id,
-    seed=0,
-  )
