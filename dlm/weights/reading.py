@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -193,20 +193,34 @@ def _shard(
   device: jax.Device,
 ) -> Array:
   """What `box` cuts out of a parameter, on `device`."""
-  here = jax.sharding.SingleDeviceSharding(device)
   shape = tuple(stop - start for start, stop in box)
-  # XLA's CPU backend rewrites all of a bfloat16 array to change a part of it: there, whole numbers.
-  words = jnp.dtype("uint16") if device.platform == "cpu" and dtype == jnp.bfloat16 else dtype
+  pieces = _read(reader, stored, parts, box)
   # A shard of one piece or less is put together on the host, where no shape has to be compiled.
-  small = math.prod(shape) * dtype.itemsize <= CHUNK
-  if small:
-    buffer = np.zeros(shape, dtype)
-  else:
-    buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, words)
+  if math.prod(shape) * dtype.itemsize <= CHUNK:
+    whole = _on_host(pieces, shape, dtype)
+    return jax.device_put(whole, jax.sharding.SingleDeviceSharding(device))
+  return _on_device(pieces, shape, dtype, device)
+
+
+class Piece(NamedTuple):
+  """Of a stored tensor, and where in a shard it goes."""
+
+  stored: np.ndarray
+  start: tuple[int, ...]
+  sizes: tuple[int, ...]  # of the shard's last axes
+  flip: bool
+
+
+def _read(
+  reader: files.Reader | gguf.Reader,
+  stored: Mapping[str, Stored],
+  parts: list[names.TensorPart],
+  box: Box,
+) -> Iterator[Piece]:
   stack = len(parts[0].at)
   for part in parts:
     above = [at - start for at, (start, _) in zip(part.at, box, strict=False)]
-    if not all(0 <= at < size for at, size in zip(above, shape, strict=False)):
+    if not all(0 <= at < stop - start for at, (start, stop) in zip(above, box, strict=False)):
       continue
     tensor = stored[part.name]
     for cut, start in _pieces(part, _stored(part, box[stack:]), files.BYTES[tensor.dtype]):
@@ -216,17 +230,30 @@ def _shard(
       piece = reader.read(part.name, tensor, where)
       piece = piece[0] if part.experts else piece
       sizes = tuple(stop - start for start, stop in cut)
-      if small:
-        inner = (slice(at, at + size) for at, size in zip(start, sizes, strict=True))
-        piece = np.asarray(piece).astype(dtype)
-        buffer[(*above, *inner)] = (piece.T if part.layout.flip else piece).reshape(sizes)
-        continue
-      start = np.array([*above, *start], np.int32)
-      piece, start = jax.device_put((piece, start), device)
-      jax.block_until_ready(buffer)  # the device works on one piece while the host reads the next
-      buffer = _put(buffer, piece, start, dtype, sizes, part.layout.flip)
-  if small:
-    return jax.device_put(buffer, here)
+      yield Piece(piece, (*above, *start), sizes, part.layout.flip)
+
+
+def _on_host(pieces: Iterator[Piece], shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
+  whole = np.zeros(shape, dtype)
+  for piece, start, sizes, flip in pieces:
+    sides = (1,) * (len(shape) - len(sizes)) + sizes
+    where = tuple(slice(at, at + side) for at, side in zip(start, sides, strict=True))
+    piece = np.asarray(piece).astype(dtype)
+    whole[where] = (piece.T if flip else piece).reshape(sides)
+  return whole
+
+
+def _on_device(
+  pieces: Iterator[Piece], shape: tuple[int, ...], dtype: jnp.dtype, device: jax.Device
+) -> Array:
+  here = jax.sharding.SingleDeviceSharding(device)
+  # XLA's CPU backend rewrites all of a bfloat16 array to change a part of it: there, whole numbers.
+  words = jnp.dtype("uint16") if device.platform == "cpu" and dtype == jnp.bfloat16 else dtype
+  buffer = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=here)(shape, words)
+  for piece, start, sizes, flip in pieces:
+    piece, start = jax.device_put((piece, np.array(start, np.int32)), device)
+    jax.block_until_ready(buffer)  # the device works on one piece while the host reads the next
+    buffer = _put(buffer, piece, start, dtype, sizes, flip)
   jax.block_until_ready(buffer)
   if words == dtype:
     return buffer
