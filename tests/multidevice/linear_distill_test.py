@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlm import parallel
 from kernels_pallas.linear_distill import Spec, linear_distill
+from tests.multidevice import meshes
 
 R, D, E, V = 16, 8, 4, 48
 SPEC = Spec(0.4, 1.5, forbidden=(0, 1, V - 1), soft_cap=4.0)
@@ -31,15 +32,7 @@ def value_and_gradients(mesh=None):
     nats_R = linear_distill(hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE, SPEC)
     return jnp.where(weight_R > 0, weight_R * nats_R, 0).sum()
 
-  run = jax.value_and_grad(loss, argnums=(0, 1))
-  if mesh is None:
-    return jax.jit(run)
-
-  def on_mesh(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return run(*args)
-
-  return jax.jit(on_mesh)
+  return meshes.jitted(jax.value_and_grad(loss, argnums=(0, 1)), mesh)
 
 
 @pytest.fixture(scope="module")

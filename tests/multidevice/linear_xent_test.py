@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from dlm import parallel
 from kernels_pallas.linear_xent import linear_xent
+from tests.multidevice import meshes
 
 R, D, V = 16, 8, 48
 MESHES = [
@@ -48,15 +49,7 @@ def value_and_gradients(implementation, mesh=None):
     )
     return jnp.where(weight_R > 0, weight_R * ce_R, 0).sum()
 
-  run = jax.value_and_grad(loss, argnums=(0, 1))
-  if mesh is None:
-    return jax.jit(run)
-
-  def on_mesh(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return run(*args)
-
-  return jax.jit(on_mesh)
+  return meshes.jitted(jax.value_and_grad(loss, argnums=(0, 1)), mesh)
 
 
 def shardings(mesh):
