@@ -393,7 +393,9 @@ class _Loop:
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
-    return Batch(*map(put, rows))
+    *text, when_BxL = rows
+    traced = self.training.objective.traced and when_BxL is not None
+    return Batch(*map(put, text), extra={"when": put(when_BxL)} if traced else {})
 
   def settle(self, done: int, loss: LossSum, numbers: dict) -> None:
     """Takes one update into the record; stops the run if it is not finite."""

@@ -259,11 +259,13 @@ def _of_target(run: RunConfig) -> tuple[RunConfig, Pretrained]:
 def _agree_on_rollout(training: Training) -> None:
   """What the model writes by itself takes the run's own mesh, seed, rows and length."""
   run = training.run
-  if training.objective.traced and run.rollout is None:
-    raise ValueError(
-      f"objective.name={run.objective.name!r} learns from what the model writes: it needs `rollout`"
-    )
+  learned, told = training.objective, (training.rows, training.eval_rows)
   if run.rollout is None:
+    if learned.traced and (learned.rewarded or not all(rows.traced for rows in told)):
+      raise ValueError(
+        f"objective.name={run.objective.name!r} learns from what the model writes: it needs "
+        "`rollout`" + ("" if learned.rewarded else ", or data.sources of traces:FILE alone")
+      )
     return
   unsaid = SamplingConfig()
   for name in ("slots", "seed", "batch", "row_tile", "parallel", "mesh", "bos", "implementation"):

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dlm import files
-from dlm.data import spans
+from dlm.data import lines, spans
 from dlm.data.chat import Conversation, template_of
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
 from dlm.data.specials import Spelled
 from dlm.data.tokenizers import Tokenizer
+from dlm.data.traces import read_traces
 
 META, LEARNED = "meta.json", "learned.npy"
 ENCODE_AT_ONCE = 512
@@ -28,10 +29,12 @@ class Document(NamedTuple):
   ids_T: np.ndarray  # EOS included
   prompt: int  # how many of them come before the first that is learned
   learned_T: np.ndarray | None = None  # bool; None: all after the prompt
+  when_T: np.ndarray | None = None  # the forward that wrote each, -1: it was given; None: unknown
 
 
 class Corpus(Protocol):
   name: str
+  traced: bool  # its documents tell which forward wrote each token
   notes: tuple[str, ...]  # what whoever trains on it should know, a line each
 
   def __len__(self) -> int: ...
@@ -53,17 +56,21 @@ class TokenCorpus:
   fingerprint: Callable[[], dict[str, str]]
   learned_T: np.ndarray | None = None  # bool; None: all after the prompts
   notes: tuple[str, ...] = ()
+  when_T: np.ndarray | None = None  # as a document's
+
+  @property
+  def traced(self) -> bool:
+    return self.when_T is not None
 
   def __len__(self) -> int:
     return len(self.prompt_N)
 
   def documents(self, index: Iterable[int]) -> list[Document]:
-    learned_T = self.learned_T
     found = []
     for i in index:
       part = slice(self.start_N[i], self.start_N[i + 1])
-      learned = None if learned_T is None else learned_T[part]
-      found.append(Document(self.tokens_T[part], int(self.prompt_N[i]), learned))
+      own = (None if each is None else each[part] for each in (self.learned_T, self.when_T))
+      found.append(Document(self.tokens_T[part], int(self.prompt_N[i]), *own))
     return found
 
 
@@ -74,6 +81,7 @@ class GeneratedCorpus:
   source: Source
   encoder: "Encoder"
   notes = ()
+  traced = False
 
   @property
   def name(self) -> str:
@@ -244,12 +252,32 @@ def open_tokens(directory: str, split: str, tokenizer: Tokenizer) -> TokenCorpus
   return TokenCorpus(name, tokens_T, start_N, prompt_N, fingerprint, learned_T, notes)
 
 
+def open_traces(paths: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
+  """What `dlm.data.traces.read_traces` reads; all that was written is learned."""
+  rows, whens, left_out = read_traces(paths, split, tokenizer)
+  when_T = np.concatenate(whens)
+  note = f"traces: {left_out} answers that ran out of forwards are left out"
+  return TokenCorpus(
+    name="traces",
+    tokens_T=np.concatenate(rows),
+    start_N=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    prompt_N=np.array([(each >= 0).argmax() for each in whens], np.int32),
+    fingerprint=lambda: {str(path): files.fingerprint(path) for path in lines.found(paths)},
+    learned_T=when_T >= 0,
+    notes=(note,) if left_out else (),
+    when_T=when_T,
+  )
+
+
 def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
   kinds = {"source": str, "fingerprint": str, "splits": dict}
   for field, kind in kinds.items():
     if not isinstance(meta, dict) or not isinstance(meta.get(field), kind):
       raise ValueError(f"tokens: {path}: field {field} must be there, of type {kind.__name__}")
   return meta
+
+
+STORED = {"tokens": open_tokens, "traces": open_traces}  # sources of ids
 
 
 def _mapped(path: pathlib.Path, kinds: str = "iu") -> np.ndarray:
@@ -273,7 +301,10 @@ def open_corpus(
   silent: tuple[str, str] | None = None,
   **options,
 ) -> TokenCorpus | GeneratedCorpus:
-  """A source spec of `open_source`, or `tokens:DIR`; `parse_specials`, `silent`: see `Encoder`."""
+  """A source spec of `open_source`, `tokens:DIR` or `traces:PATH`.
+
+  `parse_specials`, `silent`: see `Encoder`.
+  """
   if type(parse_specials) is not bool:
     raise ValueError(f"{spec}: {parse_specials=} must be true or false")
   match silent:
@@ -283,11 +314,12 @@ def open_corpus(
       silent = left, right
     case _:
       raise ValueError(f"{spec}: silent={silent!r} must be (LEFT, RIGHT), two texts")
-  if spec.partition(":")[0] == "tokens":
+  kind, _, argument = spec.partition(":")
+  if kind in STORED:
     own = {"parse_specials": parse_specials, "silent": silent}
     if given := sorted([*options, *(name for name in own if own[name])]):
-      raise ValueError(f"tokens: takes no options, has {given}")
-    return open_tokens(spec.partition(":")[2], split, tokenizer)
+      raise ValueError(f"{kind}: takes no options, has {given}")
+    return STORED[kind](argument, split, tokenizer)
   source = open_source(spec, split, seed=seed, **options)
   if source.generated:
     return GeneratedCorpus(source, Encoder(tokenizer, parse_specials, silent))

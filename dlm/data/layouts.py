@@ -20,6 +20,7 @@ class RowBatch(NamedTuple):
   noisable_BxL: np.ndarray  # bool: False on prompt and padding
   segment_BxL: np.ndarray  # int32: 1, 2, ... by document, 0 on padding
   position_BxL: np.ndarray  # int32: restarts in every segment
+  when_BxL: np.ndarray | None = None  # int32: the forward that wrote each, -1: given; of traces
 
 
 def _positions(segment_BxL: np.ndarray) -> np.ndarray:
@@ -67,7 +68,8 @@ class Packed:
     noisable_BxL = at_BxL >= prompt_end_BxL
     if corpus.learned_T is not None:
       noisable_BxL = noisable_BxL & corpus.learned_T[at_BxL]
-    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))
+    when_BxL = None if corpus.when_T is None else corpus.when_T[at_BxL]
+    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL), when_BxL)
 
 
 class Padded:
@@ -121,12 +123,15 @@ class Padded:
       index_E = self._kept_N[index_E]
     tokens_ExC = np.full((index_E.size, slot), self._fill, np.int32)
     learned_ExC = np.ones((index_E.size, slot), bool)
+    when_ExC = np.full((index_E.size, slot), -1, np.int32)
     prompt_E, size_E = np.zeros_like(index_E), np.zeros_like(index_E)
-    for e, (ids, prompt, learned) in enumerate(self._corpus.documents(index_E.tolist())):
+    for e, (ids, prompt, learned, when) in enumerate(self._corpus.documents(index_E.tolist())):
       prompt_E[e], size_E[e] = prompt, min(ids.size, slot)
       tokens_ExC[e, : size_E[e]] = ids[:slot]
       if learned is not None:
         learned_ExC[e, : size_E[e]] = learned[:slot]
+      if when is not None:
+        when_ExC[e, : size_E[e]] = when[:slot]
     column_C = np.arange(slot)
     used_ExC = (column_C < size_E[:, None]) | self._eos_padded
     number_E = np.tile(np.arange(1, per_row + 1), row_B.size)
@@ -138,6 +143,7 @@ class Padded:
       self._in_rows(noisable_ExC, False),
       segment_BxL,
       _positions(segment_BxL),
+      self._in_rows(when_ExC, -1) if self._corpus.traced else None,
     )
 
   def _in_rows(self, values_ExC: np.ndarray, fill: int | bool) -> np.ndarray:

@@ -104,6 +104,11 @@ class Rows:
     """Every row is one example, and padding."""
     return all(isinstance(each, Padded) and each.per_row == 1 for each in self._layouts)
 
+  @property
+  def traced(self) -> bool:
+    """Every row tells which forward wrote each of its tokens."""
+    return all(corpus.traced for corpus in self._corpora)
+
   def notes(self) -> list[str]:
     """What to know of the sources, a line each; of examples that do not fit, how many there are."""
     left_out = [line for layout in self._layouts if (line := _left_out(layout.report))]
@@ -127,11 +132,13 @@ class Rows:
     uniform_B = (hash_words(self._seed, len(self._layouts), row_B) >> np.uint64(11)) * 2.0**-53
     part_B = np.searchsorted(self._bounds, uniform_B, side="right")
     shape = (self._local, self._length)
-    out = RowBatch(*(np.zeros(shape, dtype) for dtype in (np.int32, bool, np.int32, np.int32)))
+    kinds = (np.int32, bool, np.int32, np.int32, *([np.int32] if self.traced else []))
+    out = RowBatch(*(np.zeros(shape, kind) for kind in kinds))
     for i, layout in enumerate(self._layouts):
       if (where := np.flatnonzero(part_B == i)).size:
         for field, values in zip(out, layout.rows(row_B[where]), strict=True):
-          field[where] = values
+          if field is not None:  # in a mixture of traces and other text nobody reads them
+            field[where] = values
     return out
 
 

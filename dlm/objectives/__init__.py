@@ -7,6 +7,7 @@ noise through the second half. Noise is drawn for the global batch from a key of
 from dlm.objectives.ar import Autoregressive
 from dlm.objectives.bd3lm import Bd3lm
 from dlm.objectives.d2f import D2f
+from dlm.objectives.d3llm import D3llm
 from dlm.objectives.d3pm import D3pm
 from dlm.objectives.dflash import DFlash
 from dlm.objectives.diffullama import Annealed, DiffuLlama, Shifted
@@ -36,6 +37,7 @@ from dlm.objectives.opdlm import Opdlm
 from dlm.objectives.policy_gradient import PolicyGradient
 from dlm.objectives.preference import Preference
 from dlm.objectives.sdar import Sdar
+from dlm.objectives.sdtt import Sdtt
 from dlm.objectives.sedd import Sedd
 from dlm.objectives.stable_diffcoder import StableDiffcoder
 from dlm.objectives.uniform import Uniform
@@ -73,7 +75,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "policy_gradient": PolicyGradient,  # d1, ESPO, TraceRL, ...: configs/train/rl.py
   "preference": Preference,  # VRPO, 2505.19223
   "dparallel": DParallel,  # github.com/czg1225/dParallel
+  "d3llm": D3llm,  # d3LLM, 2601.07568
   "dscd": Dscd,  # CD4LM, 2601.02236
+  "sdtt": Sdtt,  # github.com/jdeschena/sdtt
   "duo": Duo,  # Duo, 2506.10892
   "duo_dcd": DuoDcd,  # Duo's distillation, 2506.10892
   "diffusion_gemma": DiffusionGemma,  # google-deepmind/gemma
@@ -86,6 +90,7 @@ __all__ = [
   "Autoregressive",
   "Bd3lm",
   "D2f",
+  "D3llm",
   "D3pm",
   "DFlash",
   "DParallel",
@@ -116,6 +121,7 @@ __all__ = [
   "PolicyGradient",
   "Preference",
   "Sdar",
+  "Sdtt",
   "Sedd",
   "Shifted",
   "StableDiffcoder",

@@ -10,7 +10,7 @@ from dlm.objectives.block import both_views, interleaved
 from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.objectives.divergence import by_tiles, likeliest
 from dlm.objectives.objective import Objective
-from dlm.types import Array, Aux, Batch, Denoiser, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +60,12 @@ class DParallel(Objective):
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     """Both views of a row stand side by side."""
     del step
-    answer_BxL = streams.noisable(batch)
-    offset_BxL = jnp.cumsum(answer_BxL, axis=1) - 1
-    n_B = answer_BxL.sum(-1)
-    size = batch.tokens_BxL.shape[1] if self.size is None else self.size
-    last_B = n_B // size if self.size is not None else jnp.zeros_like(n_B)
-    index_B = jnp.minimum(jnp.floor(draws["u_block"] * (last_B + 1)).astype(jnp.int32), last_B)
-    end_B = jnp.where(index_B == last_B, n_B, (index_B + 1) * size)
-    behind_BxL = answer_BxL & (offset_BxL >= end_B[:, None])
-    block_BxL = answer_BxL & ~behind_BxL & (offset_BxL >= (index_B * size)[:, None])
-    of_block = batch.replace(noisable_BxL=block_BxL)
-    views, learned_RxL = both_views(of_block, block_BxL & (draws["u_mask"] < self.share))
-    hidden_RxL = learned_RxL | interleaved(behind_BxL, behind_BxL)
-    weight_RxL = learned_RxL / jnp.maximum(learned_RxL.sum(-1, keepdims=True), 1)
-    level_R = hidden_RxL.sum(-1) / jnp.maximum(interleaved(n_B, n_B), 1)
-    return streams.one_stream(
-      views,
-      masked_BxL=hidden_RxL,
-      weight_BxL=weight_RxL,
-      level_BxL=jnp.broadcast_to(level_R[:, None], hidden_RxL.shape),
-      count_B=jnp.full(len(hidden_RxL), 0.5),
-      mask_id=self.mask_id,
+    block_BxL, behind_BxL = drawn_block(batch, draws["u_block"], self.size)
+    masked_BxL = block_BxL & (draws["u_mask"] < self.share)
+    noisy = two_views(batch, block_BxL, behind_BxL, masked_BxL, self.mask_id)
+    learned_RxL = noisy.weight_BxL
+    return noisy.replace(
+      weight_BxL=learned_RxL / jnp.maximum(learned_RxL.sum(-1, keepdims=True), 1)
     )
 
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
@@ -88,14 +73,59 @@ class DParallel(Objective):
     ce_RxL = cross_entropy(head, noisy, self.forbidden)
     asked_RxL = noisy.weight_BxL > 0
     right_RxL = asked_RxL & (likeliest(head) == noisy.targets_BxL)
-
-    def of_logits(logits_NxV: Array) -> Array:
-      logp_NxV = jax.nn.log_softmax(logits_NxV / self.temperature)
-      return -(jnp.exp(logp_NxV) * logp_NxV).sum(-1)
-
-    certain_RxL = by_tiles(of_logits, (head,), right_RxL)
+    certain_RxL = entropies(head, right_RxL, self.temperature)
     certain_RxL = certain_RxL / jnp.maximum(right_RxL.sum(-1, keepdims=True), 1)
     return noisy.weight_BxL * ce_RxL + self.entropy * certain_RxL, ce_RxL, aux
 
   def not_a_likelihood(self) -> str | None:
     return "it rewards certainty, and averages over the masks of a row"
+
+
+def drawn_block(batch: Batch, u_B: Array, size: int | Array | None) -> tuple[Array, Array]:
+  """One block of each row's answer, and what stands behind it, bool [B, L].
+
+  Args:
+    u_B: draws it. The last block is what is left of the answer, and may be empty.
+    size: tokens of a block; None: the whole answer is the only one.
+  """
+  answer_BxL = streams.noisable(batch)
+  offset_BxL = jnp.cumsum(answer_BxL, axis=1) - 1
+  n_B = answer_BxL.sum(-1)
+  last_B = jnp.zeros_like(n_B) if size is None else n_B // size
+  index_B = jnp.minimum(jnp.floor(u_B * (last_B + 1)).astype(jnp.int32), last_B)
+  begin_B = index_B * (0 if size is None else size)
+  end_B = jnp.where(index_B == last_B, n_B, begin_B + (0 if size is None else size))
+  behind_BxL = answer_BxL & (offset_BxL >= end_B[:, None])
+  return answer_BxL & ~behind_BxL & (offset_BxL >= begin_B[:, None]), behind_BxL
+
+
+def two_views(
+  batch: Batch, block_BxL: Array, behind_BxL: Array, masked_BxL: Array, mask_id: int
+) -> Noisy:
+  """Each row twice, side by side: `masked` of the block is hidden, then the rest of the block.
+
+  What stands behind the block is hidden in both and not learned. Masks of the block weigh 1.
+  """
+  of_block = batch.replace(noisable_BxL=block_BxL)
+  views, learned_RxL = both_views(of_block, masked_BxL)
+  hidden_RxL = learned_RxL | interleaved(behind_BxL, behind_BxL)
+  n_B = streams.noisable(batch).sum(-1)
+  level_R = hidden_RxL.sum(-1) / jnp.maximum(interleaved(n_B, n_B), 1)
+  return streams.one_stream(
+    views,
+    masked_BxL=hidden_RxL,
+    weight_BxL=learned_RxL,
+    level_BxL=jnp.broadcast_to(level_R[:, None], hidden_RxL.shape),
+    count_B=jnp.full(len(hidden_RxL), 0.5),
+    mask_id=mask_id,
+  )
+
+
+def entropies(head: LogitHead, asked_BxL: Array, temperature: float) -> Array:
+  """Of each distribution that is asked, at `temperature`, in nats, float32 [B, L]; else 0."""
+
+  def of_logits(logits_NxV: Array) -> Array:
+    logp_NxV = jax.nn.log_softmax(logits_NxV / temperature)
+    return -(jnp.exp(logp_NxV) * logp_NxV).sum(-1)
+
+  return by_tiles(of_logits, (head,), asked_BxL)

@@ -361,14 +361,10 @@ METHODS = {
 }
 # Methods, and cases of methods that are checked, of what is not here.
 UNCHECKED = {
-  "d3llm_curriculum": "pseudo-trajectories",
-  "d3llm_forward_process": "pseudo-trajectories",
-  "d3llm_loss": "pseudo-trajectories",
   "dparallel_loss/dream_batch2": "rows of a batch overwrite each other's masks",
   "dparallel_loss/llada_batch3": "rows of a batch overwrite each other's masks",
   "mdpo_advantages": "rewards of every step",
   "mdpo_loss": "rewards of every step",
-  "sdtt_loss": "self-distillation through time",
   "tracerl_gae": "a value model",
   "dflash_loss/no_decay_window": "a drafter that sees a window of the text",
 }

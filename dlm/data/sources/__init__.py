@@ -46,8 +46,8 @@ def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) ->
   if name not in SOURCES or bool(argument) != (name in _WITH_ARGUMENT):
     raise ValueError(
       f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, parquet:PATH, dataset:DIR,"
-      " reasoning_gym:TASKS, parallel_bench:TASKS, tfds:NAME[:CONFIG] (and tokens:DIR where rows"
-      " are made)"
+      " reasoning_gym:TASKS, parallel_bench:TASKS, tfds:NAME[:CONFIG] (and traces:PATH,"
+      " tokens:DIR where rows are made)"
     )
   try:
     source = SOURCES[name](argument, split, seed, options)
