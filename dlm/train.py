@@ -393,9 +393,7 @@ class _Loop:
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
-    *text, when_BxL = rows
-    traced = self.training.objective.traced and when_BxL is not None
-    return Batch(*map(put, text), extra={"when": put(when_BxL)} if traced else {})
+    return Batch(*jax.tree.map(put, tuple(rows)))
 
   def settle(self, done: int, loss: LossSum, numbers: dict) -> None:
     """Takes one update into the record; stops the run if it is not finite."""

@@ -21,6 +21,7 @@ from dlm.models.dflash import DFlash
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
 from dlm.optimizer import learning_rate
 from dlm.rewards import reward
+from dlm.types import MaskRule
 
 DRAFT_LAYERS = 5  # of a DFlash drafter (2602.06036)
 
@@ -218,7 +219,8 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
     raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
   teacher = pretrained(run.teacher or run.init_from)
   if not trained.teacher_shift:
-    if (trained.attention, trained.shift) != (teacher.facts.attention, teacher.facts.shift):
+    own, theirs = (_over(each, run.data.length) for each in (trained, teacher.facts))
+    if (own, trained.shift) != (theirs, teacher.facts.shift):
       raise ValueError(
         f"teacher {teacher.directory} must be such a model as objective.name="
         f"{run.objective.name!r} trains, not of attention {teacher.facts.attention_name!r} and "
@@ -232,6 +234,12 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
   if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
     raise ValueError(f"teacher {teacher.directory} has another tokenizer than the run")
   return teacher.adapted() if trained.teacher_shift and not trained.drafts else teacher
+
+
+def _over(model: Objective | ModelFacts, length: int) -> MaskRule:
+  """Its attention in rows of `length`: where a block is as long as they are, all see all."""
+  rule = model.attention
+  return masks.Full() if isinstance(rule, masks.BlockCausal) and rule.block >= length else rule
 
 
 def _of_target(run: RunConfig) -> tuple[RunConfig, Pretrained]:

@@ -20,7 +20,16 @@ class RowBatch(NamedTuple):
   noisable_BxL: np.ndarray  # bool: False on prompt and padding
   segment_BxL: np.ndarray  # int32: 1, 2, ... by document, 0 on padding
   position_BxL: np.ndarray  # int32: restarts in every segment
-  when_BxL: np.ndarray | None = None  # int32: the forward that wrote each, -1: given; of traces
+
+
+class TracedRowBatch(NamedTuple):
+  """Rows that also tell, as "when", int32 [B, L], which forward wrote each token; -1: given."""
+
+  tokens_BxL: np.ndarray
+  noisable_BxL: np.ndarray
+  segment_BxL: np.ndarray
+  position_BxL: np.ndarray
+  extra: dict[str, np.ndarray]
 
 
 def _positions(segment_BxL: np.ndarray) -> np.ndarray:
@@ -47,7 +56,7 @@ class Packed:
     self.epoch_rows = total // length
     self.report = {"name": corpus.name, "documents": len(corpus), "tokens": total}
 
-  def rows(self, row_B: np.ndarray) -> RowBatch:
+  def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch:
     corpus, length = self._corpus, self._length
     total = corpus.tokens_T.size
     epoch_B, index_B = np.divmod(row_B, self.epoch_rows)
@@ -68,8 +77,10 @@ class Packed:
     noisable_BxL = at_BxL >= prompt_end_BxL
     if corpus.learned_T is not None:
       noisable_BxL = noisable_BxL & corpus.learned_T[at_BxL]
-    when_BxL = None if corpus.when_T is None else corpus.when_T[at_BxL]
-    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL), when_BxL)
+    rows = RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))
+    if not corpus.traced:
+      return rows
+    return TracedRowBatch(*rows, {"when": corpus.when_T[at_BxL]})
 
 
 class Padded:
@@ -113,7 +124,7 @@ class Padded:
     self._count = len(corpus) if self._kept_N is None else self._kept_N.size
     self.epoch_rows = max(1, self._count // per_row)
 
-  def rows(self, row_B: np.ndarray) -> RowBatch:
+  def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch:
     slot, per_row = self._slot, self.per_row
     example_E = (row_B[:, None] * per_row + np.arange(per_row)).reshape(-1)
     epoch_E, index_E = np.divmod(example_E, self._count)
@@ -138,13 +149,15 @@ class Padded:
     segment_ExC = np.where(used_ExC, number_E[:, None], 0)
     noisable_ExC = used_ExC & learned_ExC & (column_C >= prompt_E[:, None])
     segment_BxL = self._in_rows(segment_ExC.astype(np.int32), 0)
-    return RowBatch(
+    rows = RowBatch(
       self._in_rows(tokens_ExC, self._pad_id),
       self._in_rows(noisable_ExC, False),
       segment_BxL,
       _positions(segment_BxL),
-      self._in_rows(when_ExC, -1) if self._corpus.traced else None,
     )
+    if not self._corpus.traced:
+      return rows
+    return TracedRowBatch(*rows, {"when": self._in_rows(when_ExC, -1)})
 
   def _in_rows(self, values_ExC: np.ndarray, fill: int | bool) -> np.ndarray:
     """Slots side by side; the columns that the division leaves over are padding."""

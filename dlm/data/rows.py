@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlm.data.corpus import Corpus, open_corpus
-from dlm.data.layouts import Packed, Padded, RowBatch
+from dlm.data.layouts import Packed, Padded, RowBatch, TracedRowBatch
 from dlm.data.stateless import hash_words
 from dlm.data.tokenizers import Tokenizer
 from dlm.seeds import check_seed
@@ -33,7 +33,7 @@ class RowStream(Protocol):
   epoch_rows: int
   report: dict[str, int | str]
 
-  def rows(self, row_B: np.ndarray) -> RowBatch: ...
+  def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ LAYOUT_OPTIONS = ("mode", "pad", "per_row", "document_mask", "too_long")
 
 
 class Rows:
-  """`rows[step]` is this host's `RowBatch`, for any step >= 0.
+  """`rows[step]` is this host's `RowBatch` (of traces alone `TracedRowBatch`), for any step >= 0.
 
   `epoch_rows` is the size of one epoch of each part, `report` what was cut or dropped.
   """
@@ -122,7 +122,7 @@ class Rows:
       for part, word in corpus.fingerprint().items()
     }
 
-  def __getitem__(self, step: int) -> RowBatch:
+  def __getitem__(self, step: int) -> RowBatch | TracedRowBatch:
     if step < 0:
       raise IndexError(f"{step=} must not be negative")
     row_B = step * self._batch + self._offset + np.arange(self._local, dtype=np.int64)
@@ -132,13 +132,16 @@ class Rows:
     uniform_B = (hash_words(self._seed, len(self._layouts), row_B) >> np.uint64(11)) * 2.0**-53
     part_B = np.searchsorted(self._bounds, uniform_B, side="right")
     shape = (self._local, self._length)
-    kinds = (np.int32, bool, np.int32, np.int32, *([np.int32] if self.traced else []))
-    out = RowBatch(*(np.zeros(shape, kind) for kind in kinds))
+    out = RowBatch(*(np.zeros(shape, dtype) for dtype in (np.int32, bool, np.int32, np.int32)))
+    if self.traced:
+      out = TracedRowBatch(*out, {"when": np.zeros(shape, np.int32)})
     for i, layout in enumerate(self._layouts):
       if (where := np.flatnonzero(part_B == i)).size:
-        for field, values in zip(out, layout.rows(row_B[where]), strict=True):
-          if field is not None:  # in a mixture of traces and other text nobody reads them
-            field[where] = values
+        part = layout.rows(row_B[where])
+        for field, values in zip(out[:4], part[:4], strict=True):
+          field[where] = values
+        if self.traced:
+          out.extra["when"][where] = part.extra["when"]
     return out
 
 
