@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import pathlib
 
@@ -189,7 +190,12 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
   """With lists of bytes in place of text, and a tiny model in place of weights, of the authors."""
   given = RunConfig.read(str(path))
   kind = given.objective.kind
-  fields = ["data.sources=(('lists', 1.0),)", "data.mode=pad", "data.document_mask=false"]
+  source = "lists"
+  if given.data.sources[0][0].startswith("traces:"):
+    trace = {"row": [1, 2, 3], "when": [-1, 2, 1], "tokens": [2, 3], "reason": "length"}
+    (tmp_path / "traces.jsonl").write_text((json.dumps(trace) + "\n") * 40)
+    source = f"traces:{tmp_path / 'traces.jsonl'}"
+  fields = [f"data.sources=(('{source}', 1.0),)", "data.mode=pad", "data.document_mask=false"]
   fields += ["model.implementation=xla", "sample.prompts=('a',)", "checkpoint.keep_last=5"]
   fields.append("optimizer.b1=0.5")
   if "width" in given.model.fields:
@@ -220,6 +226,16 @@ def test_a_model_that_is_taught_by_its_like_needs_one(tmp_path):
   config = RunConfig.read("configs/train/duo_dcd.py", [f"init_from={causal}"])
   with pytest.raises(ValueError, match=r"such a model as objective\.name='duo_dcd' trains, not of"):
     build.everything(config)
+
+
+def test_a_teacher_whose_block_is_the_row_is_one_that_sees_all(tmp_path):
+  """So the demo's model teaches: its block is as long as its rows, and no longer ones."""
+  facts = {"mask": "<|mask|>", "attention": "block_causal", "block": 24, "shift": 0}
+  teacher = directories.write(tmp_path / "hf", "sdar", **facts)
+  fields = [f"init_from={teacher}", "data.document_mask=false"]
+  assert build.everything(RunConfig.read("configs/train/sdtt.py", fields)).teacher is not None
+  with pytest.raises(ValueError, match=r"such a model as .* trains, not of attention 'block_c"):
+    build.everything(RunConfig.read("configs/train/sdtt.py", [*fields, "data.length=48"]))
 
 
 def test_missing_fields_are_named():
