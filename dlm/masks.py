@@ -221,6 +221,16 @@ def own_past(mask: Mask) -> Mask:
   return mask.replace(hi_BxWxR=mask.hi_BxWxR.at[..., 0].set(hi_BxW))
 
 
+def nearby(mask: Mask, position_BxW: Array, window: int) -> Mask:
+  """Of its first range, which begins at position 0, a query sees `window` - 1 tokens back at most.
+
+  Args:
+    position_BxW: of the queries, in their documents.
+  """
+  hidden_BxW = jnp.maximum(position_BxW - (window - 1), 0)
+  return mask.replace(lo_BxWxR=mask.lo_BxWxR.at[..., 0].add(hidden_BxW))
+
+
 def within(mask: Mask, length_B: Array) -> Mask:
   """Hides every slot from `length_B` on: rows of unequal length share one canvas."""
   return mask.replace(hi_BxWxR=jnp.minimum(mask.hi_BxWxR, length_B[:, None, None]))

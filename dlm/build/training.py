@@ -397,6 +397,11 @@ def _agree_on_drafter(training: Training) -> None:
     raise ValueError(
       f"objective.block={training.objective.block} exceeds data.length={run.data.length}"
     )
+  if 0 < drafter.window < training.objective.block:
+    raise ValueError(
+      f"model.drafter.window={drafter.window} must be at least objective.block="
+      f"{training.objective.block}: a block sees itself (0: all is seen)"
+    )
 
 
 def _agree_on_adapters(training: Training) -> None:

@@ -31,13 +31,18 @@ class DrafterConfig:
     target_layers: how many the target has.
     mask_id: row of the target's embedding that stands for a token to draft; None: that of the
       tokenizer's mask token.
+    window: text further back from a token of the block is not seen: the last `window` tokens, the
+      token itself among them, at least the block (NeMo Automodel's sliding_window); 0: all is seen.
   """
 
   taps: tuple[int, ...]
   target_layers: int
   mask_id: int | None = None
+  window: int = 0
 
   def __post_init__(self):
+    if self.window < 0:
+      raise ValueError(f"model.drafter.window={self.window} must not be negative (0: all is seen)")
     ascend = all(a < b for a, b in itertools.pairwise((-1, *self.taps, self.target_layers - 1)))
     if not self.taps or not ascend:
       raise ValueError(

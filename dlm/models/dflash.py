@@ -87,7 +87,8 @@ class DFlash:
     Args:
       target: parameters of the target, whose embedding and head these are.
       slot_BxW: rotary positions.
-      key_BxW: where `mask` finds each input among the keys; it finds the context at 0, 1, ....
+      key_BxW: where `mask` finds each input among the keys; it finds the context at 0, 1, ..., by
+        its first range, which `DrafterConfig.window` cuts.
       context: keys and values [Y, B, S, K, H] of the settled text, see `context` and `remember`.
       live_BxS: which of them there are; None: all.
     """
@@ -170,6 +171,8 @@ class DFlash:
   ) -> Shared:
     cfg = self.config
     slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (len(slot_BxW), slots))
+    if cfg.drafter.window:
+      mask = masks.nearby(mask, slot_BxW, cfg.drafter.window)
     return Shared(
       rotary=rotary(slot_BxW, cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
       sight=prepare(

@@ -249,6 +249,8 @@ def _drafter_said(model: ModelConfig) -> dict[str, Any]:
   own = model.drafter
   if own is None:
     return {}
+  if own.window:
+    raise ValueError(f"model.drafter.window={own.window} has no word in DFlash's config.json")
   said = {"mask_token_id": own.mask_id, "target_layer_ids": list(own.taps)}
   return {"dflash_config": said, "num_target_layers": own.target_layers}
 

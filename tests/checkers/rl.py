@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm import masks
 from dlm.data import spans
 from dlm.models.config import DrafterConfig
 from dlm.objectives import DFlash, DuoDcd, Opdlm, streams
@@ -292,7 +293,7 @@ def drafted(objective, draws, batch, logits, target):
 def dflash_loss(case: Case):
   kind, base = case.arg("loss_type"), case.arg("prefix_weight_base")
   jet = kind == "jetspec"
-  assert (base is not None) == (kind == "variable_prefix") and case.arg("sliding_window") is None
+  assert (base is not None) == (kind == "variable_prefix")
   ids, block = case.inputs["input_ids"], case.arg("block_size")
   rows, length = ids.shape
   segment, position = np.ones((rows, length), int), np.tile(np.arange(length), (rows, 1))
@@ -325,7 +326,10 @@ def dflash_loss(case: Case):
   same(noisy.inputs_BxW[:, :size], case.outputs["draft_ids"])
   same(noisy.slot_BxW[:, :size], case.outputs["position_ids"][:, length:])
   keys = length + noisy.inputs_BxW.shape[1]
-  seen = visible(noisy.mask, Keys(jnp.broadcast_to(jnp.arange(keys), (rows, keys))))
+  mask, window = noisy.mask, case.arg("sliding_window")
+  if window is not None:  # as the drafter itself cuts it
+    mask = masks.nearby(mask, noisy.slot_BxW, window)
+  seen = visible(mask, Keys(jnp.broadcast_to(jnp.arange(keys), (rows, keys))))
   same(seen[:, :size, : length + size], case.outputs["attention_mask"])
   kept = np.asarray(noisy.inputs_BxW)[:, :size:block] != case.arg("mask_id")
   same(kept, case.outputs["keep"])
@@ -366,7 +370,6 @@ UNCHECKED = {
   "mdpo_advantages": "rewards of every step",
   "mdpo_loss": "rewards of every step",
   "tracerl_gae": "a value model",
-  "dflash_loss/no_decay_window": "a drafter that sees a window of the text",
 }
 
 

@@ -80,6 +80,10 @@ def test_it_learns_and_is_exported_and_drafts(target, tmp_path):
     ({"model": {"layers": 1, "tied": False}}, "a drafter's layers are Qwen3's, without tied=False"),
     ({"objective": {"name": "mdlm"}, "teacher": ""}, "ModelConfig: .* is missing"),
     (
+      {"model": {"layers": 1, "drafter": {"taps": (1,), "target_layers": 3, "window": 3}}},
+      "model.drafter.window=3 must be at least objective.block=4",
+    ),
+    (
       {"objective": {"name": "dflash", "block": 33, "anchors": 2}},
       "block=33 exceeds data.length=32",
     ),

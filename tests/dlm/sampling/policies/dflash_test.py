@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from dlm.models import ModelConfig, bind
 from dlm.models.config import DrafterConfig
 from dlm.sampling.policies import DFlash, Introspective
 from dlm.sampling.sampler import Drafter
+from dlm.types import Mask
 from tests.dlm.models.small import jitter
 from tests.dlm.sampling.policies.introspective_test import (
   MASK,
@@ -67,6 +69,33 @@ def test_a_row_alone_equals_the_row_in_a_batch():
     alone = run(COUPLED, both(), canvas_of([ROWS[i]], [i]))
     for name in ("tokens_BxL", "forwards_Bx3", "drafts_B", "queries_B"):
       np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[i])
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["training", "sampling"])
+def test_a_window_hides_the_text_further_back_and_nothing_of_the_block(trains):
+  """Slots 6 to 8 are the block, and each sees `window` - 1 = 3 slots back, and all of the block."""
+  told = dataclasses.replace(MODEL.config.drafter, window=4)
+  model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, drafter=told))
+  target, own = both()
+  slot = np.arange(6, 9)[None]
+  text = np.random.default_rng(0).normal(size=(1, 9, 16)).astype(np.float32)
+  seen, key = masks.Full()(slot, 9), slot
+  if trains:  # as the objective has it: the text is a range, the block behind it another
+    lo, hi = (jnp.tile(jnp.array(each), (1, 3, 1)) for each in ([0, 9], [6, 12]))
+    seen, key = Mask(lo, hi), slot + 3
+
+  def hidden(features):
+    context = model.context(own, features, np.arange(9)[None])
+    live = np.arange(9)[None] < 6
+    return model(
+      own, target, np.full((1, 3), MASK), slot_BxW=slot, key_BxW=key, mask=seen,
+      context=context, live_BxS=live,
+    ).head.hidden_BxAxD  # fmt: skip
+
+  grad = jax.jit(jax.jacrev(lambda features: hidden(features).sum((0, 2))))(text)
+  # One layer: through its neighbours in the block a query learns nothing more.
+  reach = np.abs(np.asarray(grad)[:, 0]).sum(-1) > 0
+  np.testing.assert_array_equal(reach, [[3 + q <= slot < 6 for slot in range(9)] for q in range(3)])
 
 
 def test_bad_values_are_refused():
