@@ -179,27 +179,17 @@ class Judge:
     }
     kept_Bx1 = put(judged.kept)[:, None]
     rows = rows.replace(noisable_BxL=rows.noisable_BxL & kept_Bx1, extra=rows.extra | extra)
-    told_BxK = np.isfinite(score_BxK)
-    means = np.where(told_BxK, score_BxK, 0).sum(0) / np.maximum(told_BxK.sum(0), 1)
     return rows, {
       "rollout/right": float(judged.right.mean()),
       "rollout/kept": float(judged.kept.mean()),
-      "rollout/failed": float(1 - told_BxK.mean()),
-      **{f"reward/{name}": float(x) for name, x in zip(self.config.names, means, strict=True)},
+      **means(self.config.names, score_BxK),
     }
 
   def written(self, rows: Batch, given: Batch) -> list[Written]:
     """Every row as text; the end and what stands behind it are no part of it."""
-    rows, given = jax.device_get((rows, given))
-    group = len(rows.tokens_BxL) // len(given.tokens_BxL)
-    prompts, answers = [], []
-    for tokens_L, learned_L, segment_L in zip(
-      given.tokens_BxL, given.noisable_BxL, given.segment_BxL, strict=True
-    ):
-      first = int(learned_L.argmax())
-      prompts.append(self.tokenizer.decode(tokens_L[:first][segment_L[:first] > 0]))
-      answers.append(self.tokenizer.decode(tokens_L[learned_L & (segment_L > 0)]))
-    found = []
+    prompts, answers = self.given(given)
+    rows = jax.device_get(rows)
+    found, group = [], len(rows.tokens_BxL) // len(prompts)
     for i, tokens_L in enumerate(rows.tokens_BxL):
       at_L = rows.noisable_BxL[i] & ~rows.extra["end"][i]
       found.append(
@@ -212,6 +202,28 @@ class Judge:
         )
       )
     return found
+
+  def given(self, given: Batch) -> tuple[list[str], list[str]]:
+    """The data's prompts and answers."""
+    given = jax.device_get(given)
+    prompts, answers = [], []
+    for tokens_L, learned_L, segment_L in zip(
+      given.tokens_BxL, given.noisable_BxL, given.segment_BxL, strict=True
+    ):
+      first = int(learned_L.argmax())
+      prompts.append(self.tokenizer.decode(tokens_L[:first][segment_L[:first] > 0]))
+      answers.append(self.tokenizer.decode(tokens_L[learned_L & (segment_L > 0)]))
+    return prompts, answers
+
+
+def means(names: tuple[str, ...], score_BxK: np.ndarray) -> dict[str, float]:
+  """Of each reward the mean of what it gave, and the share that failed, which is NaN."""
+  told_BxK = np.isfinite(score_BxK)
+  mean_K = np.where(told_BxK, score_BxK, 0).sum(0) / np.maximum(told_BxK.sum(0), 1)
+  return {
+    "rollout/failed": float(1 - told_BxK.mean()),
+    **{f"reward/{name}": float(x) for name, x in zip(names, mean_K, strict=True)},
+  }
 
 
 def judge(training: Training) -> Judge | None:

@@ -20,7 +20,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from dlm import build, checkpoint, parallel, rollout
+from dlm import build, checkpoint, parallel, rollout, stepwise
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.data import Rows
@@ -245,6 +245,9 @@ class Step:
     if self.training.objective.rewarded:
       worth = jax.ShapeDtypeStruct((rows,), jnp.float32)
       extra |= {"advantage_B": worth, "right_B": worth}
+    if self.training.objective.stepwise:
+      sure = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+      extra |= {"hidden_BxL": flags, "confidence_BxL": sure}
     batch = Batch(ids, flags, ids, ids, extra)
     noisy = jax.eval_shape(corrupt, batch, jnp.int32(0), {})
     window = noisy.inputs_BxW.shape[1]
@@ -361,6 +364,9 @@ class _Loop:
 
   def rows_of(self, done: int, params: Params) -> list[tuple[Batch, dict]]:
     """Of each of the updates from `done` on that share rows: the rows, and what to record."""
+    if self.steps is not None:
+      batches, written = self.states("write", self.training.rows, done // self.updates, params)
+      return [(batch, written) for batch in batches]
     batch, written = self.batch("write", self.training.rows, done // self.updates, params)
     if not (self.training.objective.recalls and self.updates > 1):
       return [(batch, written)] * self.updates
@@ -370,8 +376,21 @@ class _Loop:
       rows.append((batch.replace(extra=batch.extra | {"old_BxL": old_BxL}), written))
     return rows
 
+  def states(
+    self, purpose: str, rows: Rows, index: int, params: Params
+  ) -> tuple[list[Batch], dict]:
+    """Of what the model writes the states that tell most, most telling first."""
+    given = self.put(rows[index])
+    key = jax.random.fold_in(self.step.key(purpose), index)
+    *found, written = self.steps(params, given, key)
+    batches, judged = stepwise.judge(self.training)(*found, given)
+    return batches, written | judged
+
   def batch(self, purpose: str, rows: Rows, index: int, params: Params) -> tuple[Batch, dict]:
     """Rows of the data, or what the model writes after their prompts and what to record of it."""
+    if self.steps is not None:
+      (batch, *_), written = self.states(purpose, rows, index, params)
+      return batch, written
     given = self.put(rows[index])
     if self.roll_out is None:
       return given, {}
@@ -385,6 +404,10 @@ class _Loop:
   @functools.cached_property
   def roll_out(self) -> rollout.RollOut | None:
     return rollout.of(self.training)
+
+  @functools.cached_property
+  def steps(self) -> stepwise.StepwiseRollOut | None:
+    return stepwise.of(self.training)
 
   @functools.cached_property
   def judge(self) -> rollout.Judge | None:

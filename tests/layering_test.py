@@ -102,8 +102,10 @@ LAYERS = {
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
+  "dlm.stepwise": Layer((*PARTS, "dlm.build", "dlm.rollout"), ("jax", "flax", "numpy")),
   "dlm.train": Layer(
-    (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout"), ("jax", "flax", "optax", "numpy")
+    (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout", "dlm.stepwise"),
+    ("jax", "flax", "optax", "numpy"),
   ),
   "dlm.evaluation": Layer(
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)

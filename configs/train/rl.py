@@ -10,6 +10,7 @@ r"""Reinforcement learning of reversals, by the rule of one paper: :METHOD names
     coupled_grpo   2506.20639   DiffuCoder's coupled masks; leave one out
     espo           github.com/ML-GSAI/ESPO    the bound, a ratio of whole completions
     spg            github.com/facebookresearch/SPG   a bound from above for what was bad
+    mdpo           2508.13148   what every forward predicts is judged; the telling ones are learned
     tracerl        2509.06949   the states in which tokens were written; models in blocks
     tracerl_random, tracerl_coupled   its code: states that are drawn; with the other tokens' own
     lightning      2603.13319   tokens per forward are rewarded, too; models in blocks
@@ -19,7 +20,7 @@ learning rate, groups and problems are ours: theirs are for models of 7B and mor
 and lightning go on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
 configs/train/lists_bd3lm.py, with its data.length. Metrics: reward/..., rollout/..., kl, clipped,
 ratio. Expected: BENCHMARKS.md, Rewards; wd1_guided and TraceRL's drawn states have not been run to
-their end.
+their end; neither has mdpo.
 """
 
 from ml_collections import ConfigDict
@@ -70,6 +71,10 @@ METHODS = {
     dict(estimator=dict(name="sandwich", size=4), ratio="none", per="length"),
     dict(of=EXACT, updates=4),
   ),
+  "mdpo": (
+    dict(name="mdpo"),
+    dict(of=EXACT, updates=4, advantages=dict(kind="steps")),
+  ),
   "tracerl": (dict(estimator=dict(name="trace", block=16), **TRACERL[0]), TRACERL[1]),
   "tracerl_random": (dict(estimator=dict(name="block_masks", block=16), **TRACERL[0]), TRACERL[1]),
   "tracerl_coupled": (
@@ -88,6 +93,7 @@ METHODS = {
     dict(of=FAST, margin=5, advantages=dict(kind="batch", spread=0.01, some_right=True)),
   ),
 }
+ROLLOUTS = {"mdpo": dict(policy=dict(name="fixed", k=1), temperature=0.4, max_forwards=8)}
 IN_BLOCKS = ("tracerl", "tracerl_random", "tracerl_coupled", "lightning")
 
 
@@ -101,14 +107,15 @@ def get_config(method: str = "espo") -> ConfigDict:
       batch=64,
       log_every=updates,
       init_from="runs/lists_bd3lm" if method in IN_BLOCKS else "runs/quickstart",
-      objective=dict(name="policy_gradient", **objective),
+      objective={"name": "policy_gradient"} | objective,
       rollout=dict(
         policy=dict(name="threshold", threshold=0.9),
         block=16 if method in IN_BLOCKS else 8,
         temperature=1.0,
-        guidance=objective["estimator"].get("guidance", 0.0),
+        guidance=objective.get("estimator", {}).get("guidance", 0.0),
         max_new_tokens=32 if method in IN_BLOCKS else 8,
-      ),
+      )
+      | ROLLOUTS.get(method, {}),
       rewards=dict(group=8, **rewards),
       data=dict(
         sources=(("lists", 1.0, LISTS),),

@@ -303,6 +303,13 @@ def _agree_on_rewards(training: Training) -> None:
       f"rewards.group={found.group} must be 2: objective.name={run.objective.name!r} learns from "
       "pairs"
     )
+  if trained.stepwise != (found.advantages.kind == "steps"):
+    raise ValueError(
+      f"rewards.advantages.kind={found.advantages.kind!r} does not go with objective.name="
+      f"{run.objective.name!r}: 'steps' goes with 'mdpo', and with no other"
+    )
+  if trained.stepwise:
+    _agree_on_steps(training)
   if found.group == 1 and found.advantages.kind not in ("none", "batch"):
     raise ValueError(
       f"rewards.group=1 leaves nothing to compare with: advantages.kind={found.advantages.kind!r}"
@@ -329,10 +336,13 @@ def _agree_on_rewards(training: Training) -> None:
     raise ValueError("rewards are given by one process alone, not by several")
   if training.source is None:
     raise ValueError(f"objective.name={run.objective.name!r} needs init_from: a model that writes")
-  facts, name = training.source.facts, run.objective.fields["estimator"].name
+  facts = training.source.facts
+  of = f"objective.name={run.objective.name!r}"
+  if "estimator" in run.objective.fields:
+    of = f"objective.estimator={run.objective.fields['estimator'].name!r}"
   if facts.attention != trained.attention:
     raise ValueError(
-      f"objective.estimator={name!r} is of models with attention {trained.attention}, not "
+      f"{of} is of models with attention {trained.attention}, not "
       f"{facts.attention} as in init_from={run.init_from!r}; for models that write in blocks there "
       "are trace, block_masks, block_one_step and block_elbo, with their block and align"
     )
@@ -340,6 +350,28 @@ def _agree_on_rewards(training: Training) -> None:
     raise ValueError(
       f"objective.shift={trained.shift} is not the shift={facts.shift} of "
       f"init_from={run.init_from!r}"
+    )
+
+
+def _agree_on_steps(training: Training) -> None:
+  """Who learns the steps of roll-outs, so many of so many."""
+  run, trained = training.run, training.objective
+  bare = trained.objective if isinstance(trained, Shifted) else trained
+  most, count = run.rollout.max_forwards, run.rewards.updates
+  if not 1 <= count <= most:
+    raise ValueError(
+      f"rewards.updates={count} are the forwards that are learned from, 1 to "
+      f"rollout.max_forwards={most}, all of them: name both"
+    )
+  if run.rollout.temperature != bare.temperature:
+    raise ValueError(
+      f"objective.temperature={bare.temperature} must be rollout.temperature="
+      f"{run.rollout.temperature}"
+    )
+  if run.rollout.guidance or training.model.config.reads_noise:
+    raise ValueError(
+      f"objective.name={run.objective.name!r} asks the model alone: rollout.guidance="
+      f"{run.rollout.guidance} must be 0, and the model is told no noise level"
     )
 
 

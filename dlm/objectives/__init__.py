@@ -31,6 +31,7 @@ from dlm.objectives.llada2 import Llada2Sft
 from dlm.objectives.llada22 import Llada22
 from dlm.objectives.md4 import Md4
 from dlm.objectives.mdlm import Mdlm
+from dlm.objectives.mdpo import Mdpo
 from dlm.objectives.nemotron import Nemotron
 from dlm.objectives.objective import Objective
 from dlm.objectives.opdlm import Opdlm
@@ -73,6 +74,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
   "nemotron": Nemotron,  # Nemotron-Labs-Diffusion, by NeMo Automodel
   "opdlm": Opdlm,  # OPDLM, 2606.06712
   "policy_gradient": PolicyGradient,  # d1, ESPO, TraceRL, ...: configs/train/rl.py
+  "mdpo": Mdpo,  # MDPO, 2508.13148
   "preference": Preference,  # VRPO, 2505.19223
   "dparallel": DParallel,  # github.com/czg1225/dParallel
   "d3llm": D3llm,  # d3LLM, 2601.07568
@@ -115,6 +117,7 @@ __all__ = [
   "LladaSft",
   "Md4",
   "Mdlm",
+  "Mdpo",
   "Nemotron",
   "Objective",
   "Opdlm",

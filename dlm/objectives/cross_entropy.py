@@ -32,6 +32,12 @@ def predict(
   return output.head, (output.aux,)
 
 
+def tempered(head: LogitHead, temperature: float) -> LogitHead:
+  """The head whose logits are divided by the temperature."""
+  cap = None if head.soft_cap is None else head.soft_cap / temperature
+  return head.replace(hidden_BxAxD=head.hidden_BxAxD / temperature, soft_cap=cap)
+
+
 def logits(head: LogitHead) -> Array:
   """Float32 [B, A, V]. For the few methods that need whole distributions: V times the memory."""
   logits_BxAxV = jnp.einsum(

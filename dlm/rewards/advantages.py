@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 
 NORMS = ("none", "zscore", "minmax")
-KINDS = ("none", "centred", "leave_one_out", "zscore", "group", "batch", "softmax", "softmax_good")
+KINDS = (
+  "none", "centred", "leave_one_out", "zscore", "group", "batch", "softmax", "softmax_good", "steps"
+)  # fmt: skip
 SMALL, TINY = 1e-4, 1e-8
 
 
@@ -18,7 +20,8 @@ class Advantages:
       (coupled-GRPO, ESPO). "zscore": divided by the group's standard deviation too, that of a
       population (TraceRL); "group": that of a sample (LightningRL). "batch": by mean and deviation
       of the batch (LightningRL). "softmax": softmax of the centred rewards, less that of their
-      negatives, each of mean 1 in its group (wd1); "softmax_good": the first alone.
+      negatives, each of mean 1 in its group (wd1); "softmax_good": the first alone. "steps": of
+      every forward one of its own, see `of_steps` (MDPO).
     scale: "centred" and "leave_one_out" are divided by the group's sample deviation, plus 1e-4.
     right: only groups whose share of right answers lies within these learn; (0.2, 0.8): TraceRL.
     spread: only groups whose tokens per forward differ by so much at least learn: LightningRL.
@@ -53,6 +56,8 @@ class Advantages:
     x_B = reward_B.astype(np.float64)
     if self.kind == "none":
       return x_B
+    if self.kind == "steps":
+      raise ValueError("advantages.kind='steps' are of every forward: see `of_steps`")
     if self.kind == "batch":
       return (x_B - x_B.mean()) / (_deviation(x_B) + TINY)
     if self.kind == "zscore":
@@ -67,6 +72,38 @@ class Advantages:
     if self.kind == "leave_one_out":
       centred_B = centred_B * size_B / np.maximum(size_B - 1, 1)
     return centred_B / (of_group(x_B, group_B, _deviation) + SMALL) if self.scale else centred_B
+
+
+def of_steps(reward_BxT: np.ndarray, group_B: np.ndarray) -> np.ndarray:
+  """MDPO (2508.13148): what each forward brought an answer, against the others of its prompt.
+
+  That is what the reward gained by it (the first forward: on 0), plus the mean reward of the
+  answers that followed, in the last step its own; less the group's mean at that step, and divided
+  by the group's sample deviation plus 1e-4.
+
+  Args:
+    reward_BxT: of the answers as the model predicted them at each forward.
+
+  Returns:
+    Float64 [B, T].
+  """
+  x_BxT = reward_BxT.astype(np.float64)
+  steps = x_BxT.shape[1]
+  after_BxT = x_BxT[:, ::-1].cumsum(1)[:, ::-1] - x_BxT
+  later_BxT = after_BxT / np.maximum(np.arange(steps)[::-1], 1)[None]
+  later_BxT[:, -1] = x_BxT[:, -1]
+  gain_BxT = np.diff(x_BxT, axis=1, prepend=0) + later_BxT
+  out_BxT = np.zeros_like(gain_BxT)
+  for t, gain_B in enumerate(gain_BxT.T):
+    deviation_B = of_group(gain_B, group_B, _deviation)
+    out_BxT[:, t] = (gain_B - of_group(gain_B, group_B, np.mean)) / (deviation_B + SMALL)
+  return out_BxT
+
+
+def telling_steps(advantage_BxT: np.ndarray, group_B: np.ndarray, count: int) -> np.ndarray:
+  """The `count` steps of each group whose advantages are largest, [B, count], largest first."""
+  size_BxT = np.stack([of_group(np.abs(a_B), group_B, np.sum) for a_B in advantage_BxT.T], axis=1)
+  return np.argsort(-size_BxT, axis=1, kind="stable")[:, :count]
 
 
 def total(scores_BxK: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:

@@ -10,10 +10,19 @@ from dlm.rewards.written import Written
 
 
 @dataclasses.dataclass(frozen=True)
+class Rewarded:
+  """Of each row, [B] each."""
+
+  reward: np.ndarray  # the weighted sum, of rewards that were normalised where that is asked for
+  right: np.ndarray
+  speed: np.ndarray  # tokens per forward
+
+
+@dataclasses.dataclass(frozen=True)
 class Judged:
   """Of each row, [B] each, float64 or bool."""
 
-  reward: np.ndarray  # the weighted sum, of rewards that were normalised where that is asked for
+  reward: np.ndarray
   advantage: np.ndarray
   right: np.ndarray
   kept: np.ndarray  # False: of a group that nothing is learned from
@@ -64,6 +73,13 @@ class RewardConfig:
 
   def judged(self, scores_BxK: np.ndarray, rows: Sequence[Written], room: int) -> Judged:
     """`scores`: of each row by each reward, NaN where it failed. `room`: tokens of an answer."""
+    found, group_B = self.rewarded(scores_BxK, rows, room), np.arange(len(rows)) // self.group
+    advantage_B = self.advantages(found.reward, group_B)
+    kept_B = self.advantages.kept(found.right, found.speed, group_B)
+    return Judged(found.reward, advantage_B, found.right, kept_B)
+
+  def rewarded(self, scores_BxK: np.ndarray, rows: Sequence[Written], room: int) -> Rewarded:
+    """Before rows are compared; arguments as of `judged`."""
     scores_BxK = np.array(scores_BxK, np.float64)
     tokens_B = np.array([each.tokens for each in rows])
     if self.margin is not None:
@@ -77,6 +93,4 @@ class RewardConfig:
       for scores_B, (_, _, *norm) in zip(scores_BxK.T, self.of, strict=True)
     ]
     reward_B = total(np.stack(columns, axis=1), tuple(weight for _, weight, *_ in self.of))
-    advantage_B = self.advantages(reward_B, group_B)
-    kept_B = self.advantages.kept(right_B, speed_B, group_B)
-    return Judged(reward_B, advantage_B, right_B, kept_B)
+    return Rewarded(reward_B, right_B, speed_B)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm.objectives import PolicyGradient, Preference, Shifted
+from dlm.objectives import Mdpo, PolicyGradient, Preference, Shifted
 from dlm.objectives.estimators import (
   BlockElbo,
   BlockOneStep,
@@ -22,7 +22,7 @@ from dlm.objectives.estimators import (
   Sandwich,
   Trace,
 )
-from dlm.rewards.advantages import Advantages
+from dlm.rewards.advantages import Advantages, of_steps, telling_steps
 from dlm.types import Batch
 from kernels_pallas.block_attention import Keys, visible
 from tests.checkers.objectives import Case, Recorded, close, same
@@ -378,6 +378,59 @@ def tracerl_loss(case: Case):
   close(grad[:, first:length], case.outputs["grad_logits"][:, length:])
 
 
+def mdpo_loss(case: Case):
+  """Dream's logits stand where they predict; its first position counts as masked, not as asked."""
+  inputs, slots, dream = (
+    case.inputs,
+    case.arg("max_completion_length"),
+    case.arg("family") == "dream",
+  )
+  first, mask_id = inputs["input_ids"].shape[1] - slots, case.arg("mask_id")
+  assert case.arg("epsilon") > 0  # of a ratio that is 1
+  beta = case.arg("beta")
+  objective = Mdpo(mask_id, case.arg("temperature"), beta)
+  length = first + slots
+  confidence = inputs.get("confidence", np.ones_like(inputs["ref_logps"]))
+  learned = np.arange(slots)[None] >= int(dream)
+  batch = batch_of(
+    inputs["input_ids"][:, :first],
+    inputs["target_ids"][:, first:],
+    np.broadcast_to(learned, confidence.shape),
+    advantage_B=inputs["advantages"][:, 0],
+    hidden_BxL=inputs["input_ids"] == mask_id,
+    confidence_BxL=in_row(confidence, length),
+  )
+  logits = np.roll(inputs["logits"], -1, axis=1) if dream else inputs["logits"]
+  loss, grad = stepped(
+    Shifted(objective) if dream else objective, batch, logits, in_row(inputs["ref_logps"], length)
+  )
+  close(loss, case.expected["loss"])
+  close(np.roll(grad, 1, axis=1) if dream else grad, case.outputs["grad_logits"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def stepped(objective, batch, logits, anchor):
+  noisy = objective.corrupt_with({}, batch, 0)
+  bare = objective.objective if isinstance(objective, Shifted) else objective
+
+  def mean(logits):
+    own = bare.losses((Plain(), Plain()), ({"logits": logits}, {"logits": logits}), noisy)[1]
+    sums = bare.sums(-own, jnp.where(noisy.weight_BxL > 0, anchor, 0), noisy)
+    return sums.total / sums.count
+
+  return jax.value_and_grad(mean)(logits)
+
+
+def mdpo_advantages(case: Case):
+  rewards = case.inputs["step_rewards"]
+  assert case.arg("num_generations") == len(rewards)
+  group = np.zeros(len(rewards), int)
+  got = of_steps(rewards, group)
+  np.testing.assert_allclose(got, case.outputs["advantages"], rtol=1e-4, atol=1e-5)
+  steps = telling_steps(got, group, case.arg("sample_train_steps"))
+  same(steps, np.broadcast_to(case.outputs["steps"], steps.shape))
+
+
 def lightning_rl_loss(case: Case):
   ids, block = case.inputs["input_ids"], case.arg("block_size")
   learned, labels = case.inputs["p_mask"], case.inputs["labels"]
@@ -560,6 +613,8 @@ METHODS = {
   "estimator_law": estimator_law,
   "espo_kl": espo_kl,
   "espo_loss": espo_loss,
+  "mdpo_advantages": mdpo_advantages,
+  "mdpo_loss": mdpo_loss,
   "lightning_rl_loss": lightning_rl_loss,
   "spg_forward_process": spg_forward_process,
   "spg_loss": spg_loss,

@@ -367,8 +367,6 @@ METHODS = {
 UNCHECKED = {
   "dparallel_loss/dream_batch2": "rows of a batch overwrite each other's masks",
   "dparallel_loss/llada_batch3": "rows of a batch overwrite each other's masks",
-  "mdpo_advantages": "rewards of every step",
-  "mdpo_loss": "rewards of every step",
   "tracerl_gae": "a value model",
 }
 

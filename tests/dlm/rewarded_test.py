@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import build, checkpoint, rollout, train
+from dlm import build, checkpoint, rollout, stepwise, train
+from dlm.metrics import records
 from dlm.rewards import scores
 from dlm.rewards.written import Written
 from dlm.train import Step
@@ -97,6 +98,77 @@ def test_rows_of_a_group_answer_the_same_prompt_and_are_compared(base):
   assert numbers["reward/fields_right"] == pytest.approx(right)
 
 
+STEPS = {
+  "objective": {"name": "mdpo", "temperature": 1.0},
+  "rollout.max_forwards": 4,
+  "rewards.advantages": {"kind": "steps"},
+}
+
+
+def test_steps_of_answers_are_judged_and_those_that_tell_most_are_learned(base, tmp_path):
+  """What a forward wrote is in its prediction; states are those the sampler went through."""
+  run = training(base, **STEPS)
+  params = Step(run).init().params
+  given = Batch(*map(jnp.asarray, run.rows[0]))
+  rows, states, _ = stepwise.of(run)(params, given, jax.random.key(0))
+  plain, _ = rollout.of(run)(params, given, jax.random.key(0))
+  open_BxL, mask_id = np.asarray(rows.noisable_BxL), run.facts.mask_id
+  same = np.asarray(plain.noisable_BxL)
+  np.testing.assert_array_equal(np.asarray(rows.tokens_BxL)[same], plain.tokens_BxL[same])
+  shown, predicted = (
+    np.asarray(x)[open_BxL.nonzero()[0], :, open_BxL.nonzero()[1]].T
+    for x in (states.shown_BxTxL, states.predicted_BxTxL)
+  )
+  when = np.asarray(rows.extra["when"])[open_BxL]
+  for t in range(4):
+    np.testing.assert_array_equal(shown[t] == mask_id, (when > t) | (when < 0))
+    written = when == t + 1
+    np.testing.assert_array_equal(
+      predicted[t][written], np.asarray(rows.tokens_BxL)[open_BxL][written]
+    )
+  assert (predicted != mask_id).all() and (predicted[0] != predicted[3]).any()
+  assert (states.prob_BxTxL > 0).all() and (states.prob_BxTxL <= 1.001).all()
+
+  unfinished = (open_BxL & (np.asarray(rows.extra["when"]) < 0)).any(1)
+  batches, numbers = stepwise.judge(run)(rows, states, given)
+  for batch in batches:
+    hidden = np.asarray(batch.extra["hidden_BxL"])
+    assert not (hidden & ~open_BxL).any() and (batch.tokens_BxL[open_BxL] != mask_id).all()
+    assert not (np.asarray(batch.noisable_BxL) & (np.asarray(rows.extra["when"]) < 0)).any()
+    # All rows of a group learn the same forward: with a token a forward, as many masks but in
+    # rows that ended early.
+    masks = np.where(unfinished, -1, hidden.sum(1)).reshape(-1, 4)
+    assert all(len({*each} - {-1}) <= 1 for each in masks)
+  assert len(batches) == 2 and 0 <= numbers["rollout/backslid"] <= 1
+  assert numbers["reward/fields_right"] == pytest.approx(
+    np.mean(scores("fields_right", stepwise_texts(run, rows, states, given)))
+  )
+
+  train.train(training(base, steps=2, **STEPS, **{"eval.every": 0}), tmp_path / "run")
+  told = [each for each in records(tmp_path / "run") if "loss" in each]
+  assert [each["step"] for each in told] == [1, 2]
+  # In the first update the reference is the model itself, in the second not any more.
+  assert abs(told[0]["kl"]) < 1e-9 < told[1]["kl"] and "rollout/backslid" in told[0]
+
+
+def stepwise_texts(run, rows, states, given):
+  """Of the last prediction, as the judge of whole answers reads it."""
+  judge = rollout.judge(run)
+  eos_ids = run.facts.eos_ids
+  tokens = np.asarray(states.predicted_BxTxL[:, -1])
+  ends = np.isin(tokens, eos_ids) & np.asarray(rows.noisable_BxL)
+  first = ends & (ends.cumsum(1) == 1)
+  behind = ends.cumsum(1) - first > 0
+  return judge.written(
+    rows.replace(
+      tokens_BxL=tokens,
+      noisable_BxL=np.asarray(rows.noisable_BxL) & ~behind,
+      extra=rows.extra | {"end": first},
+    ),
+    given,
+  )
+
+
 def raises(written):
   raise RuntimeError(written.text)
 
@@ -128,6 +200,9 @@ def test_a_reward_that_fails_costs_its_row():
     ({"objective.shift": 1}, "objective.shift=1 is not the shift=0 of init_from"),
     ({"checkpoint.keep_best": 1}, "checkpoint.keep_best=1 goes by the loss"),
     ({"rollout": None}, "learns from what the model writes: it needs `rollout`"),
+    (STEPS | {"rollout.max_forwards": 1}, "rewards.updates=2 are the forwards .*, 1 to .*=1, all"),
+    (STEPS | {"rewards.advantages": {}}, "kind='centred' does not go with objective.name='mdpo'"),
+    (STEPS | {"rollout.temperature": 0.5}, "objective.temperature=1.0 must be rollout.temperature"),
     (
       {"objective": {"name": "preference", "estimator": {"name": "counted_elbo"}}},
       "rewards.group=4 must be 2",

@@ -65,6 +65,8 @@ def rows(tokens: np.ndarray, segment: np.ndarray | None = None) -> Batch:
     extra={
       "when": jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
       "advantage_B": jnp.where(jnp.arange(len(tokens)) % 2, -1.0, 1.0),
+      "hidden_BxL": jnp.ones(tokens.shape, bool),
+      "confidence_BxL": jnp.ones(tokens.shape),
     },
   )
 
