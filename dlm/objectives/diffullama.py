@@ -71,6 +71,7 @@ class _Around(Objective):
   drafts = property(attrgetter("objective.drafts"))
   traced = property(attrgetter("objective.traced"))
   rewarded = property(attrgetter("objective.rewarded"))
+  stepwise = property(attrgetter("objective.stepwise"))
   paired = property(attrgetter("objective.paired"))
   recalls = property(attrgetter("objective.recalls"))
 
