@@ -101,16 +101,30 @@ class Choice:
     return min(max(self.least, int(offered * self.ratio)), offered)
 
 
+@dataclasses.dataclass(frozen=True)
+class CacheFormat:
+  """How keys and values are kept in fewer bits than they are computed in: `models.packed`.
+
+  Args:
+    bits: 8: a scale for each token and head; 2 or 4: as KIVI has them.
+    group: slots that are written together, the first at a multiple of it; of 8 bits 1.
+  """
+
+  bits: int
+  group: int = 1
+
+
 @struct.dataclass
 class KVCache:
   """Keys and values by canvas position: slot s holds position s, rotary already applied.
 
   An empty slot (`filled` False) is never attended to, whatever it holds. With a `choice` a slot
-  holds any position, another in each layer.
+  holds any position, another in each layer. Of a `CacheFormat`, keys and values are
+  `models.packed.Packed` that stand for such arrays: all leaves lead with [Y, B].
   """
 
-  k_YxBxSxKxH: Array
-  v_YxBxSxKxH: Array
+  k_YxBxSxKxH: Array | Any
+  v_YxBxSxKxH: Array | Any
   filled_BxS: Array
   drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
   ring: Ring | None = None  # of sliding layers, which the arrays above then leave out
@@ -170,7 +184,9 @@ class Denoiser(Protocol):
     """
     ...
 
-  def empty_cache(self, batch: int, slots: int) -> KVCache: ...
+  def empty_cache(self, batch: int, slots: int, format: CacheFormat | None = None) -> KVCache:
+    """`format`: None: keys and values are kept as they are. ValueError: it does not fit."""
+    ...
 
   def embedding(self, params: Params) -> Array:
     """What each id is before the first layer, [V, D]: for objectives that mix ids."""

@@ -65,6 +65,8 @@ class SamplingConfig(tables.Config):
     implementation: of kernels, as xla or gpu,xla; None: the best here.
     weights: the checkpoint's kernels are kept as whole numbers: int8, int4g128 (groups of 128
       inputs), w8a8 (what they are applied to is rounded too); empty: as they are stored.
+    cache_format: keys and values are cached as whole numbers: int8, kivi4 or kivi2; empty: as they
+      are.
     batch: rows at a time.
     row_tile: rows that a device computes together, so that a row is the same to the bit whatever
       is sampled with it; 0: a batch at once, the same but for rounding; None: what is fastest, 1
@@ -100,6 +102,7 @@ class SamplingConfig(tables.Config):
   least_entropy: float = 0.0
   implementation: str | None = None
   weights: str = ""
+  cache_format: str = ""
   seed: int = 0
   batch: int = 8
   row_tile: int | None = None
@@ -205,6 +208,7 @@ def sampling(
     confidence=own.confidence,
     guidance=own.guidance,
     least_entropy=own.least_entropy,
+    cache_format=own.cache_format,
     refresh_rows=own.refresh_rows,
     # Spare rows spell nothing.
     forbidden=(*range(facts.vocab, model.config.vocab), *(ends if own.forbid_ends else ())),
@@ -214,6 +218,13 @@ def sampling(
     if drafter is None
     else _drafter(*drafter, model, facts, policy, own.implementation),
   )
+  if sampler.kept is not None:
+    if sampler.kept.group > 1 and plan.packs == "blocks" and own.align != "canvas":
+      raise ValueError(
+        f"cache_format={own.cache_format!r} codes slots in groups from the canvas's start, where "
+        f"align={own.align!r} cuts blocks elsewhere: use 'int8'"
+      )
+    jax.eval_shape(lambda: served.empty_cache(1, 1, sampler.kept))  # refuses what does not fit
   return sampler, own
 
 

@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
     parts = [Part(k_BxWxKxH, v_BxWxKxH)]
     if stored is not None:
-      parts.append(Part(*stored, layer))
+      parts.append(cache.part(stored, layer))
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")
     out = Einsum(

@@ -13,7 +13,7 @@ from dlm.models.apart import collections
 from dlm.models.config import ModelConfig
 from dlm.models.dflash import DFlash
 from dlm.models.transformer import Transformer
-from dlm.types import Array, KVCache, Mask, ModelOutput, Params
+from dlm.types import Array, CacheFormat, KVCache, Mask, ModelOutput, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +88,18 @@ class Model:
     """Shapes of the parameters with their logical axes, for `dlm.parallel.shard_params`."""
     return jax.eval_shape(self._init_boxed, jax.random.key(0))
 
-  def empty_cache(self, batch: int, slots: int) -> KVCache:
+  def empty_cache(self, batch: int, slots: int, format: CacheFormat | None = None) -> KVCache:
     cfg = self.config
+    if format is not None and (cfg.gemma is not None or format.bits < 8 and cfg.head_dim % 8):
+      raise ValueError(
+        f"cache_format of {format.bits} bits: a model with gemma has none, and of 2 and 4 bits "
+        f"head_dim={cfg.head_dim} must be a multiple of 8"
+      )
     rows = {"batch": batch, "dtype": jnp.dtype(cfg.dtype)}
     full = sum(stack.layers for stack in cfg.stacks() if stack.full)
     sizes = {"kv_heads": cfg.kv_heads, "head_dim": cfg.head_dim}
     if cfg.gemma is None:
-      return kv_cache.empty(layers=full, slots=slots, **sizes, **rows)
+      return kv_cache.empty(layers=full, slots=slots, format=format, **sizes, **rows)
     window = min(cfg.gemma.window - 1, slots)
     ring = kv_cache.ring(layers=cfg.layers - full, slots=window, **sizes, **rows)
     sizes = {"kv_heads": cfg.gemma.kv_heads, "head_dim": cfg.gemma.head_dim}

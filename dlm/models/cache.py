@@ -4,20 +4,39 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.types import Array, Choice, KVCache, Ring
+from dlm.models import packed
+from dlm.models.packed import Packed
+from dlm.types import Array, CacheFormat, Choice, KVCache, Ring
+from kernels_pallas.block_attention import Part
 
-Stored = tuple[Array, Array]  # keys and values
+Stored = tuple[Array | Packed, Array | Packed]  # keys and values
 
 
 def empty(
-  *, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
+  *,
+  layers: int,
+  batch: int,
+  slots: int,
+  kv_heads: int,
+  head_dim: int,
+  dtype: jnp.dtype,
+  format: CacheFormat | None = None,
 ) -> KVCache:
+  sizes = {"layers": layers, "batch": batch, "slots": slots}
+  sizes |= {"kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
   shape = (layers, batch, slots, kv_heads, head_dim)
-  return KVCache(
-    k_YxBxSxKxH=jnp.zeros(shape, dtype),
-    v_YxBxSxKxH=jnp.zeros(shape, dtype),
-    filled_BxS=jnp.zeros((batch, slots), bool),
+  k, v = (
+    jnp.zeros(shape, dtype) if format is None else packed.empty(format, values=values, **sizes)
+    for values in (False, True)
   )
+  return KVCache(k, v, filled_BxS=jnp.zeros((batch, slots), bool))
+
+
+def part(stored: Stored, layer: Array) -> Part:
+  """A layer's keys and values, for attention: where they are, or read into arrays of their own."""
+  if isinstance(stored[0], Packed):
+    return Part(*(each.read(layer) for each in stored))
+  return Part(*stored, layer)
 
 
 def ring(
@@ -56,7 +75,9 @@ def put(stored: Stored, new: Stored, layer: Array, target_BxW: Array) -> Stored:
   """
   row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
 
-  def one(store_YxBxSxKxH: Array, new_BxWxKxH: Array) -> Array:
+  def one(store_YxBxSxKxH: Array | Packed, new_BxWxKxH: Array) -> Array | Packed:
+    if isinstance(store_YxBxSxKxH, Packed):
+      return store_YxBxSxKxH.put(new_BxWxKxH, layer, target_BxW)
     own = new_BxWxKxH.astype(store_YxBxSxKxH.dtype)
     return store_YxBxSxKxH.at[layer, row_Bx1, target_BxW].set(own, mode="drop")
 

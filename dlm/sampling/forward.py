@@ -105,9 +105,22 @@ def _refresh(
 def empty_cache(sampler: Sampler, rows: int, slots: int) -> KVCache:
   """Of canvases of so many slots."""
   choice = sampler.plan.choice
+  if sampler.kept is not None:
+    return sampler.denoise.empty_cache(rows, slots, sampler.kept)
   if choice is None:
     return sampler.denoise.empty_cache(rows, slots)
   return sampler.denoise.empty_cache(rows, max(choice.kept(slots), 1)).replace(choice=choice)
+
+
+def _whole_groups(sampler: Sampler, ask: Ask) -> Array:
+  """Bool: slots that a cache in groups may be given: of a group all that it will hold, or none."""
+  at, full_Bx1 = ask.at, ask.full_B[:, None]
+  if sampler.plan.packs == "canvas":
+    return jnp.broadcast_to(full_Bx1, at.inside_BxL.shape)
+  new_BxL = full_Bx1 | (at.slot_L[None, :] >= at.cached_B[:, None])
+  if sampler.commit == "free":  # any forward may turn out to be the block's last
+    return new_BxL
+  return new_BxL & (at.slot_L[None, :] < sampler.plan.cached_to_B(at)[:, None])
 
 
 def in_turn(
@@ -198,8 +211,13 @@ def _over(
     ask_BxA = jnp.take_along_axis(jnp.argsort(turn_BxW, axis=1), ask_BxA, axis=1)
     seldom["place_BxW"] = place_BxW
   write_BxW = None
-  if cache is not None and (sampler.plan.choice is None or width == slots):
+  at_refresh = sampler.plan.choice is not None or (
+    sampler.kept is not None and sampler.kept.group > 1 and sampler.plan.packs == "canvas"
+  )
+  if cache is not None and (width == slots or not at_refresh):
     keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
+    if sampler.kept is not None and sampler.kept.group > 1:
+      keep_BxL &= _whole_groups(sampler, ask)
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
   time_BxW = None
   if sampler.clock is not None:

@@ -5,10 +5,12 @@ import dataclasses
 from dlm import masks
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policy import Policy
-from dlm.types import Clock, Denoiser, FeatureDrafter, MaskRule, StatSpec
+from dlm.types import CacheFormat, Clock, Denoiser, FeatureDrafter, MaskRule, StatSpec
 
 COMMITS = ("fused", "separate", "free")
 SCOPES = ("block", "canvas")
+CACHE_FORMATS = {"int8": 8, "kivi4": 4, "kivi2": 2}
+GROUP, LEAST_GROUP = 32, 16  # slots that share the scales of KIVI's keys, and as few as pay
 ON_EOS = ("stop", "stop_block", "fill", "fill_block")
 
 
@@ -62,6 +64,8 @@ class Sampler:
       `dlm.sampling.variety`, which reads them on the host when a row is done.
     own_width: with a cache, a forward over windows is run once for each width that rows need, and
       not once at the widest: a row's bits then owe nothing to its neighbours.
+    cache_format: of the cached keys and values: "int8", or "kivi4" and "kivi2" (2402.02750) of plans
+      that write them in whole blocks; "": as the model computes them. See `dlm.models.packed`.
     refresh_rows: rows that need the whole canvas run beside the others' windows, so many of them at
       a time, those first that have waited longest (dLLM-Serve, 2512.17077: phase multiplexing). 0:
       all of them at once, and the others wait.
@@ -91,6 +95,7 @@ class Sampler:
   guidance: float = 0.0
   least_entropy: float = 0.0
   own_width: bool = False
+  cache_format: str = ""
   refresh_rows: int = 0
   drafter: Drafter | None = None
   adapted: Denoiser | None = None
@@ -125,6 +130,8 @@ class Sampler:
         f"Sampler: refresh_rows={self.refresh_rows} needs a cache, no guidance and no drafter; "
         f"{self.plan}, guidance={self.guidance}"
       )
+    if self.cache_format:
+      self._check_format()
     if self.policy.draft_span:
       self._check_drafts()
     if self.causal_context:
@@ -162,6 +169,32 @@ class Sampler:
       raise ValueError(
         f"Sampler: scope={self.scope!r} must be one of {', '.join(SCOPES)}, and 'canvas' where the "
         f"policy must see all slots; {self.policy}"
+      )
+
+  def _check_format(self) -> None:
+    """Raises ValueError where keys could not be kept in so few bits."""
+    if self.cache_format not in CACHE_FORMATS:
+      raise ValueError(
+        f"Sampler: cache_format={self.cache_format!r} is not one of {', '.join(CACHE_FORMATS)}, or "
+        "empty for as they are"
+      )
+    if not self.plan.cached or self.plan.choice is not None:
+      raise ValueError(
+        f"Sampler: cache_format={self.cache_format!r} needs a cache that holds keys by their slot, "
+        f"not {self.plan}"
+      )
+    format = self.kept
+    if format.bits == 8:
+      return
+    if not self.plan.packs or self.policy.slides:
+      raise ValueError(
+        f"Sampler: cache_format={self.cache_format!r} codes slots in groups, and {self.plan} with "
+        f"{self.policy} keeps them one by one: use 'int8'"
+      )
+    if format.group < LEAST_GROUP:
+      raise ValueError(
+        f"Sampler: cache_format={self.cache_format!r} needs block={self.block} to have a divisor in "
+        f"{LEAST_GROUP}..{GROUP} that is a multiple of {8 // format.bits}: use 'int8'"
       )
 
   def _check_drafts(self) -> None:
@@ -238,6 +271,19 @@ class Sampler:
         f"commit={self.commit!r}, scope={self.scope!r}, on_eos={self.on_eos!r}, "
         f"guidance={self.guidance}"
       )
+
+  @property
+  def kept(self) -> CacheFormat | None:
+    """How keys are kept; None: as they are. Groups are of whole bytes and, by blocks, divide one."""
+    if not self.cache_format:
+      return None
+    bits = CACHE_FORMATS[self.cache_format]
+    if bits == 8:
+      return CacheFormat(8)
+    if self.plan.packs == "canvas":
+      return CacheFormat(bits, GROUP)
+    whole = [n for n in range(1, GROUP + 1) if self.block % n == 0 and n * bits % 8 == 0]
+    return CacheFormat(bits, max(whole, default=1))
 
   @property
   def causal_context(self) -> bool:

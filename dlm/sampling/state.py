@@ -50,7 +50,8 @@ class LoopState:
 
 def row_axes(cache: KVCache) -> KVCache:
   """Which axis of each leaf holds the rows."""
-  axes = jax.tree.map(lambda _: 0, cache).replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1)
+  k, v = (jax.tree.map(lambda _: 1, x) for x in (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH))
+  axes = jax.tree.map(lambda _: 0, cache).replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v)
   if cache.ring is not None:
     axes = axes.replace(ring=axes.ring.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
   return axes

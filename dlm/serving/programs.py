@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dlm import parallel
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
+from dlm.sampling.forward import empty_cache
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import Held, LoopState, Served, row_axes
 from dlm.types import Array, Canvas, Params
@@ -23,8 +25,8 @@ from dlm.types import Array, Canvas, Params
 class Pages:
   """Keys of prefixes, by page: see `dlm.serving.prefixes`."""
 
-  k_PxYxTxKxH: Array  # T tokens a page
-  v_PxYxTxKxH: Array
+  k_PxYxTxKxH: Any  # T tokens a page, or their groups where keys are kept as `models.packed` does
+  v_PxYxTxKxH: Any
 
 
 @struct.dataclass
@@ -212,13 +214,13 @@ def _shapes(tree: Any, sharding: NamedSharding | None) -> Any:
 
 def shapes_of_pages(sampler: Sampler, mesh: Mesh, count: int) -> Pages:
   """Shapes of `count` pages, as long as a part of a prompt that the sampler's plan fills."""
-  one = jax.eval_shape(lambda: sampler.denoise.empty_cache(1, sampler.plan.fill))
+  one = jax.eval_shape(lambda: empty_cache(sampler, 1, sampler.plan.fill))
 
   def of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     layers, _, *rest = leaf.shape
     return jax.ShapeDtypeStruct((count, layers, *rest), leaf.dtype, sharding=whole(mesh))
 
-  return Pages(of(one.k_YxBxSxKxH), of(one.v_YxBxSxKxH))
+  return Pages(*(jax.tree.map(of, x) for x in (one.k_YxBxSxKxH, one.v_YxBxSxKxH)))
 
 
 def empty_pages(shapes: Pages) -> Pages:
@@ -290,28 +292,34 @@ def _load(one: LoopState, pages: Pages, number: Array, place: Array) -> LoopStat
   def put(into_YxBxSxKxH: Array, page_PxYxTxKxH: Array) -> Array:
     page_YxTxKxH = jax.lax.dynamic_index_in_dim(page_PxYxTxKxH, number, keepdims=False)
     return jax.lax.dynamic_update_slice_in_dim(
-      into_YxBxSxKxH, page_YxTxKxH[:, None], place * size, 2
+      into_YxBxSxKxH, page_YxTxKxH[:, None], place * page_YxTxKxH.shape[1], 2
     )
 
   full_BxT = jnp.ones((1, size), bool)
   cache = cache.replace(
-    k_YxBxSxKxH=put(cache.k_YxBxSxKxH, pages.k_PxYxTxKxH),
-    v_YxBxSxKxH=put(cache.v_YxBxSxKxH, pages.v_PxYxTxKxH),
+    k_YxBxSxKxH=_leaf_by_leaf(put, cache.k_YxBxSxKxH, pages.k_PxYxTxKxH),
+    v_YxBxSxKxH=_leaf_by_leaf(put, cache.v_YxBxSxKxH, pages.v_PxYxTxKxH),
     filled_BxS=jax.lax.dynamic_update_slice_in_dim(cache.filled_BxS, full_BxT, place * size, 1),
   )
   return one.replace(cache=cache, cached_B=jnp.full_like(one.cached_B, (place + 1) * size))
 
 
 def _save(pages: Pages, one: LoopState, number: Array, place: Array) -> Pages:
-  size = pages.k_PxYxTxKxH.shape[2]
-
   def put(into_PxYxTxKxH: Array, from_YxBxSxKxH: Array) -> Array:
+    size = into_PxYxTxKxH.shape[2]
     own_YxTxKxH = jax.lax.dynamic_slice_in_dim(from_YxBxSxKxH[:, 0], place * size, size, 1)
     return jax.lax.dynamic_update_index_in_dim(into_PxYxTxKxH, own_YxTxKxH, number, 0)
 
   return Pages(
-    put(pages.k_PxYxTxKxH, one.cache.k_YxBxSxKxH), put(pages.v_PxYxTxKxH, one.cache.v_YxBxSxKxH)
+    _leaf_by_leaf(put, pages.k_PxYxTxKxH, one.cache.k_YxBxSxKxH),
+    _leaf_by_leaf(put, pages.v_PxYxTxKxH, one.cache.v_YxBxSxKxH),
   )
+
+
+def _leaf_by_leaf(put: Callable[[Array, Array], Array], into: Any, own: Any) -> Any:
+  """`into` with every leaf put into: packed keys of a page and of a row count different slots."""
+  leaves, tree = jax.tree.flatten(into)
+  return tree.unflatten(put(*pair) for pair in zip(leaves, jax.tree.leaves(own), strict=True))
 
 
 def _rows_of(state: LoopState) -> LoopState:

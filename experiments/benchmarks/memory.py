@@ -17,10 +17,12 @@ from jax.stages import Compiled
 
 from dlm import masks
 from dlm.models import GemmaConfig, ModelConfig, MoeConfig, bind, from_preset
+from dlm.models.quantised import quantise, quantised
 from dlm.objectives import Mdlm
 from dlm.sampling import loop
 from dlm.sampling.caching import PLANS
 from dlm.sampling.canvas import make_canvas
+from dlm.sampling.forward import empty_cache
 from dlm.sampling.policies import Threshold
 from dlm.types import Array, KVCache, Noisy, Params
 from experiments.benchmarks.results import Row, Table
@@ -221,6 +223,45 @@ def sampler(config: ModelConfig, batch: int, device: str | None = None) -> Compi
     seed=0,
   )
   return _compiled(functools.partial(loop.run, own), device, _params(config), canvas)
+
+
+def cached(
+  config: ModelConfig,
+  plan: str,
+  rows: int,
+  slots: int,
+  *,
+  weights: str = "",
+  cache_format: str = "",
+  device: str | None = None,
+) -> tuple[Compiled, int]:
+  """The sampling loop of a bidirectional model over rows of a canvas, and the bytes of its cache.
+
+  Args:
+    weights, cache_format: as a sampling config has them.
+  """
+  model = bind(config)
+  own = loop.Sampler(
+    denoise=model,
+    policy=Threshold(),
+    plan=PLANS[plan](),
+    sees=masks.Full(),
+    block=BLOCK,
+    max_forwards=1000,
+    mask_id=config.vocab - 1,
+    cache_format=cache_format,
+  )
+  tokens, free = np.zeros(slots, np.int32), np.arange(slots) >= slots // 2
+  canvas = make_canvas(
+    [tokens] * rows, [free] * rows, list(range(rows)), slots=slots, block=BLOCK, align="prompt",
+    mask_id=config.vocab - 1, seed=0,
+  )  # fmt: skip
+  params = _params(config)
+  if weights:
+    params = jax.eval_shape(lambda params: quantised(params, quantise(weights)), params)
+  held = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
+  count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+  return _compiled(functools.partial(loop.run, own), device, params, canvas), count
 
 
 def gradient(config: ModelConfig, length: int, device: str | None = None) -> Compiled:

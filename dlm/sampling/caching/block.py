@@ -27,6 +27,7 @@ class ExactBlock(CachePlan):
   commits = True
   provisional = True
   whole_blocks = True
+  packs = "blocks"
 
   def __post_init__(self):
     if self.fill < 0:
@@ -105,6 +106,7 @@ class SubBlock(ExactBlock):
   size: int = 8
   provisional = False
   whole_blocks = False
+  packs = ""
 
   def __post_init__(self):
     super().__post_init__()
@@ -142,6 +144,7 @@ class Text(ExactBlock):
   """
 
   provisional = False
+  packs = ""
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     if not isinstance(sees, masks.Canvas) or sees.block != block:

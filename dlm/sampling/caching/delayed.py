@@ -64,11 +64,15 @@ class Decode(_Delayed):
 
   Algorithm 1. A refresh is a forward over the whole canvas.
 
+  In 2 or 4 bits keys are kept at refreshes alone: what is decided after one is computed anew, at
+  full precision, until the next.
+
   Args:
     second_full: the second forward of a block is over the whole canvas too, and the first keeps
       nothing: the authors' code for LLaDA. Their code for Dream goes without.
   """
 
+  packs = "canvas"
   second_full: bool = False
 
   def refresh_B(self, at: Progress) -> Array:

@@ -19,6 +19,7 @@ class Interval(CachePlan):
   """
 
   whole_blocks = True
+  packs = "canvas"
   interval: int = 8
 
   def __post_init__(self):

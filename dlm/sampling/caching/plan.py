@@ -21,6 +21,8 @@ class CachePlan(abc.ABC):
     whole_blocks: its windows are blocks of the sampler in a row, from the start of one.
     fills_inside: `on_eos` "fill" acts within a block, not after the forward that opens it.
     settles: a row never leaves its block right after a whole-canvas forward.
+    packs: what it may keep in 2 or 4 bits, written whole by one forward: "blocks", once they are
+      cached for good, or a "canvas", at forwards over it alone; "": nothing, it keeps slot by slot.
     choice: of what `keep_BxL` offers at a forward over the whole canvas each layer keeps a part.
   """
 
@@ -32,6 +34,7 @@ class CachePlan(abc.ABC):
   whole_blocks: ClassVar[bool] = False
   fills_inside: ClassVar[bool] = False
   settles: ClassVar[bool] = False
+  packs: ClassVar[str] = ""
   choice: ClassVar[Choice | None] = None
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:  # noqa: B027

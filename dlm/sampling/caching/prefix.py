@@ -31,6 +31,7 @@ class Prefix(CachePlan):
 
   whole_blocks = True
   fills_inside = True
+  packs = "canvas"
   anchor: bool = True
   settles: bool = False
   every: int = 0

@@ -29,6 +29,7 @@ class Vicinity(CachePlan):
   every: int = 0
 
   settles = True
+  packs = "canvas"
 
   def __post_init__(self):
     for field in ("before", "after", "warmup", "every"):

@@ -1,0 +1,181 @@
+"""KIVI (2402.02750): keys and values kept as whole numbers of 2 or 4 bits; also 8, in the plain way.
+
+Of 2 and 4 bits: code = round((x - zero) / scale) with halves to even, zero = min x, scale = (max x -
+min x) / (2^bits - 1). Keys share these by channel, over a group of tokens; values by token, over a
+group of channels. Groups of tokens are written whole, by one forward, and never again from what was
+read back: so no error grows. Of 8 bits every token and head has a scale of its own, max |x| / 127.
+
+What a forward computes itself it sees as it is; the rest it reads as it was kept. A row's codes owe
+nothing to the other rows.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dlm.types import Array, CacheFormat
+
+CHANNELS = 32  # that share a scale of their token's value, as in the paper's code
+
+
+@struct.dataclass
+class Packed:
+  """Keys, or values, of all layers. C: groups of slots; the last may reach past the canvas."""
+
+  code: Array  # [Y, B, C, words, K, H]: of a group's slots the first is in the lowest bits
+  scale: Array  # of 8 bits and of values [Y, B, C, slots of a group, K * groups of channels]; of
+  zero: Array | None  # keys [Y, B, C, 1, K * H]; None: of 8 bits
+  format: CacheFormat = struct.field(pytree_node=False)
+  values: bool = struct.field(pytree_node=False)
+  slots: int = struct.field(pytree_node=False)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the array [Y, B, S, K, H] that it stands for."""
+    layers, batch, *_, heads, dim = self.code.shape
+    return layers, batch, self.slots, heads, dim
+
+  def read(self, layer: Array) -> Array:
+    """A layer's, [B, S, K, H], in the type of the scales."""
+
+    def own(x: Array) -> Array:
+      return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+
+    zero = None if self.zero is None else own(self.zero)
+    wide = decoded(self.format, own(self.code), own(self.scale), zero)
+    batch, groups, size, heads, dim = wide.shape
+    return wide.reshape(batch, groups * size, heads, dim)[:, : self.slots]
+
+  def put(self, new_BxWxKxH: Array, layer: Array, target_BxW: Array) -> "Packed":
+    """With a window's in the slots `target`; those that go nowhere: one past the last.
+
+    A group of which any slot is written is written whole: its other slots hold nothing after that.
+    """
+    size = self.format.group
+    if size == 1:
+      x, there, group_BxC = new_BxWxKxH[:, :, None], None, target_BxW
+    else:
+      x, there, group_BxC = self._grouped(new_BxWxKxH, target_BxW)
+    row_Bx1 = jnp.arange(len(x))[:, None]
+    code, scale, zero = coded(self.format, self.values, x, there, self.scale.dtype)
+
+    def one(into: Array, own: Array) -> Array:
+      return into.at[layer, row_Bx1, group_BxC].set(own, mode="drop")
+
+    zero = None if self.zero is None else one(self.zero, zero)
+    return self.replace(code=one(self.code, code), scale=one(self.scale, scale), zero=zero)
+
+  def _grouped(self, new_BxWxKxH: Array, target_BxW: Array) -> tuple[Array, Array, Array]:
+    """The window [B, C, slots of a group, K, H], which of them there are, and where groups go."""
+    batch, width = target_BxW.shape
+    size, groups = self.format.group, self.code.shape[2]
+    count = min(-(-width // size), groups)
+    first_Bx1 = target_BxW.min(1, keepdims=True) // size
+    offset_BxW = jnp.where(target_BxW < self.slots, target_BxW - first_Bx1 * size, count * size)
+    place_BxT = jnp.full((batch, count * size), width, jnp.int32)
+    row_Bx1 = jnp.arange(batch)[:, None]
+    place_BxT = place_BxT.at[row_Bx1, offset_BxW].set(jnp.arange(width)[None, :], mode="drop")
+    there_BxCxT = (place_BxT < width).reshape(batch, count, size)
+    index_BxTx1x1 = jnp.minimum(place_BxT, width - 1)[:, :, None, None]
+    x_BxTxKxH = jnp.take_along_axis(new_BxWxKxH, index_BxTx1x1, axis=1)
+    group_BxC = jnp.where(there_BxCxT.any(2), first_Bx1 + jnp.arange(count)[None, :], groups)
+    return x_BxTxKxH.reshape(batch, count, size, *x_BxTxKxH.shape[2:]), there_BxCxT, group_BxC
+
+
+def empty(
+  format: CacheFormat,
+  *,
+  values: bool,
+  layers: int,
+  batch: int,
+  slots: int,
+  kv_heads: int,
+  head_dim: int,
+  dtype: jnp.dtype,
+) -> Packed:
+  """Of so many slots; scales are of the model's type."""
+  groups = -(-slots // format.group)
+  x = jax.ShapeDtypeStruct((batch, groups, format.group, kv_heads, head_dim), dtype)
+  shapes = jax.eval_shape(lambda x: coded(format, values, x, None, dtype), x)
+  code, scale, zero = jax.tree.map(lambda s: jnp.zeros((layers, *s.shape), s.dtype), shapes)
+  return Packed(code, scale, zero, format, values, slots)
+
+
+def coded(
+  format: CacheFormat, values: bool, x: Array, there_BxCxT: Array | None, dtype: jnp.dtype
+) -> tuple[Array, Array, Array | None]:
+  """Codes, scales and zeros of x [B, C, T, K, H], as `Packed` has them without the layers."""
+  batch, groups, size, heads, dim = x.shape
+  x = x.astype(jnp.float32)
+  if format.bits == 8:
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    scale = jnp.where(scale > 0, scale, 1).astype(dtype)
+    code = jnp.clip(jnp.round(x / scale.astype(jnp.float32)), -127, 127).astype(jnp.int8)
+    return code, scale[..., 0], None
+  there = None if there_BxCxT is None else there_BxCxT[..., None, None]
+  if values:
+    channels = math.gcd(CHANNELS, dim)
+    x = x.reshape(batch, groups, size, heads, dim // channels, channels)
+    code, scale, zero = rounded(x, format.bits, -1, dtype)
+    code = code.reshape(batch, groups, size, heads, dim)
+  else:
+    code, scale, zero = rounded(x, format.bits, 2, dtype, there)
+  scale, zero = (y.reshape(batch, groups, size if values else 1, -1) for y in (scale, zero))
+  return packed(code, format.bits, axis=2), scale, zero
+
+
+def decoded(format: CacheFormat, code: Array, scale: Array, zero: Array | None) -> Array:
+  """[B, C, T, K, H] in the type of the scales: what `coded` was given, but for rounding."""
+  batch, groups, _, heads, dim = code.shape
+  if zero is None:
+    return (code * scale[..., None].astype(jnp.float32)).astype(scale.dtype)
+  code, dtype = unpacked(code, format.bits, axis=2), scale.dtype
+  # Of keys [.., 1, K, H, 1], of values [.., T, K, groups of channels, 1].
+  scale, zero = (y.reshape(*y.shape[:3], heads, -1, 1).astype(jnp.float32) for y in (scale, zero))
+  wide = code.reshape(*code.shape[:4], scale.shape[4], -1) * scale + zero
+  return wide.astype(dtype).reshape(batch, groups, -1, heads, dim)
+
+
+def rounded(
+  x: Array, bits: int, axis: int, dtype: jnp.dtype, there: Array | None = None
+) -> tuple[Array, Array, Array]:
+  """Codes (uint8), scales and zeros of x, float32; what lies along `axis` shares the latter two.
+
+  Scales are rounded to `dtype` first, so that a code is the nearest to what will be read.
+
+  Args:
+    there: which numbers count; None: all. The others' codes mean nothing.
+  """
+  low = jnp.min(x, axis=axis, keepdims=True, initial=jnp.inf, where=there)
+  high = jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf, where=there)
+  scale = (high - low) / (2**bits - 1)
+  usable = (scale > 0) & jnp.isfinite(scale)  # not of equal numbers, nor where none count
+  scale, zero = jnp.where(usable, scale, 1).astype(dtype), jnp.where(low < jnp.inf, low, 0)
+  zero = zero.astype(dtype)
+  code = (x - zero.astype(jnp.float32)) / scale.astype(jnp.float32)
+  return jnp.clip(jnp.round(code), 0, 2**bits - 1).astype(jnp.uint8), scale, zero
+
+
+def packed(code: Array, bits: int, axis: int) -> Array:
+  """Words of 32 bits, or of the most that divide a group: the first code in the lowest bits."""
+  size = code.shape[axis] * bits
+  word = math.gcd(size, 32)
+  each = word // bits
+  axis %= code.ndim
+  shape = (*code.shape[:axis], size // word, each, *code.shape[axis + 1 :])
+  code = code.astype(f"uint{word}").reshape(shape)
+  shift = jnp.arange(each, dtype=code.dtype) * bits
+  shift = shift.reshape(each, *[1] * (code.ndim - axis - 2))
+  return (code << shift).sum(axis + 1, dtype=code.dtype)
+
+
+def unpacked(words: Array, bits: int, axis: int) -> Array:
+  """The codes that `packed` was given."""
+  each = words.dtype.itemsize * 8 // bits
+  axis %= words.ndim
+  shift = jnp.arange(each, dtype=words.dtype) * bits
+  shift = shift.reshape(each, *[1] * (words.ndim - axis - 1))
+  code = (jnp.expand_dims(words, axis + 1) >> shift) & (2**bits - 1)
+  return code.reshape(*words.shape[:axis], -1, *words.shape[axis + 1 :]).astype(jnp.uint8)
