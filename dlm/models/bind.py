@@ -90,7 +90,7 @@ class Model:
 
   def empty_cache(self, batch: int, slots: int, format: CacheFormat | None = None) -> KVCache:
     cfg = self.config
-    if format is not None and (cfg.gemma is not None or format.bits < 8 and cfg.head_dim % 8):
+    if format is not None and (cfg.gemma is not None or (format.bits < 8 and cfg.head_dim % 8)):
       raise ValueError(
         f"cache_format of {format.bits} bits: a model with gemma has none, and of 2 and 4 bits "
         f"head_dim={cfg.head_dim} must be a multiple of 8"

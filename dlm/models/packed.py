@@ -1,9 +1,9 @@
-"""KIVI (2402.02750): keys and values kept as whole numbers of 2 or 4 bits; also 8, in the plain way.
+"""KIVI (2402.02750): keep keys and values as whole numbers of 2 or 4 bits. And plainly, of 8.
 
-Of 2 and 4 bits: code = round((x - zero) / scale) with halves to even, zero = min x, scale = (max x -
-min x) / (2^bits - 1). Keys share these by channel, over a group of tokens; values by token, over a
-group of channels. Groups of tokens are written whole, by one forward, and never again from what was
-read back: so no error grows. Of 8 bits every token and head has a scale of its own, max |x| / 127.
+Of 2 and 4 bits: code = round((x - zero) / scale) with halves to even, zero = min x, scale =
+(max x - min x) / (2^bits - 1). Keys share these by channel, over a group of tokens; values by
+token, over a group of channels. A group of tokens is written whole, by one forward, and never from
+what was read back: so no error grows. Of 8 bits each token and head has a scale, max |x| / 127.
 
 What a forward computes itself it sees as it is; the rest it reads as it was kept. A row's codes owe
 nothing to the other rows.
@@ -167,7 +167,7 @@ def packed(code: Array, bits: int, axis: int) -> Array:
   shape = (*code.shape[:axis], size // word, each, *code.shape[axis + 1 :])
   code = code.astype(f"uint{word}").reshape(shape)
   shift = jnp.arange(each, dtype=code.dtype) * bits
-  shift = shift.reshape(each, *[1] * (code.ndim - axis - 2))
+  shift = shift.reshape(*[1] * (axis + 1), each, *[1] * (code.ndim - axis - 2))
   return (code << shift).sum(axis + 1, dtype=code.dtype)
 
 
@@ -176,6 +176,6 @@ def unpacked(words: Array, bits: int, axis: int) -> Array:
   each = words.dtype.itemsize * 8 // bits
   axis %= words.ndim
   shift = jnp.arange(each, dtype=words.dtype) * bits
-  shift = shift.reshape(each, *[1] * (words.ndim - axis - 1))
+  shift = shift.reshape(*[1] * (axis + 1), each, *[1] * (words.ndim - axis - 1))
   code = (jnp.expand_dims(words, axis + 1) >> shift) & (2**bits - 1)
   return code.reshape(*words.shape[:axis], -1, *words.shape[axis + 1 :]).astype(jnp.uint8)

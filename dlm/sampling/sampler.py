@@ -64,8 +64,8 @@ class Sampler:
       `dlm.sampling.variety`, which reads them on the host when a row is done.
     own_width: with a cache, a forward over windows is run once for each width that rows need, and
       not once at the widest: a row's bits then owe nothing to its neighbours.
-    cache_format: of the cached keys and values: "int8", or "kivi4" and "kivi2" (2402.02750) of plans
-      that write them in whole blocks; "": as the model computes them. See `dlm.models.packed`.
+    cache_format: of cached keys and values: "int8", or of plans that write them in whole blocks
+      "kivi4" and "kivi2" (2402.02750); "": as the model computes them. See `dlm.models.packed`.
     refresh_rows: rows that need the whole canvas run beside the others' windows, so many of them at
       a time, those first that have waited longest (dLLM-Serve, 2512.17077: phase multiplexing). 0:
       all of them at once, and the others wait.
@@ -193,8 +193,8 @@ class Sampler:
       )
     if format.group < LEAST_GROUP:
       raise ValueError(
-        f"Sampler: cache_format={self.cache_format!r} needs block={self.block} to have a divisor in "
-        f"{LEAST_GROUP}..{GROUP} that is a multiple of {8 // format.bits}: use 'int8'"
+        f"Sampler: cache_format={self.cache_format!r} needs block={self.block} to have a divisor "
+        f"in {LEAST_GROUP}..{GROUP} that is a multiple of {8 // format.bits}: use 'int8'"
       )
 
   def _check_drafts(self) -> None:
@@ -274,7 +274,7 @@ class Sampler:
 
   @property
   def kept(self) -> CacheFormat | None:
-    """How keys are kept; None: as they are. Groups are of whole bytes and, by blocks, divide one."""
+    """How keys are kept; None: as they are. Groups fill whole bytes; those of blocks divide one."""
     if not self.cache_format:
       return None
     bits = CACHE_FORMATS[self.cache_format]

@@ -1,0 +1,71 @@
+"""Keys and values in few bits: what is read is near what was written, and bytes fall."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm.models import ModelConfig, bind, packed
+from dlm.types import CacheFormat
+
+SLOTS, GROUP = 40, 16  # the last group reaches past the canvas
+SIZES = dict(layers=2, slots=SLOTS, kv_heads=2, head_dim=16, dtype=jnp.float32)
+FORMATS = [CacheFormat(2, GROUP), CacheFormat(4, GROUP), CacheFormat(8)]
+# Row 0 writes the slots of the second group, row 1 all but the last four, row 2 none of them.
+SLOT = np.broadcast_to(np.arange(SLOTS), (3, SLOTS))
+WRITE = np.stack([(SLOT[0] >= 16) & (SLOT[0] < 32), SLOT[0] < 36, SLOT[0] < 0])
+TARGET = np.where(WRITE, SLOT, SLOTS)
+NEW = np.random.default_rng(0).normal(size=(3, SLOTS, 2, 16)).astype(np.float32) + 3
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def written(format, values, new, target):
+  """Both layers of a store after the second was written twice, first with other numbers."""
+  store = packed.empty(format, values=values, batch=len(new), **SIZES)
+  store = store.put(-7 * new, jnp.int32(1), target).put(new, jnp.int32(1), target)
+  return store.read(jnp.int32(0)), store.read(jnp.int32(1))
+
+
+@pytest.mark.parametrize("values", [False, True], ids=["keys", "values"])
+@pytest.mark.parametrize("format", FORMATS, ids=["2", "4", "8"])
+def test_what_is_read_is_within_half_a_step_of_what_was_written(format, values):
+  other, read = jax.device_get(written(format, values, NEW, TARGET))
+  assert not other.any(), "the other layer holds nothing"
+  for row in range(3):
+    own, got = NEW[row][WRITE[row]], read[row][WRITE[row]]
+    if format.bits == 8:
+      step = np.abs(own).max(-1, keepdims=True) / 127
+    elif values:
+      step = np.ptp(own, axis=-1, keepdims=True) / (2**format.bits - 1)
+    else:  # by channel over the slots of the group that are written
+      parts = [own[i : i + GROUP] for i in range(0, len(own), GROUP)]
+      steps = [np.ptp(x, axis=0, keepdims=True).repeat(len(x), 0) for x in parts]
+      step = np.concatenate(steps or [own]) / (2**format.bits - 1)
+    assert (np.abs(got - own) <= step / 2 + 1e-5).all()
+  assert not read[2].any(), "a row that writes nothing keeps what it has"
+
+
+@pytest.mark.parametrize("format", FORMATS[:1], ids=["2"])
+def test_a_row_is_kept_the_same_whatever_is_beside_it(format):
+  beside = NEW.copy()
+  beside[1:] *= 100
+  for values in (False, True):
+    own, other = (np.asarray(written(format, values, x, TARGET)[1])[0] for x in (NEW, beside))
+    np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize(
+  "format,share", [(FORMATS[0], 0.19), (FORMATS[1], 0.32), (FORMATS[2], 0.51)]
+)
+def test_bytes_fall(format, share):
+  model = bind(ModelConfig(vocab=9, width=8, layers=2, heads=4, kv_heads=4, head_dim=128, mlp=8,
+                           dtype="bfloat16"))  # fmt: skip
+  format = CacheFormat(format.bits, 32) if format.bits < 8 else format
+
+  def nbytes(*of):
+    cache = jax.eval_shape(functools.partial(model.empty_cache, 2, 1024, *of))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+
+  assert nbytes(format) < share * nbytes()
