@@ -210,13 +210,12 @@ def _over(
     slot_BxW = jnp.take_along_axis(slot_BxW, turn_BxW, axis=1)
     ask_BxA = jnp.take_along_axis(jnp.argsort(turn_BxW, axis=1), ask_BxA, axis=1)
     seldom["place_BxW"] = place_BxW
-  write_BxW = None
-  at_refresh = sampler.plan.choice is not None or (
-    sampler.kept is not None and sampler.kept.group > 1 and sampler.plan.packs == "canvas"
-  )
+  write_BxW, plan = None, sampler.plan
+  grouped = sampler.kept is not None and sampler.kept.group > 1
+  at_refresh = plan.choice is not None or (grouped and plan.packs == "canvas")
   if cache is not None and (width == slots or not at_refresh):
-    keep_BxL = sampler.plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
-    if sampler.kept is not None and sampler.kept.group > 1:
+    keep_BxL = plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
+    if grouped:
       keep_BxL &= _whole_groups(sampler, ask)
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
   time_BxW = None

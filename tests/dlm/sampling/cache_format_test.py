@@ -54,7 +54,7 @@ def test_groups_are_the_largest_that_divide_a_block():
   assert sampler("dual", "kivi4", 8).kept.group == 32, "a refresh writes the canvas"
 
 
-@pytest.mark.parametrize("plan", ["block", "dkv_decode"])
+@pytest.mark.parametrize("plan", ["block", "dual"])
 def test_a_row_in_a_batch_is_the_row_alone(plan):
   """To the bit: the same program, with other rows beside it."""
   own, rng = sampler(plan, "kivi2"), np.random.default_rng(0)
