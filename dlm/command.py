@@ -91,12 +91,12 @@ def _with_fields(arguments: list[str]) -> Iterator[str]:
 
 
 def options(given: list[str]) -> dict[str, object]:
-  """Of --option=NAME=VALUE, a Python literal; what is no literal is a string."""
+  """Of flags that say NAME=VALUE, a Python literal; what is no literal is a string."""
   found = {}
   for option in given:
     name, separator, value = option.partition("=")
     if not separator:
-      raise ValueError(f"--option={option} must be NAME=VALUE")
+      raise ValueError(f"{option!r} must be NAME=VALUE")
     try:
       found[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -14,6 +14,7 @@ import numpy as np
 
 from dlm import files
 from dlm.data import lines, spans
+from dlm.data.array_records import StoredRows, open_array_records
 from dlm.data.chat import Conversation, template_of
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
@@ -180,29 +181,37 @@ class Encoder:
       yield Document(ids_T, int(learned_T.argmax()), learned_T)
 
 
-def encoded(source: Source, encoder: Encoder) -> Iterator[Document]:
-  """Each document, in order."""
-  for first in range(0, len(source), ENCODE_AT_ONCE):
-    last = min(first + ENCODE_AT_ONCE, len(source))
-    yield from encoder([source[i] for i in range(first, last)])
+def encoded(
+  source: Source, encoder: Encoder, index: Sequence[int] | None = None
+) -> Iterator[Document]:
+  """Each document of `index`, None: of the source, in order."""
+  index = range(len(source)) if index is None else index
+  for first in range(0, len(index), ENCODE_AT_ONCE):
+    yield from encoder([source[i] for i in index[first : first + ENCODE_AT_ONCE]])
 
 
 def tokenize(source: Source, tokenizer: Tokenizer, **options) -> TokenCorpus:
   """Encodes a whole source into memory; `options`: see `Encoder`."""
   encoder = Encoder(tokenizer, **options)
-  documents = list(encoded(source, encoder))
+  made = joined(source.name, list(encoded(source, encoder)), source.fingerprint)
+  return dataclasses.replace(made, notes=encoder.notes(source.name))
+
+
+def joined(
+  name: str, documents: Sequence[Document], fingerprint: Callable[[], dict[str, str]]
+) -> TokenCorpus:
+  """Documents end to end, in memory."""
   sizes = [0] + [document.ids_T.size for document in documents]
   learned_T = None
   if any(document.learned_T is not None for document in documents):
     learned_T = np.concatenate([learned(document) for document in documents])
   return TokenCorpus(
-    name=source.name,
+    name=name,
     tokens_T=np.concatenate([document.ids_T for document in documents]),
     start_N=np.cumsum(sizes, dtype=np.int64),
     prompt_N=np.asarray([document.prompt for document in documents], np.int32),
-    fingerprint=source.fingerprint,
+    fingerprint=fingerprint,
     learned_T=learned_T,
-    notes=encoder.notes(source.name),
   )
 
 
@@ -277,7 +286,8 @@ def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-STORED = {"tokens": open_tokens, "traces": open_traces}  # sources of ids
+# Sources of ids: name -> (path, split, tokenizer) -> corpus.
+STORED = {"tokens": open_tokens, "traces": open_traces, "arrayrecord": open_array_records}
 
 
 def _mapped(path: pathlib.Path, kinds: str = "iu") -> np.ndarray:
@@ -300,8 +310,8 @@ def open_corpus(
   parse_specials: bool = False,
   silent: tuple[str, str] | None = None,
   **options,
-) -> TokenCorpus | GeneratedCorpus:
-  """A source spec of `open_source`, `tokens:DIR` or `traces:PATH`.
+) -> TokenCorpus | GeneratedCorpus | StoredRows:
+  """A source spec of `open_source`, or one of `STORED`: `tokens:DIR`, ...
 
   `parse_specials`, `silent`: see `Encoder`.
   """

@@ -1,9 +1,10 @@
-"""How documents become rows: cut from one stream, or padded one by one."""
+"""How documents become rows: cut from one stream, padded one by one, or as they were stored."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from dlm.data.array_records import StoredRows
 from dlm.data.corpus import Corpus, GeneratedCorpus, TokenCorpus
 from dlm.data.stateless import hash_words, permuted
 from dlm.data.tokenizers import Tokenizer
@@ -39,12 +40,34 @@ def _positions(segment_BxL: np.ndarray) -> np.ndarray:
   return column_L - np.maximum.accumulate(np.where(begins_BxL, column_L, 0), axis=1)
 
 
+def check_padded(name: str, length: int, pad: str, per_row: int, too_long: str) -> None:
+  """Of the arguments of `Padded`."""
+  for field, value, known in (("pad", pad, PADS), ("too_long", too_long, TOO_LONG)):
+    if value not in known:
+      raise ValueError(f"{name}: unknown {field}={value!r}; known: {', '.join(known)}")
+  if not 1 <= per_row <= length // 2:
+    raise ValueError(f"{name}: {per_row=} must be within 1..{length // 2}, two columns an example")
+
+
+def unfit(
+  size_N: np.ndarray, prompt_N: np.ndarray, slot: int, too_long: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which documents are dropped, and which are cut, where each has `slot` columns."""
+  unfit_N = size_N > slot
+  dropped_N = prompt_N >= slot
+  if too_long == "drop":
+    dropped_N = dropped_N | unfit_N
+  return dropped_N, unfit_N & ~dropped_N
+
+
 class Packed:
   """Documents end to end, as a ring, cut into rows of `length`.
 
   Each epoch cuts at another offset and visits the rows in another order; fewer than `length` tokens
   of an epoch go unseen. With `document_mask` each document is a segment of its row.
   """
+
+  alone = False
 
   def __init__(self, corpus: Corpus, length: int, document_mask: bool, key: tuple[int, ...] | None):
     if not isinstance(corpus, TokenCorpus):
@@ -103,13 +126,7 @@ class Padded:
     key: tuple[int, ...] | None,
   ):
     name = corpus.name
-    for field, value, known in (("pad", pad, PADS), ("too_long", too_long, TOO_LONG)):
-      if value not in known:
-        raise ValueError(f"{name}: unknown {field}={value!r}; known: {', '.join(known)}")
-    if not 1 <= per_row <= length // 2:
-      raise ValueError(
-        f"{name}: {per_row=} must be within 1..{length // 2}, two columns an example"
-      )
+    check_padded(name, length, pad, per_row, too_long)
     self._corpus, self._length, self.per_row, self._key = corpus, length, per_row, key
     self._slot = length // per_row
     self._eos_padded = pad == "eos"
@@ -123,6 +140,7 @@ class Padded:
       self._keep(too_long)
     self._count = len(corpus) if self._kept_N is None else self._kept_N.size
     self.epoch_rows = max(1, self._count // per_row)
+    self.alone = per_row == 1
 
   def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch:
     slot, per_row = self._slot, self.per_row
@@ -168,10 +186,7 @@ class Padded:
   def _keep(self, too_long: str) -> None:
     """Settles before work starts which documents are used, and counts the others."""
     size_N = np.diff(self._corpus.start_N)
-    unfit_N = size_N > self._slot
-    dropped_N = self._corpus.prompt_N >= self._slot
-    if too_long == "drop":
-      dropped_N = dropped_N | unfit_N
+    dropped_N, cut_N = unfit(size_N, self._corpus.prompt_N, self._slot, too_long)
     if dropped_N.all():
       raise ValueError(
         f"{self._corpus.name}: no example fits {self._slot} columns (length // per_row);"
@@ -180,7 +195,7 @@ class Padded:
     self._kept_N = np.flatnonzero(~dropped_N)
     self.report |= {
       "dropped": int(dropped_N.sum()),
-      "truncated": int((unfit_N & ~dropped_N).sum()),
+      "truncated": int(cut_N.sum()),
       "columns": self._slot,
     }
 
@@ -194,3 +209,22 @@ class Padded:
       raise ValueError(
         f"{name}: an item has {size} tokens, more than {self._slot} columns (length // per_row)"
       )
+
+
+class Stored:
+  """Rows as they were written; every epoch visits each of them once, in another order.
+
+  Memory holds no index of them, and a row is read when its step asks for it.
+  """
+
+  def __init__(self, rows: StoredRows, key: tuple[int, ...] | None):
+    self._rows, self._key, self.report = rows, key, rows.report
+    self.epoch_rows = len(rows)
+    self.alone = rows.layout["mode"] == "pad" and rows.layout["per_row"] == 1
+
+  def rows(self, row_B: np.ndarray) -> RowBatch:
+    epoch_B, index_B = np.divmod(row_B, self.epoch_rows)
+    if self._key is not None:
+      index_B = permuted(index_B, self.epoch_rows, *self._key, epoch_B)
+    tokens_BxL, noisable_BxL, segment_BxL = self._rows.rows(index_B)
+    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))

@@ -17,13 +17,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlm.data.array_records import StoredRows
 from dlm.data.corpus import Corpus, open_corpus
-from dlm.data.layouts import Packed, Padded, RowBatch, TracedRowBatch
+from dlm.data.layouts import Packed, Padded, RowBatch, Stored, TracedRowBatch
 from dlm.data.stateless import hash_words
 from dlm.data.tokenizers import Tokenizer
 from dlm.seeds import check_seed
 
-MODES = ("pack", "pad")
+MODES = {  # -> the fields of `MixturePart` that it goes by
+  "pack": ("document_mask",),
+  "pad": ("pad", "per_row", "too_long"),
+}
 LOUD = 0.02  # share of a source's examples that do not fit, from which on a warning says so
 
 
@@ -31,6 +35,7 @@ class RowStream(Protocol):
   """A corpus as an endless stream of rows."""
 
   epoch_rows: int
+  alone: bool  # every row is one example, and padding
   report: dict[str, int | str]
 
   def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch: ...
@@ -40,7 +45,7 @@ class RowStream(Protocol):
 class MixturePart:
   """One corpus of a mixture, and how it is laid out in rows."""
 
-  corpus: Corpus
+  corpus: Corpus | StoredRows
   weight: float = 1.0
   mode: str = "pack"
   pad: str = "eos"
@@ -56,14 +61,33 @@ class MixturePart:
 
   def layout(self, tokenizer: Tokenizer, length: int, key: tuple[int, ...] | None) -> RowStream:
     """`key` names the shuffle; None keeps the corpus's order."""
-    if self.mode not in MODES:
-      raise ValueError(f"{self.corpus.name}: unknown mode={self.mode!r}; known: {', '.join(MODES)}")
+    chosen = chosen_layout(self.corpus.name, vars(self))
+    if isinstance(self.corpus, StoredRows):
+      self._check_stored(self.corpus, chosen | {"length": length})
+      return Stored(self.corpus, key)
     if self.mode == "pack":
       return Packed(self.corpus, length, self.document_mask, key)
     return Padded(self.corpus, tokenizer, length, self.pad, self.per_row, self.too_long, key)
 
+  def _check_stored(self, stored: StoredRows, chosen: Mapping[str, Any]) -> None:
+    """What is laid out already is taken as it is: ValueError if something else is asked for."""
+    for field, value in (*stored.layout.items(), ("length", stored.length)):
+      if chosen.get(field) != value:
+        given = getattr(self, field, chosen.get(field))
+        raise ValueError(f"{stored.name}: {field}={given!r} must be {value!r}, as its rows are")
 
-LAYOUT_OPTIONS = ("mode", "pad", "per_row", "document_mask", "too_long")
+
+def chosen_layout(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The mode, and the fields that it goes by; a ValueError on the mode begins with `name`."""
+  mode = fields.get("mode", MixturePart.mode)
+  if mode not in MODES:
+    raise ValueError(f"{name}: unknown {mode=}; known: {', '.join(MODES)}")
+  return {"mode": mode} | {
+    field: fields.get(field, getattr(MixturePart, field)) for field in MODES[mode]
+  }
+
+
+LAYOUT_OPTIONS = ("mode", *(field for fields in MODES.values() for field in fields))
 
 
 class Rows:
@@ -102,7 +126,7 @@ class Rows:
   @property
   def alone(self) -> bool:
     """Every row is one example, and padding."""
-    return all(isinstance(each, Padded) and each.per_row == 1 for each in self._layouts)
+    return all(each.alone for each in self._layouts)
 
   @property
   def traced(self) -> bool:
