@@ -1,6 +1,6 @@
 """Weights of a Hugging Face directory or a GGUF file into a checkpoint folder, or out of one.
 
-    python experiments/import_weights.py --source=HF_DIR --workdir=DIR
+    python experiments/import_weights.py --source=HF_DIR --workdir=DIR [--quantise=int4g128]
     python experiments/import_weights.py --source=DIR --export=HF_DIR
     python experiments/import_weights.py --source=RUN --export_adapter=PEFT_DIR
 
@@ -9,6 +9,9 @@ anew each time. --adapt makes an autoregressive checkpoint the start of a diffus
 attention, and a mask token whose row is the mean of the others. --adapter=PEFT_DIR merges an
 adapter into the weights of --source; the adapters of a run that trained them (model.lora) are
 merged too, or written as PEFT_DIR, which sample and evaluate take as --adapter.
+
+--quantise keeps kernels in 8 or 4 bits (int8, int4g128, dgq128: all that --config.weights knows):
+each is rounded as soon as it is read, and the folder is read so by sample, evaluate and serve.
 
 Needs memory for the parameters once, on the devices of --mesh (data=1,fsdp=4; default: one device).
 """
@@ -34,6 +37,7 @@ FAMILY = flags.DEFINE_string("family", "", "Layout of what is exported; empty: a
 DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the parameters; default: as stored.")
 MESH = flags.DEFINE_list("mesh", None, "Devices to hold them: data=1,fsdp=4.")
 STEP = flags.DEFINE_string("step", "best", "Of a checkpoint folder: best, latest or a number.")
+QUANTISE = flags.DEFINE_string("quantise", "", "How --workdir keeps kernels: int8, int4g128, ...")
 ADAPT = flags.DEFINE_bool("adapt", False, "Autoregressive to diffusion.")
 
 
@@ -64,6 +68,8 @@ def main() -> None:
   targets = [x for x in (WORKDIR.value, EXPORT.value, EXPORT_ADAPTER.value) if x is not None]
   if len(targets) != 1:
     raise ValueError("give one of --workdir, --export and --export_adapter")
+  if QUANTISE.value and WORKDIR.value is None:
+    raise ValueError(f"--quantise={QUANTISE.value} is for --workdir: exports hold numbers")
   made = build.pretrained(SOURCE.value, STEP.value, ADAPTER.value)
   made = made.adapted() if ADAPT.value else made
   if EXPORT_ADAPTER.value is not None:
@@ -74,7 +80,7 @@ def main() -> None:
   shardings = None if where is None else parallel.shard_params(made.model.abstract(), where)
   reading = {"shardings": shardings, "dtype": DTYPE.value, "progress": progress()}
   if WORKDIR.value is not None:
-    build.write_checkpoint(WORKDIR.value, made, **reading)
+    build.write_checkpoint(WORKDIR.value, made, **reading, weights=QUANTISE.value)
   elif note := build.write_huggingface(EXPORT.value, made, FAMILY.value, **reading):
     print(note)
   count = float(made.model.config.n_params())

@@ -12,8 +12,8 @@ import jax
 
 from dlm import checkpoint, files, weights, workdir
 from dlm.build import tables
-from dlm.build.pretrained import ORIGIN, Pretrained
-from dlm.models import lora
+from dlm.build.pretrained import ORIGIN, WEIGHTS, Pretrained, check_numbers
+from dlm.models import lora, quantised
 from dlm.models.bind import bind
 from dlm.types import Params
 from dlm.weights import peft
@@ -21,18 +21,24 @@ from dlm.weights.families import FAMILIES
 
 
 def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: Any) -> None:
-  """A folder that sample, evaluate and train's init_from take.
+  """A folder that sample, evaluate and train's init_from take; with `weights`, all but the last.
 
   Args:
-    reading: arguments of `Pretrained.params`.
+    reading: arguments of `Pretrained.params`. The folder keeps kernels as `weights` has them, and
+      is read so from then on.
 
   Raises:
     ValueError: the folder exists and is not empty; adapters are gated, else they are merged;
       whatever reading raises.
   """
+  kept = reading.get("weights") or made.weights
+  if kept:
+    quantised.check(kept, made.model.abstract())
   with files.appearing(directory) as folder:
     made, params, step = _merged(made, **reading)
-    workdir.fill(folder, made.config, made.facts, made.tokenizer)
+    config = made.config | ({WEIGHTS: kept} if kept else {})
+    workdir.fill(folder, config, made.facts, made.tokenizer)
+    params = quantised.as_dicts(params)
     checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
 
@@ -49,9 +55,11 @@ def write_huggingface(
     What transformers would read otherwise, in a sentence; empty: nothing.
 
   Raises:
-    ValueError: the directory exists and is not empty, the family is not known or cannot say what
-      the model is; adapters are gated, else they are merged; whatever reading raises.
+    ValueError: the directory exists and is not empty, the checkpoint keeps codes, the family is not
+      known or cannot say what the model is; adapters are gated, else they are merged; whatever
+      reading raises.
   """
+  check_numbers(made)
   origin = made.config.get(ORIGIN, {})
   family = family or origin.get("family", "")
   tables.one_of("family", family, FAMILIES)

@@ -33,6 +33,7 @@ from dlm.weights.families import FAMILIES
 from dlm.weights.peft import Adapter
 
 ORIGIN = "huggingface"  # of config.json: the family and the config.json of where it all began
+WEIGHTS = "weights"  # of config.json: how the folder keeps its kernels, see `models.quantised`
 
 DRAFTING = {"name": "dflash", "anchors": 512}  # of a drafter of others, which no one measures
 # What a run that goes on from a checkpoint may choose for itself: none changes a parameter.
@@ -58,6 +59,7 @@ class Pretrained:
   needs_mask_row: bool  # the parameters, as they are stored, have none
   base: "Pretrained | None" = None  # of a run that trained adapters, and saved no other parameters
   adapter: Adapter | None = None  # of PEFT's layout; gated ones stand beside the parameters
+  weights: str = ""  # how a folder keeps its kernels; empty: as numbers
 
   def __post_init__(self):
     facts, rows = self.facts, self.model.config.vocab
@@ -84,12 +86,17 @@ class Pretrained:
 
     Args:
       shardings: tree like the parameters; None: all on the first device.
-      dtype: None: as stored.
+      dtype: None: as stored; scales of codes are always float32.
       progress: see `weights.load`.
       objective: with its objective's own, where it has any: what measures it by that may need them.
       weights: how kernels are kept, see `models.quantised`; of files of others each is quantised as
-        soon as it is read, else all are read first.
+        soon as it is read, else all are read first. Empty: as they are stored.
+
+    Raises:
+      ValueError: the folder keeps its kernels otherwise; whatever reading raises.
     """
+    if self.weights:
+      return self._codes(shardings, dtype, objective, weights or self.weights)
     kept = quantised.quantise(weights) if weights else None
     at_once = kept is not None and self.base is None and self.adapter is None and self.source
     if at_once:
@@ -102,6 +109,25 @@ class Pretrained:
       params = with_mask_row(params, self.facts.mask_id)
     if kept is not None and not at_once:
       params = quantised.quantised(params, kept)
+    return params, step
+
+  def _codes(
+    self, shardings: Any, dtype: str | None, objective: bool, weights: str
+  ) -> tuple[Params, int]:
+    """Of a folder that keeps its kernels as codes."""
+    own = quantised.Format.of(self.weights)
+    if not quantised.Format.of(weights).reads(own):
+      raise ValueError(
+        f"weights={weights!r}: {self.directory} keeps its kernels as {self.weights}, rounded once; "
+        "leave weights empty"
+      )
+    shapes, shardings = quantised.as_kept(self.weights, self.model.abstract(), shardings)
+    params, step = checkpoint.restore_params(
+      self.directory, self.which, model=shapes, shardings=shardings, objective=objective
+    )
+    params = quantised.from_dicts(params, weights)
+    if dtype is not None:
+      params = quantised.map_numbers(lambda x: x.astype(dtype), params)
     return params, step
 
   def _stored(
@@ -259,6 +285,11 @@ def _alone(
   if model.config.lora is not None:
     run = RunConfig.of(without_origin(config))
     _, base = continued(run, pretrained(run.init_from))
+  kept = config.get(WEIGHTS, "")
+  try:
+    quantised.Format.of(kept) if kept else None
+  except (ValueError, TypeError) as error:
+    raise workdir.CheckpointError(f"{directory / workdir.CONFIG}: {error}") from error
   return Pretrained(
     directory=directory,
     model=model,
@@ -270,11 +301,13 @@ def _alone(
     source=None,
     needs_mask_row=False,
     base=base,
+    weights=kept,
   )
 
 
 def _with_adapter(made: Pretrained, adapter: Adapter) -> Pretrained:
-  """ValueError where the checkpoint has adapters already, or the modules of no known family."""
+  """ValueError where the checkpoint has adapters or codes, or the modules of no known family."""
+  check_numbers(made)
   if made.model.config.lora is not None:
     raise ValueError(f"{made.directory} has adapters of its own, and takes no other beside them")
   family, ours = _family(made), adapter.ours
@@ -309,8 +342,18 @@ def _family(made: Pretrained) -> str:
 
 
 def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config.json of ours without what it keeps of the Hugging Face directory it began with."""
-  return {name: value for name, value in config.items() if name != ORIGIN}
+  """A config.json of ours without what it keeps of the Hugging Face directory it began with, and
+  of how the folder keeps its kernels: what the run's config says."""
+  return {name: value for name, value in config.items() if name not in (ORIGIN, WEIGHTS)}
+
+
+def check_numbers(made: Pretrained) -> None:
+  """ValueError where its kernels are codes: they are not trained, merged or written as numbers."""
+  if made.weights:
+    raise ValueError(
+      f"{made.directory} keeps its kernels as {made.weights}, to sample, evaluate and serve; to "
+      "train, merge or export take the checkpoint that it was made from"
+    )
 
 
 def _record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,8 +456,9 @@ def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained
   otherwise. Adapters (`model.lora`) are the config's where the source has none, else the source's.
 
   Raises:
-    ValueError: the model table describes another model.
+    ValueError: the model table describes another model, or the source keeps codes.
   """
+  check_numbers(source)
   objective = run.objective
   if objective.name != "ar":
     if source.facts.shift:

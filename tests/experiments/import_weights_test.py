@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from dlm import build
 from tests.dlm.build import directories
 from tests.experiments import mains
 
@@ -77,6 +79,17 @@ def test_in_and_out_again_bit_for_bit(tmp_path, qwen):
   ar = ("--config.policy.name=left_to_right", "--prompt=the cat")
   (one,), (two,), (three,) = (sampled(tmp_path, each, *ar) for each in (qwen, folder, back))
   assert one["row"] == two["row"] == three["row"] and one["forwards"]["window"] > 0
+
+
+def test_kernels_are_packed_once(tmp_path, qwen):
+  """The folder says how it keeps them, and is read as the directory is with that format."""
+  folder = tmp_path / "w8"
+  done = importing(tmp_path, f"--source={qwen}", f"--workdir={folder}", "--quantise=int8")
+  assert (done.returncode, done.stderr) == (0, "")
+  want, _ = build.pretrained(qwen).params(weights="int8")
+  jax.tree.map(np.testing.assert_array_equal, build.pretrained(folder).params()[0], want)
+  done = importing(tmp_path, f"--source={folder}", f"--export={tmp_path / 'hf'}", "--quantise=int8")
+  assert done.returncode == 2 and "--quantise=int8 is for --workdir" in done.stderr
 
 
 def test_a_gguf_file_goes_wherever_a_directory_goes(tmp_path):
@@ -214,6 +227,7 @@ def damaged(qwen, where, change):
     ("none", ["--export={tmp}/hf"], "give one of --workdir, --export and --export_adapter"),
     ("none", ["--workdir={tmp}/full"], "full exists and is not empty: nothing is written over"),
     ("none", ["--workdir=", "--source={tmp}/nowhere"], "nowhere is no checkpoint folder"),
+    ("none", ["--quantise=int3"], "weights='int3' must be int8, int4, int8gN"),
     ("none", ["--dtype=int8"], "should be one of <float32|bfloat16>"),
   ],
 )

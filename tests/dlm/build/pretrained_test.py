@@ -307,3 +307,41 @@ def test_own_folder_that_disagrees_with_itself_is_named(own, tmp_path, file, fie
   (folder / file).write_text(json.dumps(content))
   with pytest.raises(ValueError, match=message):
     build.pretrained(folder).params()
+
+
+def test_folder_keeps_kernels_as_codes(tmp_path, sdar):
+  """Written once, they are to the bit what the directory's become; no other format, no training."""
+  made = build.pretrained(sdar)
+  folder, again = tmp_path / "w4", tmp_path / "again"
+  build.write_checkpoint(folder, made, weights="dgq8")
+  kept = build.pretrained(folder)
+  want, found = made.params(weights="w4a8g8")[0], kept.params(weights="w4a8g8")[0]
+  assert jax.tree.structure(found) == jax.tree.structure(want)
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  narrow = kept.params(dtype="bfloat16")[0]
+  assert narrow["embed"].dtype == jnp.bfloat16
+  assert narrow["layers"]["mlp"]["up"]["kernel"].scale.dtype == jnp.float32
+  build.write_checkpoint(again, kept)
+  copied = build.pretrained(again).params(weights="w4a8g8")[0]
+  jax.tree.map(np.testing.assert_array_equal, copied, want)
+
+
+def test_codes_are_neither_rounded_twice_nor_written_as_numbers(tmp_path, sdar):
+  folder = tmp_path / "int8"
+  build.write_checkpoint(folder, build.pretrained(sdar), weights="int8")
+  kept = build.pretrained(folder)
+  with pytest.raises(ValueError, match=r"weights='int4': .*int8 keeps its kernels as int8"):
+    kept.params(weights="int4")
+  for refused in (
+    lambda: build.write_huggingface(tmp_path / "hf", kept),
+    lambda: build.everything(CONFIG | {"init_from": str(folder)}),
+  ):
+    with pytest.raises(ValueError, match="keeps its kernels as int8, to sample, evaluate and"):
+      refused()
+  with pytest.raises(ValueError, match=r"weights='int4g7': the .* inputs of layers/attention/"):
+    build.write_checkpoint(tmp_path / "none", build.pretrained(sdar), weights="int4g7")
+  assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(config | {"weights": "int3"}))
+  with pytest.raises(ValueError, match=r"config\.json: weights='int3' must be int8"):
+    build.pretrained(folder)

@@ -1,5 +1,7 @@
 """Kernels kept as codes: a model computes what the numbers do that they stand for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,19 @@ from flax import traverse_util
 
 from dlm.models import LoraConfig, MoeConfig
 from dlm.models.apart import apart
-from dlm.models.quantised import Codes, Format, check, packed, quantise, quantised, unpacked
+from dlm.models.quantised import (
+  CLIPS,
+  Codes,
+  Format,
+  as_dicts,
+  check,
+  coded,
+  from_dicts,
+  packed,
+  quantise,
+  quantised,
+  unpacked,
+)
 from tests.dlm.models.small import canvas_logits, init, jitter, random_tokens, variant
 
 MODELS = {
@@ -36,6 +50,8 @@ def meant(params):
       codes = np.concatenate([low, high], axis=1)
       codes = np.where(codes > 7, codes - 16, codes)
     scale = np.asarray(leaf.scale).reshape(len(codes), -1, 1, *codes.shape[2:])
+    if leaf.steps is not None:
+      scale = scale * np.asarray(leaf.steps).reshape(len(codes), -1, 1, *codes.shape[2:])
     wide = codes.reshape(len(codes), scale.shape[1], -1, *codes.shape[2:]) * scale
     return jnp.asarray(wide.reshape(SHAPES[path]), jnp.float32)
 
@@ -46,7 +62,7 @@ def meant(params):
 SHAPES = {}
 
 
-@pytest.mark.parametrize(("name", "format"), zip(MODELS, ("int8", "int4g4", "int4"), strict=True))
+@pytest.mark.parametrize(("name", "format"), zip(MODELS, ("int8", "dgq4", "int4g4"), strict=True))
 def test_logits_are_those_of_the_numbers_meant(name, format):
   model, tokens_BxL = MODELS[name], random_tokens(2, 6)
   params = jitter(init(model))
@@ -98,13 +114,47 @@ def test_what_is_rounded_is_a_sum_of_whole_numbers():
   np.testing.assert_allclose(codes.product(jnp.asarray(x_RxI)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["int3", "int8g0", "w4a8", "int4g", "int8 "])
+def test_whole_steps_inside_the_scale_of_a_channel():
+  """DGQ in numpy, channel by channel, each trial of a scale written out."""
+  kernel_IxO = np.random.default_rng(2).normal(size=(24, 5)).astype(np.float32)
+  kernel_IxO[3, 1], kernel_IxO[:, 2] = 9, 0  # one outlier, a channel of nothing
+  made = coded(Format.of("dgq8"), jnp.asarray(kernel_IxO))
+  for channel, w in enumerate(kernel_IxO.T.astype(np.float64)):
+    tried = []
+    for clip in CLIPS:
+      scale = np.abs(w).max() * clip / 127 or 1.0
+      steps = np.clip(np.round(np.abs(w).reshape(3, 8).max(1) / 7.5 / scale), 1, 127)[:, None]
+      most, least = np.minimum(127 // steps, 7), -np.minimum(128 // steps, 8)
+      codes = np.clip(np.round(w.reshape(3, 8) / (scale * steps)), least, most)
+      tried.append((np.square(codes * steps * scale - w.reshape(3, 8)).sum(), codes, steps, scale))
+    _, codes, steps, scale = min(tried, key=lambda each: each[0])
+    assert np.array_equal(made.steps[:, channel], steps[:, 0])
+    assert np.array_equal(made.whole[:, channel], (codes * steps).reshape(-1))
+    np.testing.assert_allclose(made.scale[0, channel], scale, rtol=1e-6)
+  x_RxI = np.random.default_rng(3).normal(size=(2, 24)).astype(np.float32)
+  both = dataclasses.replace(made.format, activations=True)
+  np.testing.assert_allclose(
+    made.replace(format=both).product(jnp.asarray(x_RxI)), x_RxI @ made.wide(np.float32), atol=0.2
+  )
+
+
+def test_codes_come_back_from_dicts():
+  params = init(MODELS["experts"])
+  own = quantised(params, quantise("w4a8g4"))
+  back = from_dicts(as_dicts(own), "dgq4")
+  same = jax.tree.map(np.array_equal, as_dicts(back), as_dicts(own))
+  assert all(jax.tree.leaves(same))
+  assert back["layers"]["moe"]["up"]["kernel"].format == Format.of("dgq4")
+  assert jax.tree.structure(back) == jax.tree.structure(quantised(params, quantise("dgq4")))
+
+
+@pytest.mark.parametrize("name", ["int3", "int8g0", "w4a8", "dgq", "w4a8g0", "int4g", "int8 "])
 def test_unknown_formats_are_named(name):
   with pytest.raises(ValueError, match=f"weights='{name}' must be int8, int4"):
     Format.of(name)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int4g32", "int8g64", "w8a8"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int4g32", "int8g64", "w8a8", "dgq64", "w4a8g8"])
 def test_formats_know_their_names(name):
   assert Format.of(name).name == name
 
