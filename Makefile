@@ -28,7 +28,12 @@ TEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 
-.PHONY: help demo smollm serve test test-one-device test-many-devices aot lint bench clean
+# Programs of 16 to 256 chips: minutes each, but those that runs/plan/*.json hold are not compiled
+# again. NAME.json and what to plan for it:
+PLAN = PYTHONPATH=$(CURDIR):$(CURDIR)/$(AOT)/tpu JAX_PLATFORMS=cpu nice $(BIN)/python \
+  experiments/plan.py --out=runs/plan
+
+.PHONY: help demo smollm serve test test-one-device test-many-devices aot plan lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +42,7 @@ help:
 	@echo "make serve   the demo's model as an OpenAI server, with a page       -> localhost:8000"
 	@echo "make test    style, then every test (CPU; 8 forced devices where several are needed)"
 	@echo "make aot     the kernels compiled for TPU and H100, without either (350 MB of compilers)"
+	@echo "make plan    what runs need of TPU pods, compiled without any (an hour)"
 	@echo "make lint    style alone        make bench   speed of the parts on this machine"
 	@echo "make clean   remove environments and caches (never runs/)"
 	@echo "PYTHON=python3.12 (or a path) chooses the interpreter; now: $(or $(INTERPRETER),none found)"
@@ -97,6 +103,15 @@ test-many-devices:
 
 aot: $(AOT)/tpu $(AOT)/cuda
 	$(AOT_TEST)
+
+plan: $(AOT)/tpu
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=64 \
+	  --topology=v5p:4x4x4 --try="mesh.fsdp=64 overlap=False" --try="mesh.fsdp=64" \
+	  --try="mesh.data=4 mesh.fsdp=16" --try="mesh.fsdp=64 model.remat=False"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=256 \
+	  --topology=v6e:16x16 --try="mesh.fsdp=256"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=64 \
+	  --topology=v5p:2x4x4 --topology=v5p:4x4x4 --topology=v5p:4x4x8
 
 bench: $(READY)
 	$(BIN)/python -m experiments.benchmark --suite=all --out=runs/bench

@@ -42,6 +42,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
   dlm/processes    one program in several processes, and what becomes of it when one dies
   dlm/roofline     what a forward costs at least on a chip: operations and bytes
+  dlm/programs     products of a traced program, collectives of a compiled one
+  dlm/plan         an update or a sampler compiled for TPUs that are not here, and its costs
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward,
                    policies on exact laws, energy
@@ -62,7 +64,7 @@ Imports point one way; tests/layering_test.py holds the table:
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
   weights -> models;  rollout, generate -> all above, and build;  train -> the same and rollout
   evaluation -> generate and all above but models;  serving -> generate and all above
-  difftester -> types, sampling;  roofline -> models
+  difftester -> types, sampling;  roofline -> models;  plan -> train, generate, roofline, programs
   build -> all but train, generate, serving, evaluation;  experiments -> anything
 
 The core (kernels_pallas, types, masks, models, diffusion, objectives, sampling, weights) needs no

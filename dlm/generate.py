@@ -273,6 +273,14 @@ class Generator:
       jax.block_until_ready(self._run(params, idle))
       self._warm.add(canvas.tokens_BxL.shape)
 
+  def traced(self, params: Params, request: Request) -> jax.stages.Traced:
+    """The program for canvases of the request's size, of shapes of parameters; it does not run."""
+    split = parallel.batch_sharding(self.mesh)
+    canvas = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), self.canvas([request], 0)
+    )
+    return self._run.trace(params, canvas)
+
   def compile(self, params: Params, requests: Sequence[Request]) -> None:
     """Compiles all that these requests need, so that what follows is sampling alone."""
     params = apart(params)

@@ -13,12 +13,20 @@ from dlm.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Dense peaks in operations a second, bandwidth in bytes a second, as the makers state them."""
+  """Dense peaks in operations a second, bandwidth in bytes a second, as the makers state them.
+
+  `memory` in bytes; `link`: bytes a second that a link to another chip brings, and their number;
+  half of what is stated for both ways; `cores`: that jax shows as a device each. 0: not said here.
+  """
 
   name: str
   bandwidth: float
   bf16: float
   int8: float
+  memory: float = 0
+  link: float = 0
+  links: int = 0
+  cores: int = 1
 
   def peak(self, bits: "Bits") -> float:
     """Of products whose operands have so many bits: all of 8 or fewer take the faster units."""
@@ -40,8 +48,12 @@ CHIPS = {
     Chip("h200", 4800e9, 989.4e12, 1978.9e12),
     Chip("a100", 2039e9, 312e12, 624e12),
     Chip("v100", 900e9, 112e12, 62e12),
-    Chip("v5e", 819e9, 197e12, 393e12),
-    Chip("v6e", 1638e9, 918e12, 1836e12),
+    # docs.cloud.google.com/tpu/docs/{v5e,v5p-training,v6e,tpu7x}, read 2026-11-30; of v5p and v7x
+    # the 8-bit peak is FP8's.
+    Chip("v5e", 819e9, 197e12, 393e12, memory=16e9, link=50e9, links=4),
+    Chip("v5p", 2765e9, 459e12, 459e12, memory=95 * 2**30, link=100e9, links=6),
+    Chip("v6e", 1638e9, 918e12, 1836e12, memory=32e9, link=100e9, links=4),
+    Chip("v7x", 7380e9, 2307e12, 4614e12, memory=192 * 2**30, link=100e9, links=6, cores=2),
   )
 }
 

@@ -64,7 +64,9 @@ class Step:
   @functools.cached_property
   def update(self) -> Callable[[TrainState, Batch, Params | None], Updated]:
     """The state after a batch; the one before is donated."""
-    return jax.jit(self.updated, donate_argnums=0)
+    on_tpus = self.training.mesh.devices.flat[0].platform == "tpu"
+    options = parallel.OVERLAP if self.training.run.overlap and on_tpus else None
+    return jax.jit(self.updated, donate_argnums=0, compiler_options=options)
 
   def updated(self, state: TrainState, batch: Batch, teacher: Params | None = None) -> Updated:
     """corrupt -> loss and gradient, summed over the batch -> update."""
@@ -232,28 +234,36 @@ class Step:
     moments = optax.tree.map_params(self.optimizer, lambda _, at: at, shapes.opt_state, own, **keep)
     return TrainState(whole, params, moments, None if shapes.ema is None else params)
 
-  def flops(self) -> float:
-    """Matmul FLOPs of one update; [noisy; clean] has 2L inputs.
-
-    A backward costs two forwards; one where kernels are frozen, which have no gradient.
-    """
+  def abstract_batch(self) -> Batch:
+    """Shapes and shardings of the rows of an update."""
     rows, length = self.training.run.batch, self.training.run.data.length
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    corrupt = functools.partial(self.corrupt, "train")
+    split = {"sharding": parallel.batch_sharding(self.training.mesh)}
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, **split)
+    flags = jax.ShapeDtypeStruct((rows, length), jnp.bool_, **split)
     extra = {"when": ids} if self.training.objective.traced else {}
     if self.training.objective.rewarded:
-      worth = jax.ShapeDtypeStruct((rows,), jnp.float32)
+      worth = jax.ShapeDtypeStruct((rows,), jnp.float32, **split)
       extra |= {"advantage_B": worth, "right_B": worth}
     if self.training.objective.stepwise:
-      sure = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+      sure = jax.ShapeDtypeStruct((rows, length), jnp.float32, **split)
       extra |= {"hidden_BxL": flags, "confidence_BxL": sure}
-    batch = Batch(ids, flags, ids, ids, extra)
-    noisy = jax.eval_shape(corrupt, batch, jnp.int32(0), {})
+    return Batch(ids, flags, ids, ids, extra)
+
+  def flops(self) -> float:
+    """Matmul FLOPs of one update: what a forward needs, and twice that for its gradient.
+
+    Two a weight for each input, four a channel for each input and key, seen or not. [noisy; clean]
+    has 2L inputs, L of which meet the unembedding. Frozen kernels have no gradient: with adapters
+    a backward costs one forward. Nothing that is computed again counts.
+    """
+    corrupt = functools.partial(self.corrupt, "train")
+    noisy = jax.eval_shape(corrupt, self.abstract_batch(), jnp.int32(0), {})
     window = noisy.inputs_BxW.shape[1]
     config = self.training.model.config
     forwards = 3.0 if config.lora is None else 2.0
-    return forwards * noisy.inputs_BxW.size * config.flops_per_token(window)
+    unasked = noisy.inputs_BxW.size - noisy.targets_BxL.size
+    forward = noisy.inputs_BxW.size * config.flops_per_token(window)
+    return forwards * (forward - unasked * 2 * config.vocab * config.width)
 
   def summed(self, fn: Callable[[Params, Noisy], Sums]) -> Callable[[Params, Noisy], Sums]:
     """Sums `fn` over microbatches, then over the shards of the batch."""

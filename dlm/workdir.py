@@ -23,8 +23,8 @@ CONFIG, FACTS, DATA = "config.json", "facts.json", "data.json"
 # What a resumed run may change: none of it alters what one update computes, save that schedules
 # other than "constant" stretch with `steps`; "huggingface" is for the exporter alone.
 RESUMABLE = (
-  "steps", "log_every", "microbatches", "parallel", "mesh", "eval", "sample", "checkpoint",
-  "huggingface",
+  "steps", "log_every", "microbatches", "parallel", "overlap", "mesh", "eval", "sample",
+  "checkpoint", "huggingface",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ environment and not into it, since jax would try to use them.
 """
 
 import functools
+import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -24,6 +25,9 @@ TOPOLOGIES: dict[str, tuple[str, dict[int, str]]] = {
   "h100": ("cuda", {1: "1x1x1", 8: "1x8x1"}),
 }
 
+# libtpu locks a file against a second process, and asks a server that only TPU machines have.
+_ALONE = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
+
 # What the CUDA compiler asks of a device, from NVIDIA's data sheet and occupancy tables.
 _H100 = """
 gpu_device_info {
@@ -40,6 +44,23 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+
+def tpus(topology: str) -> list[jax.Device]:
+  """TPUs that are not here, as "v5p:4x4x4": the chip, and how many of them lie along each axis.
+
+  Raises:
+    ValueError: no such topology.
+    RuntimeError: the compiler is not on the path; the message says how to get it.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise RuntimeError("no compiler for TPUs: `make aot` installs it; put .aot/*/tpu on PYTHONPATH")
+  os.environ.update(_ALONE | os.environ)
+  name = topology.replace("v7x:", "tpu7x:")
+  try:
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+  except Exception as error:
+    raise ValueError(f"{topology=} is none that libtpu knows: {error}") from error
 
 
 @functools.cache
@@ -60,9 +81,7 @@ def mesh(device: str, sizes: tuple[int, ...] = (1,), names: tuple[str, ...] = ("
   shape = {"topology_name": fitting[0]}
   if platform == "cuda":
     shape = {"target_config": _H100, "topology": fitting[0]}
-  # libtpu locks a file against a second process, and asks a server that only TPU machines have.
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.update(_ALONE | os.environ)
   try:
     found = topologies.get_topology_desc(platform=platform, **shape)
   except Exception as error:  # each plugin fails in its own way

@@ -97,6 +97,20 @@ LAYERS = {
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.roofline": Layer(("dlm.models.config",)),
+  "dlm.programs": Layer(),
+  "dlm.plan": Layer(
+    (
+      "dlm.build",
+      "dlm.generate",
+      "dlm.models.bind",
+      "dlm.parallel",
+      "dlm.programs",
+      "dlm.roofline",
+      "dlm.train",
+      "kernels_pallas.aot",
+    ),
+    ("jax", "numpy"),
+  ),
   "dlm.serving": Layer((*PARTS, "dlm.build", "dlm.generate"), ("jax", "flax", "numpy")),
   "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.

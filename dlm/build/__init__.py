@@ -11,7 +11,7 @@ from dlm.build.pretrained import Pretrained, pretrained
 from dlm.build.run import RunConfig
 from dlm.build.sampling import SamplingConfig, sampling
 from dlm.build.tables import plain
-from dlm.build.training import Training, estimator, everything, recorded, rows
+from dlm.build.training import Training, estimator, everything, planned, recorded, rows
 
 __all__ = [
   "Pretrained",
@@ -21,6 +21,7 @@ __all__ = [
   "estimator",
   "everything",
   "plain",
+  "planned",
   "pretrained",
   "recorded",
   "rows",

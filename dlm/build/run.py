@@ -94,6 +94,7 @@ class RunConfig(Config):
       dflash) has its teacher's sizes.
     microbatches: parts of the batch that are computed one after the other, for memory.
     parallel: shard_map or pmap.
+    overlap: on TPUs parameters are gathered beside products, see `dlm.parallel.OVERLAP`.
     init_from: a checkpoint folder or Hugging Face directory whose parameters the run starts from;
       empty: from random ones.
     teacher: a checkpoint whose model tells an objective like opdlm what to predict, or a drafter
@@ -112,6 +113,7 @@ class RunConfig(Config):
   seed: int = 0
   microbatches: int = 1
   parallel: str = "shard_map"
+  overlap: bool = True
   log_every: int = 10
   init_from: str = ""
   teacher: str = ""

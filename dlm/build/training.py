@@ -1,7 +1,7 @@
 """A training config becomes a run: `everything` builds it whole, before anything compiles."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ class Training:
   tokenizer: Tokenizer
   model: Model | DFlash
   objective: Objective
-  rows: Rows
-  eval_rows: Rows
+  rows: Rows | None  # None, and so are those held out: of a run that is `planned`
+  eval_rows: Rows | None
   facts: ModelFacts
   teacher: Pretrained | None  # of an objective that is taught
 
@@ -85,6 +85,54 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     rows=rows(run, words, "train"),
     eval_rows=rows(run, words, "test"),
     facts=_facts(run, trained, words, source),
+    teacher=_teacher(run, trained, words),
+  )
+  _agree(training)
+  return training
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+  """In place of a tokenizer that need not be here: its last ids are the special ones."""
+
+  vocab_size: int
+
+  @property
+  def mask_id(self) -> int:
+    return self.vocab_size - 1
+
+  @property
+  def eos_id(self) -> int:
+    return self.vocab_size - 2
+
+  pad_id = eos_id
+
+
+def planned(config: RunConfig | Mapping[str, Any], devices: Sequence[jax.Device]) -> Training:
+  """A run over `devices` that is compiled but not run: neither its data nor its tokenizer is read.
+
+  Raises:
+    ValueError: as `everything`; or the run starts from a checkpoint, is taught or writes its rows.
+  """
+  run = _completed(RunConfig.of(config))
+  for field in ("init_from", "teacher", "rollout", "rewards"):
+    if getattr(run, field):
+      raise ValueError(f"{field}={getattr(run, field)!r} cannot be planned: leave it out")
+  vocab = run.model.fields.get("vocab")
+  if vocab is None:
+    raise ValueError("model.vocab is missing: a plan reads no tokenizer, which would tell it")
+  words = _Unread(vocab)
+  trained = objective(run.objective, words)
+  training = Training(
+    run=run,
+    source=None,
+    mesh=run.mesh.make(devices),
+    tokenizer=words,
+    model=model(run.model, words),
+    objective=trained,
+    rows=None,
+    eval_rows=None,
+    facts=_facts(run, trained, words, None),
     teacher=_teacher(run, trained, words),
   )
   _agree(training)

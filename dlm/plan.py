@@ -1,0 +1,298 @@
+"""What a run would need of machines that are not here: its real programs, compiled for them.
+
+The update step of a training config, or a sampler of its model, is traced with shapes, split as
+`dlm.train` splits it, and compiled by XLA for a TPU topology (`kernels_pallas.aot`). Nothing runs.
+Bytes, collectives and buffers are the compiled program's own. Seconds are an estimate from below:
+every product at the chip's peak, every link busy, and what is not asynchronous one after the other.
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlm import build, generate, parallel, roofline
+from dlm.build import RunConfig, SamplingConfig, Training
+from dlm.models.bind import bind
+from dlm.programs import Buffer, Collective, Program, matmul_flops
+from dlm.train import Step
+from kernels_pallas import aot
+
+GPUS = ("h100", "h200", "a100")
+BUFFERS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Collectives of one kind: instructions, and what a device receives of them in one step."""
+
+  count: int
+  asynchronous: int  # of them
+  bytes: float
+  asynchronous_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Bytes and FLOPs are a device's, of one update, or of one turn of a sampler's loop.
+
+  Args:
+    parameters, optimizer, other: what the program is given; together its arguments.
+    temporary: what it allocates besides.
+    peak: the most that is alive at once; allocations may lie apart, so they need more.
+    flops_formula: of the model, see `Step.flops`; None: of a sampler.
+    flops_counted: of all products, what is computed again among them; with XLA's ops in place of
+      kernels, so attention to keys that a mask hides counts.
+    flops_xla: XLA's analysis, which counts a loop's body once and no kernel.
+    open_loops: whose turns are not known, so that they count once.
+  """
+
+  chip: roofline.Chip
+  mesh: dict[str, int]
+  batch: int
+  parameters: int
+  optimizer: int
+  other: int
+  temporary: int
+  peak: int
+  flops_formula: float | None
+  flops_counted: float
+  flops_xla: float
+  traffic: dict[str, Traffic]
+  open_loops: int
+  largest: list[Buffer]
+  compile_seconds: float
+
+  @property
+  def memory(self) -> float:
+    """Of a device: a chip's, or its core's share."""
+    return self.chip.memory / self.chip.cores
+
+  @property
+  def allocated(self) -> int:
+    return self.parameters + self.optimizer + self.other + self.temporary
+
+  @property
+  def compute_seconds(self) -> float:
+    return self.flops_counted * self.chip.cores / self.chip.bf16
+
+  @property
+  def link_seconds(self) -> float:
+    """Of all collectives."""
+    return sum(self._on_links(kind, each.bytes) for kind, each in self.traffic.items())
+
+  @property
+  def seconds(self) -> float:
+    """Asynchronous collectives hide behind the products, the others do not."""
+    hidden = sum(
+      self._on_links(kind, each.asynchronous_bytes) for kind, each in self.traffic.items()
+    )
+    state = 2 * (self.parameters + self.optimizer) if self.optimizer else self.parameters
+    moved = state * self.chip.cores / self.chip.bandwidth
+    return max(self.compute_seconds, moved, hidden) + self.link_seconds - hidden
+
+  @property
+  def mfu(self) -> float | None:
+    """Share of the peak that the model's own FLOPs would reach."""
+    if self.flops_formula is None:
+      return None
+    return self.flops_formula * self.chip.cores / self.chip.bf16 / self.seconds
+
+  def _on_links(self, kind: str, received: float) -> float:
+    """Seconds: a permutation takes one link, all others every link."""
+    links = 1 if kind == "collective-permute" else self.chip.links
+    return received * self.chip.cores / (links * self.chip.link)
+
+  def plain(self) -> dict[str, Any]:
+    """For JSON, with what is estimated."""
+    told = ("memory", "allocated", "compute_seconds", "link_seconds", "seconds", "mfu")
+    return dataclasses.asdict(self) | {name: getattr(self, name) for name in told}
+
+
+def chip_of(topology: str) -> roofline.Chip:
+  """ValueError: the chip is not one that can be planned for."""
+  name = topology.partition(":")[0]
+  known = [chip.name for chip in roofline.CHIPS.values() if chip.links]
+  if name in GPUS:
+    raise ValueError(
+      f"{topology=}: no compiler for several hosts of {name} is known here, only TPUs"
+    )
+  if name not in known:
+    raise ValueError(
+      f"{topology=} must be CHIP:AxB or CHIP:AxBxC with a chip of {', '.join(known)}"
+    )
+  return roofline.CHIPS[name]
+
+
+def training(config: RunConfig, topology: str) -> tuple[Training, roofline.Chip]:
+  """The run over the topology, checked but not compiled.
+
+  Raises:
+    ValueError: the topology is unknown, or the mesh or the batch does not divide, or see
+      `build.planned`.
+    RuntimeError: the compiler is not here.
+  """
+  chip = chip_of(topology)
+  planned = build.planned(config, aot.tpus(topology))
+  Step(planned).shardings()  # raises where a parameter does not divide
+  return planned, chip
+
+
+def update(planned: Training, chip: roofline.Chip) -> Plan:
+  """Compiles the update step."""
+  step = Step(planned)
+  state, batch = step.abstract(), step.abstract_batch()
+  return _compiled(
+    lambda run: Step(run).update.trace(state, batch, None),
+    planned,
+    chip=chip,
+    batch=planned.run.batch,
+    parameters=held(state.params) + (held(state.ema) if state.ema is not None else 0),
+    optimizer=held(state.opt_state),
+    flops_formula=step.flops() / planned.mesh.size,
+  )
+
+
+def sampler(planned: Training, sampling: SamplingConfig, chip: roofline.Chip) -> Plan:
+  """Compiles the sampler's loop, parameters in the model's data type, over `batch` canvases of
+  `data.length` slots, half of each a prompt.
+  """
+  own = dataclasses.replace(sampling, mesh=planned.run.mesh, batch=planned.run.batch)
+  shapes = planned.model.abstract()
+  shardings = parallel.shard_params(shapes, planned.mesh)
+  dtype = planned.model.config.dtype
+  params = jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, dtype, sharding=at),
+    jax.eval_shape(planned.model.init, jax.random.key(0)),
+    shardings,
+  )
+  length = planned.run.data.length
+  prompt = np.zeros(length // 2, np.int32)
+  request = generate.Request.from_ids(0, "", prompt, planned.tokenizer.mask_id, slots=length)
+
+  def traced(run: Training) -> jax.stages.Traced:
+    return generate.generator(own, run, mesh=run.mesh)[0].traced(params, request)
+
+  return _compiled(
+    traced,
+    planned,
+    chip=chip,
+    batch=planned.run.batch,
+    parameters=held(params),
+    optimizer=0,
+    flops_formula=None,
+  )
+
+
+def held(tree: Any) -> int:
+  """Bytes of the arrays of a tree on one device."""
+  return sum(
+    x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(tree)
+  )
+
+
+def table(rows: list[Mapping[str, Any]]) -> list[str]:
+  """Markdown of what the main keeps: a row a program."""
+  lines = [
+    "| topology | program | parameters | optimizer | temporary | allocated (of memory) | peak | "
+    "TFLOP, formula / counted | received | asynchronous | compute | links | step | MFU |",
+    "|" + "---|" * 14,
+  ]
+  for row in rows:
+    at = f"| {row['asked']['topology']} | {name(row['asked'])} |"
+    if "refused" in row:
+      lines.append(f"{at} {row['refused']} |")
+      continue
+    made = row["plan"]
+    kinds = made["traffic"].values()
+    formula = "-" if made["mfu"] is None else f"{made['flops_formula'] / 1e12:.1f}"
+    cells = [
+      *(_gb(made[name]) for name in ("parameters", "optimizer", "temporary")),
+      f"{_gb(made['allocated'])} ({100 * made['allocated'] / made['memory']:.0f} %)",
+      _gb(made["peak"]),
+      f"{formula} / {made['flops_counted'] / 1e12:.1f}",
+      _gb(sum(kind["bytes"] for kind in kinds)),
+      f"{sum(k['asynchronous'] for k in kinds)} of {sum(k['count'] for k in kinds)}",
+      *(f"{1e3 * made[f'{name}seconds']:.0f} ms" for name in ("compute_", "link_", "")),
+      "-" if made["mfu"] is None else f"{100 * made['mfu']:.0f} %",
+    ]
+    lines.append(f"{at} {' | '.join(cells)} |")
+  return lines
+
+
+def name(asked: Mapping[str, Any]) -> str:
+  """As `llada_8b batch=64 mesh.fsdp=64`, or `llada_8b by fast_dllm ...` of a sampler."""
+  by = ["by", pathlib.Path(asked["sample"]).stem] if asked["sample"] else []
+  return " ".join([pathlib.Path(asked["config"]).stem, *by, *asked["fields"]])
+
+
+def details(row: Mapping[str, Any]) -> list[str]:
+  """Lines to read: collectives by kind, and the largest buffers."""
+  if "refused" in row:
+    return [row["refused"]]
+  made = row["plan"]
+  lines = [
+    f"{kind:20}{each['count']:4} instructions, {each['asynchronous']} asynchronous, a device "
+    f"receives {_gb(each['bytes'])}"
+    for kind, each in made["traffic"].items()
+  ]
+  lines += [
+    f"{_gb(each['bytes']):>10}  {each['shape']}  {each['op']}  {each['source']}"
+    for each in made["largest"]
+  ]
+  if made["open_loops"]:
+    lines.append(f"loops whose turns are not known, so they count once: {made['open_loops']}")
+  return lines
+
+
+def _gb(count: float) -> str:
+  return f"{count / 1e9:.2f} GB"
+
+
+def _compiled(
+  trace: Callable[[Training], jax.stages.Traced], planned: Training, **known: Any
+) -> Plan:
+  began = time.perf_counter()
+  compiled = trace(planned).lower(lowering_platforms=("tpu",)).compile()
+  took = time.perf_counter() - began
+  memory, devices = compiled.memory_analysis(), planned.mesh.size
+  program = Program(compiled.as_text())
+  flops_xla = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  plain = dataclasses.replace(planned.model.config, implementation="xla")
+  counted = trace(dataclasses.replace(planned, model=bind(plain)))
+  given = memory.argument_size_in_bytes
+  return Plan(
+    mesh=dict(planned.mesh.shape),
+    other=given - known["parameters"] - known["optimizer"],
+    temporary=memory.temp_size_in_bytes,
+    peak=memory.peak_memory_in_bytes,
+    flops_counted=matmul_flops(counted.jaxpr.jaxpr) / devices,
+    flops_xla=flops_xla,
+    traffic=_by_kind(program.collectives(), devices),
+    open_loops=program.open_loops,
+    largest=program.largest(BUFFERS),
+    compile_seconds=took,
+    **known,
+  )
+
+
+def _by_kind(found: list[Collective], devices: int) -> dict[str, Traffic]:
+  kinds: dict[str, list[Collective]] = collections.defaultdict(list)
+  for each in found:
+    kinds[each.kind].append(each)
+  received = functools.partial(Collective.received, devices=devices)
+  return {
+    kind: Traffic(
+      len(those),
+      sum(each.is_async for each in those),
+      sum(map(received, those)),
+      sum(received(each) for each in those if each.is_async),
+    )
+    for kind, those in sorted(kinds.items())
+  }
