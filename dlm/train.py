@@ -121,14 +121,14 @@ class Step:
     return (model, self.training.teacher_model), (params, teacher)
 
   @functools.cached_property
-  def recalled(self) -> Callable[[Params, Batch, Array, Params | None], Array]:
-    """(parameters, batch, update) -> log-probabilities by token as that update will estimate them.
+  def recalled(self) -> Callable[[Params, Batch, Array, Params | None], dict[str, Array]]:
+    """(parameters, batch, update) -> what that update is to recall, as it will estimate it now.
 
     A fourth argument: the teacher's parameters.
     """
     objective, run = self.training.objective, self.training.run
 
-    def of(both: Both, noisy: Noisy) -> Array:
+    def of(both: Both, noisy: Noisy) -> dict[str, Array]:
       return objective.remembered(*self.asked(*both), noisy)
 
     options = {"batched_in": (False, True), "batched_out": True, "driver": run.parallel}
@@ -217,17 +217,22 @@ class Step:
     config, model = self.training.run.optimizer, self.training.model
     if model.config.lora is not None and not lora.adapters(params):  # the source has none
       params = lora.joined(params, lora.adapters(model.init(self.key("init"))))
-    params = with_own(params, self.training.objective.init())
+    params = with_own(params, self.own)
     ema = None if config.ema is None else jax.tree.map(lambda p: p.astype(jnp.float32), params)
     moments = self.optimizer.init(trained(config, params))
     return TrainState(jnp.zeros((), jnp.int32), params, moments, ema)
+
+  @property
+  def own(self) -> Params:
+    """The objective's first parameters."""
+    return self.training.objective.init(self.training.model.config.width)
 
   def shardings(self) -> TrainState:
     """Moments and average lie where their parameter lies."""
     mesh = self.training.mesh
     params = parallel.shard_params(self.training.model.abstract(), mesh)
     whole = jax.sharding.NamedSharding(mesh, jax.P())
-    params = with_own(params, jax.tree.map(lambda _: whole, self.training.objective.init()))
+    params = with_own(params, jax.tree.map(lambda _: whole, self.own))
     shapes = jax.eval_shape(self._random)
     keep = {"transform_non_params": lambda _: whole}
     own = trained(self.training.run.optimizer, params)
@@ -382,8 +387,8 @@ class _Loop:
       return [(batch, written)] * self.updates
     rows = []
     for index in range(done, done + self.updates):
-      old_BxL = self.step.recalled(params, batch, jnp.int32(index), self.teacher)
-      rows.append((batch.replace(extra=batch.extra | {"old_BxL": old_BxL}), written))
+      old = self.step.recalled(params, batch, jnp.int32(index), self.teacher)
+      rows.append((batch.replace(extra=batch.extra | old), written))
     return rows
 
   def states(

@@ -12,15 +12,16 @@ r"""Reinforcement learning of reversals, by the rule of one paper: :METHOD names
     spg            github.com/facebookresearch/SPG   a bound from above for what was bad
     mdpo           2508.13148   what every forward predicts is judged; the telling ones are learned
     tracerl        2509.06949   the states in which tokens were written; models in blocks
+    tracerl_value  the same: with values of states, learned beside the policy
     tracerl_random, tracerl_coupled   its code: states that are drawn; with the other tokens' own
     lightning      2603.13319   tokens per forward are rewarded, too; models in blocks
 
 Masks, ratios, clips, divergences, advantages, filters and updates on the same rows are the papers';
-learning rate, groups and problems are ours: theirs are for models of 7B and more. TraceRL's three
+learning rate, groups and problems are ours: theirs are for models of 7B and more. TraceRL's four
 and lightning go on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
 configs/train/lists_bd3lm.py, with its data.length. Metrics: reward/..., rollout/..., kl, clipped,
 ratio. Expected: BENCHMARKS.md, Rewards; wd1_guided and TraceRL's drawn states have not been run to
-their end; neither has mdpo.
+their end; neither have mdpo and tracerl_value.
 """
 
 from ml_collections import ConfigDict
@@ -76,6 +77,10 @@ METHODS = {
     dict(of=EXACT, updates=4, advantages=dict(kind="steps")),
   ),
   "tracerl": (dict(estimator=dict(name="trace", block=16), **TRACERL[0]), TRACERL[1]),
+  "tracerl_value": (
+    dict(estimator=dict(name="trace", block=16), critic=dict(gamma=1.0, lam=1.0), **TRACERL[0]),
+    TRACERL[1],
+  ),
   "tracerl_random": (dict(estimator=dict(name="block_masks", block=16), **TRACERL[0]), TRACERL[1]),
   "tracerl_coupled": (
     dict(estimator=dict(name="block_masks", block=16, complement=True), **TRACERL[0]),
@@ -94,7 +99,7 @@ METHODS = {
   ),
 }
 ROLLOUTS = {"mdpo": dict(policy=dict(name="fixed", k=1), temperature=0.4, max_forwards=8)}
-IN_BLOCKS = ("tracerl", "tracerl_random", "tracerl_coupled", "lightning")
+IN_BLOCKS = ("tracerl", "tracerl_value", "tracerl_random", "tracerl_coupled", "lightning")
 
 
 def get_config(method: str = "espo") -> ConfigDict:

@@ -446,7 +446,7 @@ def _agree(training: Training) -> None:
       f"that others must not see, unless model.moe.pool={moe.pool} divides objective.block={block}"
     )
   partly = training.model.config.lora is not None or run.optimizer.trainable != "all"
-  if partly and training.objective.init():
+  if partly and training.objective.init(training.model.config.width):
     raise ValueError(
       f"objective.name={run.objective.name!r} learns parameters of its own: neither model.lora nor "
       f"optimizer.trainable={run.optimizer.trainable!r} trains them"

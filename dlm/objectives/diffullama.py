@@ -78,8 +78,8 @@ class _Around(Objective):
   def not_a_likelihood(self) -> str | None:
     return self.objective.not_a_likelihood()
 
-  def init(self) -> Params:
-    return self.objective.init()
+  def init(self, width: int) -> Params:
+    return self.objective.init(width)
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     return self.objective.draw(key, batch)
@@ -87,7 +87,7 @@ class _Around(Objective):
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     return self.objective.losses(denoise, params, noisy)
 
-  def remembered(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
+  def remembered(self, denoise: Denoiser, params: Params, noisy: Noisy) -> dict[str, Array]:
     return self.objective.remembered(denoise, params, noisy)
 
   def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:

@@ -55,8 +55,12 @@ class GenMd4(RowTraining):
   def forbidden(self) -> tuple[int, ...]:
     return (self.mask_id,)
 
-  def init(self) -> Params:
-    return {"power_V": jnp.full(self.vocab, math.log(math.expm1(self.power)))}
+  def init(self, width: int) -> Params:
+    del width
+    return {"power_V": self._first()}
+
+  def _first(self) -> Array:
+    return jnp.full(self.vocab, math.log(math.expm1(self.power)))
 
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     """Adds "u_mask_again" [B, L], of the second view."""
@@ -67,7 +71,7 @@ class GenMd4(RowTraining):
   def corrupt_with(self, draws: dict[str, Array], batch: Batch, step: Array) -> Noisy:
     """Masks by the powers in `batch.extra`; where there are none, by those of the beginning."""
     del step
-    power_V = jax.nn.softplus(batch.extra.get("power_V", self.init()["power_V"]))
+    power_V = jax.nn.softplus(batch.extra.get("power_V", self._first()))
     t_Bx1 = (self.min_time + (1 - self.min_time) * self.times_of(draws))[:, None]
     level_BxL = (1 - self.eps) * t_Bx1 ** power_V[batch.tokens_BxL]
     noisable_BxL = streams.noisable(batch)

@@ -49,11 +49,15 @@ class Objective(abc.ABC):
     """Ids that get no probability."""
     return ()
 
-  def init(self) -> Params:
+  def init(self, width: int) -> Params:
     """Parameters of its own, learned as the model's are, which no sampler needs; {}: none.
 
     Losses find them in `params["objective"]`, noise in `Batch.extra`: see `with_own`, `informed`.
+
+    Args:
+      width: of what the model's last layer puts out.
     """
+    del width
     return {}
 
   @abc.abstractmethod
@@ -82,8 +86,8 @@ class Objective(abc.ABC):
     """[B, L] in nats; where the loss is a likelihood, the sum over a row estimates its bound."""
     return self.losses(denoise, params, noisy)[0]
 
-  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> Array:
-    """What "old_BxL" will be, [B, L], where it recalls. `denoise`, `params`: see `loss`."""
+  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> dict[str, Array]:
+    """What it recalls in `Batch.extra`, [B, L] each: "old_BxL". `denoise`, `params`: see `loss`."""
     raise NotImplementedError
 
   def loss(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[LossSum, Aux]:

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from dlm.objectives import streams
+from dlm.objectives.critic import Critic
 from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.objectives.estimators.estimator import Estimator, answer, by_row
+from dlm.objectives.estimators.trace import Trace
 from dlm.objectives.objective import Objective
-from dlm.types import Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, LossSum, MaskRule, Noisy, Params
 
 RATIOS = ("token", "row", "none")
 PER = ("token", "sequence", "length", "row", "slot", "state")
@@ -64,13 +66,11 @@ class OfCompletions(Objective):
   def estimate(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Aux]:
     """The estimator's log-probabilities by token, [B, L]."""
     head, aux = predict(denoise, params, noisy)
-    head, noisy = self.estimator.mixed(head, noisy)
-    return self.estimator.tokens(-cross_entropy(head, noisy, self.forbidden), noisy), aux
+    return self.of_head(head, noisy), aux
 
-  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> Array:
-    """The estimate, as the loss takes it."""
-    (student, _), (own, _) = self.pairs(denoise, params)
-    return self.estimate(student, own, noisy)[0]
+  def of_head(self, head: LogitHead, noisy: Noisy) -> Array:
+    head, noisy = self.estimator.mixed(head, noisy)
+    return self.estimator.tokens(-cross_entropy(head, noisy, self.forbidden), noisy)
 
   def losses(self, denoise: Any, params: Any, noisy: Noisy) -> tuple[Array, Array, Aux]:
     """Of every copy's tokens, the estimate's part and -log p. `denoise`, `params`: see `loss`."""
@@ -108,6 +108,8 @@ class PolicyGradient(OfCompletions):
     anchor: "reference", the model of `teacher` or what the run started from; "old", what wrote.
     kl_weight, kl_per: of that part.
     nll: weight of the negative log-likelihood, by token, of what was right.
+    critic: "advantage_B" is what the answer got; a token's advantage is that less what was foretold
+      (TraceRL's value model). None: all of an answer's tokens have its advantage.
   """
 
   ratio: str = "token"
@@ -119,6 +121,7 @@ class PolicyGradient(OfCompletions):
   kl_weight: float = 0.0
   kl_per: str = "token"
   nll: float = 0.0
+  critic: Critic | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -138,12 +141,28 @@ class PolicyGradient(OfCompletions):
         raise ValueError(f"PolicyGradient: {name}={getattr(self, name)} must not be negative")
     if (self.kl == "none") != (self.kl_weight == 0):
       raise ValueError(f"PolicyGradient: kl={self.kl!r} does not go with {self.kl_weight=}")
+    if self.critic is not None and not (
+      self.ratio == "token" and isinstance(self.estimator, Trace)
+    ):
+      raise ValueError(
+        "PolicyGradient: a critic foretells states of an answer: ratio='token', estimator 'trace'; "
+        f"ratio={self.ratio!r}, {self.estimator}"
+      )
     if self.ratio == "none" and self.kl != "none":
       raise ValueError(f"PolicyGradient: kl={self.kl!r} needs a ratio, not ratio='none'")
+
+  def init(self, width: int) -> Params:
+    return {} if self.critic is None else self.critic.init(width)
 
   @property
   def recalls(self) -> bool:
     return self.ratio != "none"
+
+  def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> dict[str, Array]:
+    """The estimate, and values, as the loss takes them."""
+    (student, _), (own, _) = self.pairs(denoise, params)
+    new_BxL, value_BxL, _ = self._told(student, own, noisy)
+    return {"old_BxL": new_BxL} | ({} if self.critic is None else {"old_value_BxL": value_BxL})
 
   @property
   def taught(self) -> bool:
@@ -162,8 +181,10 @@ class PolicyGradient(OfCompletions):
       "kl_weight_B": _weights(self.kl_per, learned_BxL, answer_BxL, noisy),
       "token_weight_B": _weights("token", learned_BxL, answer_BxL, noisy),
     }
-    if "old_BxL" in batch.extra:
-      extra["old_BxL"] = batch.extra["old_BxL"]
+    recalled = ("old_BxL", "old_value_BxL")
+    extra |= {name: batch.extra[name] for name in recalled if name in batch.extra}
+    if self.critic is not None:
+      extra["when_BxL"] = self.estimator.steps(batch)
     if self.nll:
       right_B = batch.extra["right_B"].astype(jnp.float32)
       extra["nll_weight_B"] = right_B / jnp.maximum((right_B * learned_BxL.sum(-1)).sum(), 1)
@@ -172,13 +193,42 @@ class PolicyGradient(OfCompletions):
   def loss(self, denoise: Any, params: Any, noisy: Noisy) -> tuple[LossSum, Aux]:
     """Sums over the batch. `denoise`, `params`: pairs, the reference's second, where it has one."""
     (student, teacher), (own, frozen) = self.pairs(denoise, params)
-    new_BxL, aux = self.estimate(student, own, noisy)
+    new_BxL, value_BxL, aux = self._told(student, own, noisy)
     before_BxL = jax.lax.stop_gradient(new_BxL)
     old_BxL = noisy.extra.get("old_BxL", before_BxL)
     anchor_BxL = old_BxL
     if self.taught:
       anchor_BxL = jax.lax.stop_gradient(self.estimate(teacher, frozen, noisy)[0])
-    return self.sums(new_BxL, old_BxL, anchor_BxL, noisy), aux
+    if self.critic is None:
+      return self.sums(new_BxL, old_BxL, anchor_BxL, noisy), aux
+    return self._judged(value_BxL, new_BxL, old_BxL, anchor_BxL, noisy), aux
+
+  def _told(
+    self, denoise: Denoiser, params: Params, noisy: Noisy
+  ) -> tuple[Array, Array | None, Aux]:
+    """The estimate by token, and the critic's values, from one forward."""
+    head, aux = predict(denoise, params, noisy)
+    value_BxL = None
+    if self.critic is not None:
+      value_BxL = self.estimator.tokens(self.critic.values(head, params), noisy)
+    return self.of_head(head, noisy), value_BxL, aux
+
+  def _judged(
+    self, value_BxL: Array, new_BxL: Array, old_BxL: Array, anchor_BxL: Array, noisy: Noisy
+  ) -> LossSum:
+    """`sums` by the critic's advantages, and what its values cost. Metrics besides: "value_error",
+    and "value", their mean."""
+    critic, extra = self.critic, noisy.extra
+    before_BxL = extra.get("old_value_BxL", jax.lax.stop_gradient(value_BxL))
+    learned_BxL, when_BxL = extra["learned_BxL"], extra["when_BxL"]
+    reward_BxL = critic.outcome(extra["advantage_B"], when_BxL, learned_BxL)
+    return_BxL, advantage_BxL = critic.returns(reward_BxL, before_BxL, when_BxL, learned_BxL)
+    noisy = noisy.replace(extra=extra | {"advantage_BxL": advantage_BxL})
+    sums = self.sums(new_BxL, old_BxL, anchor_BxL, noisy)
+    weight_BxL = jnp.where(learned_BxL, extra["token_weight_B"][:, None], 0)
+    error = (weight_BxL * critic.errors(value_BxL, before_BxL, return_BxL)).sum()
+    told = {"value_error": error, "value": (weight_BxL * before_BxL).sum()}
+    return sums.replace(total=sums.total + critic.weight * error, metrics=sums.metrics | told)
 
   def sums(self, new_BxL: Array, old_BxL: Array, anchor_BxL: Array, noisy: Noisy) -> LossSum:
     """The loss of log-probabilities by token: of the model, of what wrote the rows, of the anchor.
@@ -189,6 +239,7 @@ class PolicyGradient(OfCompletions):
     """
     extra = noisy.extra
     advantage_Bx1 = extra["advantage_B"][:, None]
+    advantage_BxU = extra.get("advantage_BxL", advantage_Bx1)
     learned_BxL, size_Bx1 = extra["learned_BxL"], jnp.ones_like(advantage_Bx1)
     by_token_Bx1 = extra["token_weight_B"][:, None]
     values = new_BxL, old_BxL, anchor_BxL
@@ -209,8 +260,8 @@ class PolicyGradient(OfCompletions):
       change_BxU = jnp.where(learned_BxL, new_BxU - old_BxU, 0) / size_Bx1
       ratio_BxU = jnp.exp(self._limited(change_BxU))
       low, high = self.clip
-      gain_BxU = ratio_BxU * advantage_Bx1
-      clipped_BxU = jnp.clip(ratio_BxU, 1 - low, 1 + high) * advantage_Bx1
+      gain_BxU = ratio_BxU * advantage_BxU
+      clipped_BxU = jnp.clip(ratio_BxU, 1 - low, 1 + high) * advantage_BxU
       outside_BxU = (ratio_BxU < 1 - low) | (ratio_BxU > 1 + high)
       dead_BxU = outside_BxU & (clipped_BxU < gain_BxU)
       gain_BxU = jnp.where(dead_BxU, jax.lax.stop_gradient(clipped_BxU), gain_BxU)

@@ -15,6 +15,7 @@ from dlm import masks
 from dlm.data import spans
 from dlm.models.config import DrafterConfig
 from dlm.objectives import DFlash, DuoDcd, Opdlm, streams
+from dlm.objectives.critic import Critic
 from dlm.objectives.divergence import Divergence
 from dlm.objectives.estimators import BlockMasks, Trace
 from dlm.types import Batch
@@ -353,6 +354,32 @@ def dflash_target_layers(case: Case):
     same(DrafterConfig.of(target_layers, layers).taps, taps)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def foretold(critic, reward_BxL, value_BxL, when_BxL, learned_BxL):
+  if reward_BxL.ndim == 1:
+    reward_BxL = critic.outcome(reward_BxL, when_BxL, learned_BxL)
+  return critic.returns(reward_BxL, value_BxL, when_BxL, learned_BxL)
+
+
+def tracerl_gae(case: Case):
+  """Theirs are rows of one state each, which together learn every token of an answer once."""
+  first, of = case.arg("start_pos"), case.inputs["sequence"]
+  learned_RxL, value_RxL = case.inputs["p_mask"], case.inputs["old_values"]
+  answers = len(case.inputs["step_map"])
+  learned_BxL = np.stack([learned_RxL[of == i].any(0) for i in range(answers)])
+  value_BxL = np.stack([(learned_RxL * value_RxL)[of == i].sum(0) for i in range(answers)])
+  pad = case.inputs["response_ids"] == case.arg("pad_id")
+  same(learned_BxL[:, first:], ~pad | (pad & (pad.cumsum(1) <= case.arg("post_num"))))
+  reward = case.inputs["token_reward" if case.arg("vector_reward") else "reward"]
+  if reward.ndim == 2:
+    reward = np.pad(reward, ((0, 0), (first, 0)))
+  when_BxL = np.pad(case.inputs["step_map"], ((0, 0), (first, 0)), constant_values=-1)
+  critic = Critic(gamma=case.arg("gamma"), lam=case.arg("lam"))
+  found = foretold(critic, reward, value_BxL.astype(np.float32), when_BxL, learned_BxL)
+  for ours, name in zip(found, ("returns", "advantages"), strict=True):
+    close(np.where(learned_RxL, np.asarray(ours)[of], 0), case.outputs[name])
+
+
 METHODS = {
   "agentic_trainable_mask": agentic_trainable_mask,
   "duo_dcd_loss": duo_dcd_loss,
@@ -360,6 +387,7 @@ METHODS = {
   "dflash_target_layers": dflash_target_layers,
   "opdlm_loss": opdlm_loss,
   "opdlm_rows": opdlm_rows,
+  "tracerl_gae": tracerl_gae,
   "tracerl_attention": tracerl_attention,
   "tracerl_rows": tracerl_rows,
 }
@@ -367,7 +395,6 @@ METHODS = {
 UNCHECKED = {
   "dparallel_loss/dream_batch2": "rows of a batch overwrite each other's masks",
   "dparallel_loss/llada_batch3": "rows of a batch overwrite each other's masks",
-  "tracerl_gae": "a value model",
 }
 
 

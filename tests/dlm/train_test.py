@@ -206,7 +206,7 @@ def test_learned_schedule_is_trained_and_kept_but_no_part_of_the_model(tmp_path)
   learned = {"objective": {"name": "genmd4"}, "microbatches": 2, "optimizer.warmup": 1}
   run = training(steps=3, **learned)
   state = train.train(run, tmp_path / "run")
-  begun, power_V = run.objective.init()["power_V"], state.params["objective"]["power_V"]
+  begun, power_V = run.objective.init(0)["power_V"], state.params["objective"]["power_V"]
   assert (np.asarray(begun != power_V)[run.rows[0].tokens_BxL]).any()
   made = build.pretrained(tmp_path / "run", "latest")
   same(made.params(objective=True)[0], state.ema)

@@ -74,10 +74,22 @@ class Trace(_InBlocks):
   def forwards(self) -> int:
     return -(-self.block // self.shrink)
 
+  def steps(self, batch: Batch) -> Array:
+    """The forward that wrote each token, [B, L], of those that count as one the last; else -1."""
+    start_BxL = self.start(batch)
+    round_BxL = self._rounds(batch, start_BxL)
+    together_BxLxb = of_block(round_BxL, batch, start_BxL, self.block, -1) == round_BxL[:, :, None]
+    when_BxLxb = of_block(batch.extra["when"], batch, start_BxL, self.block, -1)
+    return jnp.where(round_BxL < 0, -1, jnp.where(together_BxLxb, when_BxLxb, -1).max(-1))
+
+  def _rounds(self, batch: Batch, start_BxL: Array) -> Array:
+    """The copy that scores each token of the answer, [B, L]; -1 elsewhere."""
+    rank_BxL = step_ranks(batch, start_BxL, self.block)[0] // self.shrink
+    return jnp.where(answer(batch), rank_BxL, -1)
+
   def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
     start_BxL = self.start(batch)
-    rank_BxL = step_ranks(batch, start_BxL, self.block)[0] // self.shrink
-    round_BxL = jnp.where(answer(batch), rank_BxL, -1)
+    round_BxL = self._rounds(batch, start_BxL)
     turn_C = jnp.arange(self.forwards)[None, :, None]
     masked_BxCxL = round_BxL[:, None] >= turn_C
     batch, scored_BxCxL = _with_behind(batch, round_BxL[:, None] == turn_C, self.behind)

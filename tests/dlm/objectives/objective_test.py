@@ -60,7 +60,7 @@ def measured(objective, step=STEPS):
   noisy = objective.corrupt(jax.random.key(1), batch_of(), step)
 
   def asked(ahead):
-    own = with_own({}, objective.init())
+    own = with_own({}, objective.init(MASK_ID + 1))
     return oracle.asked(objective, Counts(ahead), own, Counts(objective.teacher_shift), {})
 
   own, following = (objective.losses(*asked(ahead), noisy)[1] for ahead in (0, 1))

@@ -150,7 +150,7 @@ def corrupt(objective, seed: int, batch):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def token_losses(objective, denoise, params, noisy) -> jax.Array:
-  return objective.token_losses(denoise, with_own(params, objective.init()), noisy)
+  return objective.token_losses(denoise, with_own(params, objective.init(STATES + 1)), noisy)
 
 
 def losses(objective, draws, batch, denoise) -> jax.Array:

@@ -44,7 +44,9 @@ def estimates():
       @jax.jit
       def one_draw(key, batch):
         noisy = objective.corrupt(key, batch, 0)
-        return objective.token_losses(Oracle(), with_own({}, objective.init()), noisy)
+        return objective.token_losses(
+          Oracle(), with_own({}, objective.init(oracle.STATES + 1)), noisy
+        )
 
       known[name] = np.asarray(one_draw(jax.random.key(3), oracle.rows(TOKENS)))
     return made[name], known[name]

@@ -23,7 +23,7 @@ def test_nothing_has_changed_before_the_first_update(name):
   """What is remembered is what the loss estimates of the same model: all ratios are 1."""
   objective = PolicyGradient(MASK, ESTIMATORS[name], ratio="token")
   noisy = oracle.corrupt(objective, 0, oracle.rows(oracle.sample(4, 8)))
-  old_BxL = jax.jit(functools.partial(objective.remembered, Oracle()))({}, noisy)
+  old_BxL = jax.jit(functools.partial(objective.remembered, Oracle()))({}, noisy)["old_BxL"]
   loss = jax.jit(functools.partial(objective.loss, Oracle()))
   first, _ = loss({}, noisy)
   again, _ = loss({}, noisy.replace(extra=noisy.extra | {"old_BxL": old_BxL}))

@@ -108,7 +108,7 @@ def test_microbatches_add_up(name):
       sums, _ = objective.loss(*oracle.asked(objective, Fixed(), params, *teacher), part)
       return sums.total, sums
 
-    params = with_own({"logits": part_logits}, objective.init())
+    params = with_own({"logits": part_logits}, objective.init(5))
     grad, sums = jax.grad(loss, has_aux=True)(params)
     return grad.pop("logits"), (grad, sums)
 
