@@ -5,9 +5,10 @@ communication, except where it does badly: `kernels_pallas.shards` splits kernel
 `dlm.models.moe.exchange` experts, by the mesh that `over_batch` makes known. On a mesh of "data"
 alone the batch is split by hand: sampling loops then stop shard by shard, and gradients are summed
 once.
-Beside "fsdp", "tensor" or "expert" the batch is left to XLA too: devices that share a parameter
-must stop together anyway, and a lookup in a table split over automatic axes inside a region that is
-manual over "data" aborts XLA (jax 0.10.2, 0.11.2).
+Beside other axes the batch is left to XLA too: devices that share a parameter must stop together
+anyway, and a lookup in a table split over automatic axes inside a region that is manual over "data"
+aborts XLA (jax 0.10.2, 0.11.2). "sequence" splits the positions of a row, for rows too long for one
+device: queries stay where they are and keys are gathered (`block_attention.sequence`).
 """
 
 import dataclasses
@@ -23,11 +24,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor", "expert")
+AXES = ("data", "fsdp", "tensor", "expert", "sequence")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
   "batch": ("data", "fsdp", "expert"),
-  "embed": "fsdp",
+  "embed": ("fsdp", "sequence"),  # devices that share a row need not hold the same parameters
   "heads": "tensor",
   "kv_heads": "tensor",
   "mlp": "tensor",
@@ -55,10 +56,11 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
   expert: int = 1,
+  sequence: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Mesh over `devices` (None: all); one size may be -1 and takes what the others leave."""
-  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert}
+  sizes = dict(zip(AXES, (data, fsdp, tensor, expert, sequence), strict=True))
   count = jax.device_count() if devices is None else len(devices)
   known = 1
   for size in sizes.values():
@@ -82,6 +84,7 @@ class MeshConfig:
   fsdp: int = 1
   tensor: int = 1
   expert: int = 1
+  sequence: int = 1
 
   def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices`; None: over all there are."""

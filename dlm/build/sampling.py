@@ -121,6 +121,8 @@ class SamplingConfig(tables.Config):
     tables.one_of("scope", self.scope, ("auto", *SCOPES))
     tables.one_of("stop", self.stop, ("never", *ON_EOS))
     tables.one_of("parallel", self.parallel, get_args(Driver))
+    if self.mesh.sequence != 1:
+      raise ValueError(f"mesh.sequence={self.mesh.sequence} must be 1: sampling takes whole rows")
 
   @property
   def room(self) -> dict[str, int]:

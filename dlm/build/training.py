@@ -433,6 +433,7 @@ def _agree(training: Training) -> None:
     )
   if run.parallel == "pmap" and training.mesh.size != training.mesh.shape["data"]:
     raise ValueError(f"parallel='pmap' splits the batch only; mesh={dict(training.mesh.shape)}")
+  _agree_on_sequence(training)
   _agree_on_drafter(training)
   block = None if training.objective.drafts else training.objective.block
   if block and run.data.length % block:
@@ -460,6 +461,24 @@ def _agree(training: Training) -> None:
   _agree_on_rollout(training)
   _agree_on_rewards(training)
   learning_rate(run.optimizer, run.steps)
+
+
+def _agree_on_sequence(training: Training) -> None:
+  """ValueError where rows are split and cannot be, or what is asked for needs them whole."""
+  run, parts = training.run, training.mesh.shape["sequence"]
+  if parts == 1:
+    return
+  if run.data.length % parts:
+    raise ValueError(f"data.length={run.data.length} must divide by mesh.sequence={parts}")
+  whole = {  # and why
+    "model.moe": (training.model.config.moe, "experts take whole rows"),
+    "model.drafter": (training.model.config.drafter, "its keys are those of another model"),
+    "rollout": (run.rollout, "sampling takes whole rows"),
+    "sample.every": (run.sample.every, "sampling takes whole rows"),
+  }
+  for field, (value, why) in whole.items():
+    if value:
+      raise ValueError(f"{field}={value} does not go with mesh.sequence={parts}: {why}")
 
 
 def _agree_on_drafter(training: Training) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dlm.models.lora import A, B, LoraConfig, on
 from dlm.models.rope import RopeScaling, frequencies
 from dlm.types import Array
+from kernels_pallas.shards import folded, unfolded
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -40,8 +41,8 @@ class Einsum(nn.Module):
       fan_in *= size if letter in x_letters else 1
     # Rows folded to one axis: XLA's CPU backend physically transposes the operands of a weight
     # gradient that contracts two axes, at more than the cost of the product itself.
-    features = x.ndim - len(x_letters)
-    rows = x.reshape(-1, *x.shape[features:])
+    lead = x.shape[: x.ndim - len(x_letters)]
+    rows = folded(x, len(lead))
     if self.has_variable("apart", "kernel"):
       y = self._of_layer(rows, fan_in)
     elif self.has_variable("quantised", "kernel"):
@@ -62,7 +63,7 @@ class Einsum(nn.Module):
       y += bias.astype(x.dtype)[None]
     if self.lora is not None:
       y = self._adapted(y, rows, x_letters, output.replace("...", ""), fan_in, gate)
-    return y.reshape(*x.shape[:features], *y.shape[1:])
+    return unfolded(y, lead)
 
   def _of_layer(self, rows: Array, fan_in: int) -> Array:
     """The product with this layer's kernel, where they are held apart (`dlm.models.apart`).
@@ -93,7 +94,7 @@ class Einsum(nn.Module):
     adapted = y + jnp.einsum(f"...R,R{outward}->...{outward}", thin, b)
     if not self.lora.gated:
       return adapted
-    return jnp.where(jnp.expand_dims(gate.reshape(-1), range(1, y.ndim)), adapted, y)
+    return jnp.where(jnp.expand_dims(folded(gate, gate.ndim), range(1, y.ndim)), adapted, y)
 
 
 class RMSNorm(nn.Module):

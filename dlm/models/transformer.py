@@ -42,6 +42,7 @@ from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput, Ring
 from kernels_pallas.block_attention import RESIDUALS, Keys, Sight, prepare
+from kernels_pallas.shards import split_rows
 
 
 class Block(nn.Module):
@@ -127,7 +128,7 @@ class Transformer(nn.Module):
     unembed_VxD = embed_VxD if cfg.tied else self._table("unembed")
 
     # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
-    x_BxWxD = jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype)
+    x_BxWxD = split_rows(jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype))
     if cfg.gemma is not None:
       conditioned = SelfConditioning(cfg, name="self_conditioning")
       x_BxWxD = conditioned(x_BxWxD, soft_BxWxD, time_BxW)

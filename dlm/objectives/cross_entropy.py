@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from dlm.types import Array, Aux, Denoiser, LogitHead, LossSum, Noisy, Params
 from kernels_pallas.linear_xent import linear_xent
+from kernels_pallas.shards import folded, unfolded
 
 NOISE_BINS = 20
 
@@ -54,14 +55,14 @@ def cross_entropy(head: LogitHead, noisy: Noisy, forbidden: tuple[int, ...]) -> 
   An asked target that is forbidden costs inf: the mask id must not occur in data.
   """
   ce_R = linear_xent(
-    head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1]),
+    folded(head.hidden_BxAxD),
     head.unembed_VxD,
-    noisy.targets_BxL.reshape(-1),
+    folded(noisy.targets_BxL),
     forbidden=forbidden,
     soft_cap=head.soft_cap,
     implementation=head.implementation,
   )
-  return jnp.where(noisy.weight_BxL > 0, ce_R.reshape(noisy.weight_BxL.shape), 0)
+  return jnp.where(noisy.weight_BxL > 0, unfolded(ce_R, noisy.weight_BxL.shape), 0)
 
 
 def loss_sum(noisy: Noisy, loss_BxL: Array, ce_BxL: Array) -> LossSum:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from dlm.objectives.cross_entropy import logits
 from dlm.types import Array, LogitHead
 from kernels_pallas.linear_distill import Spec, linear_distill
+from kernels_pallas.shards import folded, unfolded
 
 KINDS = ("kl", "jsd")
 ROWS = 256
@@ -120,7 +121,7 @@ def kl(
   """Nats, float32 [B, L], see `linear_distill`; 0 where not asked."""
 
   def rows(head: LogitHead) -> tuple[Array, Array]:
-    return head.hidden_BxAxD.reshape(-1, head.hidden_BxAxD.shape[-1]), head.unembed_VxD
+    return folded(head.hidden_BxAxD), head.unembed_VxD
 
   spec = Spec(
     reverse, temperature, teacher_temperature, student.soft_cap, teacher.soft_cap, forbidden
@@ -128,7 +129,7 @@ def kl(
   nats_R = linear_distill(
     *rows(student), *rows(teacher), spec, implementation=student.implementation
   )
-  return jnp.where(asked_BxL, nats_R.reshape(asked_BxL.shape), 0)
+  return jnp.where(asked_BxL, unfolded(nats_R, asked_BxL.shape), 0)
 
 
 def by_tiles(

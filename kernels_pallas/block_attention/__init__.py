@@ -12,8 +12,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import dispatch
-from kernels_pallas.block_attention import reference, tpu, xla
+from kernels_pallas import dispatch, shards
+from kernels_pallas.block_attention import reference, sequence, tpu, xla
 from kernels_pallas.block_attention.spec import Heads, Keys, Mask, Part, visible
 from kernels_pallas.block_attention.tpu import RESIDUALS
 
@@ -55,7 +55,8 @@ def prepare(
   """Which keys of each part the queries see; `block_attention` then runs as `implementation` does.
 
   Query w sees a live key at slot s iff lo[w, r] <= s < hi[w, r] for some r, the segments (if given)
-  agree and `dense` (if given) allows it.
+  agree and `dense` (if given) allows it. Where a mesh splits rows each device has
+  its own queries.
 
   Args:
     mask: `dense` is not served by kernels, "tpu" raises NotImplementedError.
@@ -66,9 +67,14 @@ def prepare(
   _check_mask(mask, keys)
   if kv_heads < 1 or heads % kv_heads:
     raise ValueError(f"block_attention: {kv_heads=} must divide {heads=}")
-  return dispatch.run(
-    "block_attention", IMPLEMENTATIONS, implementation, mask, keys, Heads(heads, kv_heads)
-  )
+
+  def own(mask: Mask, keys: Sequence[Keys]) -> Sight:
+    return dispatch.run(
+      "block_attention", IMPLEMENTATIONS, implementation, mask, keys, Heads(heads, kv_heads)
+    )
+
+  whole = shards.positions(mask.lo_BxWxR.shape[1]) == 1
+  return own(mask, keys) if whole else sequence.prepare(own, mask, keys)
 
 
 def block_attention(q_BxWxNxH: Array, parts: Sequence[Part], sight: Sight) -> Array:

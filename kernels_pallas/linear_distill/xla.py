@@ -15,7 +15,7 @@ from kernels_pallas.linear_distill.spec import Spec
 from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
-_SPLIT = ("b", "t", "b", "t")
+_SPLIT = ("r", "t", "r", "t")
 
 
 class Sums(NamedTuple):
@@ -52,7 +52,7 @@ def _forward(spec: Spec, tile: int | None, *operands: Array) -> tuple[Array, tup
     held = vocabulary.held(own[1], vocab)
     return vocabulary.of_all(_merge, _sums(spec, tile, held, *own), held)
 
-  sums = shards.run(part, _SPLIT, Sums(*"bbbb"), *operands)
+  sums = shards.run(part, _SPLIT, Sums(*"rrrr"), *operands)
   more_R = sums.teacher_lse_R - sums.student_lse_R
   nats_R = (1 - spec.reverse) * (sums.teacher_gap_R - more_R)
   if spec.reverse:
@@ -63,13 +63,14 @@ def _forward(spec: Spec, tile: int | None, *operands: Array) -> tuple[Array, tup
 def _backward(spec: Spec, tile: int | None, saved: tuple, grad_R: Array) -> tuple:
   (hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE), sums = saved
   vocab, dtypes = unembed_VxD.shape[0], (hidden_RxD.dtype, unembed_VxD.dtype)
-  batch, tensor = shards.axes()
-  others = (tensor,) if tensor else (), batch  # devices that hold shares of the same gradient
+  split = shards.axes()
+  # Devices that hold shares of the same gradient.
+  others = (split.tensor,) if split.tensor else (), split.rows
 
   def part(*own: Array) -> list[Array]:
     """Hidden's gradient is a sum over all ids, the unembedding's over all rows."""
     held = vocabulary.held(own[1], vocab)
-    shares = _gradients(spec, tile, held, jnp.float32 if batch else dtypes[1], *own)
+    shares = _gradients(spec, tile, held, jnp.float32 if split.rows else dtypes[1], *own)
     return [
       (jax.lax.psum(share, axes) if axes else share).astype(dtype)
       for share, axes, dtype in zip(shares, others, dtypes, strict=True)
@@ -79,8 +80,8 @@ def _backward(spec: Spec, tile: int | None, saved: tuple, grad_R: Array) -> tupl
   used_Rx1 = (grad_R != 0)[:, None]
   hidden_RxD = jnp.where(used_Rx1, hidden_RxD, 0)
   operands = hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE, sums, grad_R
-  split = (*_SPLIT, Sums(*"bbbb"), "b")
-  return *shards.run(part, split, ["b", "t"], *operands), None, None
+  split_in = (*_SPLIT, Sums(*"rrrr"), "r")
+  return *shards.run(part, split_in, ["r", "t"], *operands), None, None
 
 
 _divergence.defvjp(_forward, _backward)

@@ -56,19 +56,19 @@ def _forward(
     return passes.forward(hidden_RxD, unembed_VxD, target_R, held)
 
   operands = hidden_RxD, unembed_VxD, target_R
-  lse_R, target_z_R = shards.run(part, ("b", "t", "b"), ("b", "b"), *operands)
+  lse_R, target_z_R = shards.run(part, ("r", "t", "r"), ("r", "r"), *operands)
   return lse_R - target_z_R, (*operands, lse_R)
 
 
 def _backward(passes: Passes, saved: tuple[Array, ...], grad_R: Array) -> tuple[Array, Array, None]:
   hidden_RxD, unembed_VxD, target_R, lse_R = saved
   vocab, dtypes = unembed_VxD.shape[0], (hidden_RxD.dtype, unembed_VxD.dtype)
-  batch, tensor = shards.axes()
+  own = shards.axes()
 
   def part(hidden_RxD: Array, unembed_VxD: Array, *by_row: Array) -> list[Array]:
     """Hidden's gradient is a sum over all ids, the unembedding's over all rows."""
     held = vocabulary.held(unembed_VxD, vocab)
-    others = (tensor,) if tensor else (), batch
+    others = (own.tensor,) if own.tensor else (), own.rows
     summed = tuple(
       jnp.dtype(jnp.float32) if axes else dtype for axes, dtype in zip(others, dtypes, strict=True)
     )
@@ -81,7 +81,7 @@ def _backward(passes: Passes, saved: tuple[Array, ...], grad_R: Array) -> tuple[
   # A row of weight 0 may hold anything, NaN too, and 0 * NaN would spread to every gradient.
   hidden_RxD = jnp.where((grad_R != 0)[:, None], hidden_RxD, 0)
   operands = hidden_RxD, unembed_VxD, target_R, lse_R, grad_R
-  return *shards.run(part, ("b", "t", "b", "b", "b"), ["b", "t"], *operands), None
+  return *shards.run(part, ("r", "t", "r", "r", "r"), ["r", "t"], *operands), None
 
 
 cross_entropy.defvjp(_forward, _backward)

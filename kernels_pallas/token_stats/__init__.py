@@ -96,8 +96,8 @@ def token_stats(
       soft_cap=soft_cap,
     )
 
-  split = ("b", "t", Inputs("b", "b", "b", "t", "b", "b", "b", "b"))
-  return shards.run(run, split, "b", hidden_RxD, unembed_VxD, inputs)
+  split = ("r", "t", Inputs("r", "r", "r", "t", "r", "r", "r", "r"))
+  return shards.run(run, split, "r", hidden_RxD, unembed_VxD, inputs)
 
 
 def _check(spec: StatSpec, inputs: Inputs, rows: int, vocab: int) -> None:

@@ -89,10 +89,11 @@ def test_names_decide_what_is_split():
   shardings = parallel.shard_params(MODEL.abstract(), mesh)
   spec = jax.tree.map(lambda s: tuple(s.spec), shardings)
   attention, mlp = spec["layers"]["attention"], spec["layers"]["mlp"]
-  assert spec["embed"] == ("tensor", "fsdp")
-  assert attention["query"]["kernel"] == (None, "fsdp", "tensor", None)
-  assert attention["out"]["kernel"] == (None, "tensor", None, "fsdp")
-  assert mlp["down"]["kernel"] == (None, "tensor", "fsdp")
+  width = ("fsdp", "sequence")
+  assert spec["embed"] == ("tensor", width)
+  assert attention["query"]["kernel"] == (None, width, "tensor", None)
+  assert attention["out"]["kernel"] == (None, "tensor", None, width)
+  assert mlp["down"]["kernel"] == (None, "tensor", width)
   assert tuple(parallel.batch_sharding(mesh).spec) == (("data", "fsdp", "expert"),)
   assert parallel.batch_shards(mesh) == 4
   embed = jax.jit(MODEL.init, out_shardings=shardings)(jax.random.key(0))["embed"]
@@ -180,7 +181,7 @@ def test_beside_other_axes_the_function_runs_once_and_knows_the_mesh(sizes):
 
 
 def test_mesh_takes_the_devices_that_are_left():
-  assert dict(parallel.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1, "expert": 1}
+  assert dict(parallel.make_mesh().shape) == {**dict.fromkeys(parallel.AXES, 1), "data": 8}
   assert dict(parallel.make_mesh(tensor=2).shape)["data"] == 4
   assert dict(parallel.make_mesh(2, -1, 2).shape)["fsdp"] == 2
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import build, rollout
+from dlm import build, parallel, rollout
 from dlm.train import Step
 from dlm.types import Batch
 from tests.dlm.build import directories
@@ -37,12 +37,7 @@ def started(tmp_path_factory):
 
 def on_one_device(config):
   run = build.everything(config)
-  one = jax.make_mesh(
-    (1, 1, 1, 1),
-    run.mesh.axis_names,
-    axis_types=(jax.sharding.AxisType.Auto,) * 4,
-    devices=jax.devices()[:1],
-  )
+  one = parallel.make_mesh(1, devices=jax.devices()[:1])
   object.__setattr__(run, "mesh", one)
   return run
 

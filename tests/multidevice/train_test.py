@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import build, checkpoint, train
+from dlm import build, checkpoint, parallel, train
 from dlm.models.moe.training import load
 from dlm.train import Step
 from dlm.types import Batch
@@ -32,12 +32,7 @@ def losses(workdir):
 
 def on_one_device(config, workdir):
   run = build.everything(config)
-  one = jax.make_mesh(
-    (1, 1, 1, 1),
-    run.mesh.axis_names,
-    axis_types=(jax.sharding.AxisType.Auto,) * 4,
-    devices=jax.devices()[:1],
-  )
+  one = parallel.make_mesh(1, devices=jax.devices()[:1])
   object.__setattr__(run, "mesh", one)
   train.train(run, workdir)
   return workdir

@@ -92,4 +92,5 @@ ALONE = Exchange()
 
 def here() -> Exchange:
   """Of the mesh that is set, by `jax.set_mesh` or `dlm.parallel.over_batch`."""
-  return Exchange(*shards.axes())
+  mesh = shards.axes()
+  return Exchange(mesh.batch, mesh.tensor)
