@@ -1,10 +1,10 @@
-"""Checkpoints of other projects, in Hugging Face layout, in and out; GGUF files in.
+"""Checkpoints of other projects, in Hugging Face layout, in and out; GGUF files and codes in.
 
   source = open_source(located(directory))      config.json, or the header of a file, alone
   params = load(source, shardings=..., dtype=...)
   export(directory, family, model, params, facts=...)
 
-`peft` reads and writes adapters.
+`peft` reads and writes adapters; `codes` reads what others quantised.
 `families` says what there is of each family, `names` which tensor becomes which parameter.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 from dlm.facts import ModelFacts, rule_of
 from dlm.models.config import ModelConfig
 from dlm.models.moe.config import MoeConfig
-from dlm.weights import gguf
+from dlm.weights import codes, gguf
 from dlm.weights.families import FAMILIES, Derived, Family, Said, family_of
 from dlm.weights.fields import LIBRARY_ONLY, ConfigJson, spelled
 from dlm.weights.files import WeightsError, read_json
@@ -21,7 +21,6 @@ LONGEST = 4096  # slots of a canvas where nobody asks for more
 
 # float16 fits into neither of ours, and into float32 without loss.
 DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
-QUANTISED = ("quantization_config", "quantization", "compression_config")  # keys of config.json
 
 # What may read back otherwise: nothing that the model computes.
 UNSAID = ("dtype", "implementation", "remat", "length", "vocab", "eos_ids", "pad_id")
@@ -36,8 +35,9 @@ class Source:
   family: str  # a key of FAMILIES
   model: ModelConfig
   facts: ModelFacts  # its mask id is None where only the tokenizer can say it
-  config: dict[str, Any]  # config.json itself
+  config: dict[str, Any]  # config.json, but for how the tensors are quantised
   file: gguf.File | None = None  # None: a directory
+  quantised: codes.Quantised | None = None  # how the tensors are; None: they are plain numbers
 
 
 def is_huggingface(directory: str | pathlib.Path) -> bool:
@@ -55,8 +55,8 @@ def open_source(directory: str | pathlib.Path) -> Source:
 
   Raises:
     WeightsError: no config.json, a model_type that is not known, a key that is missing, that is not
-      understood or that cannot be; the model is an adapter of another, or quantised otherwise than
-      in a GGUF file; such a file is damaged.
+      understood or that cannot be; the model is an adapter of another, or quantised in a way that
+      is not known; a GGUF file is damaged.
   """
   path, file, stops = pathlib.Path(directory), None, []
   if gguf.is_gguf(path):
@@ -69,13 +69,15 @@ def open_source(directory: str | pathlib.Path) -> Source:
       raise WeightsError(f"{path} is no Hugging Face directory: it holds no {CONFIG}")
     config, stops = read_json(said), _stops(path / GENERATION)
   try:
+    quantised = codes.of_config(config)
+    config = {key: value for key, value in config.items() if key != codes.CONFIG}
     name = family_of(config)
     model, facts = _read(name, config, stops)
   except WeightsError:
     raise
   except ValueError as error:
     raise WeightsError(f"{said}: {error}") from error
-  return Source(path, name, model, facts, config, file)
+  return Source(path, name, model, facts, config, file, quantised)
 
 
 def _refuse_adapter(path: pathlib.Path) -> None:
@@ -106,12 +108,6 @@ def _stops(path: pathlib.Path) -> list[int]:
 
 def _read(name: str, config: Mapping[str, Any], stops: list[int]) -> tuple[ModelConfig, ModelFacts]:
   """What a family's config.json means; ValueError where a key is not understood or cannot be."""
-  for key in QUANTISED:
-    if config.get(key) is not None:
-      raise ValueError(
-        f"{key}={config[key]!r:.80}: the checkpoint is quantised, and no kind of quantisation can "
-        "be read; take the one in float32, bfloat16 or float16"
-      )
   family = FAMILIES[name]
   if missing := [key for key in family.named if key not in config]:
     raise ValueError(

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -27,6 +28,12 @@ BYTES = {  # of an element, by the format's names
   "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
   "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+
+FLOATS8 = {
+  "F8_E4M3": jnp.dtype("float8_e4m3fn"),
+  "F8_E5M2": jnp.dtype("float8_e5m2"),
+  "F8_E8M0": jnp.dtype("float8_e8m0fnu"),
+}
 
 # 150 thousand tensors' worth; LLaDA2-flash has 25 thousand. Parsed, JSON may take 30 times as much.
 LONGEST_JSON = 16 * 2**20
@@ -47,6 +54,7 @@ class Stored:
   file: pathlib.Path
   dtype: str  # one of BYTES
   shape: tuple[int, ...]
+  offset: int  # of its first byte in the file
 
 
 def nbytes(stored: Stored) -> int:
@@ -120,7 +128,8 @@ def read_header(path: pathlib.Path) -> dict[str, Stored]:
   spans = {name: _span(path, name, entry) for name, entry in entries.items()}
   _check_tiling(path, spans, size - 8 - length)
   return {
-    name: Stored(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()
+    name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + spans[name][0])
+    for name, entry in entries.items()
   }
 
 
@@ -231,6 +240,8 @@ class Reader:
 
   def read(self, name: str, stored: Stored, where: tuple[slice, ...]) -> np.ndarray:
     """The piece `where` of a tensor; every slice has a start and a stop."""
+    if stored.dtype in FLOATS8:  # which the package has no numpy type for
+      return _rows(name, stored, where[0])[(slice(None), *where[1:])]
     try:
       if self._path != stored.file or self._mapped > MAPPED:
         self._close()
@@ -241,3 +252,17 @@ class Reader:
       return self._file.get_slice(name)[where]
     except (SafetensorError, OSError) as error:
       raise WeightsError(f"{stored.file} cannot be read: {error}") from error
+
+
+def _rows(name: str, stored: Stored, rows: slice) -> np.ndarray:
+  """Whole rows of a tensor of 8-bit floats."""
+  row = math.prod(stored.shape[1:])
+  try:
+    with stored.file.open("rb") as file:
+      file.seek(stored.offset + rows.start * row)
+      content = file.read((rows.stop - rows.start) * row)
+  except OSError as error:
+    raise WeightsError(f"{stored.file} cannot be read: {error.strerror}") from error
+  if len(content) < (rows.stop - rows.start) * row:
+    raise WeightsError(f"{stored.file} is truncated: it ends within tensor {name!r}")
+  return np.frombuffer(content, FLOATS8[stored.dtype]).reshape(-1, *stored.shape[1:])

@@ -100,13 +100,11 @@ class Packed(Stored):
   Args:
     kind: how they are stored, a GGMLQuantizationType.
     row_bytes: of the last axis.
-    offset: of the first byte in the file.
     interleaved: rows of a head whose halves take turns; 0: rows are in order.
   """
 
   kind: int
   row_bytes: int
-  offset: int
   interleaved: int = 0
 
 
@@ -299,7 +297,7 @@ class _Header:
         raise self._error(
           f"is truncated: tensor {name!r:.80} ends at {data + at + size}, the file at {self._size}"
         )
-      found[name] = Packed(self._path, dtype, shape, kind, row_bytes, data + at)
+      found[name] = Packed(self._path, dtype, shape, data + at, kind, row_bytes)
       at = _padded(at + size, alignment)
     if self._size > data + at:
       raise self._error(f"{self._size - data - at} bytes follow the last tensor")

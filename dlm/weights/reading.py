@@ -19,7 +19,7 @@ from dlm.checksums import not_finite
 from dlm.models.bind import bind
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
-from dlm.weights import files, gguf, names
+from dlm.weights import codes, files, gguf, names
 from dlm.weights.adapt import TABLES
 from dlm.weights.configs import Source
 from dlm.weights.families import FAMILIES, Family
@@ -71,6 +71,8 @@ def load(
   shapes = {path: leaf.shape for path, leaf in names.paths(tree).items()}
   file = source.file
   stored = files.tensors(source.directory) if file is None else file.tensors
+  if source.quantised is not None:
+    stored = codes.as_weights(stored, source.quantised)
   parts = _parts(family, source.model, shapes, stored, source)
   for path in set(TABLES) & shapes.keys():
     rows, width = shapes[path]
@@ -81,7 +83,7 @@ def load(
   where = names.paths(shardings)
 
   total, done, leaves = sum(map(files.nbytes, stored.values())), 0, {}
-  with files.Reader() if file is None else gguf.Reader(file.path) as reader:
+  with codes.Reader() if file is None else gguf.Reader(file.path) as reader:
     for path in shapes:
       kinds = {FLOATS[stored[part.name].dtype] for part in parts[path]}
       own = dtype or functools.reduce(jnp.promote_types, kinds)
@@ -157,9 +159,16 @@ def _refuse_quantised(stored: Mapping[str, Stored], source: Source) -> None:
   for name, tensor in stored.items():
     if name.endswith(QUANTISED) or tensor.dtype.startswith("F8_"):
       raise WeightsError(
-        f"{source.directory} is quantised: tensor {name} of dtype {tensor.dtype}; no kind of "
-        f"quantisation can be read, take the checkpoint in {'/'.join(FLOATS)}"
+        f"{source.directory} is quantised: tensor {name} of dtype {tensor.dtype}; {_why(source)}"
       )
+
+
+def _why(source: Source) -> str:
+  """Why a quantised tensor is not read."""
+  if source.quantised is None:
+    known = ", ".join(codes.KNOWN)
+    return f"config.json has no {codes.CONFIG} that says how (known: {known})"
+  return f"{codes.CONFIG} of method {source.quantised.method} does not account for it"
 
 
 def _nbytes(part: names.TensorPart, stored: Mapping[str, Stored]) -> int:
