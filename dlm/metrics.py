@@ -117,9 +117,13 @@ class Tally:
     self._began = None
 
   def values(self) -> dict[str, float]:
-    """Means over what was added since the last call, and the speed of the updates timed."""
-    values = {"loss": self._total / self._count}
-    values |= {name: value / self._count for name, value in self._sums.items()} | self._last
+    """Means over what was added since the last call, and the speed of the updates timed.
+
+    Where nothing was learned there is no mean.
+    """
+    sums = {"loss": self._total} | self._sums
+    values = {name: value / self._count for name, value in sums.items() if self._count}
+    values |= self._last
     if self._steps:
       seconds = self._seconds / self._steps
       values["tokens/s"] = self._tokens / seconds

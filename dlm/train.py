@@ -84,7 +84,8 @@ class Step:
       return jax.grad(total, has_aux=True)(trained(config, params))
 
     grads, (loss, load_YxE) = self.summed(gradient)((state.params, teacher), noisy)
-    grads = jax.tree.map(lambda g: g / loss.count, grads)
+    # A batch may hold nothing to learn, as where LLaDA cuts it before all answers begin.
+    grads = jax.tree.map(lambda g: jnp.where(loss.count > 0, g / loss.count, 0), grads)
     own = trained(config, state.params)
     change, opt_state = self.optimizer.update(grads, state.opt_state, own)
     params = with_trained(state.params, optax.apply_updates(own, change))
@@ -487,6 +488,11 @@ class _Loop:
       for name, value in written.items():
         means[f"eval/{name}"] = means.get(f"eval/{name}", 0.0) + float(value) / batches
       total, count = total + float(sums.total), count + float(sums.count)
+    if not count:
+      raise FloatingPointError(
+        f"{batches} batches of evaluation hold no learned token (eval.batches); step {done} was "
+        "not saved"
+      )
     loss = total / count
     if not math.isfinite(loss):
       raise FloatingPointError(f"evaluation loss is {loss} at step {done}; it was not saved")

@@ -170,6 +170,10 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut():
     step = Step(training(microbatches=parts, **plain))
     batch = Batch(*map(jnp.asarray, step.training.rows[0]))
     found[parts] = step.update(step.init(), batch)[:2]
+  nothing = batch.replace(noisable_BxL=jnp.zeros_like(batch.noisable_BxL))
+  state, loss, _ = step.update(step.init(), nothing)
+  assert loss.count == 0, "a batch of prompts alone"
+  same(state.params, step.init().params)
   for parts in (2, 4):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
