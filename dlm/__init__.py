@@ -47,6 +47,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward,
                    policies on exact laws, energy
+  dlm/agent        tools that run while the model writes: a loop around the sampling loop, too
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
   experiments/     mains: flags and one call; studies configs/    what a paper sets: tables
   tests/           mirrors the tree
@@ -63,7 +64,7 @@ Imports point one way; tests/layering_test.py holds the table:
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
   weights -> models;  rollout, generate -> all above, and build;  train -> the same and rollout
-  evaluation -> generate and all above but models;  serving -> generate and all above
+  evaluation -> generate and all above but models;  serving, agent -> generate and all above
   difftester -> types, sampling;  roofline -> models;  plan -> train, generate, roofline, programs
   build -> all but train, generate, serving, evaluation;  experiments -> anything
 

@@ -115,6 +115,9 @@ LAYERS = {
   "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
+  "dlm.agent": Layer(
+    ("dlm.data", "dlm.generate", "dlm.sampling", "dlm.types"), ("numpy",), ("bm25s",)
+  ),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.stepwise": Layer((*PARTS, "dlm.build", "dlm.rollout"), ("jax", "flax", "numpy")),
   "dlm.train": Layer(
