@@ -25,7 +25,7 @@ from dlm.generate import Generator, Request, generator
 from experiments.benchmarks import results
 
 OUT = flags.DEFINE_string("out", "runs/react", "Where everything goes.")
-STEPS = flags.DEFINE_integer("steps", 800, "Updates.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 400, "Updates.", lower_bound=1)
 QUESTIONS = flags.DEFINE_integer("questions", 40, "Asked each way.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Times that all are asked.", lower_bound=1)
 
