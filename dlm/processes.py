@@ -13,6 +13,7 @@ trace (jax 0.10.2).
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ PATIENCE = flags.DEFINE_integer(
   "patience", 60, "Seconds of silence after which another process is taken for dead.", lower_bound=2
 )
 
+STOPPED = 128 + signal.SIGTERM  # exit code: asked to stop, and saved; schedulers start it again
 BEAT = 0.5  # seconds between two signs of life
 ALIVE = "dlm/alive/"  # of the service's keys
 DONE, FAILED = "done", "failed: "
@@ -72,6 +74,9 @@ def leaving() -> Iterator[None]:
     yield
   except BaseException as error:
     if not _watch.running:
+      raise
+    if isinstance(error, SystemExit) and error.code == STOPPED:  # as all others do
+      _watch.tell(DONE)
       raise
     if isinstance(error, jax.errors.JaxRuntimeError):
       # A collective broke off, as it does when another process is gone: the watch knows which.

@@ -117,19 +117,40 @@ def test_prompts_are_shared_out_and_come_back_in_order(runs):
   assert not list(runs.glob("shared.jsonl.*"))
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path):
-  started = start(tmp_path, trained(tmp_path / "run", steps=100000, **{"sample.every": 0}))
-  steps = tmp_path / "run" / checkpoint.STEPS
+def saved(run):
+  """The newest step; 0: none yet."""
+  names = (path.name for path in (run / checkpoint.STEPS).glob("*"))
+  return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def started_beyond(folder, run, step):
+  """Two processes that train, once they have saved a later step than this."""
+  started = start(folder, trained(run, steps=100000, **{"sample.every": 0}))
   for _ in range(600):
+    if saved(run) > step:
+      return started
     time.sleep(0.1)
-    saved = [int(p.name) for p in steps.glob("*") if p.name.isdigit()] if steps.exists() else []
-    if saved:
-      break
+  raise AssertionError((folder / "err.0").read_text())
+
+
+def test_a_run_that_loses_a_process_goes_on(tmp_path):
+  """Asked to go, as by a notice of preemption: all save the same step. Killed: the other ends."""
+  run, errors = tmp_path / "run", tmp_path / "err.0"
+  started = started_beyond(tmp_path, run, 0)
+  os.kill(started[1].pid, signal.SIGTERM)
+  assert ended(started) == [143, 143], errors.read_text()
+  latest = saved(run)
+  assert f"stopped and saved at step {latest}; the same" in (tmp_path / "out.0").read_text()
+
+  (tmp_path / "out.0").unlink()
+  errors.unlink()
+  started = started_beyond(tmp_path, run, latest)
+  assert f"resumed at step {latest}" in (tmp_path / "out.0").read_text()
   os.kill(started[1].pid, signal.SIGKILL)
   assert ended(started) == [1, -signal.SIGKILL]
-  (line,) = (tmp_path / "err.0").read_text().splitlines()
+  (line,) = errors.read_text().splitlines()
   assert line.startswith(f"train: process 1 is gone: no sign of it for {PATIENCE} s; the same")
-  latest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
-  more = trained(tmp_path / "run", steps=latest + 1, **{"sample.every": 0, "eval.every": 0})
+  latest = saved(run)
+  more = trained(run, steps=latest + 1, **{"sample.every": 0, "eval.every": 0})
   done = mains.run(tmp_path, *more)
   assert done.returncode == 0 and f"resumed at step {latest}" in done.stdout, done.stderr
