@@ -1,0 +1,199 @@
+"""Starts a main of ours on machines of a cloud or a cluster, by the tools that schedule them there.
+
+  python experiments/launch.py --on=tpu_vm --name=NAME --accelerator=v5p-128 --bucket=gs://BUCKET \\
+    --option=--zone=ZONE --command="experiments/train.py --config=FILE --workdir=/share/runs/NAME"
+
+--dry_run prints the commands and runs none. --on: `tpu_vm` is a queued resource of TPU VMs
+(gcloud), `gke` a JobSet on GKE (xpk), `sky` a managed job (SkyPilot), `slurm` a batch job (sbatch).
+--option goes to that tool as it is. What each machine then does is in `experiments/launch`.
+
+The bucket, on GKE an attached storage, is the folder /share on all machines: work folders, data and
+the cache of compiled programs lie there. What tpu_vm runs is the last commit; sky takes the working
+folder, and slurm runs in it. A process that is asked to stop saves, and it is started again.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from absl import flags
+
+from dlm import command
+
+FILES = pathlib.Path("experiments/launch")
+CACHE = "/share/cache/jax"
+RUNTIMES = {  # of TPU VMs, by the beginning of their type
+  "v4-": "tpu-ubuntu2204-base",
+  "v5litepod-": "v2-alpha-tpuv5-lite",
+  "v5p-": "v2-alpha-tpuv5",
+  "v6e-": "v2-alpha-tpuv6e",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What the flags say."""
+
+  on: str
+  name: str
+  command: tuple[str, ...]
+  accelerator: str
+  machines: int
+  spot: bool
+  bucket: str | None
+  image: str | None
+  options: tuple[str, ...]
+
+  def __post_init__(self):
+    if not re.fullmatch("[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
+      raise ValueError(f"--name={self.name!r} must be at most 40 of a-z, 0-9 and - within")
+    if not self.command or not pathlib.Path(self.command[0]).is_file():
+      raise ValueError(f"--command={shlex.join(self.command)!r} must begin with the file of a main")
+    if self.machines < 1:
+      raise ValueError(f"--machines={self.machines} must be at least 1")
+    for field, takers in NEEDS.items():
+      if (getattr(self, field) is None) == (self.on in takers):
+        what = "needs" if self.on in takers else "takes no"
+        raise ValueError(f"--on={self.on} {what} --{field}")
+    if self.bucket is not None and not re.fullmatch(r"\w+://[^/]+", self.bucket):
+      raise ValueError(f"--bucket={self.bucket!r} must be like gs://NAME")
+
+  @property
+  def distributed(self) -> tuple[str, ...]:
+    return (*self.command, "--distributed")
+
+
+Commands = list[list[str]]
+
+
+def tpu_vm(job: Job) -> Commands:
+  """The last commit to the bucket; then slices that fetch it from there when they start."""
+  runtime = [name for start, name in RUNTIMES.items() if job.accelerator.startswith(start)]
+  if not runtime:
+    known = ", ".join(f"{start}N" for start in RUNTIMES)
+    raise ValueError(f"--accelerator={job.accelerator!r} is no type of TPU VM; known: {known}")
+  code = str(pathlib.Path(tempfile.gettempdir()) / f"{job.name}.tar.gz")
+  said = {
+    "dlm-bucket": job.bucket.removeprefix("gs://"),
+    "dlm-name": job.name,
+    "dlm-command": shlex.join(job.command),
+  }
+  nodes = [f"--node-id={job.name}"]
+  if job.machines > 1:
+    nodes = [f"--node-count={job.machines}", f"--node-prefix={job.name}"]
+  return [
+    ["git", "archive", f"--output={code}", "HEAD"],
+    ["gcloud", "storage", "cp", code, f"{job.bucket}/code/{job.name}.tar.gz"],
+    [
+      *("gcloud", "compute", "tpus", "queued-resources", "create", job.name, *nodes),
+      f"--accelerator-type={job.accelerator}",
+      f"--runtime-version={runtime[0]}",
+      "--scopes=cloud-platform",
+      # Between two ^ stands what parts the fields: a command has commas.
+      "--metadata=^;;;^" + ";;;".join(f"{key}={value}" for key, value in said.items()),
+      f"--metadata-from-file=startup-script={FILES / 'tpu_vm.sh'}",
+      *(["--spot"] if job.spot else []),
+      *job.options,
+    ],
+  ]
+
+
+def gke(job: Job) -> Commands:
+  return [
+    [
+      *("xpk", "workload", "create", f"--workload={job.name}", f"--tpu-type={job.accelerator}"),
+      f"--num-slices={job.machines}",
+      f"--docker-image={job.image}",
+      f"--command=python {shlex.join(job.distributed)}",
+      f"--env=JAX_COMPILATION_CACHE_DIR={CACHE}",
+      "--max-restarts=20",
+      "--restart-on-exit-codes=1",  # another process is gone; 143, stopped and saved, it knows
+      "--termination-grace-period-seconds=120",
+      *(["--spot"] if job.spot else []),
+      *job.options,
+    ]
+  ]
+
+
+def sky(job: Job) -> Commands:
+  extra = "tpu" if job.accelerator.startswith("tpu-") else "cuda"
+  said = {"COMMAND": shlex.join(job.command), "BUCKET": job.bucket, "EXTRA": extra}
+  return [
+    [
+      *("sky", "jobs", "launch", f"--name={job.name}", f"--gpus={job.accelerator}"),
+      f"--num-nodes={job.machines}",
+      *(f"--env={key}={value}" for key, value in said.items()),
+      *(["--use-spot"] if job.spot else []),
+      *job.options,
+      str(FILES / "sky.yaml"),
+    ]
+  ]
+
+
+def slurm(job: Job) -> Commands:
+  """One process a GPU: `--accelerator=8` or `h100:8`, of each machine."""
+  if not re.fullmatch(r"(\w+:)?[1-9]\d*", job.accelerator):
+    raise ValueError(f"--accelerator={job.accelerator!r} must be GPUs a machine, as 8 or h100:8")
+  if job.spot:
+    raise ValueError("--on=slurm takes no --spot: name a partition by --option")
+  return [
+    [
+      *("sbatch", f"--job-name={job.name}", f"--nodes={job.machines}"),
+      f"--gpus-per-node={job.accelerator}",
+      f"--ntasks-per-node={job.accelerator.rpartition(':')[2]}",
+      *job.options,
+      str(FILES / "slurm.sbatch"),
+      *job.distributed,
+    ]
+  ]
+
+
+PLACES: dict[str, Callable[[Job], Commands]] = {
+  "tpu_vm": tpu_vm,
+  "gke": gke,
+  "sky": sky,
+  "slurm": slurm,
+}
+NEEDS = {"bucket": ("tpu_vm", "sky"), "image": ("gke",)}
+
+ON = flags.DEFINE_enum("on", None, list(PLACES), "what schedules the machines")
+NAME = flags.DEFINE_string("name", None, "of the job")
+COMMAND = flags.DEFINE_string("command", None, "a main and its flags, without --distributed")
+ACCELERATOR = flags.DEFINE_string(
+  "accelerator", None, "tpu_vm and gke: v5p-128, ...; sky: H100:8, tpu-v6e-8, ...; slurm: h100:8, 8"
+)
+MACHINES = flags.DEFINE_integer("machines", 1, "slices of TPUs, or machines with GPUs")
+SPOT = flags.DEFINE_bool("spot", False, "machines that may be taken away")
+BUCKET = flags.DEFINE_string("bucket", None, "gs://NAME, seen as /share: tpu_vm and sky")
+IMAGE = flags.DEFINE_string("image", None, "made by experiments/launch/Dockerfile: gke")
+OPTION = flags.DEFINE_multi_string("option", [], "a flag of the tool: --option=--zone=ZONE")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands, run none")
+
+
+def main() -> None:
+  job = Job(
+    ON.value,
+    NAME.value,
+    tuple(shlex.split(COMMAND.value)),
+    ACCELERATOR.value,
+    MACHINES.value,
+    SPOT.value,
+    BUCKET.value,
+    IMAGE.value,
+    tuple(OPTION.value),
+  )
+  for each in PLACES[job.on](job):
+    print(shlex.join(each), flush=True)
+    if not DRY_RUN.value:
+      code = subprocess.run(each, check=False).returncode
+      if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+  command.run(main, required=(ON, NAME, COMMAND, ACCELERATOR))
