@@ -34,6 +34,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/checkpoint   orbax, checksums                   workdir     a run's folder explains itself
   dlm/generate     THE sampling path                  answers     a model's own, to train on
   dlm/rollout      rows that a model writes while it learns; stepwise: and each state of theirs
+  dlm/targets      what a teacher says, written before a run that learns from it
   dlm/rewards      what a completion is worth, and what is learned from that
   dlm/serving      requests that come and go: an engine, and an OpenAI server in front of it
   dlm/weights      Hugging Face directories in and    preemption  a run that is asked to stop

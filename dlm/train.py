@@ -250,6 +250,9 @@ class Step:
     if self.training.objective.rewarded:
       worth = jax.ShapeDtypeStruct((rows,), jnp.float32, **split)
       extra |= {"advantage_B": worth, "right_B": worth}
+    if self.training.rows is not None and self.training.rows.told is not None:
+      told = self.training.rows[0].extra.items()
+      extra |= {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, **split) for n, x in told}
     if self.training.objective.stepwise:
       sure = jax.ShapeDtypeStruct((rows, length), jnp.float32, **split)
       extra |= {"hidden_BxL": flags, "confidence_BxL": sure}

@@ -120,6 +120,7 @@ LAYERS = {
   ),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.stepwise": Layer((*PARTS, "dlm.build", "dlm.rollout"), ("jax", "flax", "numpy")),
+  "dlm.targets": Layer((*PARTS, "dlm.build", "dlm.train"), ("jax", "numpy")),
   "dlm.train": Layer(
     (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout", "dlm.stepwise"),
     ("jax", "flax", "optax", "numpy"),

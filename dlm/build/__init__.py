@@ -11,13 +11,14 @@ from dlm.build.pretrained import Pretrained, pretrained
 from dlm.build.run import RunConfig
 from dlm.build.sampling import SamplingConfig, sampling
 from dlm.build.tables import plain
-from dlm.build.training import Training, estimator, everything, planned, recorded, rows
+from dlm.build.training import Training, asked_by, estimator, everything, planned, recorded, rows
 
 __all__ = [
   "Pretrained",
   "RunConfig",
   "SamplingConfig",
   "Training",
+  "asked_by",
   "estimator",
   "everything",
   "plain",

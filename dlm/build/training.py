@@ -1,6 +1,7 @@
 """A training config becomes a run: `everything` builds it whole, before anything compiles."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from dlm.facts import ModelFacts
 from dlm.models.bind import Model, bind
 from dlm.models.config import DrafterConfig, ModelConfig
 from dlm.models.dflash import DFlash
-from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted
+from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted, Told
 from dlm.optimizer import learning_rate
 from dlm.rewards import reward
 from dlm.types import MaskRule
@@ -74,7 +75,8 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     run, target = _of_target(run)
   run = _completed(run)
   words = _words(run, source or target)
-  trained = objective(run.objective, words)
+  own_rows, eval_rows = (rows(run, words, split) for split in ("train", "test"))
+  trained = _told(run, objective(run.objective, words), own_rows)
   training = Training(
     run=run,
     source=source,
@@ -82,8 +84,8 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     tokenizer=words,
     model=model(run.model, words),
     objective=trained,
-    rows=rows(run, words, "train"),
-    eval_rows=rows(run, words, "test"),
+    rows=own_rows,
+    eval_rows=eval_rows,
     facts=_facts(run, trained, words, source),
     teacher=_teacher(run, trained, words),
   )
@@ -232,6 +234,32 @@ def estimator(
   if made.shift > trained.shift:
     raise ValueError(f"estimator={name!r} asks for next tokens, which the model does not predict")
   return Shifted(made) if made.shift < trained.shift else made
+
+
+def asked_by(run: RunConfig, trained: Objective) -> dict[str, Any]:
+  """All that an objective sets, as JSON holds it: by what its teacher is asked."""
+  bare = trained.objective if isinstance(trained, Shifted) else trained
+  said = {"name": run.objective.name, "shift": trained.shift} | tables.plain(bare)
+  return json.loads(json.dumps(said))
+
+
+def _told(run: RunConfig, trained: Objective, rows: Rows) -> Objective:
+  """The objective, which takes what rows tell of its teacher, where they tell any."""
+  if rows.told is None:
+    return trained
+  said, ours = rows.told["objective"], asked_by(run, trained)
+  if not trained.tellable:
+    raise ValueError(
+      f"objective.name={run.objective.name!r} asks a teacher while it learns, or none: targets in "
+      f"data.sources are for objective.name={said['name']!r}"
+    )
+  for name in sorted({*said, *ours} - {*trained.own_fields}):
+    if said.get(name) != ours.get(name):
+      raise ValueError(
+        f"objective.{name}={ours.get(name)!r} must be {said.get(name)!r}, by which the targets of "
+        "data.sources were written"
+      )
+  return Told(trained)
 
 
 def _facts(

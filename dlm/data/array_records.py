@@ -10,8 +10,11 @@ learned, side by side; ArrayRecord compresses it.
 """
 
 import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,8 +73,11 @@ class StoredRows:
   def length(self) -> int:
     return self.type["tokens"].shape[0]
 
-  def rows(self, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, where they are noisable, and segments: [B, L] each, of rows in any order."""
+  def rows(
+    self, index_B: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Tokens, where they are noisable, and segments: [B, L] each, of rows in any order; and by
+    name what they have besides."""
     found = self.records.__getitems__(index_B.tolist())
     record_B = np.frombuffer(b"".join(found), self.type)
     noisable_BxL = np.unpackbits(record_B["noisable"], axis=1, count=self.length).astype(bool)
@@ -79,7 +85,13 @@ class StoredRows:
       record_B["tokens"].astype(np.int32),
       noisable_BxL,
       record_B["segment"].astype(np.int32),
+      self.extra(record_B),
     )
+
+  def extra(self, record_B: np.ndarray) -> dict[str, np.ndarray]:
+    """What rows have besides."""
+    del record_B
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,28 +131,54 @@ def open_array_records(directory: str, split: str, tokenizer: Tokenizer) -> Stor
   if not shards:
     raise ValueError(f"arrayrecord: {root} has no {split=}; has {sorted(index['splits'])}")
   paths = [root / f"{shard_name(split, i, len(shards))}.array_record" for i in range(len(shards))]
-  for path, shard in zip(paths, shards, strict=True):
-    size = files.regular(path).stat().st_size
-    if size != shard["bytes"]:
-      raise ValueError(f"arrayrecord: {path} has {size} bytes, by {where} {shard['bytes']}")
-  library = require("array_record.python.array_record_data_source")
-  held = [
-    _Instruction(str(path), shard["rows"])
-    for path, shard in zip(paths, shards, strict=True)
-    if shard["rows"]
-  ]
+  records = opened("arrayrecord", paths, shards, where)
   name = f"arrayrecord:{index['source']}"
   totals = {key: sum(shard[key] for shard in shards) for key in COUNTS}
   if not totals["rows"]:
     raise ValueError(f"arrayrecord: {root} has no rows of {split=}")
   return StoredRows(
     name,
-    library.ArrayRecordDataSource(held),
+    records,
     record_type(index["length"], index["ids"]),
     index["layout"],
     {"name": name, "columns": index["length"] // index["layout"].get("per_row", 1), **totals},
     lambda: {str(where): files.fingerprint(where)},  # it holds a hash of every shard
   )
+
+
+def opened(
+  kind: str, paths: list[pathlib.Path], shards: list[dict[str, Any]], where: pathlib.Path
+) -> Any:
+  """Records of files by index. ValueError: one of another size than `where` says."""
+  for path, shard in zip(paths, shards, strict=True):
+    size = files.regular(path).stat().st_size
+    if size != shard["bytes"]:
+      raise ValueError(f"{kind}: {path} has {size} bytes, by {where} {shard['bytes']}")
+  library = require("array_record.python.array_record_data_source")
+  held = [
+    _Instruction(str(path), shard["rows"])
+    for path, shard in zip(paths, shards, strict=True)
+    if shard["rows"]
+  ]
+  return library.ArrayRecordDataSource(held)
+
+
+def fill(path: pathlib.Path, records: Iterable[np.ndarray]) -> dict[str, Any]:
+  """Writes a file of records, whole or not at all; its "bytes", and a "hash" of what it holds.
+
+  It is filled on the local disk first: what writes it takes a name, and may seek.
+  """
+  library, digest = require("array_record.python.array_record_module"), hashlib.blake2b()
+  with tempfile.TemporaryDirectory() as local:
+    filled = pathlib.Path(local) / path.name
+    writer = library.ArrayRecordWriter(str(filled), "group_size:1")  # a row is read alone
+    for record in records:
+      writer.write(record.tobytes())
+      digest.update(record)
+    writer.close()
+    with filled.open("rb") as source, files.replacing(path) as file:
+      shutil.copyfileobj(source, file)
+    return {"bytes": filled.stat().st_size, "hash": digest.hexdigest()[:32]}
 
 
 def _checked(index: Any, path: pathlib.Path) -> dict[str, Any]:

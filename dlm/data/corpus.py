@@ -20,6 +20,7 @@ from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
 from dlm.data.specials import Spelled
 from dlm.data.tokenizers import Tokenizer
+from dlm.data.told_rows import open_told_rows
 from dlm.data.traces import read_traces
 
 META, LEARNED = "meta.json", "learned.npy"
@@ -287,7 +288,12 @@ def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
 
 
 # Sources of ids: name -> (path, split, tokenizer) -> corpus.
-STORED = {"tokens": open_tokens, "traces": open_traces, "arrayrecord": open_array_records}
+STORED = {
+  "tokens": open_tokens,
+  "traces": open_traces,
+  "arrayrecord": open_array_records,
+  "targets": open_told_rows,
+}
 
 
 def _mapped(path: pathlib.Path, kinds: str = "iu") -> np.ndarray:

@@ -24,7 +24,8 @@ class RowBatch(NamedTuple):
 
 
 class TracedRowBatch(NamedTuple):
-  """Rows that also tell, as "when", int32 [B, L], which forward wrote each token; -1: given."""
+  """Rows that also tell how they came to be: as "when", int32 [B, L], which forward wrote each
+  token, -1: given; or what `dlm.data.told_rows` says of them."""
 
   tokens_BxL: np.ndarray
   noisable_BxL: np.ndarray
@@ -220,11 +221,12 @@ class Stored:
   def __init__(self, rows: StoredRows, key: tuple[int, ...] | None):
     self._rows, self._key, self.report = rows, key, rows.report
     self.epoch_rows = len(rows)
-    self.alone = rows.layout["mode"] == "pad" and rows.layout["per_row"] == 1
+    self.alone = rows.layout.get("mode") == "pad" and rows.layout["per_row"] == 1
 
-  def rows(self, row_B: np.ndarray) -> RowBatch:
+  def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch:
     epoch_B, index_B = np.divmod(row_B, self.epoch_rows)
     if self._key is not None:
       index_B = permuted(index_B, self.epoch_rows, *self._key, epoch_B)
-    tokens_BxL, noisable_BxL, segment_BxL = self._rows.rows(index_B)
-    return RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))
+    tokens_BxL, noisable_BxL, segment_BxL, extra = self._rows.rows(index_B)
+    rows = RowBatch(tokens_BxL, noisable_BxL, segment_BxL, _positions(segment_BxL))
+    return TracedRowBatch(*rows, extra) if extra else rows

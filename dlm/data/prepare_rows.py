@@ -6,20 +6,16 @@ Every process holds the text of the whole source in memory.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlm import files
-from dlm.data.array_records import COUNTS, INDEX, VERSION, record_type, shard_name
+from dlm.data.array_records import COUNTS, INDEX, VERSION, fill, record_type, shard_name
 from dlm.data.corpus import Document, Encoder, encoded, joined
-from dlm.data.install import require
 from dlm.data.layouts import RowBatch, check_padded, unfit
 from dlm.data.prepare import Progress, silent
 from dlm.data.rows import LAYOUT_OPTIONS, MixturePart, chosen_layout
@@ -158,22 +154,10 @@ class _Shard:
     tokenizer: Tokenizer,
     documents: list[Document],
   ) -> None:
-    """Fills a file on the local disk first: what writes it takes a name, and may seek."""
     counts, batches = _laid_out(documents, plan, tokenizer)
     kind, path = record_type(plan.length, tokenizer.vocab_size), self.path
-    library, digest = require("array_record.python.array_record_module"), hashlib.blake2b()
-    with tempfile.TemporaryDirectory() as local:
-      filled = pathlib.Path(local) / path.name
-      writer = library.ArrayRecordWriter(str(filled), "group_size:1")  # a row is read alone
-      for batch in batches:
-        for row in _records(batch, kind):
-          writer.write(row.tobytes())
-          digest.update(row)
-      writer.close()
-      with filled.open("rb") as source, files.replacing(f"{path}.array_record") as file:
-        shutil.copyfileobj(source, file)
-      counts["bytes"] = filled.stat().st_size
-    counts["hash"] = digest.hexdigest()[:32]
+    rows = (row for batch in batches for row in _records(batch, kind))
+    counts |= fill(path.with_suffix(".array_record"), rows)
     files.write_json(path.with_suffix(".json"), record | counts)
 
 

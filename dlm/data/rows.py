@@ -22,6 +22,7 @@ from dlm.data.corpus import Corpus, open_corpus
 from dlm.data.layouts import Packed, Padded, RowBatch, Stored, TracedRowBatch
 from dlm.data.stateless import hash_words
 from dlm.data.tokenizers import Tokenizer
+from dlm.data.told_rows import ToldRows
 from dlm.seeds import check_seed
 
 MODES = {  # -> the fields of `MixturePart` that it goes by
@@ -127,6 +128,12 @@ class Rows:
   def alone(self) -> bool:
     """Every row is one example, and padding."""
     return all(each.alone for each in self._layouts)
+
+  @property
+  def told(self) -> Mapping[str, Any] | None:
+    """index.json of rows of which a teacher has told all; None: of others."""
+    (first, *more) = self._corpora
+    return None if more else getattr(first, "told", None)
 
   @property
   def traced(self) -> bool:
@@ -250,6 +257,8 @@ def _check(parts, length: int, batch: int, process_index: int, process_count: in
     raise ValueError(f"{batch=} must be positive and divide by {process_count=}")
   if not 0 <= process_index < process_count:
     raise ValueError(f"{process_index=} must be within 0..{process_count - 1}")
+  if len(parts) > 1 and any(isinstance(part.corpus, ToldRows) for part in parts):
+    raise ValueError("targets: rows that a teacher has told of are a run's only source")
   for part in parts:
     if not 0 < part.weight < math.inf:
       raise ValueError(f"{part.corpus.name}: weight={part.weight} must be positive and finite")

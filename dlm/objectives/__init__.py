@@ -41,6 +41,7 @@ from dlm.objectives.sdar import Sdar
 from dlm.objectives.sdtt import Sdtt
 from dlm.objectives.sedd import Sedd
 from dlm.objectives.stable_diffcoder import StableDiffcoder
+from dlm.objectives.told import Told
 from dlm.objectives.uniform import Uniform
 from dlm.objectives.wedlm import WeDlm
 
@@ -128,6 +129,7 @@ __all__ = [
   "Sedd",
   "Shifted",
   "StableDiffcoder",
+  "Told",
   "Uniform",
   "WeDlm",
 ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dlm.objectives import streams
 from dlm.objectives.objective import Objective
 from dlm.objectives.row import RowTraining
-from dlm.types import Array, Aux, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, LossSum, Noisy, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DiffuLlama(RowTraining):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Around(Objective):
+class Around(Objective):
   """An objective with something changed in what the model reads or where it is asked."""
 
   objective: Objective
@@ -66,6 +66,9 @@ class _Around(Objective):
   annealable = property(attrgetter("objective.annealable"))
   exact_count = property(attrgetter("objective.exact_count"))
   taught = property(attrgetter("objective.taught"))
+  tellable = property(attrgetter("objective.tellable"))
+  own_fields = property(attrgetter("objective.own_fields"))
+  divergence = property(attrgetter("objective.divergence"))
   edit_ids = property(attrgetter("objective.edit_ids"))
   teacher_shift = property(attrgetter("objective.teacher_shift"))
   drafts = property(attrgetter("objective.drafts"))
@@ -87,6 +90,11 @@ class _Around(Objective):
   def losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> tuple[Array, Array, Aux]:
     return self.objective.losses(denoise, params, noisy)
 
+  def teacher_head(
+    self, teacher: Denoiser, params: Params, noisy: Noisy, student: LogitHead | None = None
+  ) -> LogitHead:
+    return self.objective.teacher_head(teacher, params, noisy, student)
+
   def remembered(self, denoise: Denoiser, params: Params, noisy: Noisy) -> dict[str, Array]:
     return self.objective.remembered(denoise, params, noisy)
 
@@ -95,7 +103,7 @@ class _Around(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted(_Around):
+class Shifted(Around):
   """DiffuLLaMA (2410.17891): logits at i - 1 predict token i, as in an autoregressive model.
 
   A document's first token has nothing before it: it stays clean and is not counted, so that a
@@ -118,7 +126,7 @@ class Shifted(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class Annealed(_Around):
+class Annealed(Around):
   """DiffuLLaMA (2410.17891): attention opens from causal to what it will be, update by update.
 
   Each later key is in sight with probability (step + 1) / steps, until all are.

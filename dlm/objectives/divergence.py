@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from dlm.objectives.cross_entropy import logits
 from dlm.types import Array, LogitHead
@@ -21,9 +22,22 @@ KINDS = ("kl", "jsd")
 ROWS = 256
 
 
+@struct.dataclass
+class Kept:
+  """What is kept of a teacher's distribution: its likeliest ids, as a divergence compares them."""
+
+  id_BxLxK: Array
+  logp_BxLxK: Array  # falling
+  rest_BxL: Array  # log of what all other ids have together
+
+
 @dataclasses.dataclass(frozen=True)
 class Divergence:
   """Kullback-Leibler, either way or mixed, or Jensen-Shannon; of all ids or the teacher's best.
+
+  Of a teacher of whom K ids are `Kept`, all others count as one id, of the probability that they
+  have together: that is the same if K is all, and else a lower bound, since merging ids can only
+  bring distributions closer.
 
   Args:
     kind: "kl": (1 - reverse) KL(teacher || student) + reverse KL(student || teacher). "jsd":
@@ -64,8 +78,11 @@ class Divergence:
         "teacher without an id that the student may give"
       )
 
-  def __call__(self, student: LogitHead, teacher: LogitHead, asked_BxL: Array) -> Array:
+  def __call__(self, student: LogitHead, teacher: LogitHead | Kept, asked_BxL: Array) -> Array:
     """Nats, float32 [B, L], differentiable in the student; 0 where not asked."""
+    if isinstance(teacher, Kept):
+      kept = teacher.id_BxLxK, teacher.logp_BxLxK, teacher.rest_BxL
+      return by_tiles(self.of_kept, (student,), asked_BxL, kept)
     if self.kind != "kl" or self.best or self.top_k or self.top_p < 1 or self.min_p:
       return by_tiles(self.of_logits, (student, teacher), asked_BxL)
     return kl(
@@ -80,10 +97,50 @@ class Divergence:
   def of_logits(self, student_RxV: Array, teacher_RxV: Array) -> Array:
     """Nats by row, [R]."""
     q_RxK = jax.nn.log_softmax(student_RxV / self.softened)
-    p_RxK = jax.nn.log_softmax(self._shaped(teacher_RxV / self.softened))
+    p_RxK = self._of_teacher(teacher_RxV)
     if self.best:
       p_RxK, id_RxK = jax.lax.top_k(p_RxK, min(self.best, p_RxK.shape[1]))
       q_RxK = jnp.take_along_axis(q_RxK, id_RxK, axis=1)
+    return self._between(p_RxK, q_RxK)
+
+  def of_kept(self, student_RxV: Array, id_RxK: Array, p_RxK: Array, rest_R: Array) -> Array:
+    """Nats by row, [R], of what is kept of the teacher."""
+    q_RxV = jax.nn.log_softmax(student_RxV / self.softened)
+    q_RxK = jnp.take_along_axis(q_RxV, id_RxK, axis=1)
+    if self.best:
+      p_RxK, q_RxK = p_RxK[:, : self.best], q_RxK[:, : self.best]
+    elif id_RxK.shape[1] < q_RxV.shape[1]:
+      other_R = jax.nn.logsumexp(_without(q_RxV, id_RxK), axis=1)
+      p_RxK = jnp.concatenate([p_RxK, rest_R[:, None]], axis=1)
+      q_RxK = jnp.concatenate([q_RxK, other_R[:, None]], axis=1)
+    return self._between(p_RxK, q_RxK)
+
+  def keep(self, teacher: LogitHead, count: int) -> Kept:
+    """The `count` likeliest ids of each asked position, `ROWS` rows at a time.
+
+    Raises:
+      ValueError: the divergence is of more ids than that.
+    """
+    if self.best > count:
+      raise ValueError(f"Divergence: best={self.best} ids cannot be had of {count} that are kept")
+    count = min(count, teacher.unembed_VxD.shape[0])
+
+    def of_row(hidden_D: Array) -> tuple[Array, Array, Array]:
+      p_1xV = self._of_teacher(logits(teacher.replace(hidden_BxAxD=hidden_D[None, None]))[0])
+      logp_1xK, id_1xK = jax.lax.top_k(p_1xV, count)
+      rest_1 = jax.nn.logsumexp(_without(p_1xV, id_1xK), axis=1)
+      return id_1xK[0], logp_1xK[0], rest_1[0]
+
+    shape = teacher.hidden_BxAxD.shape[:2]
+    hidden_RxD = teacher.hidden_BxAxD.reshape(-1, teacher.hidden_BxAxD.shape[-1])
+    found = jax.lax.map(of_row, hidden_RxD, batch_size=min(ROWS, len(hidden_RxD)))
+    return Kept(*(x.reshape(*shape, *x.shape[1:]) for x in found))
+
+  def _of_teacher(self, teacher_RxV: Array) -> Array:
+    return jax.nn.log_softmax(self._shaped(teacher_RxV / self.softened))
+
+  def _between(self, p_RxK: Array, q_RxK: Array) -> Array:
+    """Of log-probabilities, the teacher's and the student's."""
     if self.kind == "jsd":
       a = self.teacher_weight
       mean_RxK = jnp.logaddexp(_log(a) + p_RxK, _log(1 - a) + q_RxK)
@@ -133,12 +190,16 @@ def kl(
 
 
 def by_tiles(
-  of_logits: Callable[..., Array], heads: tuple[LogitHead, ...], asked_BxL: Array
+  of_logits: Callable[..., Array],
+  heads: tuple[LogitHead, ...],
+  asked_BxL: Array,
+  beside: tuple[Array, ...] = (),
 ) -> Array:
   """Of whole distributions a number each, float32 [B, L], `ROWS` at a time; 0 where not asked.
 
   Args:
-    of_logits: of the logits of each head, [R, V], gives [R].
+    of_logits: of the logits of each head, [R, V], and of `beside`, [R, ...], gives [R].
+    beside: arrays [B, L, ...], without gradient.
   """
   shape, count = asked_BxL.shape, asked_BxL.size
   size = min(ROWS, count)
@@ -152,7 +213,8 @@ def by_tiles(
       hidden_RxD = hidden_NxD.at[row_R].get(mode="fill", fill_value=0)
       return logits(head.replace(hidden_BxAxD=hidden_RxD[None]))[0]
 
-    return of_logits(*map(at, heads))
+    fixed = (x.reshape(count, *x.shape[2:]) for x in beside)
+    return of_logits(*map(at, heads), *(x.at[row_R].get(mode="fill", fill_value=0) for x in fixed))
 
   def tile(_: None, row_R: Array) -> tuple[None, Array]:
     asked_R = asked_BxL.ravel().at[row_R].get(mode="fill", fill_value=False)
@@ -163,6 +225,10 @@ def by_tiles(
   _, nats_TxR = jax.lax.scan(tile, None, row_TxR)
   nats_R = jnp.zeros(count, jnp.float32).at[row_TxR.ravel()].set(nats_TxR.ravel(), mode="drop")
   return nats_R.reshape(shape)
+
+
+def _without(logp_RxV: Array, id_RxK: Array) -> Array:
+  return logp_RxV.at[jnp.arange(len(logp_RxV))[:, None], id_RxK].set(-jnp.inf)
 
 
 def _log(x: float) -> Array:

@@ -10,7 +10,7 @@ from dlm.objectives import streams
 from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
 from dlm.objectives.divergence import Divergence
 from dlm.objectives.objective import Objective
-from dlm.types import Array, Aux, Batch, Denoiser, LossSum, Noisy, Params
+from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, LossSum, Noisy, Params
 
 FEW, SHORT = 10, 20  # answers of at most, of fewer than so many tokens
 
@@ -41,6 +41,8 @@ class Dscd(Objective):
   warmup: float = 0.1
   most: float = 5.0
   taught = True
+  tellable = True
+  own_fields = ("weights", "updates", "warmup", "most")
   teacher_shift = 0
   shiftable = True
 
@@ -117,17 +119,26 @@ class Dscd(Objective):
     head, aux = predict(student, own, noisy)
     finite = jnp.isfinite(head.hidden_BxAxD).all()
     head = head.replace(hidden_BxAxD=jnp.where(finite, head.hidden_BxAxD, 0))
+    taught = self.teacher_head(teacher, frozen, noisy, head)
+    kl_BxL = self.divergence(head, taught, noisy.weight_BxL > 0)
+    kl_BxL = self.temperature**2 * kl_BxL
+    ce_BxL = cross_entropy(head, noisy, self.forbidden)
+    return jnp.where(finite, kl_BxL, 0), jnp.where(finite, ce_BxL, 0), aux
+
+  @property
+  def divergence(self) -> Divergence:
+    return Divergence(softened=self.temperature)
+
+  def teacher_head(
+    self, teacher: Denoiser, params: Params, noisy: Noisy, student: LogitHead | None = None
+  ) -> LogitHead:
+    del student
     level_Bx1 = noisy.extra["nearer_level_B"][:, None]
     nearer = noisy.replace(
       inputs_BxW=noisy.extra["nearer_BxL"],
       time_BxW=jnp.broadcast_to(level_Bx1, noisy.time_BxW.shape),
     )
-    taught = jax.lax.stop_gradient(predict(teacher, frozen, nearer)[0])
-    asked_BxL = noisy.weight_BxL > 0
-    kl_BxL = Divergence(softened=self.temperature)(head, taught, asked_BxL)
-    kl_BxL = self.temperature**2 * kl_BxL
-    ce_BxL = cross_entropy(head, noisy, self.forbidden)
-    return jnp.where(finite, kl_BxL, 0), jnp.where(finite, ce_BxL, 0), aux
+    return jax.lax.stop_gradient(predict(teacher, params, nearer)[0])
 
   def losses(
     self, denoise: tuple[Denoiser, Denoiser], params: tuple[Params, Params], noisy: Noisy

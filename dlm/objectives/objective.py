@@ -6,7 +6,18 @@ from typing import Any
 
 from dlm import masks
 from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
-from dlm.types import OBJECTIVE, Array, Aux, Batch, Denoiser, LossSum, MaskRule, Noisy, Params
+from dlm.types import (
+  OBJECTIVE,
+  Array,
+  Aux,
+  Batch,
+  Denoiser,
+  LogitHead,
+  LossSum,
+  MaskRule,
+  Noisy,
+  Params,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Objective(abc.ABC):
   annealable = False  # `Annealed` may open its attention update by update
   exact_count = False  # `ExactCount` measures the likelihood of its model
   taught = False  # a frozen teacher is asked too: `denoise` and `params` are pairs, its own second
+  tellable = False  # what that teacher says of a noise depends on no model that learns: `Told`
+  own_fields = ()  # of its fields those that change nothing of what its teacher is asked
   edit_ids = None  # (insert, delete): ids that the model learns to predict, and no text holds
   teacher_shift = 1  # of one: its logits at i predict token i + 1, as autoregressive models' do
   drafts = False  # and its model is a drafter of the teacher, told by taps, without a table
@@ -85,6 +98,18 @@ class Objective(abc.ABC):
   def token_losses(self, denoise: Denoiser, params: Params, noisy: Noisy) -> Array:
     """[B, L] in nats; where the loss is a likelihood, the sum over a row estimates its bound."""
     return self.losses(denoise, params, noisy)[0]
+
+  def teacher_head(
+    self, teacher: Denoiser, params: Params, noisy: Noisy, student: LogitHead | None = None
+  ) -> LogitHead:
+    """Where its teacher predicts each target, without gradient, where it is tellable.
+
+    `divergence`, a `dlm.objectives.divergence.Divergence`, is then what it is compared by.
+
+    Args:
+      student: where the model that learns does, for a teacher that is asked by its guesses.
+    """
+    raise NotImplementedError
 
   def remembered(self, denoise: Any, params: Any, noisy: Noisy) -> dict[str, Array]:
     """What it recalls in `Batch.extra`, [B, L] each: "old_BxL". `denoise`, `params`: see `loss`."""

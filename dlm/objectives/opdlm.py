@@ -54,6 +54,10 @@ class Opdlm(BlockTraining):
         raise ValueError(f"Opdlm: {name}={getattr(self, name)!r} is not one of {', '.join(known)}")
 
   @property
+  def tellable(self) -> bool:
+    return self.states == "random" and self.fill == "text"
+
+  @property
   def traced(self) -> bool:
     return self.states == "trace"
 
@@ -102,14 +106,17 @@ class Opdlm(BlockTraining):
     return noisy.weight_BxL * nats_BxL, nats_BxL, aux
 
   def teacher_head(
-    self, teacher: Denoiser, params: Params, noisy: Noisy, student: LogitHead
+    self, teacher: Denoiser, params: Params, noisy: Noisy, student: LogitHead | None = None
   ) -> LogitHead:
-    """Where the teacher predicts each target, without gradient."""
     asked, _ = predict(teacher, params, self.teacher_inputs(noisy, student))
     return jax.lax.stop_gradient(asked)
 
-  def teacher_inputs(self, noisy: Noisy, student: LogitHead) -> Noisy:
-    """What the teacher reads, causally in each stream, and where it is asked."""
+  def teacher_inputs(self, noisy: Noisy, student: LogitHead | None) -> Noisy:
+    """What the teacher reads, causally in each stream, and where it is asked.
+
+    Args:
+      student: whose guesses stand for masks, if they do.
+    """
     filled_BxL = noisy.targets_BxL if self.fill == "text" else likeliest(student)
     shown_BxL, clean_BxL = jnp.split(noisy.inputs_BxW, 2, axis=1)
     filled_BxL = jnp.where(shown_BxL == self.mask_id, filled_BxL, shown_BxL)
