@@ -40,11 +40,14 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 Driver = Literal["shard_map", "pmap"]
 
-# XLA's options for TPUs: an all-gather runs beside a product, in parts. By default one over a whole
-# three-dimensional torus becomes an all-reduce, of twice the bytes, that nothing hides.
+# XLA's options for TPUs: parameters are gathered and gradients summed beside products, in parts. By
+# default nothing hides them, and a gather over a whole three-dimensional torus becomes an
+# all-reduce, of twice the bytes.
 OVERLAP = {
   "xla_enable_async_all_gather": True,
+  "xla_enable_async_all_reduce": True,
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
   "xla_tpu_prefer_async_allgather_to_allreduce": True,
 }
 

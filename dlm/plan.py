@@ -136,7 +136,7 @@ def training(config: RunConfig, topology: str) -> tuple[Training, roofline.Chip]
   Raises:
     ValueError: the topology is unknown, or the mesh or the batch does not divide, or see
       `build.planned`.
-    RuntimeError: the compiler is not here.
+    ModuleNotFoundError: the compiler is not here.
   """
   chip = chip_of(topology)
   planned = build.planned(config, aot.tpus(topology))

@@ -30,18 +30,19 @@ OUT = flags.DEFINE_string("out", None, "A file for all of it as JSON.")
 
 def main() -> None:
   sampling = SAMPLE.value and build.SamplingConfig.read(SAMPLE.value)
-  versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
   runs = []
   for topology in TOPOLOGY.value:
     for each in TRY.value:
       fields = [*command.FIELDS.value, *each.split()]
       run = plan.training(build.RunConfig.read(CONFIG.value, fields), topology)
       asked = {"config": CONFIG.value, "fields": fields, "topology": topology}
-      runs.append((asked | {"sample": SAMPLE.value} | versions, run))
+      runs.append((asked | {"sample": SAMPLE.value}, run))
+  versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
   out = OUT.value and pathlib.Path(OUT.value)
   done = json.loads(out.read_text()) if out and out.exists() else []
   rows = []
   for asked, (training, chip) in runs:
+    asked |= versions
     found = next((each for each in done if each["asked"] == asked), None)
     if found is None:
       found = {"asked": asked, "date": str(datetime.date.today())}

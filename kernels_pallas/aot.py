@@ -51,10 +51,12 @@ def tpus(topology: str) -> list[jax.Device]:
 
   Raises:
     ValueError: no such topology.
-    RuntimeError: the compiler is not on the path; the message says how to get it.
+    ModuleNotFoundError: the compiler is not on the path; the message says how to get it.
   """
   if importlib.util.find_spec("libtpu") is None:
-    raise RuntimeError("no compiler for TPUs: `make aot` installs it; put .aot/*/tpu on PYTHONPATH")
+    raise ModuleNotFoundError(
+      "no compiler for TPUs: `make aot` installs it; then .aot/*/tpu belongs on PYTHONPATH"
+    )
   os.environ.update(_ALONE | os.environ)
   name = topology.replace("v7x:", "tpu7x:")
   try:

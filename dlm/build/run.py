@@ -94,7 +94,7 @@ class RunConfig(Config):
       dflash) has its teacher's sizes.
     microbatches: parts of the batch that are computed one after the other, for memory.
     parallel: shard_map or pmap.
-    overlap: on TPUs parameters are gathered beside products, see `dlm.parallel.OVERLAP`.
+    overlap: on TPUs devices exchange beside products, see `dlm.parallel.OVERLAP`.
     init_from: a checkpoint folder or Hugging Face directory whose parameters the run starts from;
       empty: from random ones.
     teacher: a checkpoint whose model tells an objective like opdlm what to predict, or a drafter

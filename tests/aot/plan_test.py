@@ -1,4 +1,4 @@
-"""An update for 64 chips of a pod, compiled here: its parameters are gathered, beside products."""
+"""An update for 64 chips of a pod, compiled here: devices exchange beside products."""
 
 import pytest
 
@@ -29,6 +29,6 @@ def test_an_update_of_a_pod_is_planned():
   assert made.other < 1 << 20
   assert made.peak < made.allocated < made.memory / 20
   assert made.flops_formula < made.flops_counted < 2 * made.flops_formula  # layers again
-  assert made.traffic["all-gather"].asynchronous > 0  # by default all would be all-reduces
+  assert made.traffic["all-gather"].asynchronous > 0  # without `overlap` all are all-reduces
   assert not made.open_loops
   assert any("dlm/" in each.source or "kernels_pallas/" in each.source for each in made.largest)
