@@ -1,7 +1,8 @@
 """Weights as small whole numbers: a kernel is codes and a scale, a half or a quarter of bfloat16.
 
 w = scale * code, code = round(w / scale) with halves to even, scale = max |w| / (2^(bits-1) - 1/2):
-over the inputs of an output channel, or of each group of them; these are the scales of qwix.
+over the inputs of an output channel, or of each group of them; these are the scales of qwix. With
+a zero point w = scale * (code - zero), and the codes reach from the least number to the largest.
 DGQ (2310.04836): w = scale * step * code, a whole step for each group of 4-bit codes inside one
 scale of their channel; step * code fits int8, so that a product is one of 8-bit whole numbers.
 `Codes` stand where the kernel stood in the tree of parameters, and `Einsum` of `dlm.models.layers`
@@ -23,7 +24,7 @@ from flax import struct, traverse_util
 
 from dlm.types import Array, Params
 
-KNOWN = re.compile(r"(int8|int4)(?:g([1-9][0-9]*))?|w8a8|(?:dgq|w4a8g)([1-9][0-9]*)")
+KNOWN = re.compile(r"(int8|int4)(?:g([1-9][0-9]*))?(z)?|w8a8|(?:dgq|w4a8g)([1-9][0-9]*)")
 TINY = jnp.finfo(jnp.float32).tiny ** 0.5  # a channel of smaller numbers has scale 1, and codes 0
 
 
@@ -41,12 +42,14 @@ class Format:
     activations: what a kernel is applied to is rounded to int8 too, a scale a token, and the sum is
       one of whole numbers.
     steps: groups have whole steps inside the scale of their channel (DGQ).
+    zero: each scale has a zero point.
   """
 
   bits: int
   group: int = 0
   activations: bool = False
   steps: bool = False
+  zero: bool = False
 
   @property
   def name(self) -> str:
@@ -54,24 +57,24 @@ class Format:
       return f"w4a8g{self.group}" if self.activations else f"dgq{self.group}"
     if self.activations:
       return "w8a8"
-    return f"int{self.bits}" + (f"g{self.group}" if self.group else "")
+    return f"int{self.bits}" + (f"g{self.group}" if self.group else "") + "z" * self.zero
 
   @classmethod
   def of(cls, name: str) -> "Format":
-    """int8, int4, either with gN (groups of N inputs), dgqN, w8a8 or w4a8gN (dgqN, and activations
-    in int8). ValueError for another name."""
+    """int8, int4, either with gN (groups of N inputs) or z (zero points) or both, dgqN, w8a8 or
+    w4a8gN (dgqN, and activations in int8). ValueError for another name."""
     known = KNOWN.fullmatch(name)
     if known is None:
       raise ValueError(
         f"weights={name!r} must be int8, int4, int8gN or int4gN (groups of N inputs: int4g128), "
-        "dgqN (int4, whole steps of groups inside a channel's scale), w8a8 or w4a8gN (activations "
-        "in int8 too), or empty for as they are stored"
+        "one of these and z (zero points: int4g128z), dgqN (int4, whole steps of groups in a scale "
+        "of the channel), w8a8 or w4a8gN (activations in int8 too), or empty for as they are stored"
       )
     if name == "w8a8":
       return cls(8, activations=True)
-    if known[3]:
-      return cls(4, int(known[3]), activations=name.startswith("w4a8"), steps=True)
-    return cls(8 if known[1] == "int8" else 4, int(known[2] or 0))
+    if known[4]:
+      return cls(4, int(known[4]), activations=name.startswith("w4a8"), steps=True)
+    return cls(8 if known[1] == "int8" else 4, int(known[2] or 0), zero=bool(known[3]))
 
   def reads(self, other: "Format") -> bool:
     """Whether the codes of `other` are its own: activations may be rounded or not."""
@@ -86,11 +89,12 @@ class Codes:
   scale: Array  # float32 [groups, out...]; with steps [1, out...]
   format: Format = struct.field(pytree_node=False)
   steps: Array | None = None  # int8 [groups, out...], at least 1
+  zero: Array | None = None  # int8 [groups, out...]
 
   @property
   def whole(self) -> Array:
-    """The whole numbers that scales multiply, as int8 [in, out] of a single kernel, output axes
-    folded: the codes, times their steps if they have any."""
+    """The codes of a single kernel as int8 [in, out], output axes folded; times their steps, if
+    they have any."""
     codes = self.codes.reshape(len(self.codes), -1)
     codes = unpacked(codes) if self.format.bits == 4 else codes
     if self.steps is None:
@@ -101,12 +105,15 @@ class Codes:
   def wide(self, dtype: jnp.dtype) -> Array:
     """The kernel [in, out] that it stands for."""
     codes, scale = self.whole, self.scale.reshape(len(self.scale), -1)
-    grouped = codes.reshape(len(scale), -1, codes.shape[1]) * scale[:, None]
+    grouped = codes.reshape(len(scale), -1, codes.shape[1])
+    if self.zero is not None:
+      grouped = grouped.astype(jnp.float32) - self.zero.reshape(len(scale), 1, -1)
+    grouped *= scale[:, None]
     return grouped.reshape(codes.shape).astype(dtype)
 
   def product(self, x_RxI: Array) -> Array:
     """x @ kernel: [rows, out], in x's type."""
-    if len(self.scale) > 1:
+    if len(self.scale) > 1 or self.zero is not None:
       return x_RxI @ self.wide(x_RxI.dtype)
     codes_IxO, scale_1xO = self.whole, self.scale.reshape(1, -1)
     if not self.format.activations:
@@ -128,12 +135,12 @@ def map_numbers(fn: Callable[[Array], Any], params: Params) -> Params:
 
 
 def as_dicts(params: Params) -> Params:
-  """Codes as plain dicts, as a checkpoint holds them: kernel/codes, kernel/scale, kernel/steps."""
+  """Codes as plain dicts, as a checkpoint holds them: kernel/codes, kernel/scale and so on."""
 
   def plain(leaf: Array | Codes) -> Array | dict[str, Array]:
     if not isinstance(leaf, Codes):
       return leaf
-    arrays = {"codes": leaf.codes, "scale": leaf.scale, "steps": leaf.steps}
+    arrays = {"codes": leaf.codes, "scale": leaf.scale, "steps": leaf.steps, "zero": leaf.zero}
     return {name: array for name, array in arrays.items() if array is not None}
 
   return jax.tree.map(plain, params, is_leaf=lambda x: isinstance(x, Codes))
@@ -161,42 +168,59 @@ def as_kept(name: str, shapes: Params, shardings: Params | None) -> tuple[Params
   if shardings is None:
     return as_dicts(made), None
 
-  def place(path: tuple[str, ...], leaf: Any, sharding: jax.sharding.Sharding) -> Any:
-    if not isinstance(leaf, Codes) or not isinstance(sharding, jax.sharding.NamedSharding):
-      return jax.tree.map(lambda _: sharding, leaf)
-    lead, inputs = _axes(path)
-    outputs = leaf.codes.ndim - lead - 1
-    spec = (*sharding.spec, *[None] * (lead + inputs + outputs - len(sharding.spec)))
-
-    def split(array: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
-      axes = (spec[lead],) if isinstance(spec[lead], str | None) else spec[lead]
-      parts = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
-      own = spec[lead] if array.shape[lead] % parts == 0 else None
-      own = jax.sharding.PartitionSpec(*spec[:lead], own, *spec[lead + inputs :])
-      return jax.sharding.NamedSharding(sharding.mesh, own)
-
-    return jax.tree.map(split, leaf)
-
   where, flat = traverse_util.flatten_dict(shardings), traverse_util.flatten_dict(made)
-  placed = {path: place(path, leaf, where[path]) for path, leaf in flat.items()}
+  placed = {path: of_codes(path, leaf, where[path]) for path, leaf in flat.items()}
   return as_dicts(made), as_dicts(traverse_util.unflatten_dict(placed))
 
 
-def quantise(name: str) -> Callable[[tuple[str, ...], Array], Array | Codes]:
-  """What makes of a parameter, by its path, what a model of these weights keeps of it.
+def of_codes(path: tuple[str, ...], shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+  """The shardings of a parameter's arrays, of these shapes, where its own is known."""
+  if not isinstance(shapes, Codes) or not isinstance(sharding, jax.sharding.NamedSharding):
+    return jax.tree.map(lambda _: sharding, shapes)
+  lead, inputs = _axes(path)
+  outputs = shapes.codes.ndim - lead - 1
+  spec = (*sharding.spec, *[None] * (lead + inputs + outputs - len(sharding.spec)))
 
-  ValueError: a format that is none, or groups that do not divide a kernel's inputs.
-  """
-  format = Format.of(name)
+  def split(array: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
+    axes = (spec[lead],) if isinstance(spec[lead], str | None) else spec[lead]
+    parts = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+    own = spec[lead] if array.shape[lead] % parts == 0 else None
+    own = jax.sharding.PartitionSpec(*spec[:lead], own, *spec[lead + inputs :])
+    return jax.sharding.NamedSharding(sharding.mesh, own)
 
-  def of(path: tuple[str, ...], leaf: Array) -> Array | Codes:
+  return jax.tree.map(split, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """What a model keeps of a parameter, by its path."""
+
+  format: Format
+
+  def codes(self, path: tuple[str, ...]) -> bool:
+    """Whether codes are kept of it."""
+    return _axes(path) is not None
+
+  def __call__(self, path: tuple[str, ...], leaf: Array) -> Array | Codes:
+    """ValueError: groups do not divide a kernel's inputs."""
     axes = _axes(path)
     if axes is None:
       return leaf
-    _check(format, path, leaf.shape)
-    return _stack(leaf, *axes, format)
+    _check(self.format, path, leaf.shape)
+    return _stack(leaf, *axes, self.format)
 
-  return of
+  def of_codes(
+    self, path: tuple[str, ...], codes: Array, scale: Array, zero: Array, sharding: Any
+  ) -> Codes:
+    """Of codes int8 [..., in, out...] that are there already, sharded as codes are."""
+    if self.format.bits == 4:
+      codes = _packed(codes, _axes(path)[0], sharding)
+    return Codes(codes, scale, self.format, zero=zero)
+
+
+def quantise(name: str) -> Kept:
+  """What keeps parameters in a format. ValueError: it is none."""
+  return Kept(Format.of(name))
 
 
 def check(name: str, shapes: Params) -> None:
@@ -227,7 +251,7 @@ def _check(format: Format, path: tuple[str, ...], shape: tuple[int, ...]) -> Non
     )
 
 
-def quantised(params: Params, of: Callable[[tuple[str, ...], Array], Array | Codes]) -> Params:
+def quantised(params: Params, of: Kept) -> Params:
   """Parameters of which each is kept as `quantise` has it. `Model` takes them as it does others."""
   flat = traverse_util.flatten_dict(params)
   return traverse_util.unflatten_dict({path: of(path, leaf) for path, leaf in flat.items()})
@@ -242,17 +266,32 @@ def _stack(kernels: Array, lead: int, inputs: int, format: Format) -> Codes:
   return of(kernels.reshape(*shape[:lead], -1, *shape[lead + inputs :]))
 
 
+def _packed(codes: Array, lead: int, sharding: Any) -> Array:
+  """Of a stack, a kernel at a time."""
+
+  def of(codes: Array) -> Array:
+    made = packed
+    for _ in range(lead):
+      made = functools.partial(jax.lax.map, made)
+    return made(codes)
+
+  return jax.jit(of, out_shardings=sharding)(codes)
+
+
 def coded(format: Format, kernel: Array) -> Codes:
   """Of one kernel [in, out...]."""
   groups = kernel.reshape(-1, format.group or len(kernel), *kernel.shape[1:]).astype(jnp.float32)
-  steps = None
+  steps = zero = None
   if format.steps:
     codes, steps, scale = _stepped(groups)
+  elif format.zero:
+    codes, scale, zero = spanned(groups, format.bits, axes=(1,))
+    scale, zero = scale[:, 0], zero[:, 0]
   else:
     codes, scale = rounded(groups, format.bits, axes=(1,))
     scale = scale[:, 0]
   codes = codes.reshape(kernel.shape)
-  return Codes(packed(codes) if format.bits == 4 else codes, scale, format, steps)
+  return Codes(packed(codes) if format.bits == 4 else codes, scale, format, steps, zero)
 
 
 def _stepped(groups: Array) -> tuple[Array, Array, Array]:
@@ -294,6 +333,20 @@ def rounded(x: Array, bits: int, axes: tuple[int, ...]) -> tuple[Array, Array]:
   scale = jnp.where(scale < TINY, 1.0, scale)
   most = 2 ** (bits - 1) - 1
   return jnp.clip(jnp.round(x / scale), -most - 1, most).astype(jnp.int8), scale
+
+
+def spanned(x: Array, bits: int, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+  """As `rounded` with a zero point, int8: nought is a code, and the ends are the least and largest.
+
+  x ~ scale * (code - zero).
+  """
+  least = jnp.minimum(jnp.min(x, axis=axes, keepdims=True), 0)
+  scale = (jnp.maximum(jnp.max(x, axis=axes, keepdims=True), 0) - least) / (2**bits - 1)
+  scale = jnp.where(scale < TINY, 1.0, scale)
+  first = -(2 ** (bits - 1))
+  zero = jnp.round(first - least / scale)
+  codes = jnp.clip(jnp.round(x / scale) + zero, first, first + 2**bits - 1)
+  return codes.astype(jnp.int8), scale, zero.astype(jnp.int8)
 
 
 def packed(codes: Array) -> Array:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dlm.models.quantised import Format
 from dlm.weights import files
 from dlm.weights.fields import ConfigJson
 from dlm.weights.files import Stored, WeightsError
@@ -138,10 +139,23 @@ class Coded(Stored):
 
   Args:
     parts: the tensors that hold it, by the ends of their names.
+    only: of the numbers the "code" alone, or the "scale" or "zero" of each group [out, groups];
+      whole numbers are then signed, less half of their range.
   """
 
   how: Quantised
   parts: Mapping[str, tuple[str, Stored]]
+  only: str = ""
+
+  @property
+  def groups(self) -> int:
+    return self.parts["scales"][1].shape[0]
+
+  def of(self, only: str) -> "Coded":
+    """One of these arrays as a tensor of its own."""
+    sizes = self.shape if only == "code" else (self.shape[0], self.groups)
+    dtype = "F32" if only == "scale" else "I8"
+    return dataclasses.replace(self, shape=sizes, dtype=dtype, only=only)
 
 
 PARTS = {
@@ -211,6 +225,18 @@ class Reader(files.Reader):
 
     return (_of_blocks if stored.how.method == "fp8" else _of_groups)(stored, part, *where)
 
+  def has(self, stored: Stored, format: Format) -> bool:
+    """Whether a weight's codes are of the format already."""
+    if not isinstance(stored, Coded) or stored.how.method == "fp8":
+      return False
+    inputs, group = stored.shape[1], max(stored.how.group, 0)
+    if Format(stored.how.bits, 0 if group == inputs else group, zero=True) != format:
+      return False
+    if "g_idx" not in stored.parts:
+      return True
+    own = files.Reader.read(self, *stored.parts["g_idx"], (slice(0, inputs),))
+    return np.array_equal(own, _neighbours(stored))
+
 
 def _of_blocks(stored: Coded, part: Callable, outs: slice, ins: slice) -> np.ndarray:
   """FP8's numbers [out, in]."""
@@ -223,9 +249,8 @@ def _of_blocks(stored: Coded, part: Callable, outs: slice, ins: slice) -> np.nda
 
 
 def _of_groups(stored: Coded, part: Callable, outs: slice, ins: slice) -> np.ndarray:
-  """GPTQ's and AWQ's numbers [out, in]."""
-  how, groups = stored.how, stored.parts["scales"][1].shape[0]
-  every, packed = slice(0, groups), 32 // how.bits
+  """GPTQ's and AWQ's numbers [out, in], or what else `stored` is."""
+  how, packed = stored.how, 32 // stored.how.bits
 
   def codes(end: str, where: list[slice], axis: int) -> np.ndarray:
     """Unpacked along an axis."""
@@ -236,23 +261,44 @@ def _of_groups(stored: Coded, part: Callable, outs: slice, ins: slice) -> np.nda
     found = found.reshape(len(words) * packed, words.shape[-1])
     return _cut(np.moveaxis(found, 0, axis), span, packed, axis)
 
-  group = _group_of(stored, part, ins, groups)
+  def code() -> np.ndarray:
+    return codes("qweight", [ins, outs], axis=1 if how.method == "awq" else 0)
+
+  def zero(groups: slice) -> np.ndarray:
+    return codes("qzeros", [groups, outs], axis=1) + how.zero
+
+  half = 2 ** (how.bits - 1)
+  if stored.only == "code":
+    return (code() - half).astype(np.int8).T
+  if stored.only == "scale":
+    return part("scales", ins, outs).astype(np.float32).T
+  if stored.only == "zero":
+    found = zero(ins) - half
+    if found.max(initial=0) > 127:
+      name, tensor = stored.parts["qzeros"]
+      raise WeightsError(f"{tensor.file}: tensor {name} has a zero of 256, of 8 bits at most 255")
+    return found.astype(np.int8).T
+  every = slice(0, stored.groups)
+  group = _group_of(stored, part, ins)
   scale = part("scales", every, outs).astype(np.float32)[group]
-  zero = codes("qzeros", [every, outs], axis=1)[group] + how.zero
-  code = codes("qweight", [ins, outs], axis=1 if how.method == "awq" else 0)
-  return ((code - zero) * scale).T
+  return ((code() - zero(every)[group]) * scale).T
 
 
-def _group_of(stored: Coded, part: Callable, ins: slice, groups: int) -> np.ndarray:
+def _group_of(stored: Coded, part: Callable, ins: slice) -> np.ndarray:
   """The group of each input."""
   if "g_idx" not in stored.parts:
-    size = stored.how.group if stored.how.group > 0 else stored.shape[1]
-    return np.arange(ins.start, ins.stop) // size
+    return _neighbours(stored)[ins]
   found = part("g_idx", ins)
-  if found.size and not 0 <= found.min() <= found.max() < groups:
+  if found.size and not 0 <= found.min() <= found.max() < stored.groups:
     name, tensor = stored.parts["g_idx"]
-    raise WeightsError(f"{tensor.file}: tensor {name} must name groups in 0..{groups - 1}")
+    raise WeightsError(f"{tensor.file}: tensor {name} must name groups in 0..{stored.groups - 1}")
   return found
+
+
+def _neighbours(stored: Coded) -> np.ndarray:
+  """The group of each input where they are groups of neighbours."""
+  inputs = stored.shape[1]
+  return np.arange(inputs) // (stored.how.group if stored.how.group > 0 else inputs)
 
 
 def _covering(span: slice, size: int) -> slice:

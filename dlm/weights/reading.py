@@ -4,6 +4,7 @@ A parameter is assembled on its devices, each from the pieces of files that its 
 host holds a few pieces of CHUNK bytes at a time, however large a tensor or a stack of layers is.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm.checksums import not_finite
+from dlm.models import quantised
 from dlm.models.bind import bind
 from dlm.models.config import DTYPES, ModelConfig
 from dlm.types import Array, Params
@@ -48,7 +50,7 @@ def load(
   dtype: str | None = None,
   progress: Callable[[int, int], None] | None = None,
   spare: int = 0,
-  kept: Callable[[tuple[str, ...], Array], Any] | None = None,
+  kept: quantised.Kept | None = None,
 ) -> Params:
   """The parameters of a directory or a GGUF file.
 
@@ -58,7 +60,8 @@ def load(
       are always float32.
     progress: is told bytes read and all bytes, of the numbers, after each parameter.
     spare: rows of zeros behind those that are stored, in the embedding and an untied head.
-    kept: what is kept of a parameter, by its path, as soon as it is read (`models.quantised`).
+    kept: what is kept of a parameter, by its path, as soon as it is read (`models.quantised`);
+      stored codes of that format stay as they are.
 
   Raises:
     WeightsError: a file is missing or damaged, a number is not finite, or the tensors are not those
@@ -88,11 +91,15 @@ def load(
       kinds = {FLOATS[stored[part.name].dtype] for part in parts[path]}
       own = dtype or functools.reduce(jnp.promote_types, kinds)
       own = jnp.dtype("float32" if path.endswith(FLOAT32_ONLY) else own)
-      read = functools.partial(_shard, reader, stored, parts[path], own)
-      leaves[path] = _assemble(read, shapes[path], where[path])
-      if kept is not None:
+      if kept is not None and _has(reader, stored, parts[path], kept):
+        leaves[path] = _codes(reader, stored, parts[path], kept, shapes[path], where[path])
         _check_finite({path: leaves[path]}, source)
-        leaves[path] = kept(tuple(path.split("/")), leaves[path])
+      else:
+        read = functools.partial(_shard, reader, stored, parts[path], own)
+        leaves[path] = _assemble(read, shapes[path], where[path])
+        if kept is not None:
+          _check_finite({path: leaves[path]}, source)
+          leaves[path] = kept(tuple(path.split("/")), leaves[path])
       if progress is not None:
         done += sum(_nbytes(part, stored) for part in parts[path])
         progress(done, total)
@@ -177,6 +184,48 @@ def _nbytes(part: names.TensorPart, stored: Mapping[str, Stored]) -> int:
 
 # ---------------------------------------------------------------------------------------------
 # One parameter
+
+
+def _has(
+  reader: files.Reader | gguf.Reader,
+  stored: Mapping[str, Stored],
+  parts: list[names.TensorPart],
+  kept: quantised.Kept,
+) -> bool:
+  """Whether what is stored of a parameter are the codes that would be kept of it."""
+  if not isinstance(reader, codes.Reader) or not kept.codes(tuple(parts[0].path.split("/"))):
+    return False
+  return all(reader.has(stored[part.name], kept.format) for part in parts)
+
+
+def _codes(
+  reader: codes.Reader,
+  stored: Mapping[str, Stored],
+  parts: list[names.TensorPart],
+  kept: quantised.Kept,
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding,
+) -> quantised.Codes:
+  """A parameter as the codes that are stored."""
+  path = tuple(parts[0].path.split("/"))
+  made = jax.eval_shape(functools.partial(kept, path), jax.ShapeDtypeStruct(shape, jnp.float32))
+  where, arrays = quantised.of_codes(path, made, sharding), {}
+  stack = len(parts[0].at)
+  outs = shape[len(shape) - len(parts[0].layout.groups[0]) :]
+  for name in ("code", "scale", "zero"):
+    views = {part.name: stored[part.name].of(name) for part in parts}
+    inputs = views[parts[0].name].shape[1]
+    cut = [
+      dataclasses.replace(
+        part, layout=dataclasses.replace(part.layout, groups=(part.layout.groups[0], (inputs,)))
+      )
+      for part in parts
+    ]
+    dtype = jnp.dtype("float32" if name == "scale" else "int8")
+    read = functools.partial(_shard, reader, views, cut, dtype)
+    own = {"code": where.codes, "scale": where.scale, "zero": where.zero}[name]
+    arrays[name] = _assemble(read, (*shape[:stack], inputs, *outs), own)
+  return kept.of_codes(path, arrays["code"], arrays["scale"], arrays["zero"], where.codes)
 
 
 def _assemble(

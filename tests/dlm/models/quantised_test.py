@@ -52,7 +52,10 @@ def meant(params):
     scale = np.asarray(leaf.scale).reshape(len(codes), -1, 1, *codes.shape[2:])
     if leaf.steps is not None:
       scale = scale * np.asarray(leaf.steps).reshape(len(codes), -1, 1, *codes.shape[2:])
-    wide = codes.reshape(len(codes), scale.shape[1], -1, *codes.shape[2:]) * scale
+    wide = codes.reshape(len(codes), scale.shape[1], -1, *codes.shape[2:])
+    if leaf.zero is not None:
+      wide = wide - np.asarray(leaf.zero, np.float32).reshape(scale.shape)
+    wide = wide * scale
     return jnp.asarray(wide.reshape(SHAPES[path]), jnp.float32)
 
   flat = traverse_util.flatten_dict(params)
@@ -62,7 +65,7 @@ def meant(params):
 SHAPES = {}
 
 
-@pytest.mark.parametrize(("name", "format"), zip(MODELS, ("int8", "dgq4", "int4g4"), strict=True))
+@pytest.mark.parametrize(("name", "format"), zip(MODELS, ("int8z", "dgq4", "int4g4z"), strict=True))
 def test_logits_are_those_of_the_numbers_meant(name, format):
   model, tokens_BxL = MODELS[name], random_tokens(2, 6)
   params = jitter(init(model))
@@ -148,13 +151,17 @@ def test_codes_come_back_from_dicts():
   assert jax.tree.structure(back) == jax.tree.structure(quantised(params, quantise("dgq4")))
 
 
-@pytest.mark.parametrize("name", ["int3", "int8g0", "w4a8", "dgq", "w4a8g0", "int4g", "int8 "])
+@pytest.mark.parametrize(
+  "name", ["int3", "int8g0", "w4a8", "dgq", "w4a8g0", "int4g", "int8 ", "w8a8z"]
+)
 def test_unknown_formats_are_named(name):
   with pytest.raises(ValueError, match=f"weights='{name}' must be int8, int4"):
     Format.of(name)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int4g32", "int8g64", "w8a8", "dgq64", "w4a8g8"])
+@pytest.mark.parametrize(
+  "name", ["int8", "int4", "int4g32", "int8g64", "w8a8", "dgq64", "w4a8g8", "int8z", "int4g8z"]
+)
 def test_formats_know_their_names(name):
   assert Format.of(name).name == name
 

@@ -10,13 +10,14 @@ AWQ by `WQLinear_GEMM.from_linear` and `dequantize_gemm` of autoawq 0.2.9, group
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm import weights
-from dlm.models import ModelConfig
-from dlm.models.quantised import quantise, quantised
+from dlm.models import ModelConfig, bind
+from dlm.models.quantised import Format, as_dicts, as_kept, quantise, quantised
 from dlm.weights import codes, files
 from tests.dlm.weights import small
 
@@ -107,6 +108,32 @@ def test_our_own_codes_are_made_of_their_numbers(tmp_path):
   source = weights.open_source(directory(tmp_path / "hf", recorded("awq4"), CASES["awq4"]))
   kept = quantise("int8")
   small.same_bits(weights.load(source, kept=kept), quantised(weights.load(source), kept))
+
+
+@pytest.mark.parametrize("case", ["awq4", "gptq4", "gptq4_sym", "gptq8"])
+def test_codes_of_the_format_stay_as_they_are(case, tmp_path):
+  """They stand for the numbers of the files to the bit, shaped as we would have made them."""
+  source = directory(tmp_path / "hf", recorded(case), CASES[case])
+  name = f"int{CASES[case]['bits']}g16z"
+  params = weights.load(weights.open_source(source), kept=quantise(name))
+  for path in (("mlp", "up"), ("attention", "key"), ("attention", "out")):
+    kernel = params["layers"][path[0]][path[1]]["kernel"]
+    assert kernel.format == Format.of(name)
+    one = jax.tree.map(lambda x: x[0], kernel)
+    np.testing.assert_array_equal(one.wide(jnp.float32), recorded(case)["weight"].T)
+  shapes, _ = as_kept(name, bind(MODEL).abstract(), None)
+  found = jax.tree.map(lambda x: (x.shape, x.dtype), as_dicts(params))
+  assert found == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+
+
+def test_groups_that_are_no_neighbours_are_rounded_anew(tmp_path):
+  parts = recorded("gptq4_act")
+  source = weights.open_source(directory(tmp_path / "hf", parts, CASES["gptq4_act"]))
+  kept = quantise("int4g16z")
+  own = weights.load(source, kept=kept)
+  small.same_bits(own, quantised(weights.load(source), kept))
+  one = jax.tree.map(lambda x: x[0], own["layers"]["mlp"]["up"]["kernel"])
+  assert 0 < np.abs(one.wide(jnp.float32) - parts["weight"].T).max() < 0.05
 
 
 @pytest.mark.parametrize("case", CASES)
