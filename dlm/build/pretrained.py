@@ -459,8 +459,9 @@ def continued(run: RunConfig, source: Pretrained) -> tuple[RunConfig, Pretrained
     ValueError: the model table describes another model, or the source keeps codes.
   """
   check_numbers(source)
-  objective = run.objective
-  if objective.name != "ar":
+  objective, estimator = run.objective, run.objective.fields.get("estimator")
+  left_to_right = objective.name == "ar" or (estimator is not None and estimator.kind.shift)
+  if not left_to_right:
     if source.facts.shift:
       objective = dataclasses.replace(objective, fields={"shift": 1, **objective.fields})
     if isinstance(source.facts.attention, masks.Causal):

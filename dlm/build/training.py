@@ -420,7 +420,8 @@ def _agree_on_rewards(training: Training) -> None:
     raise ValueError(
       f"{of} is of models with attention {trained.attention}, not "
       f"{facts.attention} as in init_from={run.init_from!r}; for models that write in blocks there "
-      "are trace, block_masks, block_one_step and block_elbo, with their block and align"
+      "are trace, block_masks, block_one_step, block_elbo and block_exact, with their block and "
+      "align, and for autoregressive ones autoregressive"
     )
   if facts.shift != trained.shift:
     raise ValueError(

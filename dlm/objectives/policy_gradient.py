@@ -35,13 +35,20 @@ class OfCompletions(Objective):
 
   mask_id: int
   estimator: Estimator
-  shiftable = True
   traced = True
   rewarded = True
   teacher_shift = 0
 
   def __post_init__(self):
     streams.check_mask_id(type(self).__name__, self.mask_id)
+
+  @property
+  def shift(self) -> int:
+    return self.estimator.shift
+
+  @property
+  def shiftable(self) -> bool:
+    return not self.estimator.shift
 
   @property
   def block(self) -> int | None:

@@ -4,7 +4,8 @@
 
 A model is a table: logits for every state of L tokens over V ids and the mask id. All completions,
 all masks and all orders of writing are gone through with the estimators' own code, so what is
-printed is exact. The law is that of a sampler that writes one position a step, chosen at random.
+printed is exact. The law is that of a sampler that writes one position a step, chosen at random; of
+the autoregressive one, which the last line is about, from left to right.
 Errors at equal forwards: sqrt(bias^2 + variance * forwards / budget), averaged over completions as
 the law draws them. Models: random logits whose part that depends on the context is scaled. Writes
 estimators.json. A minute on a CPU.
@@ -25,11 +26,13 @@ from absl import flags
 from dlm import command, files
 from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.objectives.estimators import (
+  BlockExact,
   CountedElbo,
   CoupledElbo,
   CoupledMasks,
   Estimator,
   FullMask,
+  LeftToRight,
   Sandwich,
   Trace,
 )
@@ -40,7 +43,26 @@ VOCAB = flags.DEFINE_integer("vocab", 3, "Ids.", lower_bound=2)
 LENGTH = flags.DEFINE_integer("length", 3, "Tokens; more than 4 take long.", lower_bound=2)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Models of each kind.", lower_bound=1)
 BUDGET = flags.DEFINE_integer("budget", 12, "Forwards that an estimate may cost.", lower_bound=1)
+LEFT_TO_RIGHT = "autoregressive, of its own law"
 CONTEXTS = (0.0, 0.5, 1.5)  # nats by which the context moves logits
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTable:
+  """`Table` read causally, behind one token: the input at i predicts token i of the answer, whose
+  state is what stands before it, and masks."""
+
+  vocab: int
+
+  def __call__(self, params, tokens_BxW, *, ask_BxA, **_):
+    length = params.shape[1]
+    asked_BxAxL = jnp.broadcast_to(tokens_BxW[:, None, 1:], (*ask_BxA.shape, length))
+    known_BxAxL = jnp.arange(length)[None, None] < ask_BxA[:, :, None]
+    state_BxAxL = jnp.where(known_BxAxL, asked_BxAxL, self.vocab)
+    base_L = (self.vocab + 1) ** np.arange(length)[::-1]
+    index_BxA = (state_BxAxL * base_L[None, None]).sum(-1)
+    logits = params[index_BxA, jnp.minimum(ask_BxA, length - 1)]
+    return ModelOutput(LogitHead(logits, jnp.eye(self.vocab), implementation="reference"), None, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +135,12 @@ class Law:
       parts = [self.token(i, hidden) + found[hidden - {i}] for i in hidden]
       found[hidden] = join(np.stack(parts))
     return found[frozenset(range(self.length))]
+
+  @functools.cached_property
+  def left_to_right(self) -> np.ndarray:
+    """log P of the sampler that takes the first position each time."""
+    whole = range(self.length)
+    return sum(self.token(i, frozenset(whole[i:])) for i in whole)
 
   @functools.cached_property
   def confidence(self) -> np.ndarray:
@@ -252,10 +280,44 @@ def traces(law: Law) -> Spread:
   return spread(Trace(block=law.length), {"when": orders}, weight, law)
 
 
-def error(found: Spread, law: Law, forwards: int, budget: int) -> tuple[float, float, float]:
-  """Mean bias, deviation of one estimate, and error at the budget: as the law draws completions."""
-  p = np.exp(law.random_order)
-  bias = found.mean - law.random_order
+def block_exact(law: Law) -> Spread:
+  """Of an answer that is one block."""
+  nothing = {"when": np.zeros((1, law.length), np.int32)}
+  return spread(BlockExact(block=law.length), nothing, np.ones(1), law)
+
+
+def autoregressive(law: Law) -> Spread:
+  """The same model read causally, behind a prompt of one token; its law is the one from left to
+  right."""
+  value = np.asarray(_causal(law.vocab, law.logits.astype(np.float32), law.text), np.float64)
+  return Spread(value, np.zeros_like(value))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _causal(vocab, logits, text_YxL):
+  answers, length = text_YxL.shape
+  denoise, estimator = CausalTable(vocab), LeftToRight()
+  slot_1xL = jnp.arange(length + 1)[None]
+  shape = answers, length + 1
+  batch = Batch(
+    tokens_BxL=jnp.pad(text_YxL, ((0, 0), (1, 0))),
+    noisable_BxL=jnp.broadcast_to(slot_1xL > 0, shape),
+    segment_BxL=jnp.ones(shape, jnp.int32),
+    position_BxL=jnp.broadcast_to(slot_1xL, shape),
+  )
+  noisy = estimator.noisy({}, batch, vocab)
+  head, _ = predict(denoise, logits, noisy)
+  return estimator.tokens(-cross_entropy(head, noisy, ()), noisy).sum(-1)
+
+
+def error(found: Spread, of: np.ndarray, forwards: int, budget: int) -> tuple[float, float, float]:
+  """Mean bias, deviation of one estimate, and error at the budget: as the law draws completions.
+
+  Args:
+    of: log P of every completion by that law.
+  """
+  p = np.exp(of)
+  bias = found.mean - of
   at_budget = bias**2 + found.variance * forwards / budget
   return float(p @ bias), float(np.sqrt(p @ found.variance)), float(np.sqrt(p @ at_budget))
 
@@ -284,10 +346,13 @@ def rows(law: Law, budget: int) -> list[dict]:
     "sandwich, lower, times L": (1, by_token(sandwich(law, "lower"))),
     "sandwich, upper, times L": (1, by_token(sandwich(law, "upper"))),
     "trace, a token a forward": (length, traces(law)),
+    "block_exact": (2**length - 1, block_exact(law)),
+    LEFT_TO_RIGHT: (1, autoregressive(law)),
   }
   found = []
   for name, (forwards, spread_of) in measured.items():
-    bias, deviation, at_budget = error(spread_of, law, forwards, budget)
+    of = law.left_to_right if name == LEFT_TO_RIGHT else law.random_order
+    bias, deviation, at_budget = error(spread_of, of, forwards, budget)
     found.append(
       dict(estimator=name, forwards=forwards, bias=bias, deviation=deviation, error=at_budget)
     )

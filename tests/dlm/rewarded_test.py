@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm import build, checkpoint, rollout, stepwise, train, workdir
+from dlm import build, checkpoint, masks, rollout, stepwise, train, workdir
 from dlm.metrics import records
 from dlm.rewards import scores
 from dlm.rewards.written import Written
@@ -100,6 +100,25 @@ def test_rows_of_a_group_answer_the_same_prompt_and_are_compared(base):
   assert numbers["reward/fields_right"] == pytest.approx(right)
 
 
+def untrained(folder, objective):
+  config = {name: CONFIG[name] for name in ("steps", "batch", "data", "optimizer", "checkpoint")}
+  run = build.everything(config | {"objective": objective, "model": MODEL})
+  folder.mkdir()
+  workdir.fill(folder, run.config(), run.facts, run.tokenizer)
+  params = jax.jit(run.model.init)(jax.random.key(0))
+  checkpoint.save_params(folder, 0, params, {"from": "nowhere"})
+  return folder
+
+
+def test_an_autoregressive_model_stays_one_where_it_is_estimated_as_such(tmp_path):
+  token_by_token = {
+    "rollout.policy": {"name": "introspective", "stride": 1}, "rollout.cache": {"name": "rolling"},
+    "objective.estimator": {"name": "autoregressive"},
+  }  # fmt: skip
+  run = training(untrained(tmp_path / "ar", {"name": "ar"}), **token_by_token)
+  assert (run.facts.attention, run.facts.shift, run.objective.shift) == (masks.Causal(), 1, 1)
+
+
 def weighs(written):
   """What texts of an untrained model differ in."""
   return sum(map(ord, written.text)) / 1000
@@ -107,16 +126,9 @@ def weighs(written):
 
 def test_values_of_states_are_learned_and_resumed_with_the_policy(tmp_path):
   """They foretell 0 at first, and what they are later is saved as parameters of the objective."""
-  blocks = {name: CONFIG[name] for name in ("steps", "batch", "data", "optimizer", "checkpoint")}
-  blocks |= {"objective": {"name": "bd3lm", "block": 4}, "model": MODEL}
-  origin = build.everything(blocks)
-  (tmp_path / "base").mkdir()
-  workdir.fill(tmp_path / "base", origin.config(), origin.facts, origin.tokenizer)
-  params = jax.jit(origin.model.init)(jax.random.key(0))
-  checkpoint.save_params(tmp_path / "base", 0, params, {"from": "nowhere"})
   estimator = {"name": "trace", "block": 4}
   run = training(
-    tmp_path / "base",
+    untrained(tmp_path / "base", {"name": "bd3lm", "block": 4}),
     objective={"name": "policy_gradient", "estimator": estimator, "critic": {"gamma": 0.9}},
     **{"rewards.of": ((f"{__name__}:weighs", 1.0),), "eval.every": 0},
   )
@@ -224,7 +236,7 @@ def test_a_reward_that_fails_costs_its_row():
     ({"rewards.advantages": {"kind": "x"}}, "advantages.kind='x' is unknown; known: none, centr"),
     ({"rewards.group": 3}, "rewards.group=3 must divide batch=8"),
     ({"steps": 5}, "steps=5 must divide by rewards.updates=2"),
-    ({"objective.estimator": {"name": "elbo"}}, "'elbo' is unknown; known: block_elbo, "),
+    ({"objective.estimator": {"name": "elbo"}}, "'elbo' is unknown; known: autoregressive, "),
     (
       {"objective.estimator": {"name": "trace", "block": 4}},
       "estimator='trace' is of models with attention BlockCausal.*, not Full.* as in init_from",

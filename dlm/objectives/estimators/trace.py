@@ -9,11 +9,12 @@ from dlm import masks
 from dlm.diffusion import absorbing
 from dlm.objectives import streams
 from dlm.objectives.block import answer_block_start, block_start, of_block
-from dlm.objectives.estimators.estimator import Estimator, answer, beside_clean
+from dlm.objectives.estimators.estimator import Estimator, answer, beside_clean, by_row
 from dlm.objectives.opdlm import step_ranks
 from dlm.types import Array, Batch, MaskRule, Noisy
 
 ALIGNS = ("answer", "canvas")
+MOST_EXACT = 6  # tokens of a block of which all subsets are asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +174,66 @@ class BlockOneStep(_InBlocks):
     masked_Bx1xL = streams.noisable(batch)[:, None]
     weight = jnp.ones((1, 1, 1))
     return beside_clean(batch, masked_Bx1xL, weight, self.start(batch), self.block, mask_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockExact(_InBlocks):
+  """Of each block log p over all orders in which its tokens may be written, one a forward: exact.
+
+  For a sampler that takes a random masked position of the block each time. Every subset of a
+  block's tokens is masked in a copy of its own, all blocks at once; p of a subset is the mean over
+  its tokens of p(token) times that of the others. So it costs 2^block - 1 forwards, and has neither
+  bias nor variance: what other estimators are held against. A block's tokens share its log p
+  evenly.
+  """
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.block > MOST_EXACT:
+      raise ValueError(
+        f"BlockExact: block={self.block} must be at most {MOST_EXACT}: 2^block - 1 forwards"
+      )
+
+  @property
+  def forwards(self) -> int:
+    return 2**self.block - 1
+
+  def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
+    start_BxL, learned_BxL = self.start(batch), streams.noisable(batch)
+    offset_BxL = streams.slots(batch) - start_BxL
+    subset_C = jnp.arange(1, 2**self.block)
+    masked_BxCxL = (subset_C[None, :, None] >> offset_BxL[:, None]) % 2 == 1
+    masked_BxCxL &= learned_BxL[:, None]
+    weight_BxCxL = masked_BxCxL.astype(jnp.float32)
+    noisy = beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
+    inside_BxLxb = of_block(learned_BxL, batch, start_BxL, self.block, False)
+    return noisy.replace(extra={"start_BxL": start_BxL, "inside_BxLxb": inside_BxLxb})
+
+  def tokens(self, logp_RxL: Array, noisy: Noisy) -> Array:
+    logp_BxCxL = by_row(noisy.weight_BxL * logp_RxL, self.forwards)
+    start_BxL, inside_BxLxb = noisy.extra["start_BxL"], noisy.extra["inside_BxLxb"]
+    slots = start_BxL.shape[1]
+
+    def at_offset(offset: int) -> Array:
+      """Of the token at that offset of each slot's block, [B, C, L]."""
+      slot_BxL = jnp.clip(start_BxL + offset, 0, slots - 1)
+      return jnp.take_along_axis(logp_BxCxL, slot_BxL[:, None], axis=2)
+
+    token_bxBxCxL = [at_offset(offset) for offset in range(self.block)]
+    total = {0: jnp.zeros(start_BxL.shape)}
+    for subset in range(1, 2**self.block):
+      members = [i for i in range(self.block) if subset >> i & 1]
+      live_NxBxL = jnp.stack([inside_BxLxb[..., i] for i in members])
+      parts_NxBxL = jnp.stack(
+        [token_bxBxCxL[i][:, subset - 1] + total[subset & ~(1 << i)] for i in members]
+      )
+      some_BxL = live_NxBxL.any(0)
+      parts_NxBxL = jnp.where(live_NxBxL, parts_NxBxL, jnp.where(some_BxL, -jnp.inf, 0)[None])
+      mean_BxL = jax.nn.logsumexp(parts_NxBxL, axis=0) - jnp.log(jnp.maximum(live_NxBxL.sum(0), 1))
+      total[subset] = jnp.where(some_BxL, mean_BxL, 0)
+    count_BxL = inside_BxLxb.sum(-1)
+    learned_BxL = by_row(noisy.weight_BxL > 0, self.forwards).any(1)
+    return jnp.where(learned_BxL, total[2**self.block - 1] / jnp.maximum(count_BxL, 1), 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """What a run keeps of rows that it learns from several times."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm.objectives import PolicyGradient
-from dlm.objectives.estimators import CountedElbo, FullMask, Sandwich
+from dlm.objectives.estimators import BlockExact, CountedElbo, FullMask, LeftToRight, Sandwich
+from dlm.types import LogitHead, ModelOutput
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Oracle
 
@@ -30,3 +33,32 @@ def test_nothing_has_changed_before_the_first_update(name):
   assert np.ptp(old_BxL) > 0.1
   np.testing.assert_allclose(again.metrics["ratio"], 1, rtol=1e-6)
   np.testing.assert_allclose(again.total, first.total, rtol=1e-5, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutMask:
+  """The authors of policy gradients leave the mask id in the softmax; the source has none."""
+
+  denoise: Oracle
+
+  def __call__(self, *args, **options):
+    logits = self.denoise(*args, **options).head.hidden_BxAxD[..., : oracle.STATES]
+    return ModelOutput(LogitHead(logits, jnp.eye(oracle.STATES)), None, {})
+
+
+@pytest.mark.parametrize(
+  ("estimator", "denoise"), [(BlockExact(block=3), Oracle()), (LeftToRight(), Oracle(ahead=1))]
+)
+def test_exact_estimates_are_the_likelihood_of_the_source(estimator, denoise):
+  """Of a source that may be written in any order; the second block is prompt in part."""
+  tokens = oracle.sample(5, 9)
+  learned = np.tile(np.arange(9) >= 4, (5, 1))
+  batch = oracle.rows(tokens).replace(noisable_BxL=learned)
+  objective = PolicyGradient(MASK, estimator, ratio="none")
+  noisy = oracle.corrupt(objective, 0, batch)
+  found, _ = jax.jit(functools.partial(objective.estimate, WithoutMask(denoise)))({}, noisy)
+  want = -np.where(learned, oracle.exact_nats(tokens), 0)
+  assert not np.asarray(found)[~learned].any()
+  np.testing.assert_allclose(found.sum(-1), want.sum(-1), rtol=1e-4)
+  if isinstance(estimator, LeftToRight):
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
