@@ -22,6 +22,11 @@ from typing import Any, BinaryIO
 
 Path = str | os.PathLike
 
+
+class InUse(ValueError):
+  """Another process writes there."""
+
+
 LOCK = ".lock"  # in a folder that one process writes
 
 WHOLE, PIECES, PIECE = 2**26, 256, 2**16  # bytes of a file that a fingerprint is taken of
@@ -159,7 +164,7 @@ def _owns(descriptor: int, path: pathlib.Path, named: pathlib.Path) -> bool:
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    raise ValueError(f"{named} is being written by another process") from error
+    raise InUse(f"{named} is being written by another process") from error
   except OSError as error:
     if error.errno not in UNKNOWN:
       raise

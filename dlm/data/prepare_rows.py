@@ -5,6 +5,7 @@ one that was interrupted goes on at its next shard. Whoever finds all shards who
 Every process holds the text of the whole source in memory.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -231,6 +232,7 @@ def _finished(
   splits: dict[str, list[dict]] = {split: [] for split in SPLITS}
   for split, said in found:
     splits[split].append({key: said[key] for key in (*COUNTS, "bytes", "hash")})
-  tokenizer.save(folder / "tokenizer")
-  files.write_json(folder / INDEX, record | {"splits": splits})
+  with contextlib.suppress(files.InUse):  # another worker has found the same, and writes it
+    tokenizer.save(folder / "tokenizer")
+    files.write_json(folder / INDEX, record | {"splits": splits})
   return True

@@ -61,11 +61,23 @@ def records(run, *names):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def stored(tmp_path_factory):
+  """Fields of a run on rows of ArrayRecord files, which two processes write and each reads."""
+  folder = tmp_path_factory.mktemp("rows")
+  asked = ["--source=stdlib", '--option=include=("topics",)', "--length=16", "--shards=3"]
+  both = start(folder, ["experiments/prepare_data.py", *asked, f"--out={folder / 'rows'}"])
+  assert ended(both) == [0, 0], (folder / "err.0").read_text()
+  assert "3 shards written" in (folder / "out.0").read_text()
+  return {"data.sources": ((f"arrayrecord:{folder / 'rows'}", 1.0),)}
+
+
+@pytest.fixture(scope="module")
+def runs(stored, tmp_path_factory):
   """The same run by one process and by two."""
   folder = tmp_path_factory.mktemp("runs")
-  assert mains.run(folder, *trained(folder / "one")).returncode == 0
-  assert ended(start(folder, trained(folder / "two"))) == [0, 0], (folder / "err.0").read_text()
+  assert mains.run(folder, *trained(folder / "one", **stored)).returncode == 0
+  both = ended(start(folder, trained(folder / "two", **stored)))
+  assert both == [0, 0], (folder / "err.0").read_text()
   return folder
 
 

@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+from dlm import files
 from dlm.data import ByteTokenizer, open_rows, train_bpe
 from dlm.data.array_records import INDEX
 from dlm.data.prepare_rows import RowPlan, write_rows
@@ -126,6 +128,18 @@ def test_workers_share_the_shards_and_one_that_was_stopped_goes_on(plan, packed,
   for name in {path.name for path in folder.iterdir()} - {"tokenizer"}:
     assert (folder / name).read_bytes() == (pathlib.Path(packed) / name).read_bytes(), name
   assert sorted(p.name for p in folder.iterdir()) == sorted(os.listdir(packed))
+
+
+def test_two_workers_that_end_at_once_do_not_mind(plan, packed, tmp_path):
+  """Both find all shards whole; while one writes the index, the other leaves it alone."""
+  for name in os.listdir(packed):
+    if name.startswith(("train", "test")):
+      shutil.copy(f"{packed}/{name}", tmp_path)
+  with files.replacing(tmp_path / INDEX) as file:
+    done = write_rows(str(tmp_path), plan, TOKENIZER)
+    file.write((pathlib.Path(packed) / INDEX).read_bytes())
+  assert done == {"written": 0, "kept": 10, "complete": True, "notes": ()}
+  assert len(rows(tmp_path)[0].tokens_BxL) == 4
 
 
 @pytest.mark.parametrize(
