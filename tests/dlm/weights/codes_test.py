@@ -126,6 +126,14 @@ def test_codes_of_the_format_stay_as_they_are(case, tmp_path):
   assert found == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
 
+def test_a_stored_scale_that_is_not_finite_is_named(tmp_path):
+  parts = recorded("awq4")
+  parts["scales"][1, 3] = np.inf
+  source = weights.open_source(directory(tmp_path / "hf", parts, CASES["awq4"]))
+  with pytest.raises(weights.WeightsError, match=r"parameter layers/.*/kernel/scale is not finite"):
+    weights.load(source, kept=quantise("int4g16z"))
+
+
 def test_groups_that_are_no_neighbours_are_rounded_anew(tmp_path):
   parts = recorded("gptq4_act")
   source = weights.open_source(directory(tmp_path / "hf", parts, CASES["gptq4_act"]))
