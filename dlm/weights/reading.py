@@ -91,20 +91,16 @@ def load(
       kinds = {FLOATS[stored[part.name].dtype] for part in parts[path]}
       own = dtype or functools.reduce(jnp.promote_types, kinds)
       own = jnp.dtype("float32" if path.endswith(FLOAT32_ONLY) else own)
-      if kept is not None and _has(reader, stored, parts[path], kept):
-        leaves[path] = _codes(reader, stored, parts[path], kept, shapes[path], where[path])
-        _check_finite({path: leaves[path]}, source)
+      if kept is not None and kept.codes(tuple(path.split("/"))):
+        read = functools.partial(_kept, reader, stored, kept=kept, dtype=own, source=source)
+        leaves[path] = _layers(read, parts[path], kept, shapes[path], where[path])
       else:
         read = functools.partial(_shard, reader, stored, parts[path], own)
         leaves[path] = _assemble(read, shapes[path], where[path])
-        if kept is not None:
-          _check_finite({path: leaves[path]}, source)
-          leaves[path] = kept(tuple(path.split("/")), leaves[path])
       if progress is not None:
         done += sum(_nbytes(part, stored) for part in parts[path])
         progress(done, total)
-  if kept is None:
-    _check_finite(leaves, source)
+  _check_finite(leaves, source)
   return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
 
 
@@ -186,16 +182,46 @@ def _nbytes(part: names.TensorPart, stored: Mapping[str, Stored]) -> int:
 # One parameter
 
 
-def _has(
+def _layers(
+  read: Callable[[list[names.TensorPart], tuple[int, ...], jax.sharding.Sharding], Any],
+  parts: list[names.TensorPart],
+  kept: quantised.Kept,
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding,
+) -> quantised.Codes:
+  """A stack of kernels as codes, layer by layer: the numbers of more are never there at once."""
+  made = []
+  for layer in range(shape[0]):
+    own = [dataclasses.replace(part, at=(0, *part.at[1:])) for part in parts if part.at[0] == layer]
+    made.append(read(own, (1, *shape[1:]), sharding))
+  path = tuple(parts[0].path.split("/"))
+  shapes = jax.eval_shape(functools.partial(kept, path), jax.ShapeDtypeStruct(shape, jnp.float32))
+  return jax.jit(_joined, out_shardings=quantised.of_codes(path, shapes, sharding))(made)
+
+
+def _joined(layers: list[quantised.Codes]) -> quantised.Codes:
+  return jax.tree.map(lambda *own: jnp.concatenate(own), *layers)
+
+
+def _kept(
   reader: files.Reader | gguf.Reader,
   stored: Mapping[str, Stored],
   parts: list[names.TensorPart],
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding,
+  *,
   kept: quantised.Kept,
-) -> bool:
-  """Whether what is stored of a parameter are the codes that would be kept of it."""
-  if not isinstance(reader, codes.Reader) or not kept.codes(tuple(parts[0].path.split("/"))):
-    return False
-  return all(reader.has(stored[part.name], kept.format) for part in parts)
+  dtype: jnp.dtype,
+  source: Source,
+) -> quantised.Codes:
+  """What is kept of kernels: the codes that are stored, where they are of the format."""
+  if isinstance(reader, codes.Reader) and all(
+    reader.has(stored[part.name], kept.format) for part in parts
+  ):
+    return _codes(reader, stored, parts, kept, shape, sharding)
+  numbers = _assemble(functools.partial(_shard, reader, stored, parts, dtype), shape, sharding)
+  _check_finite({parts[0].path: numbers}, source)
+  return kept(tuple(parts[0].path.split("/")), numbers)
 
 
 def _codes(
