@@ -132,7 +132,22 @@ def test_mistakes_are_one_line_and_start_nothing(tmp_path, on, more, message):
   assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_tool_that_is_not_there_is_named(tmp_path):
-  """Without --dry_run."""
-  done = launch(tmp_path, "slurm", "--nodry_run")
-  assert done.returncode == 2 and "sbatch: No such file" in done.stderr
+def submitted(folder):
+  """Without --dry_run, on a machine that has no tools but those that are played in `folder`."""
+  argv = ["experiments/launch.py", "--on=slurm", "--name=x", "--accelerator=8"]
+  argv.append("--command=experiments/train.py")
+  out, err = folder / "out", folder / "err"
+  started = mains.PROCESSES.Process(
+    target=mains.call, args=(argv, out, err), kwargs={"PATH": str(folder)}
+  )
+  started.start()
+  started.join(60)
+  return started.exitcode, out.read_text().splitlines(), err.read_text()
+
+
+def test_without_dry_run_the_tool_runs(tmp_path):
+  code, _, error = submitted(tmp_path)
+  assert code == 2 and error == "launch: sbatch: No such file or directory\n"
+  play(tmp_path, "sbatch", 'echo "got $*"; exit 3')
+  code, (said, got), _ = submitted(tmp_path)
+  assert code == 3 and got == said.replace("sbatch", "got", 1)
