@@ -107,7 +107,7 @@ def compile_for(mesh: Mesh, fn: Callable, *shapes: Any, **jit: Any) -> jax.stage
   def place(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     on_mesh = isinstance(sharding, NamedSharding) and sharding.mesh == mesh
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if on_mesh else whole)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.format if on_mesh else whole)
 
   platform = mesh.devices.flat[0].platform
   platform = "cuda" if platform == "gpu" else platform

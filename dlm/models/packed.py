@@ -10,6 +10,8 @@ nothing to the other rows.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from flax import struct
 from dlm.types import Array, CacheFormat
 
 CHANNELS = 32  # that share a scale of their token's value, as in the paper's code
+AT_ONCE = 1024  # tokens whose numbers stand in float32 at a time, four times as wide on a TPU
 
 
 @struct.dataclass
@@ -43,23 +46,28 @@ class Packed:
     def own(x: Array) -> Array:
       return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
 
+    def wide(code: Array, scale: Array, zero: Array | None) -> Array:
+      x = decoded(self.format, code, scale, zero)
+      return x.reshape(len(x), -1, *x.shape[3:])[:, : self.slots]
+
     zero = None if self.zero is None else own(self.zero)
-    wide = decoded(self.format, own(self.code), own(self.scale), zero)
-    batch, groups, size, heads, dim = wide.shape
-    return wide.reshape(batch, groups * size, heads, dim)[:, : self.slots]
+    return _few_rows(wide, self.slots, own(self.code), own(self.scale), zero)
 
   def put(self, new_BxWxKxH: Array, layer: Array, target_BxW: Array) -> "Packed":
     """With a window's in the slots `target`; those that go nowhere: one past the last.
 
     A group of which any slot is written is written whole: its other slots hold nothing after that.
     """
-    size = self.format.group
-    if size == 1:
+
+    def narrow(new_BxWxKxH: Array, target_BxW: Array) -> tuple[Array | None, ...]:
       x, there, group_BxC = new_BxWxKxH[:, :, None], None, target_BxW
-    else:
-      x, there, group_BxC = self._grouped(new_BxWxKxH, target_BxW)
-    row_Bx1 = jnp.arange(len(x))[:, None]
-    code, scale, zero = coded(self.format, self.values, x, there, self.scale.dtype)
+      if self.format.group > 1:
+        x, there, group_BxC = self._grouped(new_BxWxKxH, target_BxW)
+      return group_BxC, *coded(self.format, self.values, x, there, self.scale.dtype)
+
+    width = target_BxW.shape[1]
+    group_BxC, code, scale, zero = _few_rows(narrow, width, new_BxWxKxH, target_BxW)
+    row_Bx1 = jnp.arange(len(group_BxC))[:, None]
 
     def one(into: Array, own: Array) -> Array:
       return into.at[layer, row_Bx1, group_BxC].set(own, mode="drop")
@@ -82,6 +90,17 @@ class Packed:
     x_BxTxKxH = jnp.take_along_axis(new_BxWxKxH, index_BxTx1x1, axis=1)
     group_BxC = jnp.where(there_BxCxT.any(2), first_Bx1 + jnp.arange(count)[None, :], groups)
     return x_BxTxKxH.reshape(batch, count, size, *x_BxTxKxH.shape[2:]), there_BxCxT, group_BxC
+
+
+def _few_rows(fn: Callable[..., Any], tokens: int, *arrays: Array | None) -> Any:
+  """`fn(*arrays)` of rows of so many tokens, for few of them at a time: it is the same for each."""
+  batch = len(arrays[0])
+  rows = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * tokens <= AT_ONCE))
+  if rows == batch:
+    return fn(*arrays)
+  parts = jax.tree.map(lambda x: x.reshape(batch // rows, rows, *x.shape[1:]), arrays)
+  out = jax.lax.map(lambda part: fn(*part), parts)
+  return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), out)
 
 
 def empty(

@@ -44,6 +44,16 @@ LLADA_8B = from_preset("llada-8b", vocab=126_464, dtype="bfloat16", remat=True)
 
 
 @dataclasses.dataclass(frozen=True)
+class Held:
+  """A sampling loop that holds a cache, for one device; None: this machine's."""
+
+  plan: str
+  weights: str = ""  # this and the next as a sampling config has them
+  cache_format: str = ""
+  device: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Size:
   vocabs: tuple[int, ...]
   batches: tuple[int, ...]
@@ -53,15 +63,19 @@ class Size:
   sliding: ModelConfig  # of a forward over a canvas against cached text
   canvas: int
   contexts: tuple[int, ...]
+  canvases: tuple[int, int]  # rows and slots of the loops that hold a cache
+  held: tuple[Held, ...]
 
 
 SIZES = {
   "tiny": Size((8_000, 24_000), (8, 32), dataclasses.replace(SMALL, vocab=8_000), 8, 256,
-                SMALL_GEMMA, 16, (1024,)),
+                SMALL_GEMMA, 16, (1024,), (2, 64), (Held("dual", cache_format="kivi2"),)),
   "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32), LLADA_8B, 32, 4096,
-                  GEMMA, 256, (4096, 32_768)),
+                  GEMMA, 256, (4096, 32_768), (32, 1024),
+                  (Held("dual", device="v5p"), *(Held(plan, "int4g128", "kivi2", "v5e")
+                                                 for plan in ("dual", "block", "dkv_decode")))),
 }  # fmt: skip
-DEVICES = ("v5p", "h100")  # besides this machine's
+DEVICES = ("v5p", "h100")  # besides this machine's, of the programs without a cache
 
 
 def run(size: str) -> list[Table]:
@@ -83,14 +97,14 @@ def run(size: str) -> list[Table]:
     {"B per row x vocabulary": growth_per_logit(bytes_), "case": name}
     for name, bytes_ in {"ours": ours, "naive": naive}.items()
   ]
-  devices, absent = _devices()
-  missing = f"; no compiler here for {', '.join(absent)}: make aot" if absent else ""
+  devices, absent = _devices((None, *DEVICES))
+  at_hand, without = _devices(tuple(dict.fromkeys(held.device for held in chosen.held)))
   return [
     Table("memory", "temporary bytes of the sampler with all logits at once / in tiles", rows),
     Table("growth", "bytes that each further logit costs; one float32 array of them: 4", growth),
     Table(
       "devices",
-      f"temporary bytes without kernels / with them, compiled for the device{missing}",
+      f"temporary bytes without kernels / with them, compiled for the device{_missing(absent)}",
       [row for device in devices for row in _programs(chosen, device)],
     ),
     Table(
@@ -99,7 +113,31 @@ def run(size: str) -> list[Table]:
       "the context / their window",
       [_windowed(chosen, slots) for slots in chosen.contexts],
     ),
+    Table(
+      "caches",
+      "temporary bytes of a sampling loop, its cache among them / bytes of the cache, "
+      f"{chosen.canvases[0]} rows x {chosen.canvases[1]} slots{_missing(without)}",
+      [_held(chosen, held) for held in chosen.held if held.device in at_hand],
+    ),
   ]
+
+
+def _held(size: Size, held: Held) -> Row:
+  """The peak is what a TPU must hold; temporaries that do not live together add up to more.
+
+  XLA's CPU backend leaves temporaries out of the peak.
+  """
+  program, cache = cached(size.model, held, *size.canvases)
+  memory = program.memory_analysis()
+  kept = f"{held.weights or size.model.dtype}, cache {held.cache_format or size.model.dtype}"
+  return {
+    "temporaries / cache": memory.temp_size_in_bytes / cache,
+    "case": f"{held.plan}, weights {kept}, {held.device or jax.default_backend()}",
+    "cache, B": float(cache),
+    "arguments, B": float(memory.argument_size_in_bytes),
+    "temporaries, B": float(memory.temp_size_in_bytes),
+    "peak, B": float(memory.peak_memory_in_bytes),
+  }
 
 
 def _windowed(size: Size, slots: int) -> Row:
@@ -143,17 +181,22 @@ def canvas_bytes(config: ModelConfig, canvas: int, slots: int) -> tuple[int, int
   return memory.argument_size_in_bytes - beside, memory.temp_size_in_bytes
 
 
-def _devices() -> tuple[list[str | None], list[str]]:
+def _devices(names: tuple[str | None, ...]) -> tuple[list[str | None], list[str]]:
   """Those that can be compiled for (None: this machine's), and those that cannot."""
-  there, absent = [None], []
-  for device in DEVICES:
+  there, absent = [], []
+  for device in names:
     try:
-      aot.mesh(device)
+      if device is not None:
+        aot.mesh(device)
     except RuntimeError:
       absent.append(device)
     else:
       there.append(device)
   return there, absent
+
+
+def _missing(devices: list[str]) -> str:
+  return f"; no compiler here for {', '.join(devices)}: make aot" if devices else ""
 
 
 def _programs(size: Size, device: str | None) -> list[Row]:
@@ -225,43 +268,33 @@ def sampler(config: ModelConfig, batch: int, device: str | None = None) -> Compi
   return _compiled(functools.partial(loop.run, own), device, _params(config), canvas)
 
 
-def cached(
-  config: ModelConfig,
-  plan: str,
-  rows: int,
-  slots: int,
-  *,
-  weights: str = "",
-  cache_format: str = "",
-  device: str | None = None,
-) -> tuple[Compiled, int]:
-  """The sampling loop of a bidirectional model over rows of a canvas, and the bytes of its cache.
+def cached(config: ModelConfig, held: Held, rows: int, slots: int) -> tuple[Compiled, int]:
+  """The sampling loop over so many rows of a canvas, and the bytes of its cache.
 
-  Args:
-    weights, cache_format: as a sampling config has them.
+  Cache "block" is that of a model that sees blocks; others are of one that sees all.
   """
-  model = bind(config)
+  by_block = held.plan == "block"
   own = loop.Sampler(
-    denoise=model,
+    denoise=bind(config),
     policy=Threshold(),
-    plan=PLANS[plan](),
-    sees=masks.Full(),
+    plan=PLANS[held.plan](),
+    sees=masks.BlockCausal(BLOCK) if by_block else masks.Full(),
     block=BLOCK,
     max_forwards=1000,
     mask_id=config.vocab - 1,
-    cache_format=cache_format,
+    cache_format=held.cache_format,
   )
   tokens, free = np.zeros(slots, np.int32), np.arange(slots) >= slots // 2
   canvas = make_canvas(
-    [tokens] * rows, [free] * rows, list(range(rows)), slots=slots, block=BLOCK, align="prompt",
-    mask_id=config.vocab - 1, seed=0,
+    [tokens] * rows, [free] * rows, list(range(rows)), slots=slots, block=BLOCK,
+    align="canvas" if by_block else "prompt", mask_id=config.vocab - 1, seed=0,
   )  # fmt: skip
   params = _params(config)
-  if weights:
-    params = jax.eval_shape(lambda params: quantised(params, quantise(weights)), params)
-  held = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
-  count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
-  return _compiled(functools.partial(loop.run, own), device, params, canvas), count
+  if held.weights:
+    params = jax.eval_shape(lambda params: quantised(params, quantise(held.weights)), params)
+  cache = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
+  count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+  return _compiled(functools.partial(loop.run, own), held.device, params, canvas), count
 
 
 def gradient(config: ModelConfig, length: int, device: str | None = None) -> Compiled:

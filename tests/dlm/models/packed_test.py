@@ -56,6 +56,14 @@ def test_a_row_is_kept_the_same_whatever_is_beside_it(format):
     np.testing.assert_array_equal(own, other)
 
 
+def test_a_few_rows_at_a_time_are_as_all_at_once(monkeypatch):
+  monkeypatch.setattr(packed, "AT_ONCE", SLOTS)
+  few = jax.jit(lambda *of: written.__wrapped__(FORMATS[0], True, *of))  # traced anew
+  assert "while" in few.lower(NEW, TARGET).as_text()
+  together = written(FORMATS[0], True, NEW, TARGET)[1]
+  np.testing.assert_array_equal(few(NEW, TARGET)[1], together)
+
+
 @pytest.mark.parametrize(
   "format,share", [(FORMATS[0], 0.19), (FORMATS[1], 0.32), (FORMATS[2], 0.51)]
 )
