@@ -344,6 +344,9 @@ def _agree_on_rollout(training: Training) -> None:
   """What the model writes by itself takes the run's own mesh, seed, rows and length."""
   run = training.run
   learned, told = training.objective, (training.rows, training.eval_rows)
+  if training.rows is not None and training.rows.paired:
+    _agree_on_pairs(training)
+    return
   if run.rollout is None:
     if learned.traced and (learned.rewarded or not all(rows.traced for rows in told)):
       raise ValueError(
@@ -362,9 +365,36 @@ def _agree_on_rollout(training: Training) -> None:
   sampling(run.rollout, training.model, training.facts)
 
 
+def _agree_on_pairs(training: Training) -> None:
+  """Pairs of a file are learned from as they are, by who learns from pairs."""
+  run, trained = training.run, training.objective
+  if not trained.paired:
+    raise ValueError(
+      f"objective.name={run.objective.name!r} does not learn from data.sources of pairs: that does "
+      "'preference'"
+    )
+  for name in ("rollout", "rewards"):
+    if getattr(run, name) is not None:
+      raise ValueError(f"{name} does not go with data.sources of pairs, whose answers are there")
+  if run.objective.fields["estimator"].kind.traced:
+    raise ValueError(
+      f"objective.estimator={run.objective.fields['estimator'].name!r} needs to know which forward "
+      "wrote each token, which data.sources of pairs do not tell"
+    )
+  shards = parallel.batch_shards(training.mesh)
+  if run.batch % (2 * shards * run.microbatches):
+    raise ValueError(
+      f"batch={run.batch} must divide by 2 x {shards} shards x microbatches={run.microbatches}: "
+      "pairs stay together"
+    )
+
+
 def _agree_on_rewards(training: Training) -> None:
   """Who is rewarded learns on from a model that the estimate of log p is about."""
   run, trained, found = training.run, training.objective, training.run.rewards
+  if training.rows is not None and training.rows.paired:
+    _agree_on_estimate(training)
+    return
   if trained.rewarded != (found is not None):
     raise ValueError(
       f"objective.name={run.objective.name!r} "
@@ -410,6 +440,12 @@ def _agree_on_rewards(training: Training) -> None:
     )
   if jax.process_count() > 1:
     raise ValueError("rewards are given by one process alone, not by several")
+  _agree_on_estimate(training)
+
+
+def _agree_on_estimate(training: Training) -> None:
+  """The model that a run goes on from is one that its estimate of log p is about."""
+  run, trained = training.run, training.objective
   if training.source is None:
     raise ValueError(f"objective.name={run.objective.name!r} needs init_from: a model that writes")
   facts = training.source.facts

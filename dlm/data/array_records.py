@@ -63,7 +63,7 @@ class StoredRows:
   layout: Mapping[str, Any]  # the fields of `MixturePart` that the rows were laid out by
   report: dict[str, int | str]
   fingerprint: Callable[[], dict[str, str]]
-  traced = False
+  traced = paired = False
   notes = ()
 
   def __len__(self) -> int:

@@ -18,6 +18,7 @@ from dlm.data.array_records import StoredRows, open_array_records
 from dlm.data.chat import Conversation, template_of
 from dlm.data.sources import Example, Source, open_source
 from dlm.data.sources.example import check_split
+from dlm.data.sources.pairs import read_pairs
 from dlm.data.specials import Spelled
 from dlm.data.tokenizers import Tokenizer
 from dlm.data.told_rows import open_told_rows
@@ -37,6 +38,7 @@ class Document(NamedTuple):
 class Corpus(Protocol):
   name: str
   traced: bool  # its documents tell which forward wrote each token
+  paired: bool  # documents 2i and 2i + 1 answer the same prompt, the first of them better
   notes: tuple[str, ...]  # what whoever trains on it should know, a line each
 
   def __len__(self) -> int: ...
@@ -59,6 +61,7 @@ class TokenCorpus:
   learned_T: np.ndarray | None = None  # bool; None: all after the prompts
   notes: tuple[str, ...] = ()
   when_T: np.ndarray | None = None  # as a document's
+  paired: bool = False
 
   @property
   def traced(self) -> bool:
@@ -83,7 +86,7 @@ class GeneratedCorpus:
   source: Source
   encoder: "Encoder"
   notes = ()
-  traced = False
+  traced = paired = False
 
   @property
   def name(self) -> str:
@@ -279,6 +282,11 @@ def open_traces(paths: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
   )
 
 
+def open_pairs(paths: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
+  """What `dlm.data.sources.pairs.read_pairs` reads."""
+  return dataclasses.replace(tokenize(read_pairs(paths, split), tokenizer), paired=True)
+
+
 def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
   kinds = {"source": str, "fingerprint": str, "splits": dict}
   for field, kind in kinds.items():
@@ -293,6 +301,7 @@ STORED = {
   "traces": open_traces,
   "arrayrecord": open_array_records,
   "targets": open_told_rows,
+  "pairs": open_pairs,
 }
 
 

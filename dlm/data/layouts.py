@@ -25,7 +25,7 @@ class RowBatch(NamedTuple):
 
 class TracedRowBatch(NamedTuple):
   """Rows that also tell how they came to be: as "when", int32 [B, L], which forward wrote each
-  token, -1: given; or what `dlm.data.told_rows` says of them."""
+  token, -1: given; or what `dlm.data.told_rows` says of them, or `Pairs`."""
 
   tokens_BxL: np.ndarray
   noisable_BxL: np.ndarray
@@ -146,11 +146,7 @@ class Padded:
   def rows(self, row_B: np.ndarray) -> RowBatch | TracedRowBatch:
     slot, per_row = self._slot, self.per_row
     example_E = (row_B[:, None] * per_row + np.arange(per_row)).reshape(-1)
-    epoch_E, index_E = np.divmod(example_E, self._count)
-    if self._key is not None:
-      index_E = permuted(index_E, self._count, *self._key, epoch_E)
-    if self._kept_N is not None:
-      index_E = self._kept_N[index_E]
+    index_E = self._documents(example_E)
     tokens_ExC = np.full((index_E.size, slot), self._fill, np.int32)
     learned_ExC = np.ones((index_E.size, slot), bool)
     when_ExC = np.full((index_E.size, slot), -1, np.int32)
@@ -177,6 +173,13 @@ class Padded:
     if not self._corpus.traced:
       return rows
     return TracedRowBatch(*rows, {"when": self._in_rows(when_ExC, -1)})
+
+  def _documents(self, example_E: np.ndarray) -> np.ndarray:
+    """Which document stands at each place of the stream."""
+    epoch_E, index_E = np.divmod(example_E, self._count)
+    if self._key is not None:
+      index_E = permuted(index_E, self._count, *self._key, epoch_E)
+    return index_E if self._kept_N is None else self._kept_N[index_E]
 
   def _in_rows(self, values_ExC: np.ndarray, fill: int | bool) -> np.ndarray:
     """Slots side by side; the columns that the division leaves over are padding."""
@@ -210,6 +213,38 @@ class Padded:
       raise ValueError(
         f"{name}: an item has {size} tokens, more than {self._slot} columns (length // per_row)"
       )
+
+
+class Pairs(Padded):
+  """Two answers to a prompt in rows 2i and 2i + 1, and "advantage_B": 1 of the chosen one, else -1.
+
+  A pair of which one answer is dropped is dropped whole.
+  """
+
+  def __init__(
+    self,
+    corpus: TokenCorpus,
+    tokenizer: Tokenizer,
+    length: int,
+    pad: str,
+    too_long: str,
+    key: tuple[int, ...] | None,
+  ):
+    super().__init__(corpus, tokenizer, length, pad, 1, too_long, key)
+    kept_N = np.isin(np.arange(len(corpus)), self._kept_N).reshape(-1, 2).all(1)
+    if not kept_N.any():
+      raise ValueError(f"{corpus.name}: no pair fits {length} columns")
+    self._kept_N = np.flatnonzero(kept_N)  # of pairs
+    self._count = self._kept_N.size
+    self.epoch_rows = 2 * self._count
+    self.report["dropped"] = 2 * int((~kept_N).sum())
+
+  def rows(self, row_B: np.ndarray) -> TracedRowBatch:
+    rows = super().rows(row_B)
+    return TracedRowBatch(*rows, {"advantage_B": np.where(row_B % 2, -1, 1).astype(np.float32)})
+
+  def _documents(self, example_E: np.ndarray) -> np.ndarray:
+    return 2 * super()._documents(example_E // 2) + example_E % 2
 
 
 class Stored:

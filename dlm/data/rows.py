@@ -19,7 +19,7 @@ import numpy as np
 
 from dlm.data.array_records import StoredRows
 from dlm.data.corpus import Corpus, open_corpus
-from dlm.data.layouts import Packed, Padded, RowBatch, Stored, TracedRowBatch
+from dlm.data.layouts import Packed, Padded, Pairs, RowBatch, Stored, TracedRowBatch
 from dlm.data.stateless import hash_words
 from dlm.data.tokenizers import Tokenizer
 from dlm.data.told_rows import ToldRows
@@ -66,6 +66,12 @@ class MixturePart:
     if isinstance(self.corpus, StoredRows):
       self._check_stored(self.corpus, chosen | {"length": length})
       return Stored(self.corpus, key)
+    if self.corpus.paired:
+      if self.mode != "pad" or self.per_row != 1:
+        raise ValueError(
+          f"pairs: mode={self.mode!r}, per_row={self.per_row} must be 'pad' and 1: an answer a row"
+        )
+      return Pairs(self.corpus, tokenizer, length, self.pad, self.too_long, key)
     if self.mode == "pack":
       return Packed(self.corpus, length, self.document_mask, key)
     return Padded(self.corpus, tokenizer, length, self.pad, self.per_row, self.too_long, key)
@@ -134,6 +140,11 @@ class Rows:
     """index.json of rows of which a teacher has told all; None: of others."""
     (first, *more) = self._corpora
     return None if more else getattr(first, "told", None)
+
+  @property
+  def paired(self) -> bool:
+    """Rows 2i and 2i + 1 answer the same prompt, and "advantage_B" tells which of them better."""
+    return any(corpus.paired for corpus in self._corpora)
 
   @property
   def traced(self) -> bool:
@@ -257,8 +268,11 @@ def _check(parts, length: int, batch: int, process_index: int, process_count: in
     raise ValueError(f"{batch=} must be positive and divide by {process_count=}")
   if not 0 <= process_index < process_count:
     raise ValueError(f"{process_index=} must be within 0..{process_count - 1}")
-  if len(parts) > 1 and any(isinstance(part.corpus, ToldRows) for part in parts):
-    raise ValueError("targets: rows that a teacher has told of are a run's only source")
+  if len(parts) > 1:
+    if any(isinstance(part.corpus, ToldRows) for part in parts):
+      raise ValueError("targets: rows that a teacher has told of are a run's only source")
+    if any(part.corpus.paired for part in parts):
+      raise ValueError("pairs: rows in pairs are a run's only source")
   for part in parts:
     if not 0 < part.weight < math.inf:
       raise ValueError(f"{part.corpus.name}: weight={part.weight} must be positive and finite")

@@ -119,6 +119,35 @@ def test_an_autoregressive_model_stays_one_where_it_is_estimated_as_such(tmp_pat
   assert (run.facts.attention, run.facts.shift, run.objective.shift) == (masks.Causal(), 1, 1)
 
 
+def test_pairs_of_a_file_are_learned_from(tmp_path):
+  pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+  (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 40)
+  pairs = {
+    "objective": {"name": "preference", "estimator": {"name": "counted_elbo", "draws": 1}},
+    "data.sources": ((f"pairs:{tmp_path / 'pairs.jsonl'}", 1.0),), "data.mode": "pad",
+    "data.pad": "none", "rollout": None, "rewards": None, "eval.every": 0, "steps": 2,
+  }  # fmt: skip
+  base = untrained(tmp_path / "base", {"name": "exact_count"})
+  train.train(training(base, **pairs), tmp_path / "run")
+  told = [each for each in records(tmp_path / "run") if "loss" in each]
+  # The first update finds the reference itself, the second what already prefers the better.
+  assert told[0]["loss"] == pytest.approx(np.log(2), rel=1e-5) and told[0]["margin"] == 0
+  assert told[1]["margin"] > 0 and told[1]["preferred"] == 1
+  blocks = untrained(tmp_path / "blocks", {"name": "bd3lm", "block": 4})
+  traced = {"objective.estimator": {"name": "trace", "block": 4}}
+  for origin, fields, message in (
+    (
+      base,
+      {"objective": CONFIG["objective"]},
+      "'policy_gradient' does not learn from data.sources",
+    ),
+    (base, {"rewards": CONFIG["rewards"]}, "rewards does not go with data.sources of pairs"),
+    (blocks, traced, "estimator='trace' needs to know which forward wrote each token"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      training(origin, **pairs | fields)
+
+
 def weighs(written):
   """What texts of an untrained model differ in."""
   return sum(map(ord, written.text)) / 1000

@@ -47,7 +47,7 @@ def open_source(spec: str, split: str = "train", *, seed: int = 0, **options) ->
     raise ValueError(
       f"unknown source {spec!r}; known: stdlib, lists, jsonl:PATH, parquet:PATH, dataset:DIR,"
       " reasoning_gym:TASKS, parallel_bench:TASKS, tfds:NAME[:CONFIG] (and traces:PATH,"
-      " tokens:DIR, arrayrecord:DIR, targets:DIR where rows are made)"
+      " tokens:DIR, arrayrecord:DIR, targets:DIR, pairs:FILE where rows are made)"
     )
   try:
     source = SOURCES[name](argument, split, seed, options)

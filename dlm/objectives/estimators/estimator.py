@@ -22,6 +22,7 @@ class Estimator(abc.ABC):
   The completion is what `Batch.noisable_BxL` marks; its `answer` may go on behind the end.
   """
 
+  traced = False  # it reads which forward wrote each token
   shift = 0  # 1: it asks logits at i for token i + 1
   block = None  # of a model that sees clean blocks before its own; None: it sees all
 

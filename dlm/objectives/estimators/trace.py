@@ -64,6 +64,7 @@ class Trace(_InBlocks):
 
   shrink: int = 1
   behind: int = 0
+  traced = True
 
   def __post_init__(self):
     super().__post_init__()
