@@ -29,7 +29,11 @@ AOT := .aot/py3$(MINOR)
 AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/aot
 
 # Programs of 16 to 256 chips: minutes each, but those that runs/plan/*.json hold are not compiled
-# again. NAME.json and what to plan for it:
+# again. MINI: 16B parameters, 256 experts; FLASH: what makes 103B of them.
+MINI := --config=configs/train/llada2_sft.py --config.model.preset=llada2-mini \
+	--config.model.vocab=157184 --config.batch=64
+FLASH := --config.model.width=4096 --config.model.layers=32 --config.model.heads=32 \
+	--config.model.mlp=9216 --config.model.moe.mlp=1024 --config.model.moe.shared=1024
 PLAN = PYTHONPATH=$(CURDIR):$(CURDIR)/$(AOT)/tpu JAX_PLATFORMS=cpu nice $(BIN)/python \
   experiments/plan.py --out=runs/plan
 
@@ -107,11 +111,20 @@ aot: $(AOT)/tpu $(AOT)/cuda
 plan: $(AOT)/tpu
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --topology=v5p:4x4x4 --try="mesh.fsdp=64 overlap=False" --try="mesh.fsdp=64" \
-	  --try="mesh.data=4 mesh.fsdp=16" --try="mesh.fsdp=64 model.remat=False"
+	  --try="mesh.fsdp=64 model.remat=False" --try="mesh.data=4 mesh.fsdp=16"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=256 \
 	  --topology=v6e:16x16 --try="mesh.fsdp=256"
-	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=64 \
-	  --topology=v5p:2x4x4 --topology=v5p:4x4x4 --topology=v5p:4x4x8
+	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
+	  --sample=configs/sample/fast_dllm.py --topology=v5e:4x4 --try="mesh.data=4 mesh.tensor=4"
+	$(PLAN)/mini.json $(MINI) --topology=v5p:4x4x4 --config.microbatches=1 \
+	  --try="mesh.fsdp=4 mesh.expert=16"
+	$(PLAN)/mini.json $(MINI) --sample=configs/sample/llada2.py --topology=v5e:4x4 \
+	  --try="mesh.expert=16"
+	$(PLAN)/flash.json $(MINI) $(FLASH) --sample=configs/sample/llada2.py --topology=v5e:8x8 \
+	  --try="mesh.expert=16 mesh.tensor=4"
+	$(PLAN)/ec_dlm.json --config=configs/train/ec_dlm.py:large-linear_reverse \
+	  --config.model.vocab=50432 --config.batch=64 --topology=v5p:4x4x4 \
+	  --try="mesh.data=1 mesh.fsdp=8 mesh.expert=8"
 
 bench: $(READY)
 	$(BIN)/python -m experiments.benchmark --suite=all --out=runs/bench

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "expert", "sequence")
@@ -75,8 +75,12 @@ def make_mesh(
     raise ValueError(f"mesh sizes {sizes} must multiply to the number of devices, {count}")
   if free:
     sizes[free[0]] = count // known
-  types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+  types, shape = (AxisType.Auto,) * len(AXES), tuple(sizes.values())
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  except NotImplementedError:  # a torus of TPUs, an axis of which several axes of the mesh share
+    split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(split, AXES, axis_types=types)
 
 
 @dataclasses.dataclass(frozen=True)

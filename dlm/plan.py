@@ -44,8 +44,8 @@ class Plan:
 
   Args:
     parameters, optimizer, other: what the program is given; together its arguments.
-    temporary: what it allocates besides.
-    peak: the most that is alive at once; allocations may lie apart, so they need more.
+    temporary: what it makes besides, as XLA says; some of it lies where arguments lay.
+    peak: the most that is held at once, arguments among it.
     flops_formula: of the model, see `Step.flops`; None: of a sampler.
     flops_counted: of all products, what is computed again among them; with XLA's ops in place of
       kernels, so attention to keys that a mask hides counts.
@@ -73,10 +73,6 @@ class Plan:
   def memory(self) -> float:
     """Of a device: a chip's, or its core's share."""
     return self.chip.memory / self.chip.cores
-
-  @property
-  def allocated(self) -> int:
-    return self.parameters + self.optimizer + self.other + self.temporary
 
   @property
   def compute_seconds(self) -> float:
@@ -111,7 +107,7 @@ class Plan:
 
   def plain(self) -> dict[str, Any]:
     """For JSON, with what is estimated."""
-    told = ("memory", "allocated", "compute_seconds", "link_seconds", "seconds", "mfu")
+    told = ("memory", "compute_seconds", "link_seconds", "seconds", "mfu")
     return dataclasses.asdict(self) | {name: getattr(self, name) for name in told}
 
 
@@ -200,9 +196,9 @@ def held(tree: Any) -> int:
 def table(rows: list[Mapping[str, Any]]) -> list[str]:
   """Markdown of what the main keeps: a row a program."""
   lines = [
-    "| topology | program | parameters | optimizer | temporary | allocated (of memory) | peak | "
+    "| topology | program | parameters | optimizer | temporary | peak (of memory) | "
     "TFLOP, formula / counted | received | asynchronous | compute | links | step | MFU |",
-    "|" + "---|" * 14,
+    "|" + "---|" * 13,
   ]
   for row in rows:
     at = f"| {row['asked']['topology']} | {name(row['asked'])} |"
@@ -214,8 +210,7 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
     formula = "-" if made["mfu"] is None else f"{made['flops_formula'] / 1e12:.1f}"
     cells = [
       *(_gb(made[name]) for name in ("parameters", "optimizer", "temporary")),
-      f"{_gb(made['allocated'])} ({100 * made['allocated'] / made['memory']:.0f} %)",
-      _gb(made["peak"]),
+      f"{_gb(made['peak'])} ({100 * made['peak'] / made['memory']:.0f} %)",
       f"{formula} / {made['flops_counted'] / 1e12:.1f}",
       _gb(sum(kind["bytes"] for kind in kinds)),
       f"{sum(k['asynchronous'] for k in kinds)} of {sum(k['count'] for k in kinds)}",

@@ -1,8 +1,11 @@
 """An update for 64 chips of a pod, compiled here: devices exchange beside products."""
 
+import math
+
 import pytest
 
-from dlm import build, plan
+from dlm import build, parallel, plan
+from kernels_pallas import aot
 
 RUN = dict(
   steps=10,
@@ -27,8 +30,18 @@ def test_an_update_of_a_pod_is_planned():
   assert made.parameters == pytest.approx(state, rel=0.01)  # norms are whole everywhere
   assert made.optimizer == pytest.approx(2 * state, rel=0.01)
   assert made.other < 1 << 20
-  assert made.peak < made.allocated < made.memory / 20
+  assert made.parameters + made.optimizer < made.peak < made.memory / 20
   assert made.flops_formula < made.flops_counted < 2 * made.flops_formula  # layers again
   assert made.traffic["all-gather"].asynchronous > 0  # without `overlap` all are all-reduces
   assert not made.open_loops
   assert any("dlm/" in each.source or "kernels_pallas/" in each.source for each in made.largest)
+
+
+@pytest.mark.tpu
+def test_axes_of_a_mesh_may_share_an_axis_of_the_torus():
+  """8 x 8 on 4 x 4 x 4: each axis of the mesh is a box of it, 4 x 2 x 1 or so."""
+  mesh = parallel.make_mesh(data=1, fsdp=8, expert=8, devices=aot.tpus("v5p:4x4x4"))
+  devices = mesh.devices.reshape(8, 8)
+  for line in (*devices, *devices.T):
+    sides = [len(set(along)) for along in zip(*(each.coords for each in line), strict=True)]
+    assert math.prod(sides) == 8
