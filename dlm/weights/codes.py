@@ -11,7 +11,7 @@ A number is scale * (code - zero). GPTQ's first format stores zero - 1, its seco
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -236,6 +236,21 @@ class Reader(files.Reader):
       return True
     own = files.Reader.read(self, *stored.parts["g_idx"], (slice(0, inputs),))
     return np.array_equal(own, _neighbours(stored))
+
+
+def nought_biases(names: Iterable[str], stored: Mapping[str, Stored]) -> set[str]:
+  """Of these tensors the biases of quantised layers that are all nought.
+
+  Some versions of AutoGPTQ store one for every layer, whatever the model has (AutoGPTQ#555).
+  """
+  found = set()
+  with Reader() as reader:
+    for name in names:
+      layer, _, end = name.rpartition(".")
+      if end == "bias" and isinstance(stored.get(layer + ".weight"), Coded):
+        every = tuple(slice(0, size) for size in stored[name].shape)
+        found |= set() if reader.read(name, stored[name], every).any() else {name}
+  return found
 
 
 def _of_blocks(stored: Coded, part: Callable, outs: slice, ins: slice) -> np.ndarray:

@@ -141,7 +141,7 @@ def _parts(
     if name.endswith(family.unread)
     or name.startswith(family.unread_below)
     or (model.tied and name == head)
-  }
+  } | codes.nought_biases(stored.keys() - expected, stored)
   wrong = []
   for name in sorted(expected.keys() | stored.keys() - unread):
     want, found = expected.get(name), stored.get(name)

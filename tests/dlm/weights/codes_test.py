@@ -126,6 +126,17 @@ def test_codes_of_the_format_stay_as_they_are(case, tmp_path):
   assert found == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
 
+def test_biases_that_the_model_has_not_must_be_nought(tmp_path):
+  """As AutoGPTQ stored them for every layer."""
+  parts = recorded("gptq4") | {"bias": np.zeros(32, np.float16)}
+  params = weights.load(weights.open_source(directory(tmp_path / "hf", parts, CASES["gptq4"])))
+  np.testing.assert_array_equal(params["layers"]["mlp"]["up"]["kernel"][0], parts["weight"].T)
+  parts["bias"][7] = 1
+  source = weights.open_source(directory(tmp_path / "more", parts, CASES["gptq4"]))
+  with pytest.raises(weights.WeightsError, match=r"\+ model.layers.0.mlp.down_proj.bias \[32\]"):
+    weights.load(source)
+
+
 def test_a_stored_scale_that_is_not_finite_is_named(tmp_path):
   parts = recorded("awq4")
   parts["scales"][1, 3] = np.inf
