@@ -496,6 +496,11 @@ def _agree(training: Training) -> None:
     raise ValueError(
       f"batch={run.batch} must divide by {shards} shards x microbatches={run.microbatches}"
     )
+  if run.microbatches > 1 and not training.objective.summable:
+    raise ValueError(
+      f"microbatches={run.microbatches} must be 1: objective.name={run.objective.name!r} takes "
+      "means over all that a device computes at once"
+    )
   if run.parallel == "pmap" and training.mesh.size != training.mesh.shape["data"]:
     raise ValueError(f"parallel='pmap' splits the batch only; mesh={dict(training.mesh.shape)}")
   _agree_on_sequence(training)

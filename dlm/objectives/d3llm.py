@@ -47,6 +47,7 @@ class D3llm(Objective):
   both: bool = False
   temperature: float = 0.5
   shiftable = True
+  summable = False  # the entropy is a mean over right guesses, of what a device computes at once
 
   def __post_init__(self):
     streams.check_mask_id("D3llm", self.mask_id)

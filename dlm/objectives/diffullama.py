@@ -71,6 +71,7 @@ class Around(Objective):
   divergence = property(attrgetter("objective.divergence"))
   edit_ids = property(attrgetter("objective.edit_ids"))
   teacher_shift = property(attrgetter("objective.teacher_shift"))
+  summable = property(attrgetter("objective.summable"))
   drafts = property(attrgetter("objective.drafts"))
   traced = property(attrgetter("objective.traced"))
   rewarded = property(attrgetter("objective.rewarded"))

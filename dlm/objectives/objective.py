@@ -40,6 +40,7 @@ class Objective(abc.ABC):
   own_fields = ()  # of its fields those that change nothing of what its teacher is asked
   edit_ids = None  # (insert, delete): ids that the model learns to predict, and no text holds
   teacher_shift = 1  # of one: its logits at i predict token i + 1, as autoregressive models' do
+  summable = True  # parts of a batch add up to its loss, else a part has means of its own
   drafts = False  # and its model is a drafter of the teacher, told by taps, without a table
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
   rewarded = False  # and `Batch.extra["advantage_B"]`: what they are worth

@@ -170,6 +170,10 @@ def test_an_estimator_that_would_ask_the_model_amiss_is_refused(objective, name,
     ({"checkpoint.keep_best": 1}, "keep_best needs eval.every"),
     ({"objective": BLOCKS | {"search": True}}, "objective.search needs eval.every"),
     (
+      {"objective": {"name": "d3llm", "order": "random"}, "microbatches": 2},
+      "microbatches=2 must be 1: objective.name='d3llm' takes means over all that a device",
+    ),
+    (
       {"objective": {"name": "genmd4"}, "model.moe": EXPERTS, "optimizer.trainable": "router"},
       "objective.name='genmd4' learns parameters of its own: neither model.lora nor",
     ),

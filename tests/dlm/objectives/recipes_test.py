@@ -86,7 +86,7 @@ def test_where_every_token_costs_one_nat_the_loss_is_one(objective):
   assert count.sum() == (3000 if isinstance(objective, LladaSft) else np.asarray(noisable).sum())
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [name for name, each in MADE.items() if each.summable])
 def test_microbatches_add_up(name):
   """Sums over parts are the sum over the whole, and so are gradients and metrics."""
   objective = MADE[name]
