@@ -135,6 +135,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, batch_spec())
 
 
+def feeders(mesh: Mesh) -> tuple[int, int]:
+  """(which, of how many) part of a batch's rows this process gives.
+
+  Processes whose devices share rows, as those of one "sequence" or "tensor" axis, give the same.
+  ValueError where some share a part of theirs, or some have more rows than others.
+  """
+  axes = [mesh.axis_names.index(axis) for axis in RULES["batch"]]
+  devices = np.moveaxis(mesh.devices, axes, range(len(axes))).reshape(batch_shards(mesh), -1)
+  process_SxN = np.vectorize(lambda device: device.process_index)(devices)
+  own = {p: tuple(np.flatnonzero((process_SxN == p).any(1))) for p in np.unique(process_SxN)}
+  parts = sorted(set(own.values()))
+  if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != len(process_SxN):
+    raise ValueError(
+      f"mesh {dict(mesh.shape)} shares the rows of a batch unevenly among {len(own)} processes"
+    )
+  return parts.index(own[jax.process_index()]), len(parts)
+
+
 def splits_data_alone(mesh: Mesh) -> bool:
   """Whether every device holds all parameters."""
   return mesh.size == mesh.shape["data"]

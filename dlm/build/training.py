@@ -75,12 +75,14 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     run, target = _of_target(run)
   run = _completed(run)
   words = _words(run, source or target)
-  own_rows, eval_rows = (rows(run, words, split) for split in ("train", "test"))
+  mesh = run.mesh.make()
+  share = parallel.feeders(mesh)
+  own_rows, eval_rows = (rows(run, words, split, share) for split in ("train", "test"))
   trained = _told(run, objective(run.objective, words), own_rows)
   training = Training(
     run=run,
     source=source,
-    mesh=run.mesh.make(),
+    mesh=mesh,
     tokenizer=words,
     model=model(run.model, words),
     objective=trained,
@@ -171,8 +173,15 @@ def _words(run: RunConfig, source: Pretrained | None) -> Tokenizer:
   return source.tokenizer  # with the files that came with it
 
 
-def rows(run: RunConfig, tokenizer: Tokenizer, split: str) -> Rows:
-  """This process's rows, of groups one each; the test split in its own order."""
+def rows(
+  run: RunConfig, tokenizer: Tokenizer, split: str, share: tuple[int, int] | None = None
+) -> Rows:
+  """This process's rows, of groups one each; the test split in its own order.
+
+  Args:
+    share: which part of a batch, of how many; None: one for each process.
+  """
+  index, count = share or (jax.process_index(), jax.process_count())
   given = dataclasses.asdict(run.data)
   del given["tokenizer"]
   group = 1 if run.rewards is None else run.rewards.group
@@ -184,8 +193,8 @@ def rows(run: RunConfig, tokenizer: Tokenizer, split: str) -> Rows:
     batch=run.batch // group,
     seed=run.seed,
     split=split,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=index,
+    process_count=count,
     shuffle=split == "train",
   )
 

@@ -1,6 +1,7 @@
 """Eight devices compute what one does, however parameters and batch are split."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,36 @@ def test_mesh_takes_the_devices_that_are_left():
 def test_wrong_mesh_sizes_are_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize(
+  "sizes,processes,found",
+  [
+    ({"data": 2, "sequence": 4}, [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ({"fsdp": 4, "tensor": 2}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
+    ({"data": 4, "tensor": 2}, [0, 1, 0, 1, 2, 3, 2, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ({"data": 1, "sequence": 8}, [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1), (0, 1)]),
+  ],
+)
+def test_processes_whose_devices_share_rows_give_the_same(sizes, processes, found, monkeypatch):
+  mesh = pods_mesh(sizes, processes)
+  for process, want in enumerate(found):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    assert parallel.feeders(mesh) == want
+
+
+def test_processes_that_share_a_part_of_their_rows_are_refused():
+  with pytest.raises(ValueError, match="shares the rows of a batch unevenly among 2 processes"):
+    parallel.feeders(pods_mesh({"data": 8}, [0, 0, 0, 1, 1, 1, 1, 1]))
+
+
+def pods_mesh(sizes, processes):
+  """As far as it is asked who owns its devices."""
+  shape = dict.fromkeys(parallel.AXES, 1) | sizes
+  owners = np.array([types.SimpleNamespace(process_index=p) for p in processes])
+  return types.SimpleNamespace(
+    axis_names=parallel.AXES, shape=shape, devices=owners.reshape(*shape.values())
+  )
 
 
 def test_what_does_not_divide_is_refused():
