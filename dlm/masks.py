@@ -241,6 +241,13 @@ def in_segments(mask: Mask, segment_BxW: Array) -> Mask:
   return mask.replace(q_segment_BxW=segment_BxW, k_segment_BxS=segment_BxW)
 
 
+def taken(mask: Mask, order_W: Array) -> Mask:
+  """The mask of the queries in that order; keys are seen where they were."""
+  rows = ("lo_BxWxR", "hi_BxWxR", "q_segment_BxW", "dense_BxWxS")
+  given = {name: x for name in rows if (x := getattr(mask, name)) is not None}
+  return mask.replace(**{name: x[:, order_W] for name, x in given.items()})
+
+
 def live(mask: Mask, key_BxW: Array) -> Array:
   """Bool [B, W]: real tokens, not padding; they see themselves, at `key`, and are of a segment.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 Array = jax.Array
@@ -109,6 +110,36 @@ def unfolded(x_R: Array, lead: tuple[int, ...]) -> Array:
     own, (batch, length) = _size(*axes().batch), lead
     x_R = x_R.reshape(own, parts, batch // own, length // parts, *rest).swapaxes(1, 2)
   return x_R.reshape(*lead, *rest)
+
+
+def dealt(length: int) -> Array | None:
+  """An order of a row's positions: of each device a piece from the front and one from the end.
+
+  Where a position sees what is before it, as in blocks or [noisy; clean], all then have as much to
+  do. None: the row is whole, or has no two equal pieces for each device and stays in order.
+  """
+  parts = positions(length)
+  if parts == 1 or length % (2 * parts):
+    return None
+  piece_PxW = jnp.arange(length).reshape(2 * parts, -1)
+  return jnp.stack([piece_PxW[:parts], piece_PxW[: parts - 1 : -1]], axis=1).ravel()
+
+
+def collected(x_BxWxD: Array) -> Array:
+  """What is in the order of `dealt`, in that of the row again."""
+  parts = positions(x_BxWxD.shape[1])
+  # Of its two pieces a device has an even one and an odd one: those come first and second.
+  even = [(i, (i if i % 2 == 0 else 2 * parts - 1 - i) // 2) for i in range(parts)]
+  odd = [(i, (i if i % 2 else 2 * parts - 1 - i) // 2) for i in range(parts)]
+
+  def of_device(x_BxWxD: Array) -> Array:
+    front, end = jnp.split(x_BxWxD, 2, axis=1)
+    is_even = jax.lax.axis_index(SEQUENCE) % 2 == 0
+    first = jax.lax.ppermute(jnp.where(is_even, front, end), SEQUENCE, even)
+    second = jax.lax.ppermute(jnp.where(is_even, end, front), SEQUENCE, odd)
+    return jnp.concatenate([first, second], axis=1)
+
+  return run(of_device, ("bs",), "bs", x_BxWxD)
 
 
 def _size(*names: str) -> int:

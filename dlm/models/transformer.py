@@ -42,7 +42,7 @@ from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput, Ring
 from kernels_pallas.block_attention import RESIDUALS, Keys, Sight, prepare
-from kernels_pallas.shards import split_rows
+from kernels_pallas.shards import collected, dealt, split_rows
 
 
 class Block(nn.Module):
@@ -126,6 +126,13 @@ class Transformer(nn.Module):
     dtype = jnp.dtype(cfg.dtype)
     embed_VxD = self._table("embed")
     unembed_VxD = embed_VxD if cfg.tied else self._table("unembed")
+    key_BxW = self._keys(slot_BxW, cache, place_BxW)
+    order_W = dealt(key_BxW.shape[1]) if cache is None else None
+    if order_W is not None:  # the rest of this works in any order of the inputs
+      tokens_BxW, slot_BxW, key_BxW = (x[:, order_W] for x in (tokens_BxW, slot_BxW, key_BxW))
+      mask = masks.taken(mask, order_W)
+      time_BxW = None if time_BxW is None else time_BxW[:, order_W]
+      soft_BxWxD = None if soft_BxWxD is None else soft_BxWxD[:, order_W]
 
     # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
     x_BxWxD = split_rows(jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype))
@@ -137,7 +144,7 @@ class Transformer(nn.Module):
     if cfg.bert is not None:
       x_BxWxD = LayerNorm(cfg.norm_eps, name="embed_norm")(x_BxWxD)
     tapped = jnp.zeros((len(taps), *x_BxWxD.shape), dtype) if taps else None
-    given = tokens_BxW, slot_BxW, mask, time_BxW, cache, write_BxW, place_BxW, taps
+    given = tokens_BxW, slot_BxW, key_BxW, mask, time_BxW, cache, write_BxW, taps
     if cfg.gemma is not None:
       x_BxWxD, cache, tapped, facts = self._gemma_layers(x_BxWxD, tapped, *given)
     else:
@@ -145,7 +152,7 @@ class Transformer(nn.Module):
       stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
       kinds = shared
       if cfg.bert is not None:
-        kinds = shared, self._local(shared, slot_BxW, mask, cache, place_BxW)
+        kinds = shared, self._local(shared, slot_BxW, key_BxW, mask, cache)
       (x_BxWxD, stored, tapped), facts = self._layers((x_BxWxD, stored, tapped), kinds)
       if write_BxW is not None:
         if shared.offer is not None:
@@ -155,6 +162,9 @@ class Transformer(nn.Module):
         k, v = stored
         cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
 
+    if order_W is not None:
+      x_BxWxD = collected(x_BxWxD)
+      tapped = jnp.stack([collected(each) for each in tapped]) if taps else None
     if ask_BxA is not None:  # norm and head cost nothing where nobody asks
       x_BxWxD = jnp.take_along_axis(x_BxWxD, ask_BxA[:, :, None], axis=1)
     unembed_VxD, embed_VxD = unembed_VxD.astype(dtype), embed_VxD.astype(dtype)
@@ -181,11 +191,11 @@ class Transformer(nn.Module):
     kind: ModelConfig,
     tokens_BxW: Array,
     slot_BxW: Array,
+    key_BxW: Array,
     mask: Mask,
     time_BxW: Array | None,
     cache: KVCache | None,
     write_BxW: Array | None,
-    place_BxW: Array | None,
     taps: tuple[int, ...],
     *,
     ring: bool = False,
@@ -198,7 +208,6 @@ class Transformer(nn.Module):
       time_BxWxC = embed(jnp.zeros((1, 1)), dtype)
     elif cfg.time_conditioned:
       time_BxWxC = TimeEmbedding(TIME_WIDTH, TIME_WIDTH, name="time")(time_BxW, dtype)
-    key_BxW = self._keys(slot_BxW, cache, place_BxW)
     live_BxW, offer = masks.live(mask, key_BxW), None
     if write_BxW is not None and cache.choice is not None:
       offer = kv_cache.Offer(write_BxW, live_BxW & ~write_BxW, cache.choice)
@@ -231,12 +240,12 @@ class Transformer(nn.Module):
     self,
     shared: Shared,
     slot_BxW: Array,
+    key_BxW: Array,
     mask: Mask,
     cache: KVCache | None,
-    place_BxW: Array | None,
   ) -> Shared:
     """What the local layers of a ModernBERT have in common."""
-    cfg, key_BxW = self.config, self._keys(slot_BxW, cache, place_BxW)
+    cfg = self.config
     return shared.replace(
       rotary=rotary(slot_BxW, cfg.head_dim, cfg.bert.local_rope_base),
       sight=self._sight(cfg, key_BxW, nearby(mask, key_BxW, cfg.bert.reach), cache),
@@ -287,23 +296,23 @@ class Transformer(nn.Module):
     tapped: Array | None,
     tokens_BxW: Array,
     slot_BxW: Array,
+    key_BxW: Array,
     mask: Mask,
     time_BxW: Array,
     cache: KVCache | None,
     write_BxW: Array | None,
-    place_BxW: Array | None,
     taps: tuple[int, ...],
   ) -> tuple[Array, KVCache | None, Array | None, dict[str, Array]]:
     """Sliding and full layers, either kind with a sight, rotations and a cache of its own."""
     cfg = self.config
     stored, shared, done, facts = {}, {}, {True: 0, False: 0}, []
-    rest = time_BxW, cache, write_BxW, place_BxW, taps
+    rest = time_BxW, cache, write_BxW, taps
     for stack in cfg.stacks():
       full = stack.full
       if full not in shared:
         seen = mask if full else sliding(mask, cfg.gemma.window)
         kind = cfg.of_stack(stack)
-        shared[full] = self._shared(kind, tokens_BxW, slot_BxW, seen, *rest, ring=not full)
+        shared[full] = self._shared(kind, tokens_BxW, slot_BxW, key_BxW, seen, *rest, ring=not full)
         held = cache if full or cache is None else cache.ring
         stored[full] = None if cache is None else (held.k_YxBxSxKxH, held.v_YxBxSxKxH)
       carry = x_BxWxD, stored[full], tapped

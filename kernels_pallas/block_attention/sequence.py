@@ -1,10 +1,11 @@
 """The positions of a row on several devices: each has its own queries, and gathers all keys.
 
-Keys and values are gathered layer by layer and dropped again, forward and backward; the gradient of
-that is a reduce-scatter. A ring would hold a device's share of them at a time and send as many
-bytes, but needs kernels that merge softmaxes between its steps, and in every step all devices wait
-for the one whose ranges see most. One layer's keys are little beside the rest: of 65,536 tokens, 8
-heads of 128 in bfloat16, 256 MiB with their values.
+Which positions those are is free (`shards.dealt`): ranges are of slots, and keys tell where they
+sit. Keys and values are gathered layer by layer and dropped again, forward and backward; the
+gradient of that is a reduce-scatter. A ring would hold a device's share of them at a time and send
+as many bytes, but needs kernels that merge softmaxes between its steps, and in every step all
+devices wait for the one whose ranges see most. One layer's keys are little beside the rest: of
+65,536 tokens, 8 heads of 128 in bfloat16, 256 MiB with their values.
 """
 
 import dataclasses

@@ -116,6 +116,16 @@ def test_small_and_ragged():
   check(decode(mesh, 2, 5, 41, 3, 1, 32, jnp.float32), 2, 1)
 
 
+@pytest.mark.long
+def test_positions_are_split():
+  """Each device has a quarter of the queries, all keys of its heads, and no tile of the mask."""
+  mesh = aot.mesh("v5e", (2, 2), ("sequence", "tensor"))
+  split = P(None, "sequence"), P(None, "sequence", "tensor")
+  program = gradients(mesh, 1, 8192, 32, 8, 128, jnp.bfloat16, ranges=2, split=split)
+  check(program, 3, 90)
+  assert not re.search(r"(pred|f32|s32)\[[\d,]*4096,8192\]", program.as_text())
+
+
 def test_rows_and_heads_are_split():
   mesh = aot.mesh("v5e", (2, 2), ("fsdp", "tensor"))
   split = P("fsdp"), P("fsdp", None, "tensor")

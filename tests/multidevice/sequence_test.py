@@ -1,16 +1,23 @@
 """Rows whose positions are split over devices: losses and gradients are those of one device."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from dlm import build, parallel
+from dlm import build, masks, parallel
 from dlm.train import Step
 from dlm.types import Batch
+from kernels_pallas import shards
+from kernels_pallas.block_attention import Keys, Part, block_attention, prepare
 from tests.dlm.build import directories
+from tests.multidevice import meshes
 
 CONFIG = {
   "seed": 0,
@@ -81,6 +88,43 @@ def test_so_are_those_of_an_imported_model_that_predicts_next_tokens(tmp_path):
   del config["model"]
   (_, want), (_, got) = on(config, {"data": 1}), on(config, {"fsdp": 2, "sequence": 2})
   assert_close(got, want)
+
+
+def test_kernels_have_the_keys_of_all_devices_and_equal_work():
+  """Of [noisy; clean], with positions in the order that `dealt` gives them."""
+  rows, length, heads, dim = 1, 16, 2, 4
+  mesh = parallel.make_mesh(data=1, sequence=4, tensor=2)
+  mask, at = masks.noisy_clean(rows, length, 4), NamedSharding(mesh, P(None, "sequence", "tensor"))
+  rng = np.random.default_rng(0)
+  qkv = [rng.normal(size=(rows, 2 * length, heads, dim)).astype(np.float32) for _ in range(3)]
+  weight_W = np.arange(2 * length, dtype=np.float32)[None, :, None, None]
+
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    order_W = np.asarray(shards.dealt(2 * length))
+  seen_W = np.asarray(mask.hi_BxWxR - mask.lo_BxWxR).sum(-1)[0]
+  assert len(set(seen_W[order_W].reshape(4, -1).sum(1))) == 1 < len(set(seen_W))
+
+  def attention(implementation, order_W, q, k, v):
+    sight = prepare(
+      masks.taken(mask, order_W), [Keys(jnp.asarray(order_W, jnp.int32)[None])],
+      heads=heads, kv_heads=heads, implementation=implementation,
+    )  # fmt: skip
+
+    def total(*qkv):
+      q, k, v = (x[:, order_W] for x in qkv)
+      y = block_attention(q, [Part(k, v)], sight)
+      y = y if implementation == "reference" else shards.collected(y)
+      return (y * weight_W).sum(), y
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+  split = functools.partial(attention, "tpu", order_W)
+  whole = functools.partial(attention, "reference", np.arange(2 * length))
+  with pltpu.force_tpu_interpret_mode():
+    got = meshes.jitted(split, mesh)(*jax.device_put(qkv, at))
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=1e-4), got, jax.jit(whole)(*qkv)
+    )
 
 
 @pytest.mark.parametrize(
