@@ -31,7 +31,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   jax.config.update(
     "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
   )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# Small programs too: each module compiles them anew, see below, and most modules need the same.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="session")
