@@ -57,6 +57,8 @@ def nbytes(params: Params) -> int:
 def main() -> None:
   formats = {name: quantise(name) for name in FORMATS.value}
   trained = build.pretrained(CHECKPOINT.value, STEP.value)
+  if trained.weights:
+    raise ValueError(f"{CHECKPOINT.value} keeps codes already ({trained.weights}): give its source")
   if CONFIG.value is not None:
     run = build.RunConfig.read(CONFIG.value, command.FIELDS.value)
   elif (run := trained.run()) is None:
