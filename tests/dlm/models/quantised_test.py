@@ -17,6 +17,7 @@ from dlm.models.quantised import (
   Codes,
   Format,
   as_dicts,
+  as_kept,
   check,
   coded,
   from_dicts,
@@ -151,6 +152,31 @@ def test_codes_come_back_from_dicts():
 
   assert from_dicts(as_dicts(made("w4a8g4")), "dgq4") == made("dgq4")
   assert made("dgq4")["layers"]["moe"]["up"]["kernel"].format == Format.of("dgq4")
+
+
+def test_codes_are_split_as_their_kernel_is_where_they_divide():
+  mesh = jax.sharding.AbstractMesh((2, 4, 2), ("fsdp", "tensor", "sequence"))
+
+  def of(shape, *spec):
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, jnp.float32), spec
+
+  whole = {
+    "out": of((2, 8, 2, 6), None, "tensor", None, "fsdp"),  # heads and their channels come in
+    "up": of((2, 16, 12), None, ("fsdp", "sequence"), "tensor"),
+  }
+  shapes, places = (
+    {"layers": {name: {"kernel": both[i]} for name, both in whole.items()}} for i in (0, 1)
+  )
+  _, found = as_kept("dgq8", shapes, places)
+  specs = jax.tree.map(lambda place: tuple(place.spec), found["layers"])
+  assert specs["out"]["kernel"] == {
+    "codes": (None, "tensor", "fsdp"),  # 8 bytes of inputs
+    "steps": (None, None, "fsdp"),  # 2 groups do not divide over 4 devices
+    "scale": (None, None, "fsdp"),
+  }
+  assert specs["up"]["kernel"]["codes"] == (None, ("fsdp", "sequence"), "tensor")
+  assert specs["up"]["kernel"]["steps"] == (None, None, "tensor")
 
 
 @pytest.mark.parametrize(
