@@ -40,6 +40,8 @@ def main() -> None:
   versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
   out = OUT.value and pathlib.Path(OUT.value)
   done = json.loads(out.read_text()) if out and out.exists() else []
+  if out:
+    out.parent.mkdir(parents=True, exist_ok=True)
   rows = []
   for asked, (training, chip) in runs:
     asked |= versions
