@@ -19,7 +19,7 @@ import jax
 from dlm import files, parallel
 from dlm.build import Pretrained, SamplingConfig
 from dlm.data import chat, lines
-from dlm.generate import Completion, Request
+from dlm.generate import Completion, Request, wasted
 from dlm.types import Params
 
 JOB = b'{"job": "'  # begins the line that says which job a part is of
@@ -289,21 +289,25 @@ class Output:
       records: what the lines say of completions.
       leave_out: why a line shall not be in the file; "" if it shall. None: all shall.
     """
-    began, tokens, done = time.perf_counter(), 0, self.done
+    began, tokens, done, queries, computed = time.perf_counter(), 0, self.done, 0, 0.0
     if done:
       print(f"resumed after {done} of {len(requests)} prompts", flush=True)
     elif self.path.exists():
       print(f"{self.path} exists: the new file takes its place when it is complete", flush=True)
 
     def add(completions: list[Completion]) -> None:
-      nonlocal tokens, done
+      nonlocal tokens, done, queries, computed
       self._append("".join(json.dumps(each) + "\n" for each in records(completions)).encode())
       done += len(completions)
       tokens += sum(len(c.tokens) for c in completions)
+      queries += sum(c.queries for c in completions)
+      computed += sum(c.computed for c in completions)
       seconds = time.perf_counter() - began
       print(f"{done}/{len(requests)} prompts, {tokens / seconds:.4g} tokens/s", flush=True)
 
     generator(params, requests[self.done :], seed=seed, on_batch=add)
+    if computed:
+      print(wasted(queries, computed), flush=True)
     self._file.seek(len(self._job))
     left_out: collections.Counter[str] = collections.Counter()
     with files.replacing(self.path) as final:

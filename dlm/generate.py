@@ -21,7 +21,7 @@ from dlm import build, masks, parallel
 from dlm.build import Pretrained, SamplingConfig, Training
 from dlm.data import Tokenizer, encode_infill
 from dlm.models.apart import apart
-from dlm.sampling import loop, variety
+from dlm.sampling import loop, sizes, variety
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
 from dlm.types import FORWARD_KINDS, Canvas, Params
@@ -124,7 +124,9 @@ class Completion:
   when: list[int]  # by position of the row: the forward that wrote it, -1 where given
   row: list[int]  # the row's ids as it ended
   forwards: dict[str, int]  # by kind: full, window, commit; with a drafter also draft
-  queries: int  # query positions those forwards computed
+  queries: int  # query positions that it needed of those forwards
+  # Those computed for it, its share of padding and idle rows too: other neighbours, another share.
+  computed: float = dataclasses.field(compare=False)
   remasked: int  # tokens that were written and masked again
   tpf: float  # tokens per forward
   reason: str  # what ended the text: one of REASONS
@@ -184,6 +186,7 @@ class Generator:
       )
     if row_tile:
       sampler = dataclasses.replace(sampler, own_width=True)
+    sampler = build.on_mesh(sampler, mesh)
     shards = parallel.batch_shards(mesh)
     self.sampler, self.tokenizer, self.mesh, self.align = sampler, tokenizer, mesh, align
     self.stops = tuple(stops)
@@ -194,11 +197,8 @@ class Generator:
     self._warm: set[tuple[int, ...]] = set()
 
   def slots(self, request: Request) -> int:
-    """Of its canvas: a power of two times the block, so that few shapes are ever compiled."""
-    slots = self.sampler.block
-    while slots < len(request.tokens) + self.sampler.policy.spare:
-      slots *= 2
-    return slots
+    """Of its canvas."""
+    return sizes.canvas(len(request.tokens) + self.sampler.policy.spare, self.sampler.block)
 
   def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
     """What is done together: the first request that is left, and the next of its canvas size."""
@@ -305,6 +305,12 @@ class Generator:
       yield state.canvas
 
 
+def wasted(queries: float, computed: float) -> str:
+  """For the screen: how much was computed that no row needed."""
+  share = 100 * (1 - queries / computed)
+  return f"{share:.1f} % of the query positions computed were padding or rows that had ended"
+
+
 @functools.lru_cache(maxsize=16)
 def _program(
   sampler: Sampler, mesh: jax.sharding.Mesh, driver: str
@@ -407,6 +413,7 @@ def read(
     row=ids.tolist(),
     forwards=forwards,
     queries=int(canvas.queries_B[row]),
+    computed=float(canvas.computed_B[row]),
     remasked=int(canvas.remasked_B[row]),
     tpf=len(written) / max(sum(forwards.values()), 1),
     reason=reason,

@@ -159,7 +159,8 @@ def sampler(planned: Training, sampling: SamplingConfig, chip: roofline.Chip) ->
   """Compiles the sampler's loop, parameters in the model's data type, over `batch` canvases of
   `data.length` slots, half of each a prompt.
   """
-  own = dataclasses.replace(sampling, mesh=planned.run.mesh, batch=planned.run.batch)
+  # All rows in one forward, which is what a turn is here.
+  own = dataclasses.replace(sampling, mesh=planned.run.mesh, batch=planned.run.batch, positions=0)
   shapes = planned.model.abstract()
   shardings = parallel.shard_params(shapes, planned.mesh)
   dtype = planned.model.config.dtype

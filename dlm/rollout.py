@@ -139,7 +139,7 @@ def of(training: Training) -> RollOut | None:
     return None
   sampler, own = build.sampling(training.run.rollout, training.model, training.facts)
   return RollOut(
-    sampler=sampler,
+    sampler=build.on_mesh(sampler, training.mesh),
     mesh=training.mesh,
     driver=training.run.parallel,
     room=own.max_new_tokens or training.run.data.length,

@@ -276,7 +276,8 @@ class Canvas:
   done_B: Array
   forwards_Bx3: Array  # whole canvas, window, commit: see FORWARD_KINDS
   drafts_B: Array  # forwards that only draft, of a second model or its own; no part of `forwards`
-  queries_B: Array  # query positions those forwards computed for this row
+  queries_B: Array  # query positions that this row needed of those forwards
+  computed_B: Array  # float32: that they computed for it, its share of padding and idle rows too
   remasked_B: Array  # written tokens that were masked again
 
   @property

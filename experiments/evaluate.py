@@ -54,7 +54,7 @@ from dlm.data.install import require
 from dlm.evaluation import comparison, energy, joined, likelihood, parallelism, report, tasks
 from dlm.evaluation.parallelism import Outcome
 from dlm.evaluation.respond import Responder
-from dlm.generate import Completion, Generator, Request, generator
+from dlm.generate import Completion, Generator, Request, generator, wasted
 from dlm.seeds import check_seed
 from dlm.types import Batch, Params
 
@@ -275,6 +275,7 @@ def run(
     for q, c, score in zip(asked, done, scores, strict=True)
   ]
   print(usage.describe())
+  print(wasted(sum(c.queries for c in done), sum(c.computed for c in done)))
   policy = config.policy.name
   record |= {
     "policy": policy,

@@ -9,7 +9,7 @@ is told before anything compiles.
 from dlm.build.export import write_adapter, write_checkpoint, write_huggingface
 from dlm.build.pretrained import Pretrained, pretrained
 from dlm.build.run import RunConfig
-from dlm.build.sampling import SamplingConfig, sampling
+from dlm.build.sampling import SamplingConfig, on_mesh, sampling
 from dlm.build.tables import plain
 from dlm.build.training import Training, asked_by, estimator, everything, planned, recorded, rows
 
@@ -21,6 +21,7 @@ __all__ = [
   "asked_by",
   "estimator",
   "everything",
+  "on_mesh",
   "plain",
   "planned",
   "pretrained",

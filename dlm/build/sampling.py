@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import jax
+from jax.sharding import Mesh
 
 from dlm import masks
 from dlm.build import pools, tables
@@ -15,7 +16,7 @@ from dlm.models import quantised
 from dlm.models.apart import STREAMED
 from dlm.models.bind import Model, bind
 from dlm.models.dflash import DFlash
-from dlm.parallel import Driver, MeshConfig
+from dlm.parallel import Driver, MeshConfig, splits_data_alone
 from dlm.sampling.caching import PLANS
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import ALIGNMENTS
@@ -28,6 +29,9 @@ from dlm.types import Clock, MaskRule
 
 THRESHOLD = tables.Named("threshold", POLICIES["threshold"])
 AUTO = tables.Named("auto", Auto)
+# Positions of which matmuls take less time each than of fewer, and hardly more than of more: on a
+# CPU measured; elsewhere four times as many as take as long as reading the weights, not measured.
+POSITIONS = {True: 64, False: 1024}
 MODES = ("causal", "causal_context", "prompt_blocks")  # of a checkpoint of attention causal_context
 
 
@@ -71,6 +75,9 @@ class SamplingConfig(tables.Config):
     row_tile: rows that a device computes together, so that a row is the same to the bit whatever
       is sampled with it; 0: a batch at once, the same but for rounding; None: what is fastest, 1
       on a CPU whose caches may hold the model (below 64 MiB), else 0.
+    positions: query positions that a forward computes together, at least: as many rows as make
+      them, those alone that need it, at widths that leave out padding. 0: all rows at once, over
+      the whole canvas, while rows that need another kind of forward wait; None: what is fastest.
     refresh_rows: with a cache that is filled anew now and then ("dual", "dkv_decode", ...): so many
       rows compute the whole canvas at a time, beside the others' windows; 0: all that need it at
       once, and the others wait.
@@ -106,12 +113,14 @@ class SamplingConfig(tables.Config):
   seed: int = 0
   batch: int = 8
   row_tile: int | None = None
+  positions: int | None = None
   refresh_rows: int = 0
   parallel: str = "shard_map"
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self):
-    for field in ("block", "slots", "max_new_tokens", "max_forwards", "context", "row_tile"):
+    counts = ("block", "slots", "max_new_tokens", "max_forwards", "context")
+    for field in (*counts, "row_tile", "positions"):
       if (getattr(self, field) or 0) < 0:
         raise ValueError(f"{field}={getattr(self, field)} must not be negative")
     check_seed(self.seed)
@@ -174,6 +183,7 @@ def sampling(
     commit=_commit(facts) if own.commit == "auto" else own.commit,
     max_forwards=own.max_forwards or enough,
     row_tile=_row_tile(model) if own.row_tile is None else own.row_tile,
+    positions=POSITIONS[jax.default_backend() == "cpu"] if own.positions is None else own.positions,
   )
   sees = _sees(facts, own.context)
   moe = model.config.moe
@@ -211,6 +221,7 @@ def sampling(
     guidance=own.guidance,
     least_entropy=own.least_entropy,
     cache_format=own.cache_format,
+    positions=own.positions,
     refresh_rows=own.refresh_rows,
     # Spare rows spell nothing.
     forbidden=(*range(facts.vocab, model.config.vocab), *(ends if own.forbid_ends else ())),
@@ -228,6 +239,11 @@ def sampling(
       )
     jax.eval_shape(lambda: served.empty_cache(1, 1, sampler.kept))  # refuses what does not fit
   return sampler, own
+
+
+def on_mesh(sampler: Sampler, mesh: Mesh) -> Sampler:
+  """The sampler; where XLA splits the rows itself, its forwards are over all of them."""
+  return sampler if splits_data_alone(mesh) else dataclasses.replace(sampler, positions=0)
 
 
 def _in_mode(facts: ModelFacts, mode: str, block: int, drafts: bool) -> ModelFacts:

@@ -74,6 +74,7 @@ def untouched(
     forwards_Bx3=jnp.zeros((batch, len(FORWARD_KINDS)), jnp.int32),
     drafts_B=jnp.zeros(batch, jnp.int32),
     queries_B=jnp.zeros(batch, jnp.int32),
+    computed_B=jnp.zeros(batch),
     remasked_B=jnp.zeros(batch, jnp.int32),
   )
 

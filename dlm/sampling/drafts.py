@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.sampling import ends, guidance
 from dlm.sampling.canvas import at_slot, write
-from dlm.sampling.forward import in_turn, window_places, window_slots
+from dlm.sampling.forward import Run, in_turn, window_places, window_slots
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import confidence, score
 from dlm.sampling.state import LoopState
 from dlm.types import Array, Canvas, KVCache, LogitHead, Params, TokenStats
 
-Run = Callable[[KVCache], tuple[LogitHead, KVCache]]  # a forward of the drafter
+Over = Callable[[KVCache], tuple[LogitHead, KVCache]]  # a forward of the drafter
 
 
 def propose(
@@ -42,19 +42,24 @@ def propose(
   if sampler.policy.best_drafts:
     spec = dataclasses.replace(spec, temperature=0.0)
 
-  def scored(run: Run, cache: KVCache) -> tuple[TokenStats, KVCache]:
-    head, cache = run(cache)
-    return score(
-      head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA
-    ), cache
+  def scored(over: Over, left_B: Array, cache: KVCache) -> tuple[TokenStats, KVCache, Array]:
+    head, cache = over(cache)
+    return (
+      score(head, spec, current_BxA=jnp.zeros_like(slot_BxA), key_B=key_B, slot_BxA=slot_BxA),
+      cache,
+      left_B,
+    )
 
-  turns = [(of_B, functools.partial(scored, run)) for of_B, run in runs]
-  stats, kept = in_turn(turns, state.cache.drafts)
+  runs = [
+    Run(of_B, len(of_B) * width, functools.partial(scored, over)) for of_B, width, over in runs
+  ]
+  stats, kept, computed_B = in_turn(runs, state.cache.drafts)
   canvas = write(canvas, rows_B[:, None], slot_BxA, stats.token)
   return state.replace(
     canvas=canvas.replace(
       drafts_B=canvas.drafts_B + rows_B,
       queries_B=canvas.queries_B + jnp.where(rows_B, size_B, 0),
+      computed_B=canvas.computed_B + computed_B,
     ),
     cache=state.cache.replace(drafts=kept),
   )
@@ -62,7 +67,7 @@ def propose(
 
 def _over_block(
   sampler: Sampler, params: tuple[Params, Params], state: LoopState, rows_B: Array, shown_BxL: Array
-) -> tuple[list[tuple[Array, Run]], Array]:
+) -> tuple[list[tuple[Array, int, Over]], Array]:
   """The last settled token and a mask for each draft, also where the canvas has ended by then.
 
   Of the text before, `forward` remembers what the model's layers told.
@@ -86,12 +91,12 @@ def _over_block(
     )
     return out.head.replace(hidden_BxAxD=out.head.hidden_BxAxD[:, 1:]), cache
 
-  return [(rows_B, run)], jnp.full_like(canvas.start_B, count + 1)
+  return [(rows_B, count + 1, run)], jnp.full_like(canvas.start_B, count + 1)
 
 
 def _over_text(
   sampler: Sampler, params: Params, state: LoopState, rows_B: Array, shown_BxL: Array
-) -> tuple[list[tuple[Array, Run]], Array]:
+) -> tuple[list[tuple[Array, int, Over]], Array]:
   """What of the text is not cached, and a mask for each draft; at first the whole canvas.
 
   Kept are the keys of settled tokens that see no more than settled ones: the drafts are then those
@@ -128,7 +133,7 @@ def _over_text(
   size_B = new_BxL.sum(-1)
   much_B, everything_BxL = size_B > width, jnp.ones_like(new_BxL)
   runs = [
-    (of_B, functools.partial(over, of_B=of_B, window_BxL=window_BxL, width=width))
+    (of_B, width, functools.partial(over, of_B=of_B, window_BxL=window_BxL, width=width))
     for of_B, window_BxL, width in (
       (rows_B & much_B, everything_BxL, slots),
       (rows_B & ~much_B, new_BxL, width),
@@ -154,7 +159,7 @@ def propose_itself(
   canvas = write(canvas, rows_B[:, None], slot_BxA, masks_BxA)
   end_B = jnp.minimum(canvas.start_B + slot_BxW.shape[1], canvas.length_B)
 
-  def run(_: None) -> tuple[TokenStats, None]:
+  def run(left_B: Array, _: None) -> tuple[TokenStats, None, Array]:
     out = (sampler.adapted or sampler.denoise)(
       params,
       at_slot(canvas.tokens_BxL, slot_BxW),
@@ -163,20 +168,25 @@ def propose_itself(
       cache=state.cache,
       ask_BxA=jnp.broadcast_to(jnp.arange(1, slot_BxW.shape[1]), slot_BxA.shape),
     )
-    return score(
-      out.head,
-      sampler.spec(),
-      current_BxA=jnp.zeros_like(slot_BxA),
-      key_B=key_B,
-      slot_BxA=slot_BxA,
-    ), None
+    return (
+      score(
+        out.head,
+        sampler.spec(),
+        current_BxA=jnp.zeros_like(slot_BxA),
+        key_B=key_B,
+        slot_BxA=slot_BxA,
+      ),
+      None,
+      left_B,
+    )
 
-  stats, _ = in_turn([(rows_B, run)], None)
+  stats, _, computed_B = in_turn([Run(rows_B, slot_BxW.size, run)], None)
   sure_BxA = confidence(stats) > policy.least_sure
   canvas = write(canvas, rows_B[:, None] & sure_BxA, slot_BxA, stats.token)
   return canvas.replace(
     drafts_B=canvas.drafts_B + rows_B,
     queries_B=canvas.queries_B + jnp.where(rows_B, end_B - canvas.start_B, 0),
+    computed_B=canvas.computed_B + computed_B,
   )
 
 

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
-from dlm.sampling import guidance, shadow, sliding
+from dlm.sampling import guidance, select, shadow, sizes, sliding
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
@@ -32,6 +33,16 @@ class Ask:
   served: Served | None = None  # what rows have of their own
 
 
+class Run(NamedTuple):
+  """Forwards that rows of a batch have in common, one after the other until all have had theirs."""
+
+  rows_B: Array
+  places: int  # query positions that one of them computes
+  over: Callable[
+    [Array, Any], tuple[Any, Any, Array]
+  ]  # (rows left, cache) -> (of them, cache, whom)
+
+
 @struct.dataclass
 class Scored:
   """What came of a forward."""
@@ -39,67 +50,121 @@ class Scored:
   stats: TokenStats  # of the slots in scope
   scored_BxA: Array  # bool: those the forward computed
   cache: KVCache | None
-  queries_B: Array  # positions computed for each row
+  queries_B: Array  # positions that each row needed
+  computed_B: Array  # float32: and those that were computed, padding and idle rows shared out
+
+
+class Kind(NamedTuple):
+  """Rows over their whole canvas, or rows over their windows."""
+
+  whole: bool
+  rows_B: Array
+  window_BxL: Array  # slots that each computes
+  widths: tuple[int, ...]  # to which these are padded, ascending
 
 
 def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -> Scored:
   """Runs the model over what is asked, and keeps the keys that the plan wants."""
-  canvas, at, full_B = ask.canvas, ask.at, ask.full_B
+  canvas, full_B = ask.canvas, ask.full_B
+  shadows = sampler.block if sampler.policy.judges else 0
+  runs, queries_B = [], canvas.length_B + shadows
+  kinds = _kinds(sampler, canvas, ask.at, ask.act_B, full_B)
+  for kind in kinds:
+    for width, rows, own_B in _split(sampler, kind):
+      run = functools.partial(_some, sampler, params, ask, kind, width, rows)
+      runs.append(Run(own_B, rows * (width + shadows), run))
+  stats, cache, computed_B = in_turn(runs, cache)
+  computed_BxL, window_BxL = kinds[0].window_BxL, kinds[-1].window_BxL
+  computed_BxL = jnp.where(full_B[:, None], computed_BxL, window_BxL)
+  queries_B = jnp.where(full_B, queries_B, window_BxL.sum(-1))
+  return Scored(stats, _scored(sampler, ask, computed_BxL), cache, queries_B, computed_B)
+
+
+def in_company(
+  sampler: Sampler, canvas: Canvas, at: Progress, act_B: Array, full_B: Array, waited_B: Array
+) -> Array:
+  """Of the rows that may act in this turn those that do.
+
+  Forwards that would leave places empty are left out if there are others: their rows wait until
+  more need the same, those least that have waited longest.
+  """
+  waits_B = jnp.zeros_like(act_B)
+  for kind in _kinds(sampler, canvas, at, act_B, full_B):
+    for _, rows, own_B in _split(sampler, kind):
+      over = own_B.sum() % rows
+      waits_B |= select.top(-waited_B[None].astype(jnp.float32), own_B[None], over[None])[0]
+  return act_B & ~(waits_B & (act_B & ~waits_B).any())
+
+
+def _kinds(
+  sampler: Sampler, canvas: Canvas, at: Progress, act_B: Array, full_B: Array
+) -> list[Kind]:
   slots = canvas.tokens_BxL.shape[1]
-  everywhere_BxL = jnp.ones_like(at.inside_BxL)
-
-  def whole(cache: KVCache | None) -> tuple[TokenStats, KVCache | None]:
-    emptied = cache
-    if cache is not None:  # all keys are new: what the plan does not keep now is forgotten
-      stale_B = guidance.twice(ask.act_B) if sampler.guidance else ask.act_B
-      emptied = cache.replace(filled_BxS=cache.filled_BxS & ~stale_B[:, None])
-    return _over(sampler, params, ask, emptied, everywhere_BxL, slots)
-
-  if not sampler.plan.cached:
-    shadows = sampler.block if sampler.policy.judges else 0
-    stats, _ = whole(None)
-    scored_BxA = _scored(sampler, ask, everywhere_BxL)
-    return Scored(stats, scored_BxA, None, canvas.length_B + shadows)
-
-  window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
-  if sampler.anchored:
-    window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
-  size_B = window_BxL.sum(-1)
-  ladder = _ladder(sampler, slots)
-  rung_B = jnp.minimum(jnp.searchsorted(jnp.array(ladder), size_B), len(ladder) - 1)
-  if not sampler.own_width:  # all share the widest
-    rung_B = jnp.full_like(rung_B, jnp.where(ask.act_B & ~full_B, rung_B, 0).max())
-  if sampler.refresh_rows:
-    whole = functools.partial(_refresh, sampler, params, ask)
-  runs = [(full_B, whole)]
-  for i, width in enumerate(ladder):
-    rows_B = ask.act_B & ~full_B & (rung_B == i)
-    those = functools.partial(_over, sampler, params, ask.replace(act_B=rows_B))
-    runs.append((rows_B, functools.partial(those, window_BxL=window_BxL, width=width)))
-  stats, cache = in_turn(runs, cache)
-  computed_BxL = jnp.where(full_B[:, None], everywhere_BxL, window_BxL)
-  queries_B = jnp.where(full_B, canvas.length_B, size_B)
-  return Scored(stats, _scored(sampler, ask, computed_BxL), cache, queries_B)
+  widths = _whole_widths(sampler, slots)
+  whole_BxL = at.inside_BxL if len(widths) > 1 else jnp.ones_like(at.inside_BxL)
+  kinds = [Kind(True, act_B & full_B, whole_BxL, widths)]
+  if sampler.plan.cached:
+    window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
+    if sampler.anchored:
+      window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
+    kinds.append(Kind(False, act_B & ~full_B, window_BxL, _ladder(sampler, slots)))
+  return kinds
 
 
-def _refresh(
-  sampler: Sampler, params: Params, ask: Ask, cache: KVCache
-) -> tuple[TokenStats, KVCache]:
-  """The whole canvas of the few rows `full`, put together; their new keys replace all old ones."""
-  batch, slots = ask.canvas.tokens_BxL.shape
-  order_R = jnp.argsort(~ask.full_B, stable=True)[: sampler.refresh_rows]
-  rows = jax.tree.map(lambda x: x[order_R], ask)
-  rows = rows.replace(act_B=rows.full_B)
-  everywhere_RxL = jnp.ones_like(rows.at.inside_BxL)
-  empty = empty_cache(sampler, len(order_R), slots)
-  stats, new = _over(sampler, params, rows, empty, everywhere_RxL, slots)
-  into_R = jnp.where(rows.full_B, order_R, batch)  # out of range: dropped
+def _split(sampler: Sampler, kind: Kind) -> list[tuple[int, int, Array]]:
+  """The forwards of a kind: width, how many rows one takes, and whose it is.
 
-  def put(axis: int, old: Array, own: Array) -> Array:
-    return old.at[(slice(None),) * axis + (into_R,)].set(own, mode="drop")
+  A row goes where its window fits; but a forward that has places left takes rows along that need
+  less, unless they shall be computed at their own width.
+  """
+  left_B, size_B, split = kind.rows_B, kind.window_BxL.sum(-1), []
+  rung_B = jnp.minimum(jnp.searchsorted(jnp.array(kind.widths), size_B), len(kind.widths) - 1)
+  for rung, width in reversed(list(enumerate(kind.widths))):
+    rows = sampler.rows_together(width, len(left_B), kind.whole)
+    own_B = left_B & (rung_B == rung)
+    if not sampler.own_width:
+      places = -(-own_B.sum() // rows) * rows
+      own_B = select.top(rung_B[None].astype(jnp.float32), left_B[None], places[None])[0]
+      left_B &= ~own_B
+    split.append((width, rows, own_B))
+  return split
 
+
+def _some(
+  sampler: Sampler,
+  params: Params,
+  ask: Ask,
+  kind: Kind,
+  width: int,
+  rows: int,
+  left_B: Array,
+  cache: KVCache | None,
+) -> tuple[TokenStats, KVCache | None, Array]:
+  """One forward over the first `rows` of the rows that are left."""
+  batch = len(left_B)
+  if rows == batch:
+    ask = ask.replace(act_B=left_B)
+    return *_over(sampler, params, ask, cache, kind.window_BxL, width, kind.whole), left_B
+  order_R = jnp.argsort(~left_B, stable=True)[:rows]
+  own = jax.tree.map(lambda x: x[order_R], ask.replace(drafting=None))
+  own = own.replace(act_B=left_B[order_R], drafting=ask.drafting)
+  from_R, into_R = order_R, jnp.where(own.act_B, order_R, 2 * batch)  # out of range: dropped
+
+  def put(axis: int, every: Array, some: Array, into_R: Array = into_R) -> Array:
+    return every.at[(slice(None),) * axis + (into_R,)].set(some, mode="drop")
+
+  held = None
+  if cache is not None:
+    if sampler.guidance:  # the twins
+      from_R, twice_R = (jnp.concatenate([x, x + batch]) for x in (from_R, into_R))
+    axes = row_axes(cache)
+    held = jax.tree.map(lambda axis, x: jnp.take(x, from_R, axis), axes, cache)
+  stats, held = _over(sampler, params, own, held, kind.window_BxL[order_R], width, kind.whole)
+  if cache is not None:
+    twice_R = twice_R if sampler.guidance else into_R
+    cache = jax.tree.map(functools.partial(put, into_R=twice_R), axes, cache, held)
   stats = jax.tree.map(lambda x: put(0, jnp.zeros((batch, *x.shape[1:]), x.dtype), x), stats)
-  return stats, jax.tree.map(put, row_axes(cache), cache, new)
+  return stats, cache, put(0, jnp.zeros_like(left_B), own.act_B)
 
 
 def empty_cache(sampler: Sampler, rows: int, slots: int) -> KVCache:
@@ -123,29 +188,28 @@ def _whole_groups(sampler: Sampler, ask: Ask) -> Array:
   return new_BxL & (at.slot_L[None, :] < sampler.plan.cached_to_B(at)[:, None])
 
 
-def in_turn(
-  runs: list[tuple[Array, Callable[[KVCache | None], tuple[TokenStats, KVCache | None]]]],
-  cache: KVCache | None,
-) -> tuple[TokenStats, KVCache | None]:
-  """`run(cache)` of every pair (rows, run) that has rows, and of each the statistics of its rows.
+def in_turn(runs: list[Run], cache: KVCache | None) -> tuple[TokenStats, KVCache | None, Array]:
+  """All rows of every run: their statistics, the cache, and the positions computed for each.
 
-  By loops of one turn or none: XLA updates what a loop carries in place, where branches of a
-  conditional would copy the cache at every forward (it stands several times in memory then).
+  By loops: XLA updates what a loop carries in place, where branches of a conditional would copy the
+  cache at every forward (it stands several times in memory then).
   """
   # Jitted, a forward is traced once for its shapes and for its loop.
-  runs = [(rows_B, jax.jit(run, inline=True)) for rows_B, run in runs]
-  shapes, _ = jax.eval_shape(runs[0][1], cache)
+  runs = [run._replace(over=jax.jit(run.over, inline=True)) for run in runs]
+  shapes, *_ = jax.eval_shape(runs[0].over, runs[0].rows_B, cache)
   stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  for rows_B, run in runs:
+  computed_B = jnp.zeros(runs[0].rows_B.shape, jnp.float32)
+  for run in runs:
 
-    def turn(carry, rows_B=rows_B, run=run):
-      _, stats, cache = carry
-      own, cache = run(cache)
-      return jnp.zeros((), bool), where_rows(rows_B, own, stats), cache
+    def turn(carry, run=run):
+      left_B, stats, cache, computed_B = carry
+      own, cache, taken_B = run.over(left_B, cache)
+      computed_B += jnp.where(taken_B, run.places / taken_B.sum(), 0)
+      return left_B & ~taken_B, where_rows(taken_B, own, stats), cache, computed_B
 
-    carry = (rows_B.any(), stats, cache)
-    _, stats, cache = jax.lax.while_loop(lambda carry: carry[0], turn, carry)
-  return stats, cache
+    carry = (run.rows_B, stats, cache, computed_B)
+    _, stats, cache, computed_B = jax.lax.while_loop(lambda carry: carry[0].any(), turn, carry)
+  return stats, cache, computed_B
 
 
 def window_slots(window_BxL: Array, width: int) -> Array:
@@ -157,6 +221,14 @@ def window_slots(window_BxL: Array, width: int) -> Array:
 def window_places(window_BxL: Array, slot_BxA: Array, width: int) -> Array:
   """[B, A]: where these slots stand among `window_slots`, found by counting."""
   return jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), slot_BxA) - 1, 0, width - 1)
+
+
+def _whole_widths(sampler: Sampler, slots: int) -> tuple[int, ...]:
+  """Of forwards over whole rows: rows are longer than half of their canvas (`sizes.canvas`)."""
+  if not sampler.positions:
+    return (slots,)
+  choice = sampler.plan.choice  # its keys are taken from the forward, which must have as many
+  return sizes.widths(slots, max(slots // 2 + 1, choice.kept(slots) if choice else 0))
 
 
 def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
@@ -193,12 +265,17 @@ def _over(
   cache: KVCache | None,
   window_BxL: Array,
   width: int,
+  whole: bool,
 ) -> tuple[TokenStats, KVCache | None]:
   """One forward over the window's slots, in order, padded with slots past the canvas's end.
 
-  The order is that of the canvas, unless the policy slides.
+  The order is that of the canvas, unless the policy slides. `whole`: they are all that the rows
+  have, so all keys are new, and what the plan does not keep now is forgotten.
   """
   canvas, at, slots = ask.canvas, ask.at, window_BxL.shape[1]
+  if whole and cache is not None:
+    stale_B = guidance.twice(ask.act_B) if sampler.guidance else ask.act_B
+    cache = cache.replace(filled_BxS=cache.filled_BxS & ~stale_B[:, None])
   slot_BxA = scope(sampler, canvas)
   slot_BxW = window_slots(window_BxL, width)
   # Query w predicts slot + shift.
@@ -213,7 +290,7 @@ def _over(
   write_BxW, plan = None, sampler.plan
   grouped = sampler.kept is not None and sampler.kept.group > 1
   at_refresh = plan.choice is not None or (grouped and plan.packs == "canvas")
-  if cache is not None and (width == slots or not at_refresh):
+  if cache is not None and (whole or not at_refresh):
     keep_BxL = plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
     if grouped:
       keep_BxL &= _whole_groups(sampler, ask)

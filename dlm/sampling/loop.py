@@ -21,7 +21,9 @@ are settled (`Decision.advance_B`): the rest is given back to the next forward. 
 the block begins at the first masked slot (`dlm.sampling.sliding`).
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
-With `Sampler.refresh_rows` the kinds run beside each other, the whole canvas for few rows a turn.
+With `Sampler.positions` the kinds run beside each other, each over the rows that need it, and rows
+wait only where a forward would have places left (`dlm.sampling.forward.in_company`). With
+`Sampler.refresh_rows` none waits but for the whole canvas, which few rows a turn compute.
 """
 
 import jax
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 
 from dlm.sampling import drafts, ends, held, renoising, select, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
-from dlm.sampling.forward import Ask, empty_cache, forward
+from dlm.sampling.forward import Ask, empty_cache, forward, in_company
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import WAITS, Held, LoopState, Served, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
@@ -86,7 +88,7 @@ def start(sampler: Sampler, canvas: Canvas, served: Served | None = None) -> Loo
     renewed_B=jnp.zeros(batch, bool),
     soft_BxAxD=_no_soft(sampler, canvas) if sampler.spec().soft else None,
     served=served,
-    waited_B=jnp.zeros(batch, jnp.int32) if sampler.refresh_rows else None,
+    waited_B=jnp.zeros(batch, jnp.int32) if sampler.refresh_rows or sampler.positions else None,
   )
 
 
@@ -101,13 +103,19 @@ def step(
   canvas = state.canvas
   # 1. plan: which kind of forward, and which rows take part in it.
   at = _progress(sampler, state)
-  full_B, act_B, waited_B = _phases(sampler, state, at, may_refresh)
+  full_B, act_B = _phases(sampler, state, at, may_refresh)
   separate = sampler.plan.commits and sampler.commit == "separate"
   commits_B = act_B & (state.cached_B < canvas.start_B) & separate
   fills_B = sampler.plan.fills_B(at)
   if fills_B is not None:
     commits_B |= act_B & fills_B
-  at = at.replace(commits_B=commits_B)
+  at, waited_B = at.replace(commits_B=commits_B), state.waited_B
+  if sampler.positions and not sampler.refresh_rows:
+    act_B = in_company(sampler, canvas, at, act_B, full_B, waited_B)
+    full_B, commits_B = full_B & act_B, commits_B & act_B
+    at = at.replace(commits_B=commits_B)
+  if waited_B is not None:
+    waited_B = jnp.where(canvas.done_B | act_B, 0, waited_B + 1)
 
   # 2. denoise and score.
   key_noise_B, key_policy_B = _row_keys(canvas, sampler.policy.coupled)
@@ -147,6 +155,7 @@ def step(
   canvas = canvas.replace(
     forwards_Bx3=canvas.forwards_Bx3 + kind_BxK,
     queries_B=canvas.queries_B + jnp.where(act_B, seen.queries_B, 0),
+    computed_B=canvas.computed_B + seen.computed_B,
   )
   canvas = _write(canvas, view, decision, decides_B)
   canvas = shifts.carry_out(sampler, canvas, view, decision, decides_B)
@@ -173,16 +182,16 @@ def step(
 
 def _phases(
   sampler: Sampler, state: LoopState, at: Progress, may_refresh: bool | Array
-) -> tuple[Array, Array, Array | None]:
-  """Rows that compute the whole canvas, rows that take part at all, and how long others wait."""
+) -> tuple[Array, Array]:
+  """Rows that compute the whole canvas, and rows that take part at all."""
   live_B = ~state.canvas.done_B
   due_B = sampler.plan.refresh_B(at) & live_B
-  if not sampler.refresh_rows:
-    return due_B, live_B & (due_B | ~due_B.any()), None
-  waited_1xB = state.waited_B[None].astype(jnp.float32)
-  full_B = select.top(waited_1xB, due_B[None], jnp.full(1, sampler.refresh_rows))[0] & may_refresh
-  waited_B = jnp.where(due_B & ~full_B, state.waited_B + 1, jnp.where(live_B, 0, state.waited_B))
-  return full_B, live_B & (full_B | ~due_B), waited_B
+  if sampler.refresh_rows:
+    waited_1xB = state.waited_B[None].astype(jnp.float32)
+    rows = jnp.full(1, sampler.refresh_rows)
+    full_B = select.top(waited_1xB, due_B[None], rows)[0] & may_refresh
+    return full_B, live_B & (full_B | ~due_B)
+  return due_B, live_B if sampler.positions else live_B & (due_B | ~due_B.any())
 
 
 def _progress(sampler: Sampler, state: LoopState) -> Progress:

@@ -66,6 +66,10 @@ class Sampler:
       not once at the widest: a row's bits then owe nothing to its neighbours.
     cache_format: of cached keys and values: "int8", or of plans that write them in whole blocks
       "kivi4" and "kivi2" (2402.02750); "": as the model computes them. See `dlm.models.packed`.
+    positions: query positions that a forward computes together, at least: it takes as many rows as
+      make them, those alone that need it, and is as wide as they need. Rows in different phases go
+      on beside each other. 0: all rows at once, at the full width, and rows that need another kind
+      of forward wait.
     refresh_rows: rows that need the whole canvas run beside the others' windows, so many of them at
       a time, those first that have waited longest (dLLM-Serve, 2512.17077: phase multiplexing). 0:
       all of them at once, and the others wait.
@@ -96,6 +100,7 @@ class Sampler:
   least_entropy: float = 0.0
   own_width: bool = False
   cache_format: str = ""
+  positions: int = 0
   refresh_rows: int = 0
   drafter: Drafter | None = None
   adapted: Denoiser | None = None
@@ -155,7 +160,7 @@ class Sampler:
     for name in ("block", "max_forwards"):
       if getattr(self, name) < 1:
         raise ValueError(f"Sampler: {name}={getattr(self, name)} must be at least 1")
-    for name in ("least_entropy", "guidance", "refresh_rows"):
+    for name in ("least_entropy", "guidance", "positions", "refresh_rows"):
       if getattr(self, name) < 0:
         raise ValueError(f"Sampler: {name}={getattr(self, name)} must not be negative (0: off)")
     for name, known in (("commit", COMMITS), ("on_eos", ON_EOS)):
@@ -271,6 +276,12 @@ class Sampler:
         f"commit={self.commit!r}, scope={self.scope!r}, on_eos={self.on_eos!r}, "
         f"guidance={self.guidance}"
       )
+
+  def rows_together(self, width: int, batch: int, whole: bool) -> int:
+    """Rows that a forward of this width takes, over whole canvases or windows."""
+    if self.positions:
+      return min(-(-self.positions // width), batch)
+    return min(self.refresh_rows, batch) if whole and self.refresh_rows else batch
 
   @property
   def kept(self) -> CacheFormat | None:

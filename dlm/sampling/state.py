@@ -45,7 +45,7 @@ class LoopState:
   renewed_B: Array  # the row's last forward was the whole canvas
   soft_BxAxD: Array | None  # what slots in scope carry of their last prediction
   served: Served | None = None  # None: all rows are as the sampler says
-  waited_B: Array | None = None  # turns that a row has needed the whole canvas; see `refresh_rows`
+  waited_B: Array | None = None  # turns since the row took part in one, of samplers that choose
 
 
 def row_axes(cache: KVCache) -> KVCache:
@@ -54,7 +54,7 @@ def row_axes(cache: KVCache) -> KVCache:
   axes = jax.tree.map(lambda _: 0, cache).replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v)
   if cache.ring is not None:
     axes = axes.replace(ring=axes.ring.replace(k_YxBxSxKxH=1, v_YxBxSxKxH=1))
-  return axes
+  return axes if cache.drafts is None else axes.replace(drafts=row_axes(cache.drafts))
 
 
 def where_rows(rows_B: Array, new: State, old: State) -> State:

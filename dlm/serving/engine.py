@@ -693,7 +693,7 @@ def _served(sampler: Sampler, serving: Serving, mesh: jax.sharding.Mesh) -> Samp
     raise ValueError(
       f"serving: exact=False is for one device, not a mesh of {dict(mesh.shape)}: tiles are spread"
     )
-  plan, parts = sampler.plan, 0
+  sampler, plan, parts = build.on_mesh(sampler, mesh), sampler.plan, 0
   if serving.fill and not parallel.splits_data_alone(mesh):
     raise ValueError(
       f"serving: fill={serving.fill} needs devices that hold all parameters, not a mesh of "

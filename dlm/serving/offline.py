@@ -39,18 +39,13 @@ class Offline:
     make, done = self.generator, []
     if not requests:
       return make(params, requests, seed=seed, on_batch=on_batch)
-    own = {"align": make.align, "mesh": make.mesh}
     try:
-      served = Engine(make.sampler, make.tokenizer, params, self._settings(requests), **own)
+      served = self.engine(params, requests)
     except ValueError as refused:
       print(f"in batches, as the engine refuses: {refused}", flush=True)
       return make(params, requests, seed=seed, on_batch=on_batch)
-    asks = [
-      Ask(each, seed=seed, stops=make.stops if each.continues else (), offline=True, streams=False)
-      for each in requests
-    ]
     told = 0
-    for end in served.ends(asks):
+    for end in served.ends(self.asks(requests, seed)):
       request = requests[len(done)]
       if isinstance(end, str):
         print(f"prompt {request.id} alone, as the engine says {end}", flush=True)
@@ -60,6 +55,20 @@ class Offline:
         on_batch(done[told:])
         told = len(done)
     return done
+
+  def asks(self, requests: Sequence[Request], seed: int) -> list[Ask]:
+    """The requests, as its engine takes them."""
+    stops = self.generator.stops
+    return [
+      Ask(each, seed=seed, stops=stops if each.continues else (), offline=True, streams=False)
+      for each in requests
+    ]
+
+  def engine(self, params: Params, requests: Sequence[Request]) -> Engine:
+    """Compiled for these; ValueError where they cannot be served."""
+    make = self.generator
+    own = {"align": make.align, "mesh": make.mesh}
+    return Engine(make.sampler, make.tokenizer, params, self._settings(requests), **own)
 
   def _settings(self, requests: Sequence[Request]) -> Serving:
     make, plan = self.generator, self.generator.sampler.plan

@@ -28,6 +28,7 @@ DONE = Completion(
   row=[97, 98, 99, 100],
   forwards={"full": 1, "window": 2, "commit": 0},
   queries=12,
+  computed=12.0,
   remasked=1,
   tpf=2 / 3,
   reason="stop_id",

@@ -131,7 +131,7 @@ def completed(request: Request, params: int, seed: int) -> Completion:
   return Completion(
     id=request.id, sample=request.sample, prompt=request.prompt, text=str(params * request.id),
     spans=[], tokens=[seed], logprobs=[None], when=[], row=[], forwards={"full": 1}, queries=1,
-    remasked=0, tpf=1.0, reason="length", seconds=1.0,
+    computed=1.0, remasked=0, tpf=1.0, reason="length", seconds=1.0,
   )  # fmt: skip
 
 

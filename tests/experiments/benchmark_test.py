@@ -37,6 +37,7 @@ RATIOS = {
   "kernels": ["speed-up"] * 4,
   "smollm": ["speed-up", "times one row"],
   "scoring": ["speed-up", "speed-up"],
+  "ragged": ["speed-up", "ratio"],
   "serving": ["speed-up", "speed-up", "memory", "speed-up"],
   "alone": ["identical"],
   "correct": ["error / allowed"] * 4,

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dlm.sampling import select
+from dlm.sampling import select, sizes
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.policy import Policy
 from dlm.types import Array, MaskRule, Progress
@@ -43,8 +43,8 @@ class _Delayed(CachePlan):
     return window_BxL | at.wrote_BxL  # a policy may write again what was cached
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """Eighths of the canvas, denser where time is lost: windows shrink slot by slot."""
-    return tuple(sorted({-(-slots * eighths // 8) for eighths in (1, 2, 3, 4, 6, 8)}))
+    """Windows shrink slot by slot."""
+    return sizes.widths(slots)
 
   def keep_BxL(self, at: Progress) -> Array:
     return self._settled_BxL(at)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from dlm.sampling import sizes
 from dlm.sampling.caching.plan import CachePlan
 from dlm.types import Array, Progress
 
@@ -54,11 +55,7 @@ class Prefix(CachePlan):
     return at.slot_L[None, :] >= at.start_B[:, None]
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """Halves of the canvas down to a block: at most twice what is needed."""
-    found = [slots]
-    while found[0] > block:
-      found.insert(0, max(-(-found[0] // 2), block))
-    return tuple(found)
+    return tuple(sorted({min(block, slots), *sizes.widths(slots, block)}))
 
   def keep_BxL(self, at: Progress) -> Array:
     return at.slot_L[None, :] < at.start_B[:, None]

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import runpy
 
+import jax
 import pytest
 
 from dlm import build, masks
@@ -11,6 +12,7 @@ from dlm.diffusion.schedules import LogLinear
 from dlm.facts import ATTENTION, ModelFacts
 from dlm.models import LoraConfig, ModelConfig, MoeConfig, bind
 from dlm.models.config import DrafterConfig
+from dlm.parallel import AXES
 from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Rolling, SubBlock, Text
 from dlm.sampling.clock import BlockMaskRatio, MaskRatio
 from dlm.sampling.policies import (
@@ -167,6 +169,15 @@ def test_experts_that_choose_are_refused_what_would_change_their_pools(
 ):
   with pytest.raises(ValueError, match=message):
     sampling(facts, model=model, **fields)
+
+
+def test_where_a_mesh_splits_parameters_forwards_are_over_all_rows():
+  own, _ = sampling(MDLM)
+  assert own.positions == 64
+  alone, split = (jax.sharding.AbstractMesh(n, AXES) for n in ((2, 1, 1, 1, 1), (1, 2, 1, 1, 1)))
+  assert build.on_mesh(own, alone) == own and build.on_mesh(own, split).positions == 0
+  with pytest.raises(ValueError, match="positions=-1 must not be negative"):
+    sampling(MDLM, positions=-1)
 
 
 def test_small_models_take_rows_one_by_one_on_a_cpu_unless_the_config_says_otherwise():

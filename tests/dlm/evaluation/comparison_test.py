@@ -38,7 +38,7 @@ def completion(span: str, forwards: int) -> Completion:
   return Completion(
     id=0, prompt="", text="", spans=[span], tokens=[0] * len(span), when=[], row=[],
     forwards={"full": forwards}, queries=0, remasked=0, tpf=len(span) / forwards, reason="length",
-    sample=0, logprobs=[], seconds=1.0,
+    computed=0.0, sample=0, logprobs=[], seconds=1.0,
   )  # fmt: skip
 
 

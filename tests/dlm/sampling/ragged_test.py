@@ -1,7 +1,8 @@
 """A row owes nothing to its neighbours, to the bit: every policy, every cache, ragged batches.
 
 All at one compiled number of rows, and with windows of a row's own width (`Sampler.own_width`):
-random rows have no margin that rounding could not use up.
+random rows have no margin that rounding could not use up. Policies run over whole batches, caches
+over the rows that need the same forward, one or two at a time (`Sampler.positions`).
 """
 
 import functools
@@ -55,7 +56,7 @@ def sampled(sampler, batch, ids, seed):
   return run(sampler, params_of(), canvas)
 
 
-def same_among_any_neighbours(policy, plan):
+def same_among_any_neighbours(policy, plan, positions=0):
   drafts = policy.draft_span > 0
   causal = drafts or isinstance(plan, ExactBlock)
   sampler = Sampler(
@@ -69,6 +70,7 @@ def same_among_any_neighbours(policy, plan):
     shift=int(drafts),
     temperature=warmth(policy),
     own_width=True,
+    positions=positions,
   )
 
   @settings(max_examples=4, deadline=None, database=None)
@@ -108,4 +110,4 @@ OWN = {  # plans that go with one policy
 @pytest.mark.parametrize("name", sorted({*PLANS} - {"text"}))
 def test_every_cache(name):
   policy, plan = OWN.get(name) or (Threshold(0.6), PLANS[name]())
-  same_among_any_neighbours(policy, plan)
+  same_among_any_neighbours(policy, plan, positions=2 * BLOCK)

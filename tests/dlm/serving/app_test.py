@@ -135,7 +135,7 @@ def test_a_fault_has_a_status_or_ends_the_stream(fault, status):
 def test_a_row_that_made_no_progress_is_an_answer():
   done = types.SimpleNamespace(
     text="x", tokens=[120], logprobs=[None], reason="max_forwards", forwards={"full": 3}, tpf=0.3,
-    queries=9, spans=["x"],
+    queries=9, computed=9.0, spans=["x"],
   )  # fmt: skip
 
   async def scene():

@@ -65,7 +65,7 @@ def test_holes_of_an_answer_are_positions_of_the_conversation():
   assert ask.holes[0].fits(2) and ask.holes[1] is None and not ask.streams
   done = types.SimpleNamespace(
     spans=["cd", "e f"], text="all of it", tokens=[1], logprobs=[None], reason="length",
-    forwards={"full": 2}, tpf=0.5, queries=9,
+    forwards={"full": 2}, tpf=0.5, queries=9, computed=9.0,
   )  # fmt: skip
   told = [Hole("cd", -0.5, 0.25), Hole("e f", None, None)]
   (choice,) = Replies(call, "m", BYTES, chat=True).whole([Event(0, completion=done, holes=told)])[

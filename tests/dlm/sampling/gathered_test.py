@@ -1,0 +1,86 @@
+"""Forwards over the rows that need them: the same tokens, and hardly a position for nothing."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm import masks
+from dlm.sampling import loop, sizes
+from dlm.sampling.caching import Dual, NoCache
+from dlm.sampling.canvas import make_canvas
+from dlm.sampling.policies import Threshold
+from dlm.sampling.sampler import Sampler
+from dlm.types import KVCache, LogitHead, ModelOutput
+
+MASK, SLOTS, BLOCK, ROWS = 8, 128, 16, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class BySlot:
+  """Logits of a slot are those of a table, however much of the row is computed."""
+
+  width: int = 9
+
+  def __call__(
+    self, params, tokens_BxW, *, slot_BxW, cache=None, write_BxW=None, ask_BxA=None, **_
+  ):
+    logits_BxWxV = params[jnp.minimum(slot_BxW, SLOTS - 1)]
+    if ask_BxA is not None:
+      logits_BxWxV = jnp.take_along_axis(logits_BxWxV, ask_BxA[..., None], axis=1)
+    if write_BxW is not None:
+      row_Bx1 = jnp.arange(len(slot_BxW))[:, None]
+      into_BxW = jnp.where(write_BxW, slot_BxW, SLOTS)
+      filled_BxS = cache.filled_BxS.at[row_Bx1, into_BxW].set(True, mode="drop")
+      cache = cache.replace(filled_BxS=filled_BxS)
+    return ModelOutput(LogitHead(logits_BxWxV, jnp.eye(9), jnp.eye(9)), cache, {})
+
+  def empty_cache(self, batch, slots):
+    nothing = jnp.zeros((1, batch, slots, 1, 1))
+    return KVCache(nothing, nothing, jnp.zeros((batch, slots), bool))
+
+
+def canvas():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(SLOTS // 2 + 1, SLOTS + 1, ROWS)
+  opens = rng.integers(BLOCK, SLOTS // 2, ROWS)
+  return make_canvas(
+    [np.zeros(n, np.int32) for n in lengths],
+    [np.arange(n) >= n - k for n, k in zip(lengths, opens, strict=True)],
+    list(range(ROWS)), slots=SLOTS, block=BLOCK, align="prompt", mask_id=MASK, seed=0,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", [NoCache(), Dual()], ids=str)
+def test_sixteen_ragged_rows_compute_little_more_than_they_need(plan):
+  table = jnp.asarray(np.random.default_rng(1).normal(size=(SLOTS, 9)) * 2, jnp.float32)
+  sampler = Sampler(
+    BySlot(), Threshold(0.6), plan, masks.Full(), block=BLOCK, max_forwards=200, mask_id=MASK,
+    temperature=1.0,
+  )  # fmt: skip
+  run = jax.jit(loop.run, static_argnums=0)
+  plain = jax.device_get(run(sampler, table, canvas()).replace(key_B=None))
+  few = dataclasses.replace(sampler, positions=2 * BLOCK)
+  found = jax.device_get(run(few, table, canvas()).replace(key_B=None))
+  for name in ("tokens_BxL", "when_BxL", "forwards_Bx3", "queries_B"):
+    np.testing.assert_array_equal(getattr(found, name), getattr(plain, name), err_msg=name)
+  needed = plain.queries_B.sum()
+  assert found.computed_B.sum() / needed < 1.15
+  assert plain.computed_B.sum() / needed > 1.5
+  # Whatever is computed is computed for somebody, whole forwards of whole batches here.
+  assert round(float(plain.computed_B.sum())) % (ROWS * BLOCK) == 0
+
+
+def test_sizes_are_few_and_near():
+  for block, length, want in [(4, 3, 4), (4, 5, 8), (32, 33, 64), (32, 10, 16), (1024, 120, 128)]:
+    assert sizes.canvas(length, block) == want
+  assert sizes.canvas(25, 24) == 48
+  for slots in (16, 24, 48, 64, 100, 128, 1024):
+    found = sizes.widths(slots)
+    assert found[-1] == slots and list(found) == sorted(set(found)) and len(found) <= 12
+    whole = [(a, b) for a, b in itertools.pairwise(found) if a > slots / 2]
+    assert all(b <= max(1.25 * a, a + 16) for a, b in whole), "rows that their canvas is for"
+  assert sizes.widths(128, 65) == (80, 96, 112, 128)
