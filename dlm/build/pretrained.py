@@ -23,6 +23,7 @@ from dlm.facts import ModelFacts
 from dlm.models import lora, quantised
 from dlm.models.bind import Model, bind
 from dlm.models.config import ModelConfig
+from dlm.models.layouts import laid
 from dlm.models.lora import LoraConfig
 from dlm.models.moe.config import MoeConfig
 from dlm.objectives import Objective
@@ -211,8 +212,10 @@ class Pretrained:
     return hashlib.sha256(json.dumps(checksums(params)).encode()).hexdigest()[:16]
 
   def on(self, mesh: jax.sharding.Mesh, weights: str = "") -> tuple[Params, int]:
-    """`params`, split over a mesh."""
-    return self.params(parallel.shard_params(self.model.abstract(), mesh), weights=weights)
+    """`params` to sample with, split over a mesh and laid as its devices read them."""
+    shardings = parallel.shard_params(self.model.abstract(), mesh)
+    params, step = self.params(shardings, weights=weights)
+    return laid(params), step
 
   def adapted(self) -> "Pretrained":
     """An autoregressive checkpoint as the start of a diffusion model: `weights.adapt`.

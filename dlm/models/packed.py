@@ -5,8 +5,10 @@ Of 2 and 4 bits: code = round((x - zero) / scale) with halves to even, zero = mi
 token, over a group of channels. A group of tokens is written whole, by one forward, and never from
 what was read back: so no error grows. Of 8 bits each token and head has a scale, max |x| / 127.
 
-What a forward computes itself it sees as it is; the rest it reads as it was kept. A row's codes owe
-nothing to the other rows.
+What a forward computes itself it sees as it is; the rest it reads as it was kept. KIVI's residual,
+the newest tokens that wait at full precision for their group, has no place here: a block is
+computed anew until it is committed, and then its groups are whole. A row's codes owe nothing to the
+other rows.
 """
 
 import math

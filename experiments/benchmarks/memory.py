@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from dlm import masks
-from dlm.models import GemmaConfig, ModelConfig, MoeConfig, bind, from_preset
+from dlm.models import GemmaConfig, ModelConfig, MoeConfig, bind, from_preset, layouts
 from dlm.models.quantised import quantise, quantised
 from dlm.objectives import Mdlm
 from dlm.sampling import loop
@@ -75,6 +77,7 @@ SIZES = {
                   (Held("dual", device="v5p"), *(Held(plan, "int4g128", "kivi2", "v5e")
                                                  for plan in ("dual", "block", "dkv_decode")))),
 }  # fmt: skip
+TPUS = [name for name, (platform, _) in aot.TOPOLOGIES.items() if platform == "tpu"]
 DEVICES = ("v5p", "h100")  # besides this machine's, of the programs without a cache
 
 
@@ -292,6 +295,8 @@ def cached(config: ModelConfig, held: Held, rows: int, slots: int) -> tuple[Comp
   params = _params(config)
   if held.weights:
     params = jax.eval_shape(lambda params: quantised(params, quantise(held.weights)), params)
+  if held.device in TPUS:
+    params = _laid(params, aot.mesh(held.device))
   cache = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
   count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
   return _compiled(functools.partial(loop.run, own), held.device, params, canvas), count
@@ -321,6 +326,17 @@ def _params(config: ModelConfig) -> Params:
   """Shapes, in the model's data type: as they are sampled with, or a training's working copy."""
   shapes = jax.eval_shape(bind(config).init, jax.random.key(0))
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype), shapes)
+
+
+def _laid(params: Params, mesh: Mesh) -> Params:
+  """Their shapes as `layouts.laid` puts them on a TPU."""
+  heads_first = Format(layouts.HEADS_FIRST, NamedSharding(mesh, PartitionSpec()))
+
+  def of(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    is_laid = layouts.by_head(path, x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=heads_first) if is_laid else x
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def _compiled(fn: Callable[..., Any], device: str | None, *shapes: Any) -> Compiled:
