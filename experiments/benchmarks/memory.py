@@ -118,7 +118,7 @@ def run(size: str) -> list[Table]:
     ),
     Table(
       "caches",
-      "temporary bytes of a sampling loop, its cache among them / bytes of the cache, "
+      "bytes beside the arguments when a sampling loop needs most / those of its cache, "
       f"{chosen.canvases[0]} rows x {chosen.canvases[1]} slots{_missing(without)}",
       [_held(chosen, held) for held in chosen.held if held.device in at_hand],
     ),
@@ -126,20 +126,21 @@ def run(size: str) -> list[Table]:
 
 
 def _held(size: Size, held: Held) -> Row:
-  """The peak is what a TPU must hold; temporaries that do not live together add up to more.
+  """The peak is what a TPU must hold; temporaries that never live together add up to more.
 
-  XLA's CPU backend leaves temporaries out of the peak.
+  Its CPU backend leaves temporaries out of the peak.
   """
   program, cache = cached(size.model, held, *size.canvases)
   memory = program.memory_analysis()
+  arguments, peak = memory.argument_size_in_bytes, memory.peak_memory_in_bytes
   kept = f"{held.weights or size.model.dtype}, cache {held.cache_format or size.model.dtype}"
   return {
-    "temporaries / cache": memory.temp_size_in_bytes / cache,
+    "beside arguments / cache": (peak - arguments) / cache,
     "case": f"{held.plan}, weights {kept}, {held.device or jax.default_backend()}",
     "cache, B": float(cache),
-    "arguments, B": float(memory.argument_size_in_bytes),
+    "arguments, B": float(arguments),
     "temporaries, B": float(memory.temp_size_in_bytes),
-    "peak, B": float(memory.peak_memory_in_bytes),
+    "peak, B": float(peak),
   }
 
 

@@ -29,7 +29,7 @@ RATIOS = {
     "B per row x vocabulary",
     "naive / ours",
     "plain / ours",
-    "temporaries / cache",
+    "beside arguments / cache",
   ],
   "decoding": ["speed-up", "speed-up"],
   "block": ["speed-up", "speed-up", "speed-up"],
