@@ -27,6 +27,7 @@ def laid(params: Params) -> Params:
     (backend,) = {device.platform for device in leaf.devices()}
     if backend != BACKEND or not by_head(path, leaf):
       return leaf
-    return jax.device_put(leaf, Format(HEADS_FIRST, leaf.sharding))
+    # Compiled, since `jax.device_put` takes no array of several processes.
+    return jax.jit(lambda x: x, out_shardings=Format(HEADS_FIRST, leaf.sharding))(leaf)
 
   return jax.tree_util.tree_map_with_path(put, params)
