@@ -390,7 +390,8 @@ def mdpo_loss(case: Case):
   beta = case.arg("beta")
   objective = Mdpo(mask_id, case.arg("temperature"), beta)
   length = first + slots
-  confidence = inputs.get("confidence", np.ones_like(inputs["ref_logps"]))
+  confidence = inputs.get("confidence", np.ones_like(inputs["advantages"]))
+  anchor = in_row(inputs.get("ref_logps", np.zeros_like(confidence)), length)  # none without beta
   learned = np.arange(slots)[None] >= int(dream)
   batch = batch_of(
     inputs["input_ids"][:, :first],
@@ -401,9 +402,7 @@ def mdpo_loss(case: Case):
     confidence_BxL=in_row(confidence, length),
   )
   logits = np.roll(inputs["logits"], -1, axis=1) if dream else inputs["logits"]
-  loss, grad = stepped(
-    Shifted(objective) if dream else objective, batch, logits, in_row(inputs["ref_logps"], length)
-  )
+  loss, grad = stepped(Shifted(objective) if dream else objective, batch, logits, anchor)
   close(loss, case.expected["loss"])
   close(np.roll(grad, 1, axis=1) if dream else grad, case.outputs["grad_logits"])
 
@@ -414,7 +413,10 @@ def stepped(objective, batch, logits, anchor):
   bare = objective.objective if isinstance(objective, Shifted) else objective
 
   def mean(logits):
-    own = bare.losses((Plain(), Plain()), ({"logits": logits}, {"logits": logits}), noisy)[1]
+    denoise, params = Plain(), {"logits": logits}
+    if bare.taught:
+      denoise, params = (denoise, denoise), (params, params)
+    own = bare.losses(denoise, params, noisy)[1]
     sums = bare.sums(-own, jnp.where(noisy.weight_BxL > 0, anchor, 0), noisy)
     return sums.total / sums.count
 
