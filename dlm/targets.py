@@ -96,8 +96,8 @@ class _Writer:
   def __init__(self, training: Training, keep: int):
     self._training, self._keep = training, keep
     run, teacher = training.run, training.teacher
-    draw = functools.partial(self._draws, "train")
-    draws = jax.eval_shape(draw, self._batch(training.rows, 0), jnp.int32(0))
+    first = self._batch(training.rows, 0)
+    draws = jax.eval_shape(training.objective.draw, self._key("train", 0), first)
     shapes = {name: list(each.shape[1:]) for name, each in draws.items()}
     ids = max(training.tokenizer.vocab_size, teacher.model.config.vocab)
     self._type = told_rows.record_type(run.data.length, ids, keep, shapes)
@@ -125,7 +125,8 @@ class _Writer:
     rows = training.rows if split == "train" else training.eval_rows
     for index in batches:
       batch = self._batch(rows, index)
-      draws, kept = jax.device_get(self._told(split)(self._params, batch, jnp.int32(index)))
+      key = self._key(split, index)
+      draws, kept = jax.device_get(self._told(self._params, batch, key, jnp.int32(index)))
       record_B = np.zeros(training.run.batch, self._type)
       record_B["tokens"], record_B["segment"] = batch.tokens_BxL, batch.segment_BxL
       record_B["noisable"] = np.packbits(batch.noisable_BxL, axis=1)
@@ -138,10 +139,10 @@ class _Writer:
   def _batch(self, rows: Rows, index: int) -> Batch:
     return Batch(*rows[index])
 
-  def _draws(self, split: str, batch: Batch, index: Array) -> dict[str, Array]:
-    """The noise that a run of this config has in its batch of that number."""
+  def _key(self, split: str, index: int) -> Array:
+    """Of the noise that a run of this config has in its batch of that number."""
     key = Step(self._training).key("train" if split == "train" else "eval")
-    return self._training.objective.draw(jax.random.fold_in(key, index), batch)
+    return jax.random.fold_in(key, index)
 
   @functools.cached_property
   def _params(self) -> Params:
@@ -149,8 +150,8 @@ class _Writer:
     shardings = parallel.shard_params(training.teacher_model.abstract(), training.mesh)
     return training.teacher.params(shardings, "float32")[0]
 
-  @functools.cache  # noqa: B019 - of a writer that lives as long as the command
-  def _told(self, split: str):
+  @functools.cached_property
+  def _told(self):
     training = self._training
     objective, asked = training.objective, training.teacher_model
 
@@ -162,8 +163,10 @@ class _Writer:
       of, training.mesh, batched_in=(False, True), batched_out=True, driver=training.run.parallel
     )
 
-    def told(params: Params, batch: Batch, index: Array) -> tuple[dict[str, Array], Kept]:
-      draws = self._draws(split, batch, index)
+    def told(
+      params: Params, batch: Batch, key: Array, index: Array
+    ) -> tuple[dict[str, Array], Kept]:
+      draws = objective.draw(key, batch)
       noisy = objective.corrupt_with(draws, batch, index)
       return draws, run(params, noisy)
 
