@@ -84,3 +84,15 @@ def test_sizes_are_few_and_near():
     whole = [(a, b) for a, b in itertools.pairwise(found) if a > slots / 2]
     assert all(b <= max(1.25 * a, a + 16) for a, b in whole), "rows that their canvas is for"
   assert sizes.widths(128, 65) == (80, 96, 112, 128)
+
+
+def test_of_a_file_of_many_lengths_at_most_a_tenth_is_padding():
+  rng = np.random.default_rng(0)
+  for lengths in (rng.integers(32, 257, 500), rng.lognormal(np.log(200), 0.6, 500).astype(int)):
+    canvases = [sizes.canvas(n, 32) for n in lengths]
+    widths = [
+      min(width for width in sizes.widths(slots, slots // 2 + 1) if width >= n)
+      for n, slots in zip(lengths, canvases, strict=True)
+    ]
+    assert 1 - lengths.sum() / sum(widths) < 0.1
+    assert 1 - lengths.sum() / sum(canvases) > 0.2 and len(set(canvases)) <= 7, "few programs"
