@@ -549,15 +549,18 @@ def _agree_on_sequence(training: Training) -> None:
     return
   if run.data.length % parts:
     raise ValueError(f"data.length={run.data.length} must divide by mesh.sequence={parts}")
+  moe = training.model.config.moe
+  choice = "expert" if moe is not None and moe.choice == "expert" else None
   whole = {  # and why
-    "model.moe": (training.model.config.moe, "experts take whole rows"),
+    "model.moe.choice": (choice, "experts choose among whole rows"),
+    "model.moe.admitted": (0 if moe is None else moe.admitted, "pools are cut from whole rows"),
     "model.drafter": (training.model.config.drafter, "its keys are those of another model"),
     "rollout": (run.rollout, "sampling takes whole rows"),
     "sample.every": (run.sample.every, "sampling takes whole rows"),
   }
   for field, (value, why) in whole.items():
     if value:
-      raise ValueError(f"{field}={value} does not go with mesh.sequence={parts}: {why}")
+      raise ValueError(f"{field}={value!r} does not go with mesh.sequence={parts}: {why}")
 
 
 def _agree_on_drafter(training: Training) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dlm import build, masks, parallel
+from dlm.models.moe.training import penalised
 from dlm.train import Step
 from dlm.types import Batch
 from kernels_pallas import shards
@@ -28,9 +29,7 @@ CONFIG = {
   "optimizer": {"lr": 1e-3},
   "checkpoint": {"keep_best": 0},
 }
-BLOCKS = {"name": "bd3lm", "block": 8}
-MOE = {"experts": 4, "per_token": 2, "mlp": 8}
-FOUR, THREE_WAYS = {"data": 2, "sequence": 4}, {"fsdp": 2, "tensor": 2, "sequence": 2}
+MOE = {"experts": 4, "per_token": 2, "mlp": 8, "z_loss": 0.1, "balance_loss": 0.1}
 
 
 def on(config, sizes):
@@ -45,8 +44,8 @@ def on(config, sizes):
 
   def gradient(params, noisy):
     def total(params):
-      loss, _ = training.objective.loss(training.model, params, noisy)
-      return loss.total, loss
+      loss, aux = training.objective.loss(training.model, params, noisy)
+      return penalised(loss, aux), loss
 
     return jax.grad(total, has_aux=True)(params)
 
@@ -71,22 +70,27 @@ def assert_close(got, want):
   jax.tree.map(close, got, want)
 
 
-@pytest.mark.parametrize(
-  "objective,sizes", [({"name": "mdlm"}, FOUR), (BLOCKS, THREE_WAYS)], ids=["rows", "noisy_clean"]
-)
-def test_losses_and_gradients_are_those_of_one_device(objective, sizes):
-  config = CONFIG | {"objective": objective}
+def test_losses_and_gradients_are_those_of_one_device():
+  config = CONFIG | {"objective": {"name": "mdlm"}}
+  sizes = {"data": 2, "sequence": 4}
   (whole, want), (split, got) = on(config, {"data": 1}), on(config, sizes)
   assert_close(got, want)
   assert temporary(split) < 1.6 * temporary(whole) / math.prod(sizes.values())
 
 
-def test_so_are_those_of_an_imported_model_that_predicts_next_tokens(tmp_path):
-  """Grouped heads with biases; each position is asked for the token after it."""
+def test_so_are_those_of_an_imported_model_on_noisy_and_clean_text(tmp_path):
   source = directories.write(tmp_path / "hf", kv_heads=2, spare=9)
-  config = CONFIG | {"objective": {"name": "mdlm", "shift": 1}, "init_from": str(source)}
+  config = CONFIG | {"objective": {"name": "bd3lm", "block": 8}, "init_from": str(source)}
   del config["model"]
-  (_, want), (_, got) = on(config, {"data": 1}), on(config, {"fsdp": 2, "sequence": 2})
+  sizes = {"fsdp": 2, "tensor": 2, "sequence": 2}
+  (_, want), (_, got) = on(config, {"data": 1}), on(config, sizes)
+  assert_close(got, want)
+
+
+def test_so_are_those_of_experts_where_each_position_is_asked_for_the_next_token():
+  config = CONFIG | {"objective": {"name": "mdlm", "shift": 1}}
+  config["model"] = CONFIG["model"] | {"moe": MOE}
+  (_, want), (_, got) = on(config, {"data": 1}), on(config, {"expert": 2, "sequence": 2})
   assert_close(got, want)
 
 
@@ -131,7 +135,10 @@ def test_kernels_have_the_keys_of_all_devices_and_equal_work():
   "changes,message",
   [
     ({"data": CONFIG["data"] | {"length": 60}}, "data.length=60 must divide by mesh.sequence=8"),
-    ({"model": CONFIG["model"] | {"moe": MOE}}, "model.moe=MoeConfig.*mesh.sequence=8: experts"),
+    (
+      {"model": CONFIG["model"] | {"moe": MOE | {"choice": "expert"}}},
+      "moe.choice='expert' does not go with .*=8: experts choose",
+    ),
     ({"sample": {"every": 1}}, "sample.every=1 does not go with mesh.sequence=8: sampling takes"),
   ],
 )

@@ -21,6 +21,7 @@ class Exchange:
   """The mesh axes at hand. All but `run` is called from within `run`."""
 
   rows: tuple[str, ...] = ()  # the axes that split rows
+  sequence: str | None = None  # and that of their positions
   tensor: str | None = None
 
   @property
@@ -30,17 +31,19 @@ class Exchange:
   def run(self, fn: Callable[..., Any], names: Any, params: Any, *rows: Array) -> Any:
     """Runs `fn(params, *rows)` on each device's experts and rows; what it returns leads with rows.
 
+    Where positions are split too, all of it leads with rows and positions.
+
     What it returns is whole on every device that shares the rows: see `summed`. Gradients are
     taken from outside, and those of parameters are then sums over all rows.
 
     Args:
       names: of the axes of `params` in `dlm.parallel.RULES`, a PartitionSpec each.
     """
-    if not self.rows and self.tensor is None:
+    if self == ALONE:
       return fn(params, *rows)
     axes = {"expert": self.expert, "mlp": self.tensor}
     split = jax.tree.map(lambda each: PartitionSpec(*map(axes.get, each)), names)
-    by_row = PartitionSpec(self.rows or None)
+    by_row = PartitionSpec(self.rows or None, *([self.sequence] if self.sequence else []))
     return jax.shard_map(
       fn, in_specs=(split, *[by_row] * len(rows)), out_specs=by_row, check_vma=False
     )(params, *rows)
@@ -93,4 +96,4 @@ ALONE = Exchange()
 def here() -> Exchange:
   """Of the mesh that is set, by `jax.set_mesh` or `dlm.parallel.over_batch`."""
   mesh = shards.axes()
-  return Exchange(mesh.batch, mesh.tensor)
+  return Exchange(*mesh)

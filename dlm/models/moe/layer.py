@@ -15,6 +15,7 @@ from dlm.models.moe.config import MoeConfig
 from dlm.models.moe.exchange import Exchange
 from dlm.models.moe.experts import INWARD, NAMES, OUTWARD, Experts, apply_experts, apply_slots
 from dlm.types import Array
+from kernels_pallas.shards import folded, unfolded
 
 
 class Router(nn.Module):
@@ -97,6 +98,7 @@ class Moe(nn.Module):
       per_token_Y, experts of a token on average; unchosen_Y, share of tokens without any;
       dropped_Y, share of pairs of token and expert that capacity drops;
       z_loss_Y, balance_loss_Y, and router_loss_Y, their sum with the coefficients.
+    Where a mesh splits rows, W is in the order of `kernels_pallas.shards.dealt`.
     Counts and shares are of live tokens; padding is never chosen and takes nobody's place.
 
     Args:
@@ -105,8 +107,8 @@ class Moe(nn.Module):
       asked_BxWxD: what the router reads; None: what the experts do.
     """
     width, moe = self.config.width, self.config.moe
-    x_TxD, live_T = x_BxWxD.reshape(-1, width), live_BxW.reshape(-1)
-    asked_TxD = x_TxD if asked_BxWxD is None else asked_BxWxD.reshape(-1, width)
+    x_TxD, live_T = folded(x_BxWxD), folded(live_BxW)
+    asked_TxD = x_TxD if asked_BxWxD is None else folded(asked_BxWxD)
     logits_TxE, bias_E, gain_E = Router(self.config, name="router")(asked_TxD)
     inward, outward = (moe.experts, width, moe.mlp), (moe.experts, moe.mlp, width)
     # Rounded first: no more is gathered over "fsdp" than is used.
@@ -128,7 +130,7 @@ class Moe(nn.Module):
       y_BxWxD += SwiGLU(width, moe.shared, self.out_gain, name="shared")(x_BxWxD)
 
     facts = {
-      name: fact.reshape(*live_BxW.shape, *fact.shape[1:]) if "BxW" in name else fact
+      name: unfolded(fact, live_BxW.shape) if "BxW" in name else fact
       for name, fact in {"router_logits_YxBxWxE": logits_TxE, **facts}.items()
     }
     facts["z_loss_Y"] = router_losses.z_loss(logits_TxE, live_T)
@@ -149,25 +151,17 @@ def _tokens_choose(
 ) -> tuple[Array, dict[str, Array]]:
   """`choose`: `_best_experts` over a device's rows; `params`: the experts, biases and gains."""
   names = NAMES, PartitionSpec(), PartitionSpec()
-  rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW
+  rows = x_BxWxD, unfolded(logits_TxE, live_BxW.shape), live_BxW
   y_BxWxD, chosen_BxWxK, weight_BxWxK, kept_BxW = over.run(choose, names, params, *rows)
-  chosen_TxK, live_T = _flat(chosen_BxWxK), live_BxW.reshape(-1)
+  chosen_TxK, live_T = folded(chosen_BxWxK), folded(live_BxW)
   live_TxK = jnp.broadcast_to(live_T[:, None], chosen_TxK.shape)
   load_E = jnp.zeros(moe.experts, jnp.int32).at[chosen_TxK].add(live_TxK.astype(jnp.int32))
   return y_BxWxD, {
     "experts_YxBxWxK": chosen_TxK,
-    "weights_YxBxWxK": _flat(weight_BxWxK),
-    **_shares(load_E, kept_BxW.reshape(-1), live_TxK.sum(), live_T),
+    "weights_YxBxWxK": folded(weight_BxWxK),
+    **_shares(load_E, folded(kept_BxW), live_TxK.sum(), live_T),
     "balance_loss_Y": router_losses.token_balance(logits_TxE, load_E, moe.per_token, live_T),
   }
-
-
-def _flat(x_BxWxD: Array) -> Array:
-  return x_BxWxD.reshape(-1, x_BxWxD.shape[-1])
-
-
-def _by_row(x_TxD: Array, like_BxW: Array) -> Array:
-  return x_TxD.reshape(*like_BxW.shape, -1)
 
 
 def _best_experts(
@@ -184,7 +178,7 @@ def _best_experts(
   Capacity is counted over this device's rows.
   """
   experts, bias_E, gain_E = params
-  x_TxD, logits_TxE, live_T = _flat(x_BxWxD), _flat(logits_BxWxE), live_BxW.reshape(-1)
+  x_TxD, logits_TxE, live_T = map(folded, (x_BxWxD, logits_BxWxE, live_BxW))
   chosen_TxK, weight_TxK = token_choice.token_choice(moe, logits_TxE, bias_E, live_BxW)
   if gain_E is not None:
     weight_TxK *= gain_E[chosen_TxK].astype(weight_TxK.dtype)
@@ -201,10 +195,7 @@ def _best_experts(
     routing = token_choice.route(chosen_TxK, weight_TxK)
     y_TxD = apply_experts(x_TxD, routing, experts, over, activation)
     kept_T = moe.per_token * live_T
-  return (
-    *(_by_row(x, live_BxW) for x in (y_TxD, chosen_TxK, weight_TxK)),
-    kept_T.reshape(live_BxW.shape),
-  )
+  return tuple(unfolded(x, live_BxW.shape) for x in (y_TxD, chosen_TxK, weight_TxK, kept_T))
 
 
 def _experts_choose(
@@ -224,7 +215,7 @@ def _experts_choose(
     level_P = jnp.where(live_PxS, pools.cut(level_BxW, size), 0).max(1)
   per_token_P = capacity.per_token(moe, level_P)
   count_P = capacity.tokens_per_expert(per_token_P, live_PxS.sum(1), moe.experts)
-  rows = x_BxWxD, _by_row(logits_TxE, live_BxW), live_BxW, count_P.reshape(batch, -1)
+  rows = x_BxWxD, unfolded(logits_TxE, live_BxW.shape), live_BxW, count_P.reshape(batch, -1)
   y_BxWxD, choosers_BxW, load_BxE = over.run(
     functools.partial(_best_tokens, moe, over), NAMES, experts, *rows
   )
@@ -265,7 +256,7 @@ def _best_tokens(
   block_N = jnp.arange(count_BxN.shape[1])
   first_P = (jnp.arange(batch)[:, None] * window + block_N[None] * size).reshape(-1)
   slots = expert_choice.pack(choice, count_P, first_P, sizes[-1])
-  y_TxD = apply_slots(_flat(x_BxWxD), slots, experts, sizes, over)
+  y_TxD = apply_slots(folded(x_BxWxD), slots, experts, sizes, over)
   choosers_BxW = choice.choosers_PxS.reshape(batch, -1)[:, :window]
   load_BxE = choice.taken_PxExC.sum(2).reshape(*count_BxN.shape, -1).sum(1)
   return y_TxD.reshape(x_BxWxD.shape), choosers_BxW, load_BxE
