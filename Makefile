@@ -114,6 +114,8 @@ plan: $(AOT)/tpu
 	  --try="mesh.fsdp=64 model.remat=False" --try="mesh.data=4 mesh.fsdp=16"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=256 \
 	  --topology=v6e:16x16 --try="mesh.fsdp=256"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=1 \
+	  --config.data.length=65536 --topology=v5p:2x2x4 --try="mesh.fsdp=1 mesh.sequence=16"
 	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --sample=configs/sample/fast_dllm.py --topology=v5e:4x4 --try="mesh.data=4 mesh.tensor=4"
 	$(PLAN)/mini.json $(MINI) --topology=v5p:4x4x4 --config.microbatches=1 \
