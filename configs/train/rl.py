@@ -21,7 +21,7 @@ learning rate, groups and problems are ours: theirs are for models of 7B and mor
 and lightning go on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
 configs/train/lists_bd3lm.py, with its data.length. Metrics: reward/..., rollout/..., kl, clipped,
 ratio. Expected: BENCHMARKS.md, Rewards; wd1_guided and TraceRL's drawn states have not been run to
-their end; neither have mdpo and tracerl_value.
+their end, nor has tracerl_value.
 """
 
 from ml_collections import ConfigDict
