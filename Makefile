@@ -31,7 +31,7 @@ AOT_TEST := PYTHONPATH=$(CURDIR)/$(AOT)/tpu:$(CURDIR)/$(AOT)/cuda $(TEST) tests/
 # Programs of 16 to 256 chips: minutes each, but those that runs/plan/*.json hold are not compiled
 # again. MINI: 16B parameters, 256 experts; FLASH: what makes 103B of them.
 MINI := --config=configs/train/llada2_sft.py --config.model.preset=llada2-mini \
-	--config.model.vocab=157184 --config.batch=64
+	--config.model.vocab=157184 --config.batch=64 --config.microbatches=1
 FLASH := --config.model.width=4096 --config.model.layers=32 --config.model.heads=32 \
 	--config.model.mlp=9216 --config.model.moe.mlp=1024 --config.model.moe.shared=1024
 PLAN = PYTHONPATH=$(CURDIR):$(CURDIR)/$(AOT)/tpu JAX_PLATFORMS=cpu nice $(BIN)/python \
@@ -118,7 +118,7 @@ plan: $(AOT)/tpu
 	  --config.data.length=65536 --topology=v5p:2x2x4 --try="mesh.fsdp=1 mesh.sequence=16"
 	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --sample=configs/sample/fast_dllm.py --topology=v5e:4x4 --try="mesh.data=4 mesh.tensor=4"
-	$(PLAN)/mini.json $(MINI) --topology=v5p:4x4x4 --config.microbatches=1 \
+	$(PLAN)/mini.json $(MINI) --topology=v5p:4x4x4 \
 	  --try="mesh.fsdp=4 mesh.expert=16"
 	$(PLAN)/mini.json $(MINI) --sample=configs/sample/llada2.py --topology=v5e:4x4 \
 	  --try="mesh.expert=16"
