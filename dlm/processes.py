@@ -76,14 +76,14 @@ def leaving() -> Iterator[None]:
     if not _watch.running:
       raise
     if isinstance(error, SystemExit) and error.code == STOPPED:  # as all others do
-      _watch.tell(DONE)
+      _watch.outlast()
       raise
     if isinstance(error, jax.errors.JaxRuntimeError):
       # A collective broke off, as it does when another process is gone: the watch knows which.
       time.sleep(PATIENCE.value + 2 * BEAT)
     _end(error)
   if _watch.running:
-    _watch.tell(DONE)
+    _watch.outlast()
 
 
 def _end(error: BaseException) -> NoReturn:
@@ -116,7 +116,8 @@ class _Watch:
     from jax._src import distributed  # the service has no public name
 
     self._client = distributed.global_state.client
-    self._own, self._ended, self.running = jax.process_index(), threading.Event(), True
+    self._own, self.running, self._done = jax.process_index(), True, False
+    self._ended, self._all = threading.Event(), threading.Event()
     threading.Thread(target=self._run, args=(jax.process_count(),), daemon=True).start()
 
   def tell(self, word: str) -> None:
@@ -124,13 +125,21 @@ class _Watch:
     self._ended.set()
     self._client.key_value_set(f"{ALIVE}{self._own}", word, allow_overwrite=True)
 
+  def outlast(self) -> None:
+    """Returns when all are done: process 0 holds the service, which the others need until then."""
+    self._done = True
+    self._all.wait()
+    self._ended.set()
+    jax.distributed.shutdown()
+
   def _run(self, count: int) -> None:
     seen = {each: ("", time.monotonic()) for each in range(count)}
     beats = 0
     while not self._ended.wait(BEAT):
       try:
         beats += 1
-        self._client.key_value_set(f"{ALIVE}{self._own}", str(beats), allow_overwrite=True)
+        word = DONE if self._done else str(beats)
+        self._client.key_value_set(f"{ALIVE}{self._own}", word, allow_overwrite=True)
         words = dict(self._client.key_value_dir_get(ALIVE))
       except jax.errors.JaxRuntimeError:
         self._give_up("process 0 is gone")
@@ -144,6 +153,8 @@ class _Watch:
           self._give_up(f"process {each} ended: {word.removeprefix(FAILED)}")
         elif word != DONE and time.monotonic() - when > PATIENCE.value:
           self._give_up(f"process {each} is gone: no sign of it for {PATIENCE.value} s")
+      if len(words) == count and set(words.values()) == {DONE}:
+        self._all.set()
 
   def _give_up(self, why: str) -> None:
     if not self._ended.is_set():
