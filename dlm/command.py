@@ -73,6 +73,8 @@ def _told(kind: type, error: BaseException, trace: types.TracebackType | None) -
 
 
 def _is_mistake(error: Exception) -> bool:
+  if processes.broke_off(error):
+    return False
   if isinstance(error, OSError | ModuleNotFoundError):
     return True
   *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -355,6 +355,19 @@ def generator(
   return made, own
 
 
+def shared_out(
+  generator: Generator, params: Params, requests: Sequence[Request], *, seed: int
+) -> list[Completion]:
+  """What a generator makes of requests: each process completes its share on its own devices.
+
+  All processes get all completions, in the order of the requests.
+  """
+  done = generator(params, [*parallel.share(requests)], seed=seed)
+  if jax.process_count() == 1:
+    return done
+  return [Completion(**x) for x in parallel.joined([dataclasses.asdict(x) for x in done])]
+
+
 def samples(training: Training) -> Callable[[Params, int], list[str]] | None:
   """What writes the texts that a training config asks for along the way, if it asks for any."""
   sample = training.run.sample

@@ -12,9 +12,10 @@ device: queries stay where they are and keys are gathered (`block_attention.sequ
 """
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import flax.linen as nn
@@ -233,9 +234,9 @@ def sum_over_parts(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
   return jax.lax.scan(add, zeros, batch)[0]
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def share(items: Iterable[T]) -> Iterator[T]:
   """Of what all processes do together, this one's part: every n-th of n processes."""
-  return items[jax.process_index() :: jax.process_count()]
+  return itertools.islice(items, jax.process_index(), None, jax.process_count())
 
 
 def joined(own: list[Any]) -> list[Any]:
@@ -272,10 +273,14 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-  """Arrays that lie over devices of several processes, whole on each of them."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+  """Arrays, whole; those that lie over devices of several processes on each of these."""
+
+  def whole(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(x)
+
+  return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(whole, tree)
 
 
 def _within(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

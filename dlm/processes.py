@@ -6,14 +6,19 @@ On TPU VMs, under SLURM and Open MPI jax finds the others by itself; elsewhere -
 A process that fails says so to the others through jax's coordination service, and one that is
 silent for --patience seconds is taken for dead. The others then end with one line and exit code 1,
 instead of waiting for it within a collective; the same command goes on from the last checkpoint.
-Where process 0 is killed the service goes with it, and jax itself aborts the others at once, with a
-trace (jax 0.10.2).
+No process ends well before all have: an error of the last one is everybody's.
+
+The service lives in process 0 and dies with it. jax's client answers that by aborting its process
+with a trace, and its callback for the case cannot be called from Python (jax 0.10.2 to 0.12.0), so
+the others reach the service through a relay of their own: see `_Relay`.
 """
 
 import contextlib
 import os
 import pathlib
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,8 +41,13 @@ PATIENCE = flags.DEFINE_integer(
 
 STOPPED = 128 + signal.SIGTERM  # exit code: asked to stop, and saved; schedulers start it again
 BEAT = 0.5  # seconds between two signs of life
+START = 300  # seconds within which all must have come
 ALIVE = "dlm/alive/"  # of the service's keys
 DONE, FAILED = "done", "failed: "
+# How errors of XLA begin, which reach Python as ValueErrors too.
+STATUS = re.compile(
+  "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+)
 
 
 def join(able: bool) -> None:
@@ -57,9 +67,20 @@ def join(able: bool) -> None:
     raise ValueError("--distributed: this command is one of a single process")
   if None in places and places != (None, None, None):
     raise ValueError("--coordinator, --processes and --process are given together, or none of them")
+  from jax._src.clusters import ClusterEnv  # what jax itself asks has no public name
+
   try:
+    address = COORDINATOR.value or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address, count, own, _ = ClusterEnv.auto_detect_unset_distributed_params(
+      address, PROCESSES.value, PROCESS.value, None, None, START
+    )
+    if own and address:
+      address = _Relay(address).address
     # jax's own watch ends a process by an abort with a trace: it comes after ours.
-    jax.distributed.initialize(*places, heartbeat_timeout_seconds=2 * PATIENCE.value + 10)
+    late = 2 * PATIENCE.value + 10
+    jax.distributed.initialize(
+      address, count, own, initialization_timeout=START, heartbeat_timeout_seconds=late
+    )
   except (ValueError, RuntimeError) as error:
     raise ValueError(f"--distributed: {error}") from error
   if jax.process_index():
@@ -69,21 +90,40 @@ def join(able: bool) -> None:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-  """Tells the others how this process ends; one that fails does not wait for them."""
+  """Tells the others how this process ends, and waits for them if it ends well."""
   try:
     yield
   except BaseException as error:
     if not _watch.running:
       raise
     if isinstance(error, SystemExit) and error.code == STOPPED:  # as all others do
-      _watch.outlast()
+      _part()
       raise
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      # A collective broke off, as it does when another process is gone: the watch knows which.
-      time.sleep(PATIENCE.value + 2 * BEAT)
+    if broke_off(error):  # the watch knows who is gone, or soon will
+      time.sleep(_watch.patience + 4 * BEAT)
     _end(error)
   if _watch.running:
-    _watch.outlast()
+    _part()
+
+
+def _part() -> None:
+  """Returns when all are done, and know it of each other: the service ends with process 0."""
+  _watch.tell(DONE)
+  _watch.all_done.wait()
+  jax.distributed.shutdown()
+
+
+def broke_off(error: BaseException) -> bool:
+  """Did a collective of several processes fail, as it does when one of them is gone?"""
+  behind, seen = [error], []
+  while behind and _watch.running:
+    found = behind.pop()
+    if isinstance(found, jax.errors.JaxRuntimeError) or STATUS.match(str(found)):
+      return True
+    if found is not None and found not in seen:
+      seen.append(found)
+      behind += [found.__cause__, found.__context__]
+  return False
 
 
 def _end(error: BaseException) -> NoReturn:
@@ -94,8 +134,7 @@ def _end(error: BaseException) -> NoReturn:
     traceback.print_exception(error)
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     _watch.tell(FAILED + _said(error))
-  if jax.process_index() == 0:
-    time.sleep(4 * BEAT)  # the service ends with this process
+  time.sleep(4 * BEAT)  # till the others have heard: the service may end with this process
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
@@ -116,48 +155,46 @@ class _Watch:
     from jax._src import distributed  # the service has no public name
 
     self._client = distributed.global_state.client
-    self._own, self.running, self._done = jax.process_index(), True, False
-    self._ended, self._all = threading.Event(), threading.Event()
-    threading.Thread(target=self._run, args=(jax.process_count(),), daemon=True).start()
+    self._own, self._ended = f"{ALIVE}{jax.process_index()}", ""
+    self._words, self._heard = {}, time.monotonic()
+    self.patience, self.all_done, self.running = PATIENCE.value, threading.Event(), True
+    threading.Thread(target=self._exchange, daemon=True).start()
+    threading.Thread(target=self._look, args=(jax.process_count(),), daemon=True).start()
 
   def tell(self, word: str) -> None:
     """The last sign of this process."""
-    self._ended.set()
-    self._client.key_value_set(f"{ALIVE}{self._own}", word, allow_overwrite=True)
+    self._ended = word
+    self._client.key_value_set(self._own, word, allow_overwrite=True)
 
-  def outlast(self) -> None:
-    """Returns when all are done: process 0 holds the service, which the others need until then."""
-    self._done = True
-    self._all.wait()
-    self._ended.set()
-    jax.distributed.shutdown()
-
-  def _run(self, count: int) -> None:
-    seen = {each: ("", time.monotonic()) for each in range(count)}
+  def _exchange(self) -> None:
+    """Gives this process's signs, and takes the others'; each call may hang."""
     beats = 0
-    while not self._ended.wait(BEAT):
-      try:
-        beats += 1
-        word = DONE if self._done else str(beats)
-        self._client.key_value_set(f"{ALIVE}{self._own}", word, allow_overwrite=True)
-        words = dict(self._client.key_value_dir_get(ALIVE))
-      except jax.errors.JaxRuntimeError:
-        self._give_up("process 0 is gone")
-        return
-      for key, word in words.items():
-        each = int(key.removeprefix(ALIVE))
-        if word != seen[each][0]:
-          seen[each] = word, time.monotonic()
-      for each, (word, when) in seen.items():
-        if word.startswith(FAILED):
-          self._give_up(f"process {each} ended: {word.removeprefix(FAILED)}")
-        elif word != DONE and time.monotonic() - when > PATIENCE.value:
-          self._give_up(f"process {each} is gone: no sign of it for {PATIENCE.value} s")
-      if len(words) == count and set(words.values()) == {DONE}:
-        self._all.set()
+    while not self.all_done.wait(BEAT):
+      beats += 1
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        self._client.key_value_set(self._own, self._ended or str(beats), allow_overwrite=True)
+        self._words = dict(self._client.key_value_dir_get(ALIVE))
+        self._heard = time.monotonic()
 
-  def _give_up(self, why: str) -> None:
-    if not self._ended.is_set():
+  def _look(self, count: int) -> None:
+    seen = {f"{ALIVE}{each}": ("", time.monotonic()) for each in range(count)}
+    while not self.all_done.wait(BEAT):
+      now = time.monotonic()
+      seen |= {key: (word, now) for key, word in self._words.items() if word != seen[key][0]}
+      silent = f"no sign of it for {self.patience} s"
+      if now - self._heard > self.patience:
+        self.give_up(f"process 0 is gone: {silent}")
+      for key, (word, when) in seen.items():
+        if word.startswith(FAILED):
+          self.give_up(f"process {key.removeprefix(ALIVE)} ended: {word.removeprefix(FAILED)}")
+        elif word != DONE and now - when > self.patience:
+          self.give_up(f"process {key.removeprefix(ALIVE)} is gone: {silent}")
+      if all(word == DONE for word, _ in seen.values()):
+        self.all_done.set()
+
+  def give_up(self, why: str) -> None:
+    """Ends this process, unless it has failed by itself or all are done."""
+    if self._ended in ("", DONE) and not self.all_done.is_set():
       main = pathlib.Path(sys.argv[0]).stem
       print(f"{main}: {why}; the same command goes on from what is saved", file=sys.stderr)
       sys.stderr.flush()
@@ -165,3 +202,52 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+class _Relay:
+  """A way to the service of process 0 that jax's client never sees break off.
+
+  Where the service is gone the watch ends this process, in its own words.
+  """
+
+  def __init__(self, far: str):
+    """ValueError: `far` is no HOST:PORT."""
+    host, _, port = far.rpartition(":")
+    if not (host and port.isdigit()):
+      raise ValueError(f"coordinator {far!r} must be HOST:PORT")
+    self._far = host.strip("[]"), int(port)
+    self._near = socket.create_server(("127.0.0.1", 0))
+    self.address = f"127.0.0.1:{self._near.getsockname()[1]}"
+    threading.Thread(target=self._accept, daemon=True).start()
+
+  def _accept(self) -> None:
+    while True:
+      near, _ = self._near.accept()
+      threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+  def _carry(self, near: socket.socket) -> None:
+    """From one end to the other and back, until one of them ends."""
+    far = self._reached()
+    if far is not None:
+      threading.Thread(target=_pump, args=(near, far), daemon=True).start()
+      _pump(far, near)
+      if _watch.running:
+        _watch.give_up("process 0 is gone")
+        _watch.all_done.wait()
+    near.close()
+
+  def _reached(self) -> socket.socket | None:
+    """The service, which may come up later than this process."""
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+      try:
+        return socket.create_connection(self._far)
+      except OSError:
+        time.sleep(0.1)
+    return None
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+  with contextlib.suppress(OSError):
+    while data := source.recv(2**16):
+      target.sendall(data)

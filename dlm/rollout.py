@@ -170,9 +170,9 @@ class Judge:
       given: the data's rows, one a group, whose answers are what rewards compare with.
     """
     written = self.written(rows, given)
-    score_BxK = np.stack([scores(name, written) for name in self.config.names], axis=1)
+    score_BxK = scored(self.config.names, written)
     judged = self.config.judged(score_BxK, written, self.room)
-    put = functools.partial(jax.device_put, device=parallel.batch_sharding(self.mesh))
+    put = functools.partial(parallel.put, sharding=parallel.batch_sharding(self.mesh))
     extra = {
       "advantage_B": put(judged.advantage.astype(np.float32)),
       "right_B": put(judged.right),
@@ -188,7 +188,7 @@ class Judge:
   def written(self, rows: Batch, given: Batch) -> list[Written]:
     """Every row as text; the end and what stands behind it are no part of it."""
     prompts, answers = self.given(given)
-    rows = jax.device_get(rows)
+    rows = parallel.to_host(rows)
     found, group = [], len(rows.tokens_BxL) // len(prompts)
     for i, tokens_L in enumerate(rows.tokens_BxL):
       at_L = rows.noisable_BxL[i] & ~rows.extra["end"][i]
@@ -205,7 +205,7 @@ class Judge:
 
   def given(self, given: Batch) -> tuple[list[str], list[str]]:
     """The data's prompts and answers."""
-    given = jax.device_get(given)
+    given = parallel.to_host(given)
     prompts, answers = [], []
     for tokens_L, learned_L, segment_L in zip(
       given.tokens_BxL, given.noisable_BxL, given.segment_BxL, strict=True
@@ -214,6 +214,13 @@ class Judge:
       prompts.append(self.tokenizer.decode(tokens_L[:first][segment_L[:first] > 0]))
       answers.append(self.tokenizer.decode(tokens_L[learned_L & (segment_L > 0)]))
     return prompts, answers
+
+
+def scored(names: tuple[str, ...], written: list[Written]) -> np.ndarray:
+  """[B, K]: what each reward gives each row. Of several processes each scores its share."""
+  own = [*parallel.share(written)]
+  score_KxB = [scores(name, own) for name in names]
+  return np.array(parallel.joined(np.transpose(score_KxB).tolist()))
 
 
 def means(names: tuple[str, ...], score_BxK: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,6 @@ from flax import struct
 from dlm import masks, parallel, rollout
 from dlm.build import Training
 from dlm.objectives.cross_entropy import tempered
-from dlm.rewards import scores
 from dlm.rewards.advantages import of_steps, telling_steps
 from dlm.rewards.written import Written
 from dlm.sampling import loop
@@ -158,12 +157,12 @@ class StepwiseJudge:
     rewards in the end, of what is right then, of what was right before and is not then,
     "rollout/backslid", of groups that learn and of rewards that failed."""
     config, (asked, answers) = self.judge.config, self.judge.given(given)
-    rows, states = jax.device_get((rows, states))
+    rows, states = parallel.to_host((rows, states))
     group_B = np.arange(len(rows.tokens_BxL)) // config.group
     steps = []
     for t in range(states.shown_BxTxL.shape[1]):
       written = self._written(rows, states.predicted_BxTxL[:, t], t, asked, answers)
-      score_BxK = np.stack([scores(name, written) for name in config.names], axis=1)
+      score_BxK = rollout.scored(config.names, written)
       steps.append(config.rewarded(score_BxK, written, self.judge.room))
     reward_BxT, right_BxT = (
       np.stack([getattr(each, name) for each in steps], axis=1) for name in ("reward", "right")
@@ -217,7 +216,7 @@ class StepwiseJudge:
     chosen = rows.replace(
       tokens_BxL=predicted_BxL, noisable_BxL=written_BxL & kept_B[:, None], extra=rows.extra | extra
     )
-    return jax.device_put(chosen, parallel.batch_sharding(self.judge.mesh))
+    return parallel.put(chosen, parallel.batch_sharding(self.judge.mesh))
 
 
 def judge(training: Training) -> StepwiseJudge | None:

@@ -34,6 +34,9 @@ python experiments/evaluate.py --checkpoint=DIR --harness=local_choice,local_sum
 --include_path=FOLDER adds YAML tasks of your own; --shots, --size, --chat, --config and --out mean
 what they mean above. --estimator is exact_count, monte_carlo, llada or chain, and --draws (128) the
 forwards of a likelihood: `dlm.evaluation.answer_likelihood` tells them apart.
+
+With --distributed several processes share batches, problems and their grading out, each on its own
+devices; process 0 tells the results.
 """
 
 import collections
@@ -47,14 +50,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlm import build, command, files, masks, roofline
+from dlm import build, command, files, masks, parallel, roofline
 from dlm.completions import conversed
 from dlm.data import SPLITS
 from dlm.data.install import require
 from dlm.evaluation import comparison, energy, joined, likelihood, parallelism, report, tasks
 from dlm.evaluation.parallelism import Outcome
 from dlm.evaluation.respond import Responder
-from dlm.generate import Completion, Generator, Request, generator, wasted
+from dlm.generate import Completion, Generator, Request, generator, shared_out, wasted
 from dlm.seeds import check_seed
 from dlm.types import Batch, Params
 
@@ -144,7 +147,7 @@ def answer() -> None:
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   runs, outcomes = answered(trained, configs, asked)
   curves = tell_curves(outcomes) if SWEEP.value else {}
-  if OUT.value:
+  if OUT.value and jax.process_index() == 0:
     record = {"checkpoint": CHECKPOINT.value, "problems": how()}
     record |= {"sweep": SWEEP.value, "runs": runs, **curves} if SWEEP.value else runs[0]
     files.write_json(OUT.value, record)
@@ -184,6 +187,8 @@ def suite() -> None:
     ("sampling", f"{path}, {swept or 'as it is'}, seed {next(iter(configs.values())).seed}"),
     *energies(runs),
   ]
+  if jax.process_index():
+    return
   folder = pathlib.Path(OUT.value)
   report.write_report(folder / "report.html", joined.page_of([record]))
   files.write_json(folder / "results.json", record)
@@ -251,10 +256,10 @@ def run(
   params, step = read(sample.mesh, own.weights)
   told = f", {setting}" if setting else ""
   print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
-  sample.compile(params, requests)
+  sample.compile(params, [*parallel.share(requests)])
   with energy.watched(energy.meter()) as usage:
-    done = sample(params, requests, seed=own.seed)
-  scores = [q.score(c.text, CHAT.value) for q, c in zip(asked, done, strict=True)]
+    done = shared_out(sample, params, requests, seed=own.seed)
+  scores = graded(asked, done, tasks.Question.score)
   results, record = tasks.results(asked, scores, done, SAMPLES.value), {}
   for task, result in results.items():
     print(f"{task}  {result.describe()}")
@@ -263,10 +268,10 @@ def run(
     for task, rates in record["pass_at_k"].items():
       print(f"{task}  {', '.join(f'pass@{k} {100 * rate:.1f} %' for k, rate in rates.items())}")
   if EFFICIENCY.value:
-    efficient = [
-      q.efficiency(c.text, CHAT.value) if score >= 1 else 0.0
-      for q, c, score in zip(asked, done, scores, strict=True)
-    ]
+    right = [i for i, score in enumerate(scores) if score >= 1]
+    beside = graded([asked[i] for i in right], [done[i] for i in right], tasks.Question.efficiency)
+    told_of = dict(zip(right, beside, strict=True))
+    efficient = [told_of.get(i, 0.0) for i in range(len(asked))]
     record["eff_at_k"] = tasks.efficiencies(asked, efficient, SAMPLES.value)
     for task, rates in record["eff_at_k"].items():
       print(f"{task}  {', '.join(f'eff@{k} {rate:.3f}' for k, rate in rates.items())}")
@@ -298,6 +303,16 @@ def run(
   return record, parallelism.by_problem(outcomes, SAMPLES.value)
 
 
+def graded(
+  asked: list[tasks.Question],
+  done: list[Completion],
+  grade: Callable[[tasks.Question, str, bool], float],
+) -> list[float]:
+  """Of each answer; every process grades its share."""
+  own = parallel.share(zip(asked, done, strict=True))
+  return parallel.joined([grade(question, each.text, CHAT.value) for question, each in own])
+
+
 def cost(
   trained: build.Pretrained,
   sample: Generator,
@@ -308,8 +323,9 @@ def cost(
 ) -> dict[str, Any]:
   """What the answers took; operations are counted from the model's shape, without experts."""
   ran: dict[float, float] = collections.defaultdict(float)  # what ran together took one time
+  alone = jax.process_count() == 1  # else several run at a time
   try:
-    for request, each in zip(requests, done, strict=True):
+    for request, each in zip(requests, done, strict=True) if alone else ():
       forward = roofline.Forward(1, 1, sample.slots(request), 1, 0)
       operations = roofline.operations(trained.model.config, forward)
       ran[each.seconds] += each.queries * operations
@@ -403,7 +419,7 @@ def harness() -> None:
   for task, metrics in found["results"].items():
     print(f"{task}  {lm_eval_harness.told(metrics)}")
   print(lm_eval_harness.summary(model.get_model_info()))
-  if OUT.value:
+  if OUT.value and jax.process_index() == 0:
     files.write_json(OUT.value, lm_eval_harness.record(found, model))
 
 
@@ -426,4 +442,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main, required=(CHECKPOINT,))
+  command.run(main, required=(CHECKPOINT,), distributed=True)

@@ -14,6 +14,7 @@ merged too, or written as PEFT_DIR, which sample and evaluate take as --adapter.
 each is rounded as soon as it is read, and the folder is read so by sample, evaluate and serve.
 
 Needs memory for the parameters once, on the devices of --mesh (data=1,fsdp=4; default: one device).
+With --distributed these are the devices of all processes (default: each holds all parameters).
 """
 
 import time
@@ -43,7 +44,7 @@ ADAPT = flags.DEFINE_bool("adapt", False, "Autoregressive to diffusion.")
 
 def mesh() -> jax.sharding.Mesh | None:
   if MESH.value is None:
-    return None
+    return None if jax.process_count() == 1 else parallel.make_mesh()
   sizes = dict(each.partition("=")[::2] for each in MESH.value)
   if not all(size.lstrip("-").isdigit() for size in sizes.values()):
     raise ValueError(f"--mesh={','.join(MESH.value)} must look like data=1,fsdp=4")
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.run(main, required=(SOURCE,))
+  command.run(main, required=(SOURCE,), distributed=True)

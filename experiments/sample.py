@@ -70,7 +70,7 @@ def main() -> None:
     skip_bad=SKIP_BAD.value,
   )
   # Every process samples its share of the prompts on its own devices.
-  every, requests = requests, parallel.share(requests)
+  every, requests = requests, [*parallel.share(requests)]
   if LIVE.value and len(requests) < len(every):
     raise ValueError("--live shows the canvas of a single process")
   params, step = trained.on(sample.mesh, own.weights)

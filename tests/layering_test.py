@@ -129,7 +129,8 @@ LAYERS = {
     (*BELOW_THE_PATHS, "dlm.generate"), ("jax", "flax", "numpy"), ("matplotlib",)
   ),
   "dlm.evaluation.respond": Layer(
-    ("dlm.evaluation", "dlm.build", "dlm.completions", "dlm.data", "dlm.generate"), ("numpy",)
+    ("dlm.evaluation", "dlm.build", "dlm.completions", "dlm.data", "dlm.generate", "dlm.parallel"),
+    ("numpy",),
   ),
   # lm-evaluation-harness and what it brings, imported where that is installed.
   "dlm.evaluation.harness": Layer(

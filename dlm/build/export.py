@@ -1,16 +1,19 @@
 """A `Pretrained` written out: as a checkpoint folder of ours, a Hugging Face directory, an adapter.
 
-What is written appears complete or not at all: it is filled beside its place, then renamed.
+What is written appears complete or not at all: it is filled beside its place, then renamed. Of
+several processes all call these functions: each reads and hands over its shards, the first writes.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from dlm import checkpoint, files, weights, workdir
+from dlm import checkpoint, files, parallel, weights, workdir
 from dlm.build import tables
 from dlm.build.pretrained import ORIGIN, WEIGHTS, Pretrained, check_numbers
 from dlm.models import lora, quantised
@@ -34,10 +37,11 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
   kept = reading.get("weights") or made.weights
   if kept:
     quantised.check(kept, made.model.abstract())
-  with files.appearing(directory) as folder:
+  with _appearing(directory) as folder:
     made, params, step = _merged(made, **reading)
     config = made.config | ({WEIGHTS: kept} if kept else {})
-    workdir.fill(folder, config, made.facts, made.tokenizer)
+    if jax.process_index() == 0:
+      workdir.fill(folder, config, made.facts, made.tokenizer)
     params = quantised.as_dicts(params)
     checkpoint.save_params(folder, step, params, {"from": str(made.directory)})
 
@@ -69,10 +73,11 @@ def write_huggingface(
   base = origin.get("config", {})
   if family != origin.get("family"):
     base = _longest(base, origin.get("family"), family)
-  with files.appearing(directory) as folder:
+  with _appearing(directory) as folder:
     made, params, _ = _merged(made, **reading)
     weights.fill(folder, family, made.model.config, params, facts=facts, config=base)
-    made.tokenizer.publish(folder)
+    if jax.process_index() == 0:
+      made.tokenizer.publish(folder)
   if FAMILIES[family].qwen2_tokenizer and not made.tokenizer.cuts_as_qwen2:
     return (
       f"AutoTokenizer of transformers 5 cuts text as Qwen2 where model_type is {family}; this "
@@ -98,12 +103,27 @@ def write_adapter(
     raise ValueError(f"{made.directory} is of no run that trained adapters (model.lora)")
   family = family or made.config.get(ORIGIN, {}).get("family", "")
   tables.one_of("family", family, FAMILIES)
-  with files.appearing(directory) as folder:
+  with _appearing(directory) as folder:
     own, _ = made.adapters()
     ours = {"facts": made.facts.to_json(), "objective": tables.plain(made.objective)}
     base = made.run().init_from
-    peft.fill(folder, family, made.model.config, own, base=base, ours=ours, dtype=dtype)
+    if jax.process_index() == 0:
+      peft.fill(folder, family, made.model.config, own, base=base, ours=ours, dtype=dtype)
   return sum(leaf.size for leaf in jax.tree.leaves(own))
+
+
+@contextlib.contextmanager
+def _appearing(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """As `files.appearing`: the first process makes the folder, and renames it when all are done.
+
+  It is there when any of them goes on.
+  """
+  first = jax.process_index() == 0
+  with files.appearing(directory) if first else contextlib.nullcontext() as folder:
+    (path,) = parallel.joined([str(folder)] if first else [])
+    yield pathlib.Path(path)
+    parallel.joined([])
+  parallel.joined([])
 
 
 def _merged(made: Pretrained, **reading: Any) -> tuple[Pretrained, Params, int]:

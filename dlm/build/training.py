@@ -173,15 +173,12 @@ def _words(run: RunConfig, source: Pretrained | None) -> Tokenizer:
   return source.tokenizer  # with the files that came with it
 
 
-def rows(
-  run: RunConfig, tokenizer: Tokenizer, split: str, share: tuple[int, int] | None = None
-) -> Rows:
-  """This process's rows, of groups one each; the test split in its own order.
+def rows(run: RunConfig, tokenizer: Tokenizer, split: str, share: tuple[int, int] = (0, 1)) -> Rows:
+  """The rows of a run, of groups one each; the test split in its own order.
 
   Args:
-    share: which part of a batch, of how many; None: one for each process.
+    share: which part of each batch, of how many.
   """
-  index, count = share or (jax.process_index(), jax.process_count())
   given = dataclasses.asdict(run.data)
   del given["tokenizer"]
   group = 1 if run.rewards is None else run.rewards.group
@@ -193,8 +190,8 @@ def rows(
     batch=run.batch // group,
     seed=run.seed,
     split=split,
-    process_index=index,
-    process_count=count,
+    process_index=share[0],
+    process_count=share[1],
     shuffle=split == "train",
   )
 
@@ -447,8 +444,6 @@ def _agree_on_rewards(training: Training) -> None:
       f"checkpoint.keep_best={run.checkpoint.keep_best} goes by the loss, which does not tell what "
       "is rewarded: set it to 0"
     )
-  if jax.process_count() > 1:
-    raise ValueError("rewards are given by one process alone, not by several")
   _agree_on_estimate(training)
 
 

@@ -121,6 +121,8 @@ class Nvml:
 
 def meter(powercap: pathlib.Path = POWERCAP) -> Meter:
   """Of the devices that JAX computes on; `NoMeter` with the reason where none can be read."""
+  if jax.process_count() > 1:  # of which several may share a counter
+    return NoMeter("energy is that of one process, not of several")
   kind = jax.default_backend()
   if kind == "cpu":
     try:

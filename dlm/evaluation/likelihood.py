@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm import parallel
 from dlm.objectives import Objective, streams
 from dlm.objectives.cross_entropy import cross_entropy, predict
 from dlm.objectives.objective import informed
@@ -78,6 +79,8 @@ def nelbo(
 ) -> Likelihood:
   """The estimator's mean over a corpus, every sequence noised `draws` times.
 
+  Of several processes each scores its share of the batches, and all get the mean over all.
+
   Raises:
     ValueError: the estimator's loss is not a likelihood (clipped windows, per-row weights, ...).
   """
@@ -86,18 +89,19 @@ def nelbo(
     raise ValueError(f"{type(estimator).__name__} is not a likelihood: {reason}")
   if draws < 1:
     raise ValueError(f"draws={draws} must be at least 1")
-  nll, count = [], []
-  for index, batch in enumerate(batches):
+  own = []
+  for index, batch in parallel.share(enumerate(batches)):
     key_batch = jax.random.fold_in(key, index)
     total_B = 0.0
     for draw in range(draws):
       key_draw = jax.random.fold_in(key_batch, draw)
       nll_B, count_B = row_losses(estimator, denoise, params, key_draw, batch)
       total_B = total_B + np.asarray(nll_B, np.float64)
-    nll.append(total_B / draws)
-    count.append(np.asarray(count_B))
-  if not nll:
+    own.append(((total_B / draws).tolist(), np.asarray(count_B).tolist()))
+  found = parallel.joined(own)
+  if not found:
     raise ValueError("there is no batch to score")
+  nll, count = zip(*found, strict=True)
   return summarise(np.concatenate(nll), np.concatenate(count), draws)
 
 

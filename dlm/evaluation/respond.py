@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from dlm import parallel
 from dlm.build import Pretrained, SamplingConfig
 from dlm.completions import template_of
 from dlm.data.chat import Conversation, Quoted
 from dlm.evaluation.answer_likelihood import CAUSAL, Answer, AnswerScore, AnswerScorer
-from dlm.generate import Generator, Request, generator
+from dlm.generate import Generator, Request, generator, shared_out
 
 NEW_TOKENS = 256  # of an answer where neither the task nor the config says: the harness's own
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -36,6 +37,8 @@ class Counts:
 
 class Responder:
   """One checkpoint that answers, in batches of its own making: by length.
+
+  Of several processes each does its share of the work, and all get all of it.
 
   Args:
     config: how to sample; what a request says of length, temperature, top_p and top_k comes first.
@@ -139,7 +142,8 @@ class Responder:
         f"{self.trained.directory}: no estimator of likelihood is known for answers of a model "
         f"trained by {self.trained.objective.name!r}"
       )
-    scores = self.scorer(self.params, answers, seed=self.seed)
+    own = self.scorer(self.params, [*parallel.share(answers)], seed=self.seed)
+    scores = [AnswerScore(**x) for x in parallel.joined([dataclasses.asdict(x) for x in own])]
     self.counts.scored += len(scores)
     self.counts.scoring_forwards += sum(score.forwards for score in scores)
     return scores
@@ -166,7 +170,7 @@ class Responder:
     texts = [""] * len(asked)
     for shaping, requests in groups.items():
       made = self._generator(dict(shaping))
-      for done in made(self.params, requests, seed=self.config.seed):
+      for done in shared_out(made, self.params, requests, seed=self.config.seed):
         cuts = [done.text.find(stop) for stop in stops[done.id] if stop and stop in done.text]
         texts[done.id] = done.text[: min(cuts)] if cuts else done.text
         self.counts.answers += 1

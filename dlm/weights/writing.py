@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -55,7 +56,8 @@ def fill(
 ) -> None:
   """Writes config.json and the tensors into a folder that is being made.
 
-  The host holds one shard at a time. Each parameter must lie on this process's devices whole.
+  The host holds one shard at a time. Of several processes that share the parameters all call this,
+  and the first writes.
 
   Args:
     family: a key of FAMILIES; its config.json must be able to say what `model` and `facts` say.
@@ -78,7 +80,8 @@ def fill(
   if leaf := not_finite(params):
     raise WeightsError(f"parameter {leaf} is not finite; nothing is written")
   _write_tensors(folder, tensors, leaves, dtype, shard_bytes, constants)
-  files.write_json(folder / CONFIG, written)
+  if jax.process_index() == 0:
+    files.write_json(folder / CONFIG, written)
 
 
 def _tensors(
@@ -137,11 +140,13 @@ def _write_tensors(
     if number == count:  # few and small
       made |= constants
       where |= dict.fromkeys(constants, file)
+    if jax.process_index():
+      continue
     try:
       save_file(made, directory / file, metadata={"format": "pt"})
     except SafetensorError as error:
       raise files.of_system(error, directory / file) or error from error
-  if count > 1:
+  if count > 1 and jax.process_index() == 0:
     index = {"metadata": {"total_size": total}, "weight_map": where}
     files.write_json(directory / INDEX, index)
 
@@ -156,13 +161,21 @@ class _Host:
 
   def __call__(self, path: str, at: tuple[int, ...]) -> np.ndarray:
     if not at:
-      return jax.device_get(self._leaves[path])
+      return _fetched(self._leaves[path])
     if self._key != (path, at[0]):
       leaf = self._leaves[path]
-      if isinstance(leaf, jax.Array) and {each.platform for each in leaf.devices()} == {"cpu"}:
+      here = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+      if here and {each.platform for each in leaf.devices()} == {"cpu"}:
         leaf = np.asarray(leaf)  # a view
-      self._key, self._layer = (path, at[0]), jax.device_get(leaf[at[0]])
+      self._key, self._layer = (path, at[0]), _fetched(leaf[at[0]])
     return self._layer[at[1:]]
+
+
+def _fetched(leaf: jax.Array) -> np.ndarray:
+  """The array, whole; all processes that hold a part of it ask for it together."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return jax.device_get(leaf)
 
 
 def _stored(host: _Host, part: names.TensorPart) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Mains in processes of their own, forked from one that has the heavy imports behind it."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -57,9 +58,38 @@ def load(main: str) -> types.SimpleNamespace:
 
 def call(argv: list[str], out: pathlib.Path, err: pathlib.Path, **environment: str) -> None:
   """As `python argv...`, what it prints in files. In a process of its own."""
+  _prepare(out, err, environment)
+  sys.argv = argv
+  runpy.run_path(argv[0], run_name="__main__")
+
+
+def series(jobs: list[list[str]], out: pathlib.Path, err: pathlib.Path, **environment: str) -> None:
+  """Each as `call`, one after the other until one fails, in a process that joins others once."""
+  _prepare(out, err, environment)
+  from dlm import processes
+
+  joined, join, leaving = [], processes.join, processes.leaving
+
+  def join_once(able: bool) -> None:
+    if not joined:
+      joined.append(join(able))
+
+  processes.join, processes.leaving = join_once, contextlib.nullcontext
+  with leaving():
+    for argv in jobs:
+      sys.argv = argv
+      try:
+        runpy.run_path(argv[0], run_name="__main__")
+      except SystemExit as ended:
+        if ended.code:
+          raise
+      for flag in flags.FLAGS.get_flags_for_module(argv[0]):
+        delattr(flags.FLAGS, flag.name)
+      flags.FLAGS.unparse_flags()
+
+
+def _prepare(out: pathlib.Path, err: pathlib.Path, environment: dict[str, str]) -> None:
   os.environ.update(environment)
   for path, stream in ((out, sys.stdout), (err, sys.stderr)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
   os.chdir(ROOT)
-  sys.argv = argv
-  runpy.run_path(argv[0], run_name="__main__")

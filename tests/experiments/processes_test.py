@@ -1,4 +1,4 @@
-"""Two real processes, which meet by jax's coordination service and compute together by gloo."""
+"""Real processes, which meet by jax's coordination service and compute together by gloo."""
 
 import json
 import os
@@ -10,41 +10,71 @@ import jax
 import numpy as np
 import pytest
 
-from dlm import checkpoint
+from dlm import build, checkpoint
+from tests.dlm.build import directories
 from tests.experiments import mains
 
+LISTS = '(("lists",1.0,(("tasks",("copy",)),("form","grid"),("items",(2,2)))),)'
 FIELDS = {
   "batch": 4,
-  "steps": 4,
   "log_every": 1,
   "data.length": 16,
+  "model.layers": 1,
+  "optimizer.ema": "None",
   "optimizer.warmup": 0,
-  "eval.every": 4,
-  "eval.batches": 1,
+  "eval.every": 0,
   "checkpoint.every": 2,
   "checkpoint.keep_best": 0,
-  "sample.every": 4,
 }
-PATIENCE = 5  # where one is killed; a busy machine may be silent as long without a reason
+REWARDED = {
+  "steps": 2,
+  "batch": 8,
+  "log_every": 1,
+  "data.sources": LISTS,
+  "data.length": 64,
+  "rollout.max_new_tokens": 8,
+  "rewards.group": 2,
+  "rewards.updates": 1,
+  "optimizer.warmup": 0,
+  "optimizer.eps": 1e-3,  # or rounding would decide where a gradient is next to nothing
+  "eval.every": 2,
+  "eval.batches": 1,
+  "checkpoint.every": 2,
+  "sample.every": 2,
+  "sample.prompts": '("the cat sat",)',  # or all slots would be equal, and rounding would decide
+}
+PATIENCE = 8  # where one is killed: a machine with busy cores is silent for a few seconds
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
 
 
-def trained(run, **fields):
-  changed = FIELDS | fields
-  said = (f"--config.{name}={value}" for name, value in changed.items())
-  return ["experiments/train.py", "--config=configs/train/tiny.py", f"--workdir={run}", *said]
+def letters(written):
+  """A reward; what it is asked for is told, as it was when it was asked."""
+  with open(os.environ["SCORED"], "a") as scored:
+    scored.write(json.dumps(written.text) + "\n")
+  return len({*written.text}) / 8
 
 
-def start(folder, argv, patience=60):
-  """The main in two processes; what each prints is in out.P and err.P."""
+def trained(run, config="tiny.py", fields=FIELDS, **changed):
+  said = (f"--config.{name}={value}" for name, value in (fields | changed).items())
+  return ["experiments/train.py", f"--config=configs/train/{config}", f"--workdir={run}", *said]
+
+
+def start(folder, jobs, processes=2, patience=60, **environment):
+  """The mains, one after the other, in each process; what they print is in out.P and err.P."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  where = ["--distributed", f"--coordinator=localhost:{port}", "--processes=2"]
+  where = ["--distributed", f"--coordinator=localhost:{port}", f"--processes={processes}"]
   started = []
-  for process in range(2):
-    own = [*map(str, argv), *where, f"--process={process}", f"--patience={patience}"]
-    out, err = folder / f"out.{process}", folder / f"err.{process}"
-    started.append(mains.PROCESSES.Process(target=mains.call, args=(own, out, err)))
+  for process in range(processes):
+    own = [*where, f"--process={process}", f"--patience={patience}"] if processes > 1 else []
+    given = [[*map(str, argv), *own] for argv in jobs]
+    streams = folder / f"out.{process}", folder / f"err.{process}"
+    started.append(
+      mains.PROCESSES.Process(
+        target=mains.series, args=(given, *streams), kwargs=QUICK | environment
+      )
+    )
     started[-1].start()
   return started
 
@@ -60,73 +90,126 @@ def records(run, *names):
   return [(line["step"], name, line[name]) for line in lines for name in names if name in line]
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-  """Fields of a run on rows of ArrayRecord files, which two processes write and each reads."""
-  folder = tmp_path_factory.mktemp("rows")
-  asked = ["--source=stdlib", '--option=include=("topics",)', "--length=16", "--shards=3"]
-  both = start(folder, ["experiments/prepare_data.py", *asked, f"--out={folder / 'rows'}"])
-  assert ended(both) == [0, 0], (folder / "err.0").read_text()
-  assert "3 shards written" in (folder / "out.0").read_text()
-  return {"data.sources": ((f"arrayrecord:{folder / 'rows'}", 1.0),)}
-
-
-@pytest.fixture(scope="module")
-def runs(stored, tmp_path_factory):
-  """The same run by one process and by two."""
-  folder = tmp_path_factory.mktemp("runs")
-  assert mains.run(folder, *trained(folder / "one", **stored)).returncode == 0
-  both = ended(start(folder, trained(folder / "two", **stored)))
-  assert both == [0, 0], (folder / "err.0").read_text()
-  return folder
-
-
-def test_two_processes_train_as_one_does(runs):
-  losses = [
-    [value for *_, value in records(runs / run, "loss", "eval/loss")] for run in ("one", "two")
+def jobs(folder, hf, base):
+  """Every main that several processes may run; the last one cannot write what it has found."""
+  from_base = f"--checkpoint={base}"
+  short = ("--config=configs/sample/default.py", "--config.max_new_tokens=8")
+  sample = ["experiments/sample.py", from_base, *short, "--config.slots=256", "--config.stop=never"]
+  evaluate = ["experiments/evaluate.py", from_base]
+  text = [f"--config.data.sources={LISTS}", "--config.data.mode=pad", "--config.data.length=32"]
+  prepare = ["experiments/prepare_data.py", "--source=stdlib", '--option=include=("topics",)']
+  asked = [*short, "--config.slots=256", "--task=parallel_bench:copy", "--size=3"]
+  prompts = (f"--prompt={text * 30}" for text in ("The cat", "A longer", "One more"))
+  weights = "experiments/import_weights.py"
+  reward = '(("tests.experiments.processes_test:letters",1.0),)'
+  rewarded = REWARDED | {"init_from": base, "rewards.of": reward}
+  return [
+    [*prepare, "--length=16", "--shards=3", f"--out={folder / 'rows'}"],
+    trained(folder / "run", "rl.py:wd1", rewarded),
+    [*sample, *prompts, f"--out={folder / 'three.jsonl'}"],
+    [*sample, f"--prompt={'The mat' * 30}", f"--out={folder / 'one.jsonl'}"],
+    [*evaluate, "--config=configs/train/tiny.py", *text, "--batches=3"],
+    [*evaluate, *asked, f"--out={folder / 'answers.json'}"],
+    [weights, f"--source={hf}", f"--workdir={folder / 'ours'}"],
+    [weights, f"--source={folder / 'ours'}", f"--export={folder / 'back'}"],
+    [*evaluate, *asked, f"--out={folder / 'nowhere' / 'answers.json'}"],
   ]
-  assert len(losses[0]) == 5
-  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_samples_along_the_way_are_those_of_one(runs):
-  (found,), (alone,) = (records(runs / run, "samples") for run in ("two", "one"))
-  assert found == alone and alone[0] == 4
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A model as its authors would ship it, and as one process has imported it."""
+  folder = tmp_path_factory.mktemp("base")
+  hf = directories.write(folder / "hf", "dream", mask="<|mask|>", attention="full", length=64)
+  build.write_checkpoint(folder / "ours", build.pretrained(hf))
+  return hf, folder / "ours"
 
 
-def test_the_first_process_alone_writes(runs):
-  names = [{path.name.split(".")[0] for path in (runs / run).iterdir()} for run in ("one", "two")]
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, base):
+  """The same jobs by one process and by two: where, and how they ended."""
+  folders = [tmp_path_factory.mktemp("jobs") / name for name in ("one", "two")]
+  started = []
+  for count, folder in enumerate(folders, 1):
+    folder.mkdir()
+    own = jobs(folder, *base)
+    started.append(start(folder, own, count, SCORED=str(folder / "scored")))
+  return folders, [ended(each) for each in started]
+
+
+def json_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_error_of_one_process_ends_all(done):
+  (_, two), codes = done
+  errors = [(two / f"err.{process}").read_text() for process in range(2)]
+  assert codes == [[2], [2, 1]] and not any("Traceback" in each for each in errors), errors
+  mistake, told = (each.splitlines()[-1] for each in errors)
+  assert mistake == f"evaluate: {two / 'nowhere' / 'answers.json'}: No such file or directory"
+  assert told.startswith("evaluate: process 0 ended: [Errno 2] No such file or directory")
+
+
+def test_two_processes_learn_from_rewards_as_one_does(done):
+  (one, two), _ = done
+  names = ("loss", "grad_norm", "reward/tests.experiments.processes_test:letters", "eval/loss")
+  alone, found = (records(each / "run", *names) for each in (one, two))
+  assert [x[:2] for x in found] == [x[:2] for x in alone] and len(alone) == 7
+  np.testing.assert_allclose([x[2] for x in found], [x[2] for x in alone], rtol=1e-4, atol=1e-6)
+  assert all(value > 1e-4 for _, name, value in alone if name == "grad_norm")
+  (alone,), (found,) = (records(each / "run", "samples") for each in (one, two))
+  assert found == alone and alone[0] == 2
+
+
+def test_each_row_is_scored_once(done):
+  (one, two), _ = done
+  alone, found = (sorted((each / "scored").read_text().splitlines()) for each in (one, two))
+  assert found == alone and len(alone) == 3 * REWARDED["batch"]
+
+
+def test_the_first_process_alone_writes(done):
+  (one, two), _ = done
+  names = [{path.name.split(".")[0] for path in (each / "run").iterdir()} for each in (one, two)]
   assert names[0] == names[1]
-  assert "step 4/4" in (runs / "out.0").read_text()
-  assert "step" not in (runs / "out.1").read_text()
-  assert (runs / "err.1").read_text() == ""
+  whole = [{path.name for path in each.iterdir()} - {"out.1", "err.1"} for each in (one, two)]
+  assert whole[0] == whole[1]
+  assert "step 2/2" in (two / "out.0").read_text()
+  assert "step" not in (two / "out.1").read_text()
 
 
-def test_one_process_reads_what_two_have_saved(runs):
-  (one, _), (two, step) = (
-    checkpoint.restore_params(runs / run, "latest") for run in ("one", "two")
-  )
-  assert step == 4
+def test_one_process_reads_what_two_have_saved(done):
+  (one, _), (two, step) = (checkpoint.restore_params(x / "run", "latest") for x in done[0])
+  assert step == 2
   for found, alone in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
     np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_prompts_are_shared_out_and_come_back_in_order(runs):
-  prompts = runs / "prompts.jsonl"
-  prompts.write_text('"The"\n"A longer"\n"One"\n')
-  asked = [
-    "experiments/sample.py", f"--checkpoint={runs / 'one'}", "--config=configs/sample/default.py",
-    f"--prompts={prompts}", "--config.batch=2",
-  ]  # fmt: skip
-  assert mains.run(runs, *asked, f"--out={runs / 'alone.jsonl'}").returncode == 0
-  found = ended(start(runs, [*asked, f"--out={runs / 'shared.jsonl'}"]))
-  assert found == [0, 0], (runs / "err.0").read_text()
-  texts = [
-    [(x["id"], x["prompt"], x["tokens"]) for x in map(json.loads, path.read_text().splitlines())]
-    for path in (runs / "alone.jsonl", runs / "shared.jsonl")
-  ]
-  assert texts[0] == texts[1] and len(texts[0]) == 3
-  assert not list(runs.glob("shared.jsonl.*"))
+@pytest.mark.parametrize(("name", "count"), [("three", 3), ("one", 1)])
+def test_prompts_are_shared_out_and_come_back_in_order(done, name, count):
+  alone, found = (
+    [(x["id"], x["prompt"], x["tokens"]) for x in json_lines(each / f"{name}.jsonl")]
+    for each in done[0]
+  )
+  assert found == alone and len(alone) == count
+
+
+def test_an_evaluation_tells_what_one_process_tells(done):
+  told = []
+  for folder in done[0]:
+    lines = (folder / "out.0").read_text().splitlines()
+    told.append([line for line in lines if line.startswith(("24 sequences", "nats", "copy"))])
+    answers = json.loads((folder / "answers.json").read_text())
+    told[-1] += [answers["tasks"], answers["answers"]]
+  assert told[0] == told[1] and len(told[0]) == 6  # the task is asked twice
+
+
+def test_weights_go_in_and_out_bit_for_bit(done, base):
+  for folder in done[0]:
+    (stored,), (found,) = (
+      [path.read_bytes() for path in each.glob("*.safetensors")]
+      for each in (base[0], folder / "back")
+    )
+    assert found == stored
 
 
 def saved(run):
@@ -135,34 +218,42 @@ def saved(run):
   return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def started_beyond(folder, run, step, patience=60):
-  """Two processes that train, once they have saved a later step than this."""
-  started = start(folder, trained(run, steps=100000, **{"sample.every": 0}), patience)
-  for _ in range(600):
-    if saved(run) > step:
-      return started
+def signalled(folder, argv, run, victim, number):
+  """How two processes end that train, one of which gets a signal once they have saved a step."""
+  begun = saved(run)
+  started = start(folder, [argv], patience=PATIENCE if number == signal.SIGKILL else 60)
+  for _ in range(1200):
+    if saved(run) > begun:
+      break
     time.sleep(0.1)
-  raise AssertionError((folder / "err.0").read_text())
+  os.kill(started[victim].pid, number)
+  return ended(started), [(folder / f"err.{process}").read_text() for process in range(2)]
 
 
-def test_a_run_that_loses_a_process_goes_on(tmp_path):
-  """Asked to go, as by a notice of preemption: all save the same step. Killed: the other ends."""
-  run, errors = tmp_path / "run", tmp_path / "err.0"
-  started = started_beyond(tmp_path, run, 0)
-  os.kill(started[1].pid, signal.SIGTERM)
-  assert ended(started) == [143, 143], errors.read_text()
-  latest = saved(run)
-  assert f"stopped and saved at step {latest}; the same" in (tmp_path / "out.0").read_text()
+def test_a_run_that_loses_a_process_goes_on(done, tmp_path):
+  """Asked to go, as by a notice of preemption: all save the same step. Killed: the other ends.
 
-  (tmp_path / "out.0").unlink()
-  errors.unlink()
-  started = started_beyond(tmp_path, run, latest, PATIENCE)
-  assert f"resumed at step {latest}" in (tmp_path / "out.0").read_text()
-  os.kill(started[1].pid, signal.SIGKILL)
-  assert ended(started) == [1, -signal.SIGKILL]
-  (line,) = errors.read_text().splitlines()
-  assert line.startswith(f"train: process 1 is gone: no sign of it for {PATIENCE} s; the same")
-  latest = saved(run)
-  more = trained(run, steps=latest + 1, **{"sample.every": 0, "eval.every": 0})
-  done = mains.run(tmp_path, *more)
-  assert done.returncode == 0 and f"resumed at step {latest}" in done.stdout, done.stderr
+  Its rows are those that two processes have prepared.
+  """
+  run, out = tmp_path / "run", tmp_path / "out.0"
+  rows = {"data.sources": f'(("arrayrecord:{done[0][1] / "rows"}",1.0),)'}
+  train = trained(run, steps=100000, **rows)
+  codes, errors = signalled(tmp_path, train, run, 1, signal.SIGTERM)
+  assert codes == [143, 143], errors
+  begun = saved(run)
+  assert f"stopped and saved at step {begun}; the same" in out.read_text()
+  gone = f"process 1 is gone: no sign of it for {PATIENCE} s"
+  for victim, why in ((1, gone), (0, "process 0 is gone")):
+    for stream in (*tmp_path.glob("err.*"), out):
+      stream.unlink()
+    codes, errors = signalled(tmp_path, train, run, victim, signal.SIGKILL)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, errors
+    assert f"resumed at step {begun}" in out.read_text()
+    assert errors[1 - victim] == f"train: {why}; the same command goes on from what is saved\n"
+    begun = saved(run)
+  out.unlink()
+  alone = [trained(run, steps=begun + 1, **rows), trained(tmp_path / "alone", steps=2, **rows)]
+  assert ended(start(tmp_path, alone, 1)) == [0], (tmp_path / "err.0").read_text()
+  assert f"resumed at step {begun}" in out.read_text()
+  alone, found = (records(tmp_path / name, "loss") for name in ("alone", "run"))
+  np.testing.assert_allclose([x[2] for x in found[:2]], [x[2] for x in alone], rtol=1e-5)
