@@ -29,6 +29,8 @@ OUT = flags.DEFINE_string("out", None, "A file for all of it as JSON.")
 
 
 def main() -> None:
+  # A cache of compiled programs cannot read those of devices that are not here.
+  jax.config.update("jax_enable_compilation_cache", False)
   sampling = SAMPLE.value and build.SamplingConfig.read(SAMPLE.value)
   runs = []
   for topology in TOPOLOGY.value:

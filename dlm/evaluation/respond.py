@@ -72,7 +72,7 @@ class Responder:
     )
     self._generators: dict[tuple, Generator] = {}
     sampler = self._generator({})
-    self.params, self.step = trained.on(sampler.mesh)
+    self.params, self.step = trained.on(sampler.mesh, self.config.weights)
     self.scorer = None
     if causal or kind.exact_count:
       self.scorer = AnswerScorer(

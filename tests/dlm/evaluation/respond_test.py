@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,6 +33,12 @@ def test_what_is_written_is_scored_as_greedy(responder):
   wrong = [(prompt, np.append(answer[:-1], answer[-1] ^ 1)) for prompt, answer in ids]
   found = responder.scorer.is_greedy(responder.params, [*ids, *wrong])
   assert found == [True, True, False, False]
+
+
+def test_weights_are_kept_as_the_config_says(responder):
+  config = build.SamplingConfig.of({**CONFIG, "weights": "int8"})
+  found = Responder(responder.trained, config, draws=16).params
+  assert any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(found))
 
 
 def test_pairs_are_cut_where_the_harness_cuts(responder):
