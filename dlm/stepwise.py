@@ -140,7 +140,10 @@ def of(training: Training) -> StepwiseRollOut | None:
   """What an objective that learns step by step asks for; None: the objective is another."""
   if not training.objective.stepwise:
     return None
-  return StepwiseRollOut(rollout.of(training), training.run.rollout.max_forwards)
+  roll = rollout.of(training)
+  # A turn of the loop is a forward of every row: none may wait for others to need the same.
+  roll = dataclasses.replace(roll, sampler=dataclasses.replace(roll.sampler, positions=0))
+  return StepwiseRollOut(roll, training.run.rollout.max_forwards)
 
 
 @dataclasses.dataclass(frozen=True)
