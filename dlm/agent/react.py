@@ -156,16 +156,17 @@ class Agent:
     asked = [self._request(row, turn, calls=True) for row in rows]
     calls: list[tuple[Call, int] | None] = [None] * len(rows)
     began = time.monotonic()
-    for forward, canvas in enumerate(self._writer.stream(params, asked, seed=seed)):
+    for canvas in self._writer.stream(params, asked, seed=seed):
+      forwards_B = np.asarray(canvas.forwards_Bx3).sum(-1)
       for i in range(len(rows)):
         if self._ahead and calls[i] is None:
           text, whole = self._within(canvas, i, self._call)
-          calls[i] = (self._tools.call(text), forward) if whole and text else None
+          calls[i] = (self._tools.call(text), int(forwards_B[i])) if whole and text else None
     wrote = time.monotonic() - began
     for i in range(len(rows)):
       text, _ = self._within(canvas, i, self._call)
       if text and (calls[i] is None or calls[i][0].text != text):  # a policy may write it anew
-        calls[i] = self._tools.call(text), forward
+        calls[i] = self._tools.call(text), int(forwards_B[i])
     for i, row in enumerate(rows):
       ids = self._written(canvas, i, self._call[1])
       row.tokens += ids.tolist()
@@ -182,7 +183,7 @@ class Agent:
       row.ids = np.concatenate([row.ids, ids, before, found, after])
       text = self._writer.tokenizer.decode(ids)
       row.turns.append(
-        Turn(text, call.text, response, forward, called, wrote, call.seconds, waited)
+        Turn(text, call.text, response, int(forwards_B[i]), called, wrote, call.seconds, waited)
       )
 
   def _request(self, row: _Row, turn: int, *, calls: bool) -> Request:

@@ -74,7 +74,12 @@ def sample(
   """
   _check(sampler, canvas, threshold=threshold, share=share, every=every)
   sampler = dataclasses.replace(
-    sampler, policy=Proposing(sampler.policy), scope=None, on_eos="fill"
+    # Samples are compared after equally many forwards: none may wait for others.
+    sampler,
+    policy=Proposing(sampler.policy),
+    scope=None,
+    on_eos="fill",
+    positions=0,
   )
   state = jax.jit(loop.start, static_argnums=0)(sampler, canvas)
   forwards = 1
