@@ -42,6 +42,8 @@ class Episode:
   turns: tuple[Turn, ...]
   answer: str
   tokens: tuple[int, ...]  # all that the model wrote
+  queries: int  # query positions that this took, and those computed for it: see `Completion`
+  computed: float
 
 
 @dataclasses.dataclass
@@ -51,6 +53,15 @@ class _Row:
   turns: list[Turn] = dataclasses.field(default_factory=list)
   tokens: list[int] = dataclasses.field(default_factory=list)
   searches: bool = True
+  queries: int = 0
+  computed: float = 0.0
+
+  def add(self, ids: np.ndarray, canvas: Canvas, i: int) -> None:
+    """What was written to it as row `i` of a canvas, and what that took."""
+    self.ids = np.concatenate([self.ids, ids])
+    self.tokens += ids.tolist()
+    self.queries += int(canvas.queries_B[i])
+    self.computed += float(canvas.computed_B[i])
 
 
 class Agent:
@@ -148,7 +159,9 @@ class Agent:
       answer = self._answerer.tokenizer.decode(ids)
       if self._answer:
         answer, _ = self._within(canvas, i, self._answer)
-      episodes.append(Episode(row.request, tuple(row.turns), answer, (*row.tokens, *ids.tolist())))
+      row.add(ids, canvas, i)
+      spent = row.queries, row.computed
+      episodes.append(Episode(row.request, tuple(row.turns), answer, tuple(row.tokens), *spent))
     return episodes
 
   def _turn(self, params: Params, rows: Sequence[_Row], turn: int, seed: int) -> None:
@@ -169,10 +182,9 @@ class Agent:
         calls[i] = self._tools.call(text), int(forwards_B[i])
     for i, row in enumerate(rows):
       ids = self._written(canvas, i, self._call[1])
-      row.tokens += ids.tolist()
+      row.add(ids, canvas, i)
       row.searches = calls[i] is not None
       if not row.searches:
-        row.ids = np.concatenate([row.ids, ids])
         continue
       call, called = calls[i]
       waits = time.monotonic()
@@ -180,7 +192,7 @@ class Agent:
       waited = time.monotonic() - waits
       before, after = self._frame
       found = self._writer.tokenizer.encode(response)[: self._longest]
-      row.ids = np.concatenate([row.ids, ids, before, found, after])
+      row.ids = np.concatenate([row.ids, before, found, after])
       text = self._writer.tokenizer.decode(ids)
       row.turns.append(
         Turn(text, call.text, response, int(forwards_B[i]), called, wrote, call.seconds, waited)

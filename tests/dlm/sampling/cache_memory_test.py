@@ -46,4 +46,4 @@ def test_a_forward_copies_no_cache(plan, sees):
   cache = jax.eval_shape(functools.partial(MODEL.empty_cache, ROWS, SLOTS))
   compiled = jax.jit(loop.run, static_argnums=0).lower(sampler, params, canvas).compile()
   used = compiled.memory_analysis().temp_size_in_bytes
-  assert used < 2.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+  assert used < 2.6 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
