@@ -1,4 +1,4 @@
-"""Strictness for every test: keys used once, ranks explicit, float32 matmuls exact.
+"""Strictness for every test: ranks explicit, float32 matmuls exact; keys used once, where told.
 
 Tests that need several devices live in tests/multidevice/ and run in a process of their own
 (`make test`), which asks for 8 forced CPU devices before jax starts.
@@ -24,7 +24,6 @@ os.environ.setdefault("NPROC", "8")
 import jax
 import pytest
 
-jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -42,8 +41,18 @@ def conformance_dir() -> pathlib.Path:
   return pathlib.Path(os.environ.get("DLM_CONFORMANCE_DIR", default))
 
 
+# Folders and files of tests that draw. The watch costs a seventh of the time, so that others, which
+# run the same code at greater length, do without.
+KEYS_ARE_WATCHED = (
+  "dlm/diffusion", "dlm/models", "dlm/objectives", "dlm/rewarded_test.py", "dlm/rollout_test.py",
+  "dlm/sampling", "dlm/train_test.py", "kernels_pallas",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module():
+def _programs_of_one_module(request: pytest.FixtureRequest):
   """XLA on CPU maps memory for every program; with a whole suite's a process meets its limit."""
+  place = request.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+  jax.config.update("jax_debug_key_reuse", place.startswith(KEYS_ARE_WATCHED))
   yield
   jax.clear_caches()
