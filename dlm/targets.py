@@ -21,7 +21,7 @@ import numpy as np
 from dlm import files, parallel
 from dlm.build import Training, asked_by
 from dlm.data import Rows, told_rows
-from dlm.data.array_records import fill, shard_name
+from dlm.data.array_records import INDEX, fill, shard_name
 from dlm.objectives.divergence import Kept
 from dlm.objectives.told import DRAWN
 from dlm.train import Step
@@ -75,7 +75,7 @@ def write_targets(
           done = fill(root / f"{name}.array_record", records) | {"rows": len(cut) * run.batch}
           files.write_json(root / f"{name}.json", record | done)
         splits[split].append({field: done[field] for field in ("rows", "bytes", "hash")})
-    files.write_json(root / told_rows.INDEX, writer.record | {"splits": splits})
+    files.write_json(root / INDEX, writer.record | {"splits": splits})
   return counts
 
 

@@ -10,6 +10,7 @@ learned, side by side; ArrayRecord compresses it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -113,25 +114,15 @@ def open_array_records(directory: str, split: str, tokenizer: Tokenizer) -> Stor
   ValueError: it is not complete, a shard is missing or has another size, or it is of another
   tokenizer.
   """
-  check_split(split)
-  root = pathlib.Path(directory)
-  where = root / INDEX
-  if not where.is_file():
-    raise ValueError(
-      f"arrayrecord: {where} is missing: not, or not yet all, written by"
-      " experiments/prepare_data.py --length"
-    )
-  index = _checked(files.read_json(where), where)
-  if index["tokenizer"] != tokenizer.fingerprint:
-    raise ValueError(
-      f"arrayrecord: {root} was written with tokenizer {index['tokenizer']}, not"
-      f" {tokenizer.fingerprint}; load its own with saved:{root / 'tokenizer'}"
-    )
-  shards = index["splits"].get(split)
-  if not shards:
-    raise ValueError(f"arrayrecord: {root} has no {split=}; has {sorted(index['splits'])}")
-  paths = [root / f"{shard_name(split, i, len(shards))}.array_record" for i in range(len(shards))]
-  records = opened("arrayrecord", paths, shards, where)
+  root, index, shards, records = opened(
+    "arrayrecord",
+    directory,
+    split,
+    tokenizer,
+    FIELDS,
+    VERSION,
+    "experiments/prepare_data.py --length",
+  )
   name = f"arrayrecord:{index['source']}"
   totals = {key: sum(shard[key] for shard in shards) for key in COUNTS}
   if not totals["rows"]:
@@ -142,14 +133,55 @@ def open_array_records(directory: str, split: str, tokenizer: Tokenizer) -> Stor
     record_type(index["length"], index["ids"]),
     index["layout"],
     {"name": name, "columns": index["length"] // index["layout"].get("per_row", 1), **totals},
-    lambda: {str(where): files.fingerprint(where)},  # it holds a hash of every shard
+    functools.partial(fingerprint, root),
   )
 
 
+def fingerprint(root: pathlib.Path) -> dict[str, str]:
+  """Of all shards: the index holds a hash of each."""
+  return {str(root / INDEX): files.fingerprint(root / INDEX)}
+
+
 def opened(
-  kind: str, paths: list[pathlib.Path], shards: list[dict[str, Any]], where: pathlib.Path
-) -> Any:
-  """Records of files by index. ValueError: one of another size than `where` says."""
+  kind: str,
+  directory: str,
+  split: str,
+  tokenizer: Tokenizer,
+  fields: Mapping[str, type],
+  version: int,
+  maker: str,
+) -> tuple[pathlib.Path, dict[str, Any], list[dict[str, Any]], Any]:
+  """The folder, its index, what that says of the split's shards, and their records by number.
+
+  Args:
+    kind: of source, for messages; `maker`: what writes such folders.
+    fields, version: of the index.
+
+  Raises:
+    ValueError: it is not complete or not what `fields` say, a shard is missing or has another size,
+      or it is of another tokenizer.
+  """
+  check_split(split)
+  root = pathlib.Path(directory)
+  where = root / INDEX
+  if not where.is_file():
+    raise ValueError(f"{kind}: {where} is missing: not, or not yet all, written by {maker}")
+  index = files.read_json(where)
+  for field, of in fields.items():
+    if not isinstance(index, dict) or not isinstance(index.get(field), of):
+      raise ValueError(f"{kind}: {where}: field {field} must be there, of type {of.__name__}")
+  if index["version"] != version:
+    raise ValueError(f"{kind}: {where}: version={index['version']} must be {version}")
+  if index["tokenizer"] != tokenizer.fingerprint:
+    own = root / "tokenizer"
+    raise ValueError(
+      f"{kind}: {root} was written with tokenizer {index['tokenizer']}, not"
+      f" {tokenizer.fingerprint}" + (f"; load its own with saved:{own}" if own.is_dir() else "")
+    )
+  shards = index["splits"].get(split)
+  if not shards:
+    raise ValueError(f"{kind}: {root} has no {split=}; has {sorted(index['splits'])}")
+  paths = [root / f"{shard_name(split, i, len(shards))}.array_record" for i in range(len(shards))]
   for path, shard in zip(paths, shards, strict=True):
     size = files.regular(path).stat().st_size
     if size != shard["bytes"]:
@@ -160,7 +192,7 @@ def opened(
     for path, shard in zip(paths, shards, strict=True)
     if shard["rows"]
   ]
-  return library.ArrayRecordDataSource(held)
+  return root, index, shards, library.ArrayRecordDataSource(held)
 
 
 def fill(path: pathlib.Path, records: Iterable[np.ndarray]) -> dict[str, Any]:
@@ -179,12 +211,3 @@ def fill(path: pathlib.Path, records: Iterable[np.ndarray]) -> dict[str, Any]:
     with filled.open("rb") as source, files.replacing(path) as file:
       shutil.copyfileobj(source, file)
     return {"bytes": filled.stat().st_size, "hash": digest.hexdigest()[:32]}
-
-
-def _checked(index: Any, path: pathlib.Path) -> dict[str, Any]:
-  for field, kind in FIELDS.items():
-    if not isinstance(index, dict) or not isinstance(index.get(field), kind):
-      raise ValueError(f"arrayrecord: {path}: field {field} must be there, of type {kind.__name__}")
-  if index["version"] != VERSION:
-    raise ValueError(f"arrayrecord: {path}: version={index['version']} must be {VERSION}")
-  return index

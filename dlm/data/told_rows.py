@@ -10,19 +10,16 @@ likeliest ids, their log-probabilities and that of all others together.
 """
 
 import dataclasses
-import pathlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dlm import files
 from dlm.data import array_records
-from dlm.data.array_records import StoredRows, shard_name
-from dlm.data.sources.example import check_split
+from dlm.data.array_records import StoredRows
 from dlm.data.tokenizers import Tokenizer
 
-INDEX = "index.json"
 VERSION = 1
 FIELDS = {
   "version": int, "tokenizer": str, "ids": int, "length": int, "kept": int, "draws": dict,
@@ -67,34 +64,15 @@ def open_told_rows(directory: str, split: str, tokenizer: Tokenizer) -> ToldRows
   ValueError: it is not complete, a file is missing or has another size, or it is of another
   tokenizer.
   """
-  check_split(split)
-  root = pathlib.Path(directory)
-  where = root / INDEX
-  if not where.is_file():
-    raise ValueError(
-      f"targets: {where} is missing: not, or not yet all, written by experiments/write_targets.py"
-    )
-  index = files.read_json(where)
-  for field, kind in FIELDS.items():
-    if not isinstance(index, dict) or not isinstance(index.get(field), kind):
-      raise ValueError(f"targets: {where}: field {field} must be there, of type {kind.__name__}")
-  if index["version"] != VERSION:
-    raise ValueError(f"targets: {where}: version={index['version']} must be {VERSION}")
-  if index["tokenizer"] != tokenizer.fingerprint:
-    raise ValueError(
-      f"targets: {root} was written with tokenizer {index['tokenizer']}, not"
-      f" {tokenizer.fingerprint}"
-    )
-  shards = index["splits"].get(split)
-  if not shards:
-    raise ValueError(f"targets: {root} has no {split=}; has {sorted(index['splits'])}")
-  paths = [root / f"{shard_name(split, i, len(shards))}.array_record" for i in range(len(shards))]
+  root, index, shards, records = array_records.opened(
+    "targets", directory, split, tokenizer, FIELDS, VERSION, "experiments/write_targets.py"
+  )
   return ToldRows(
     "targets",
-    array_records.opened("targets", paths, shards, where),
+    records,
     record_type(index["length"], index["ids"], index["kept"], index["draws"]),
     {},
     {"name": "targets", "documents": sum(shard["rows"] for shard in shards)},
-    lambda: {str(where): files.fingerprint(where)},  # it holds a hash of every file
+    functools.partial(array_records.fingerprint, root),
     told=index,
   )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlm import build, checkpoint, files, targets, train, workdir
-from dlm.data import told_rows
+from dlm.data import array_records
 from dlm.metrics import records
 from dlm.objectives.divergence import Divergence
 from dlm.train import Step
@@ -83,8 +83,8 @@ def test_a_run_learns_from_them_without_a_teacher(base, written, tmp_path):
 
 def test_writing_goes_on_where_it_was_interrupted(base, written, monkeypatch):
   monkeypatch.setattr(targets, "FILE_ROWS", 4)
-  whole = files.read_json(written / told_rows.INDEX)
-  for name in (told_rows.INDEX, "train-00001-of-00002.json"):
+  whole = files.read_json(written / array_records.INDEX)
+  for name in (array_records.INDEX, "train-00001-of-00002.json"):
     (written / name).unlink()
   with pytest.raises(ValueError, match=r"index.json is missing: not, or not yet all, written by"):
     training(base, written)
@@ -92,7 +92,7 @@ def test_writing_goes_on_where_it_was_interrupted(base, written, monkeypatch):
   with pytest.raises(ValueError, match=r"00000-of-00002.json: kept=\d+, not 3: write elsewhere"):
     again(keep=3, batches=2)
   assert again(keep=10**6, batches=2) == {"written": 1, "there": 2}
-  assert files.read_json(written / told_rows.INDEX) == whole
+  assert files.read_json(written / array_records.INDEX) == whole
 
 
 @pytest.mark.parametrize(
