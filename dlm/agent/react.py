@@ -77,7 +77,7 @@ class Agent:
     ahead: a tool starts as soon as its call is written. False: when the turn is, as in plain ReAct.
 
   Raises:
-    ValueError: the policy frames no call, or the two generators disagree about rows.
+    ValueError: the policy frames no call, or a turn does not hold it.
   """
 
   def __init__(
@@ -231,7 +231,7 @@ def between(policy: Policy) -> tuple[int, int] | None:
   """Offsets [begin, end) that a policy's forced tokens enclose; None: they enclose none."""
   while isinstance(policy, Wrapper) and not isinstance(policy, Region):
     policy = policy.inner
-  forced = sorted(offset for offset, _ in getattr(policy, "forced", ()))
+  forced = sorted(offset for offset, _ in policy.forced) if isinstance(policy, Region) else []
   for left, right in itertools.pairwise(forced):
     if right > left + 1:
       return left + 1, right

@@ -350,9 +350,6 @@ def _agree_on_rollout(training: Training) -> None:
   """What the model writes by itself takes the run's own mesh, seed, rows and length."""
   run = training.run
   learned, told = training.objective, (training.rows, training.eval_rows)
-  if training.rows is not None and training.rows.paired:
-    _agree_on_pairs(training)
-    return
   if run.rollout is None:
     if learned.traced and (learned.rewarded or not all(rows.traced for rows in told)):
       raise ValueError(
@@ -393,14 +390,12 @@ def _agree_on_pairs(training: Training) -> None:
       f"batch={run.batch} must divide by 2 x {shards} shards x microbatches={run.microbatches}: "
       "pairs stay together"
     )
+  _agree_on_estimate(training)
 
 
 def _agree_on_rewards(training: Training) -> None:
   """Who is rewarded learns on from a model that the estimate of log p is about."""
   run, trained, found = training.run, training.objective, training.run.rewards
-  if training.rows is not None and training.rows.paired:
-    _agree_on_estimate(training)
-    return
   if trained.rewarded != (found is not None):
     raise ValueError(
       f"objective.name={run.objective.name!r} "
@@ -532,8 +527,11 @@ def _agree(training: Training) -> None:
     _agree_on_adapters(training)
   if run.optimizer.trainable == "router" and training.model.config.moe is None:
     raise ValueError("optimizer.trainable='router' needs model.moe: there is no router else")
-  _agree_on_rollout(training)
-  _agree_on_rewards(training)
+  if training.rows is not None and training.rows.paired:
+    _agree_on_pairs(training)
+  else:
+    _agree_on_rollout(training)
+    _agree_on_rewards(training)
   learning_rate(run.optimizer, run.steps)
 
 
