@@ -4,25 +4,13 @@ import json
 
 import pytest
 
-from dlm import build, train
-from tests.experiments import mains
-
-TRAINING = {
-  "seed": 0,
-  "steps": 1,
-  "batch": 8,
-  "objective": {"name": "mdlm"},
-  "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 16},
-  "data": {"sources": (("lists", 1.0, (("mode", "pad"),)),), "length": 64},
-  "optimizer": {"lr": 1e-2},
-  "checkpoint": {"keep_best": 0},
-}
+from tests.experiments import mains, tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
-  train.train(build.everything(TRAINING), folder / "model")
+  tiny.trained(folder / "model", length=64)
   documents = [{"title": "a", "text": "one"}, {"title": "b", "text": "two"}]
   (folder / "documents.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
   return folder

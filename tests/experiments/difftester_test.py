@@ -2,26 +2,12 @@
 
 import pytest
 
-from dlm import build, train
-from tests.experiments import mains
-
-TRAINING = {
-  "seed": 0,
-  "steps": 1,
-  "batch": 8,
-  "objective": {"name": "mdlm"},
-  "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 16},
-  "data": {"sources": (("lists", 1.0, (("mode", "pad"),)),), "length": 32},
-  "optimizer": {"lr": 1e-2},
-  "checkpoint": {"keep_best": 0},
-}
+from tests.experiments import mains, tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("runs") / "mdlm"
-  train.train(build.everything(TRAINING), folder)
-  return folder
+  return tiny.trained(tmp_path_factory.mktemp("runs") / "mdlm", length=32)
 
 
 def run(tmp_path, folder, *arguments):
