@@ -9,12 +9,17 @@ Beside other axes the batch is left to XLA too: devices that share a parameter m
 anyway, and a lookup in a table split over automatic axes inside a region that is manual over "data"
 aborts XLA (jax 0.10.2, 0.11.2). "sequence" splits the positions of a row, for rows too long for one
 device: queries stay where they are and keys are gathered (`block_attention.sequence`).
+
+Slices of TPUs, or hosts, that a slower network joins split rows alone: each holds all parameters,
+and "data" runs over all of them (`dcn`). XLA sums gradients within a slice first: each of its
+devices then exchanges its part of them with the other slices.
 """
 
 import dataclasses
 import itertools
 import json
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -61,11 +66,17 @@ def make_mesh(
   tensor: int = 1,
   expert: int = 1,
   sequence: int = 1,
+  dcn: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """Mesh over `devices` (None: all); one size may be -1 and takes what the others leave."""
+  """Mesh over `devices` (None: all); one size may be -1 and takes what the others leave.
+
+  Of `dcn` slices (-1: as many as devices tell of) each gets a mesh of these sizes; they follow each
+  other along "data".
+  """
+  slices = _slices(jax.devices() if devices is None else devices, dcn)
   sizes = dict(zip(AXES, (data, fsdp, tensor, expert, sequence), strict=True))
-  count = jax.device_count() if devices is None else len(devices)
+  count = len(slices[0])
   known = 1
   for size in sizes.values():
     known *= size if size > 0 else 1
@@ -73,26 +84,48 @@ def make_mesh(
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
     raise ValueError(f"mesh sizes {sizes} must be positive, but one may be -1: what is left")
   if count % known or (not free and known != count):
-    raise ValueError(f"mesh sizes {sizes} must multiply to the number of devices, {count}")
+    of = "" if len(slices) == 1 else f" of each of {len(slices)} slices"
+    raise ValueError(f"mesh sizes {sizes} must multiply to the number of devices{of}, {count}")
   if free:
     sizes[free[0]] = count // known
-  types, shape = (AxisType.Auto,) * len(AXES), tuple(sizes.values())
-  try:
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-  except NotImplementedError:  # a torus of TPUs, an axis of which several axes of the mesh share
-    split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(split, AXES, axis_types=types)
+  shape = tuple(sizes.values())
+  # Several axes of the mesh may share an axis of a torus of TPUs, if it does not go otherwise.
+  meshes = [
+    mesh_utils.create_device_mesh(shape, each, allow_split_physical_axes=True) for each in slices
+  ]
+  return Mesh(np.concatenate(meshes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device], count: int) -> list[Sequence[jax.Device]]:
+  """The devices of each slice; those of processes, where devices tell of one slice alone."""
+  told = len({getattr(each, "slice_index", 0) for each in devices})
+  count = told if count == -1 else count
+  if count != told and (devices[0].platform == "tpu" or 1 not in (count, told)):
+    raise ValueError(f"mesh.dcn={count} must be the number of slices, {told}")
+  if count == 1:
+    return [devices]
+  name = "slice_index" if told > 1 else "process_index"
+  parts = len({getattr(each, name) for each in devices})
+  if count < 1 or parts % count:
+    raise ValueError(f"mesh.dcn={count} must divide the number of processes, {parts}")
+  ordered = sorted(devices, key=operator.attrgetter(name))
+  size = len(ordered) // count
+  return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """The `mesh` table of a config: devices along each axis; -1: what the others leave."""
+  """The `mesh` table of a config: devices along each axis; -1: what the others leave.
+
+  `dcn`: slices of such a mesh each, joined by a slower network; -1: as many as devices tell of.
+  """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
   expert: int = 1
   sequence: int = 1
+  dcn: int = 1
 
   def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices`; None: over all there are."""

@@ -50,6 +50,7 @@ class Plan:
     flops_counted: of all products, what is computed again among them; with XLA's ops in place of
       kernels, so attention to keys that a mask hides counts.
     flops_xla: XLA's analysis, which counts a loop's body once and no kernel.
+    traffic, dcn: within a slice, and between slices, over the network of their data center.
     open_loops: whose turns are not known, so that they count once.
   """
 
@@ -65,6 +66,7 @@ class Plan:
   flops_counted: float
   flops_xla: float
   traffic: dict[str, Traffic]
+  dcn: dict[str, Traffic]
   open_loops: int
   largest: list[Buffer]
   compile_seconds: float
@@ -80,8 +82,14 @@ class Plan:
 
   @property
   def link_seconds(self) -> float:
-    """Of all collectives."""
+    """Of all collectives within a slice."""
     return sum(self._on_links(kind, each.bytes) for kind, each in self.traffic.items())
+
+  @property
+  def dcn_seconds(self) -> float:
+    """Of all between slices, which are asynchronous."""
+    received = sum(each.bytes for each in self.dcn.values())
+    return received * self.chip.cores / self.chip.dcn
 
   @property
   def seconds(self) -> float:
@@ -91,7 +99,8 @@ class Plan:
     )
     state = 2 * (self.parameters + self.optimizer) if self.optimizer else self.parameters
     moved = state * self.chip.cores / self.chip.bandwidth
-    return max(self.compute_seconds, moved, hidden) + self.link_seconds - hidden
+    behind = (moved, hidden, self.dcn_seconds)
+    return max(self.compute_seconds, *behind) + self.link_seconds - hidden
 
   @property
   def mfu(self) -> float | None:
@@ -107,13 +116,13 @@ class Plan:
 
   def plain(self) -> dict[str, Any]:
     """For JSON, with what is estimated."""
-    told = ("memory", "compute_seconds", "link_seconds", "seconds", "mfu")
+    told = ("memory", "compute_seconds", "link_seconds", "dcn_seconds", "seconds", "mfu")
     return dataclasses.asdict(self) | {name: getattr(self, name) for name in told}
 
 
 def chip_of(topology: str) -> roofline.Chip:
   """ValueError: the chip is not one that can be planned for."""
-  name = topology.partition(":")[0]
+  name = aot.sliced(topology)[1].partition(":")[0]
   known = [chip.name for chip in roofline.CHIPS.values() if chip.links]
   if name in GPUS:
     raise ValueError(
@@ -121,7 +130,8 @@ def chip_of(topology: str) -> roofline.Chip:
     )
   if name not in known:
     raise ValueError(
-      f"{topology=} must be CHIP:AxB or CHIP:AxBxC with a chip of {', '.join(known)}"
+      f"{topology=} must be CHIP:AxB, CHIP:AxBxC or, of N slices, NxCHIP:... with a chip of "
+      + ", ".join(known)
     )
   return roofline.CHIPS[name]
 
@@ -207,15 +217,23 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
       lines.append(f"{at} {row['refused']} |")
       continue
     made = row["plan"]
-    kinds = made["traffic"].values()
+    within, between = made["traffic"].values(), _between(made).values()
+    kinds = [*within, *between]
+    received = _gb(sum(kind["bytes"] for kind in within))
+    links = f"{1e3 * made['link_seconds']:.0f} ms"
+    if between:
+      received += f", DCN {_gb(sum(kind['bytes'] for kind in between))}"
+      links += f", DCN {1e3 * made['dcn_seconds']:.0f} ms"
     formula = "-" if made["mfu"] is None else f"{made['flops_formula'] / 1e12:.1f}"
     cells = [
       *(_gb(made[name]) for name in ("parameters", "optimizer", "temporary")),
       f"{_gb(made['peak'])} ({100 * made['peak'] / made['memory']:.0f} %)",
       f"{formula} / {made['flops_counted'] / 1e12:.1f}",
-      _gb(sum(kind["bytes"] for kind in kinds)),
+      received,
       f"{sum(k['asynchronous'] for k in kinds)} of {sum(k['count'] for k in kinds)}",
-      *(f"{1e3 * made[f'{name}seconds']:.0f} ms" for name in ("compute_", "link_", "")),
+      f"{1e3 * made['compute_seconds']:.0f} ms",
+      links,
+      f"{1e3 * made['seconds']:.0f} ms",
       "-" if made["mfu"] is None else f"{100 * made['mfu']:.0f} %",
     ]
     lines.append(f"{at} {' | '.join(cells)} |")
@@ -235,8 +253,9 @@ def details(row: Mapping[str, Any]) -> list[str]:
   made = row["plan"]
   lines = [
     f"{kind:20}{each['count']:4} instructions, {each['asynchronous']} asynchronous, a device "
-    f"receives {_gb(each['bytes'])}"
-    for kind, each in made["traffic"].items()
+    f"receives {_gb(each['bytes'])}{over}"
+    for kinds, over in ((made["traffic"], ""), (_between(made), " over DCN"))
+    for kind, each in kinds.items()
   ]
   lines += [
     f"{_gb(each['bytes']):>10}  {each['shape']}  {each['op']}  {each['source']}"
@@ -245,6 +264,11 @@ def details(row: Mapping[str, Any]) -> list[str]:
   if made["open_loops"]:
     lines.append(f"loops whose turns are not known, so they count once: {made['open_loops']}")
   return lines
+
+
+def _between(made: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Traffic between slices, of which files from before slices were planned say nothing."""
+  return made.get("dcn", {})
 
 
 def _gb(count: float) -> str:
@@ -258,7 +282,9 @@ def _compiled(
   compiled = trace(planned).lower(lowering_platforms=("tpu",)).compile()
   took = time.perf_counter() - began
   memory, devices = compiled.memory_analysis(), planned.mesh.size
-  program = Program(compiled.as_text())
+  program = Program(compiled.as_text())  # of one slice
+  collectives = program.collectives()
+  slices = len({device.slice_index for device in planned.mesh.devices.flat})
   flops_xla = (compiled.cost_analysis() or {}).get("flops", 0.0)
   plain = dataclasses.replace(planned.model.config, implementation="xla")
   counted = trace(dataclasses.replace(planned, model=bind(plain)))
@@ -270,7 +296,8 @@ def _compiled(
     peak=memory.peak_memory_in_bytes,
     flops_counted=matmul_flops(counted.jaxpr.jaxpr) / devices,
     flops_xla=flops_xla,
-    traffic=_by_kind(program.collectives(), devices),
+    traffic=_by_kind([each for each in collectives if not each.dcn], devices // slices),
+    dcn=_by_kind([each for each in collectives if each.dcn], slices),
     open_loops=program.open_loops,
     largest=program.largest(BUFFERS),
     compile_seconds=took,

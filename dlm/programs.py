@@ -30,6 +30,7 @@ class Collective:
   group: int  # devices that take part together; 0: as many as there are
   times: int  # it runs: those of the loops around it
   is_async: bool
+  dcn: bool = False  # between slices of TPUs, over the network of their data center
 
   def received(self, devices: int) -> float:
     """Bytes that a device must receive at least, all times together."""
@@ -134,6 +135,9 @@ class Program:
     for name, times in self._times.items():
       starting = self._holds(name, "AsyncCollectiveStart")
       for each in self._computations[name]:
+        if each.opcode == "recv" and "_xla_megascale_transfer_type" in each.rest:
+          found.append(_between_slices(each, times))
+          continue
         kind = each.opcode.removesuffix("-start")
         if kind not in KINDS or (_channel(each.rest) in started and not starting):
           continue
@@ -269,6 +273,19 @@ def _group(rest: str) -> int:
   if "replica_groups=" in rest and "replica_groups={}" not in rest:
     raise ValueError(f"program: unknown form of groups in {rest[:200]!r}")
   return 0
+
+
+def _between_slices(recv: _Instruction, times: int) -> Collective:
+  """What libtpu makes of a collective between slices: a send and this, by way of the host."""
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', recv.rest)[1].lower().replace("_", "-")
+  kind = "collective-permute" if kind == "one-to-one" else kind
+  if kind not in KINDS:
+    raise ValueError(f"program: unknown kind of transfer between slices in {recv.rest[:200]!r}")
+  shape = _SHAPE.search(recv.shape)[0]
+  # As {1,2}x{0:15}, slices 1 and 2 of 16 devices each, or {{100000,200000},...}, devices.
+  group = re.search(r"_xla_megascale_target=\W*([\d,]+)", recv.rest)[1].count(",") + 1
+  size = nbytes(shape) * (group if kind == "reduce-scatter" else 1)
+  return Collective(kind, shape, size, group, times, True, dcn=True)
 
 
 def _braces(rest: str, attribute: str) -> str:

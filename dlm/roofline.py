@@ -16,7 +16,8 @@ class Chip:
   """Dense peaks in operations a second, bandwidth in bytes a second, as the makers state them.
 
   `memory` in bytes; `link`: bytes a second that a link to another chip brings, and their number;
-  half of what is stated for both ways; `cores`: that jax shows as a device each. 0: not said here.
+  half of what is stated for both ways; `dcn`: bytes a second between slices; `cores`: that jax
+  shows as a device each. 0: not said here.
   """
 
   name: str
@@ -26,6 +27,7 @@ class Chip:
   memory: float = 0
   link: float = 0
   links: int = 0
+  dcn: float = 0
   cores: int = 1
 
   def peak(self, bits: "Bits") -> float:
@@ -50,10 +52,12 @@ CHIPS = {
     Chip("v100", 900e9, 112e12, 62e12),
     # docs.cloud.google.com/tpu/docs/{v5e,v5p-training,v6e,tpu7x}, read 2026-11-30; of v5p and v7x
     # the 8-bit peak is FP8's.
-    Chip("v5e", 819e9, 197e12, 393e12, memory=16e9, link=50e9, links=4),
-    Chip("v5p", 2765e9, 459e12, 459e12, memory=95 * 2**30, link=100e9, links=6),
-    Chip("v6e", 1638e9, 918e12, 1836e12, memory=32e9, link=100e9, links=4),
-    Chip("v7x", 7380e9, 2307e12, 4614e12, memory=192 * 2**30, link=100e9, links=6, cores=2),
+    Chip("v5e", 819e9, 197e12, 393e12, memory=16e9, link=50e9, links=4, dcn=3.125e9),
+    Chip("v5p", 2765e9, 459e12, 459e12, memory=95 * 2**30, link=100e9, links=6, dcn=6.25e9),
+    Chip("v6e", 1638e9, 918e12, 1836e12, memory=32e9, link=100e9, links=4, dcn=12.5e9),
+    Chip(
+      "v7x", 7380e9, 2307e12, 4614e12, memory=192 * 2**30, link=100e9, links=6, dcn=12.5e9, cores=2
+    ),
   )
 }
 

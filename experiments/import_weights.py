@@ -44,7 +44,7 @@ ADAPT = flags.DEFINE_bool("adapt", False, "Autoregressive to diffusion.")
 
 def mesh() -> jax.sharding.Mesh | None:
   if MESH.value is None:
-    return None if jax.process_count() == 1 else parallel.make_mesh()
+    return None if jax.process_count() == 1 else parallel.make_mesh(dcn=-1)
   sizes = dict(each.partition("=")[::2] for each in MESH.value)
   if not all(size.lstrip("-").isdigit() for size in sizes.values()):
     raise ValueError(f"--mesh={','.join(MESH.value)} must look like data=1,fsdp=4")

@@ -3,7 +3,8 @@
     python experiments/plan.py --config=configs/train/llada_8b.py --topology=v5p:4x4x4 \
       --config.batch=64 --try="mesh.fsdp=64" --try="mesh.data=4 mesh.fsdp=16" --out=plan.json
 
-Each --try says what differs from --config, and is a row of the table; so is each --topology. With
+Each --try says what differs from --config, and is a row of the table; so is each --topology. Two
+slices are --topology=2xv5p:4x4x4 and mesh.dcn=2, with a mesh within each. With
 --sample=FILE.py the sampler of that config in place of the update. What --out holds already is not
 compiled again: delete it after a change of the code. Wants libtpu, which `make plan` fetches, on
 PYTHONPATH. Mistakes are told before anything compiles.
@@ -21,7 +22,7 @@ from dlm import build, command, files, plan
 
 CONFIG = flags.DEFINE_string("config", None, "The run: FILE.py or FILE.py:ARGUMENT.")
 TOPOLOGY = flags.DEFINE_multi_string(
-  "topology", None, "As v5p:4x4x4, v5e:16x16, v6e:16x16, v7x:4x4x4."
+  "topology", None, "As v5p:4x4x4, v6e:16x16, v7x:4x4x4; 2xv5e:16x16 are two slices."
 )
 TRY = flags.DEFINE_multi_string("try", [""], 'Fields of the config, as "mesh.data=4 mesh.fsdp=16".')
 SAMPLE = flags.DEFINE_string("sample", None, "A sampling config: plans the sampler, no update.")

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 def tpus(topology: str) -> list[jax.Device]:
   """TPUs that are not here, as "v5p:4x4x4": the chip, and how many of them lie along each axis.
 
+  "2xv5p:4x4x4" are two such slices, which the network of a data center joins.
+
   Raises:
     ValueError: no such topology.
     ModuleNotFoundError: the compiler is not on the path; the message says how to get it.
@@ -58,11 +61,18 @@ def tpus(topology: str) -> list[jax.Device]:
       "no compiler for TPUs: `make aot` installs it; then .aot/*/tpu belongs on PYTHONPATH"
     )
   os.environ.update(_ALONE | os.environ)
-  name = topology.replace("v7x:", "tpu7x:")
+  slices, name = sliced(topology)
+  shape = {"topology_name": name.replace("v7x:", "tpu7x:"), "num_slices": slices}
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    return topologies.get_topology_desc(platform="tpu", **shape).devices
   except Exception as error:
     raise ValueError(f"{topology=} is none that libtpu knows: {error}") from error
+
+
+def sliced(topology: str) -> tuple[int, str]:
+  """How many slices of what: of "2xv5p:4x4x4" 2 of "v5p:4x4x4"."""
+  found = re.match(r"(\d+)x(?=v)", topology)
+  return (int(found[1]), topology[found.end() :]) if found else (1, topology)
 
 
 @functools.cache

@@ -2,9 +2,12 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dlm import build, parallel, plan
+from dlm.programs import Program
 from kernels_pallas import aot
 
 RUN = dict(
@@ -45,3 +48,34 @@ def test_axes_of_a_mesh_may_share_an_axis_of_the_torus():
   for line in (*devices, *devices.T):
     sides = [len(set(along)) for along in zip(*(each.coords for each in line), strict=True)]
     assert math.prod(sides) == 8
+
+
+@pytest.mark.tpu
+def test_gradients_are_summed_within_a_slice_before_slices_exchange():
+  """Of each matrix a chip sends the other slices the sixteenth that it holds, or sums."""
+  tpus = aot.tpus("2xv5e:4x4")
+  for sizes, split in ((dict(data=1, fsdp=16), "fsdp"), (dict(data=16), None)):
+    mesh = parallel.make_mesh(**sizes, dcn=2, devices=tpus)
+    slices = [device.slice_index for device in mesh.devices.flat]
+    assert slices == 16 * [0] + 16 * [1]
+    at = jax.sharding.NamedSharding(mesh, jax.P(split))
+    w = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=at)
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=parallel.batch_sharding(mesh))
+    fn = jax.jit(jax.grad(lambda w, x: jnp.tanh(x @ w).sum()), out_shardings=at)
+    compiled = fn.trace(w, x).lower(lowering_platforms=("tpu",)).compile()
+    (sent,) = (each for each in Program(compiled.as_text()).collectives() if each.dcn)
+    assert (sent.kind, sent.group, sent.bytes) == ("all-reduce", 2, 4 * 1024 * 1024 // 16)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+  ("topology", "dcn", "message"),
+  [
+    ("2xv5e:2x2", 1, "mesh.dcn=1 must be the number of slices, 2"),
+    ("v5e:2x2", 2, "mesh.dcn=2 must be the number of slices, 1"),
+    ("2xv5e:2x2", 2, "must multiply to the number of devices of each of 2 slices, 4"),
+  ],
+)
+def test_a_mesh_has_as_many_slices_as_there_are(topology, dcn, message):
+  with pytest.raises(ValueError, match=message):
+    parallel.make_mesh(data=2, fsdp=4, dcn=dcn, devices=aot.tpus(topology))

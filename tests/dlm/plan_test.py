@@ -55,7 +55,9 @@ def test_the_formula_of_an_update_is_what_its_program_multiplies(changes, window
   assert both == 3 * forward + logits + 2 * scores
 
 
-CHIP = roofline.Chip("c", bandwidth=50, bf16=100, int8=100, memory=80, link=4, links=2, cores=2)
+CHIP = roofline.Chip(
+  "c", bandwidth=50, bf16=100, int8=100, memory=80, link=4, links=2, dcn=2, cores=2
+)
 PLAN = plan.Plan(
   chip=CHIP,
   mesh={"fsdp": 4},
@@ -72,6 +74,7 @@ PLAN = plan.Plan(
     "all-gather": plan.Traffic(3, 2, 24.0, 16.0),
     "collective-permute": plan.Traffic(1, 0, 2.0, 0.0),
   },
+  dcn={},
   open_loops=1,
   largest=[Buffer("f32[4]", 16, "add", "dlm/train.py:1")],
   compile_seconds=1.0,
@@ -89,6 +92,20 @@ def test_estimates():
   assert bound.seconds == 2 * 30 / 25  # parameters and moments are read and written
 
 
+def test_the_slowest_of_products_links_and_network_takes_the_rest_behind_it():
+  """A core has a byte a second to other slices: all 12 s of it are asynchronous."""
+  sliced = dataclasses.replace(PLAN, dcn={"all-reduce": plan.Traffic(2, 2, 12.0, 12.0)})
+  assert sliced.dcn_seconds == 12 and sliced.link_seconds == PLAN.link_seconds
+  assert sliced.seconds == 12 + 8 / 4 + 2 / 2
+  row = {"asked": {"topology": "2xv5p:4x4x4", "config": "a.py", "sample": None, "fields": []}}
+  row["plan"] = sliced.plain()
+  assert (
+    "| 0.00 GB, DCN 0.00 GB | 4 of 6 | 4000 ms | 7000 ms, DCN 12000 ms |" in plan.table([row])[2]
+  )
+  assert plan.details(row)[2].startswith("all-reduce")
+  assert plan.details(row)[2].endswith("2 asynchronous, a device receives 0.00 GB over DCN")
+
+
 def test_the_table_holds_programs_that_do_not_fit_too():
   asked = {"topology": "v5p:4x4x4", "config": "configs/train/tiny.py", "sample": None}
   asked |= {"fields": ["mesh.fsdp=4", "batch=8"]}
@@ -104,7 +121,8 @@ def test_the_table_holds_programs_that_do_not_fit_too():
 @pytest.mark.parametrize(
   ("fields", "topology", "message"),
   [
-    ({}, "v9:2x2", "must be CHIP:AxB or CHIP:AxBxC with a chip of v5e, v5p, v6e, v7x"),
+    ({}, "v9:2x2", "must be CHIP:AxB, .* with a chip of v5e, v5p, v6e, v7x"),
+    ({"mesh": dict(dcn=2)}, "2xv5e:1x1", "mesh.dcn=2 must divide the number of processes, 1"),
     ({}, "h100:8", "no compiler for several hosts of h100"),
     ({"mesh": dict(data=1, fsdp=3)}, "v5e:2x2", "must multiply to the number of devices, 4"),
     ({"batch": 6, "mesh": dict(data=1, fsdp=4)}, "v5e:2x2", "batch=6"),

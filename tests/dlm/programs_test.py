@@ -82,6 +82,38 @@ def test_collectives_with_the_turns_of_their_loops():
 
 
 @pytest.mark.parametrize(
+  ("kind", "target", "found"),
+  [
+    (
+      "ALL_REDUCE",
+      '"{1,2,3}x{0:15}"',
+      Collective("all-reduce", "f32[8,128]", 4096, 3, 5, True, True),
+    ),
+    (
+      "REDUCE_SCATTER",
+      "{{100000,200000},{100001,200001}}",
+      Collective("reduce-scatter", "f32[8,128]", 8192, 2, 5, True, True),
+    ),
+    (
+      "ONE_TO_ONE",
+      "{{100000->200000},{200000->100000}}",
+      Collective("collective-permute", "f32[8,128]", 4096, 1, 5, True, True),
+    ),
+  ],
+)
+def test_what_goes_between_slices(kind, target, found):
+  """Such a collective is a send and a receipt by way of the host, here in the loop."""
+  start = TEXT.index("%all-reduce.1 =")
+  recv = (
+    "%recv.1 = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%after-all.1), channel_id=3, "
+    'is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",'
+    f'_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}'
+  )
+  program = Program(TEXT[:start] + recv + TEXT[TEXT.index("\n", start) :])
+  assert [each for each in program.collectives() if each.dcn] == [found]
+
+
+@pytest.mark.parametrize(
   ("kind", "group", "factor"),
   [
     ("all-gather", 4, 3 / 4),
