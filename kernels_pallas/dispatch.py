@@ -28,6 +28,12 @@ def backend() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+  """The name of its device, as the maker gives it."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return (jax.devices()[0] if device is None else device).device_kind
+
+
 def check(implementation: str | None) -> None:
   """ValueError where a name is unknown, before anything is traced."""
   unknown = [] if implementation is None else set(implementation.split(",")) - set(NAMES)

@@ -117,12 +117,14 @@ def add_gradients(
   """Those of a tile's logits, of which that of an id that is not live must be 0."""
   d_hidden_RxD, d_unembed_VxD = state
   d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
-  d_tile_TxD = (d_z_RxT.T @ hidden_RxD.astype(jnp.float32)).astype(d_unembed_VxD.dtype)
-  # Ids that a clamped last tile meets again are not live there and add 0.
-  old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, part.start, part.ids_T.size)
-  return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(
-    d_unembed_VxD, old_TxD + d_tile_TxD, part.start, 0
-  )
+  return d_hidden_RxD, add_at(d_unembed_VxD, d_z_RxT.T @ hidden_RxD.astype(jnp.float32), part)
+
+
+def add_at(x_VxD: Array, tile_TxD: Array, part: Tile) -> Array:
+  """Adds a tile where it belongs; ids that a moved last tile meets again bring 0."""
+  old_TxD = jax.lax.dynamic_slice_in_dim(x_VxD, part.start, part.ids_T.size)
+  new_TxD = old_TxD + tile_TxD.astype(x_VxD.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(x_VxD, new_TxD, part.start, 0)
 
 
 def allowed(ids_T: Array, forbidden: tuple[int, ...]) -> Array:

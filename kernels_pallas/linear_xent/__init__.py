@@ -3,7 +3,7 @@
 import jax
 
 from kernels_pallas import dispatch, vocabulary
-from kernels_pallas.linear_xent import reference, tpu, xla
+from kernels_pallas.linear_xent import gpu, reference, tpu, xla
 
 __all__ = ["IMPLEMENTATIONS", "linear_xent"]
 
@@ -13,6 +13,7 @@ IMPLEMENTATIONS = {
   "reference": reference.linear_xent,
   "xla": xla.linear_xent,
   "tpu": tpu.linear_xent,
+  "gpu": gpu.linear_xent,
 }
 
 

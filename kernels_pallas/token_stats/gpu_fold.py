@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
+from kernels_pallas.hopper import wide
 from kernels_pallas.token_stats.noise import threefry2x32
 from kernels_pallas.token_stats.spec import StatSpec
 from kernels_pallas.token_stats.tile import Asked, Mass, State
@@ -31,13 +32,13 @@ def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec
   if drawn:
     noisy_RxT = scored_RxT + _gumbel(asked.key0_Rx1, asked.key1_Rx1, ids_RxT)
   score_R = noisy_RxT.max(1)
-  token_R = _lowest(ids_RxT, noisy_RxT == _wide(score_R, ids_RxT))
+  token_R = _lowest(ids_RxT, noisy_RxT == wide(score_R, ids_RxT))
   logit_R = top1_R = score_R
   best_R = token_R
   if drawn:
     logit_R = _at(told_RxT, ids_RxT, token_R)
     top1_R = told_RxT.max(1)
-    best_R = _lowest(ids_RxT, told_RxT == _wide(top1_R, ids_RxT)) if spec.top2 else None
+    best_R = _lowest(ids_RxT, told_RxT == wide(top1_R, ids_RxT)) if spec.top2 else None
 
   # A NaN logit is never chosen, and yet makes the row undefined.
   z_RxT = jnp.where(undefined_RxT, jnp.nan, told_RxT)
@@ -55,7 +56,7 @@ def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec
   )
   if spec.top2:
     lower_R = jnp.minimum(state.mass.top1_Rx1, top1_R)
-    second_R = jnp.where(ids_RxT == _wide(best_R, ids_RxT), -jnp.inf, told_RxT).max(1)
+    second_R = jnp.where(ids_RxT == wide(best_R, ids_RxT), -jnp.inf, told_RxT).max(1)
     second_R = jnp.maximum(lower_R, jnp.maximum(state.top2_Rx1, second_R))
     state = state._replace(top2_Rx1=second_R)
   if spec.current:
@@ -103,7 +104,7 @@ def _add_mass(
   base_R = _finite(top1_R)
   shift_R = mass.top1_Rx1 - base_R
   factor_R = jnp.exp(shift_R)  # 0 where there was nothing
-  difference_RxT = z_RxT - _wide(base_R, z_RxT)
+  difference_RxT = z_RxT - wide(base_R, z_RxT)
   weight_RxT = jnp.exp(difference_RxT)
   if moment_R is not None:
     moment_R = jnp.where(factor_R > 0, factor_R * (moment_R + shift_R * mass.sum_Rx1), 0.0)
@@ -122,10 +123,6 @@ def _merge_mass(mass: Mass, moment_PxR: Array | None) -> tuple[Mass, Array | Non
   return Mass(top1_R, (factor_PxR * mass.sum_Rx1).sum(0)), moment_R
 
 
-def _wide(x_R: Array, like_RxT: Array) -> Array:
-  return jax.lax.broadcast_in_dim(x_R, like_RxT.shape, (0,))
-
-
 def _finite(x_R: Array) -> Array:
   return jnp.where(jnp.abs(x_R) < jnp.inf, x_R, 0.0)
 
@@ -136,14 +133,14 @@ def _lowest(ids_RxT: Array, where_RxT: Array) -> Array:
 
 def _at(z_RxT: Array, ids_RxT: Array, id_R: Array) -> Array:
   """The value of each row's id; -inf if it is not in this tile."""
-  return jnp.where(ids_RxT == _wide(id_R, ids_RxT), z_RxT, -jnp.inf).max(1)
+  return jnp.where(ids_RxT == wide(id_R, ids_RxT), z_RxT, -jnp.inf).max(1)
 
 
 def _gumbel(key0_R: Array, key1_R: Array, ids_RxT: Array) -> Array:
   """`noise.gumbel`, its log1p(-u) by way of log(1 - u) and what 1 - u has lost of u."""
   x0, x1 = threefry2x32(
-    _wide(key0_R, ids_RxT),
-    _wide(key1_R, ids_RxT),
+    wide(key0_R, ids_RxT),
+    wide(key1_R, ids_RxT),
     jnp.zeros(ids_RxT.shape, jnp.uint32),
     ids_RxT.astype(jnp.uint32),
   )

@@ -11,18 +11,17 @@ from jax.sharding import PartitionSpec as P
 from kernels_pallas import aot
 from kernels_pallas.linear_xent import linear_xent
 
-pytestmark = pytest.mark.tpu
 ROWS, WIDTH, VOCAB = 4096, 4096, 126_464  # LLaDA-8B
 BF16 = (jnp.bfloat16, jnp.bfloat16)
 WHOLE = (P(), P())
 
 
-def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE):
-  """What a TPU runs by itself. `split`: of rows, and of the unembedding."""
+def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE, named=None):
+  """What the device runs by itself, or what is named. `split`: of rows, and of the unembedding."""
 
   def loss(hidden_RxD, unembed_VxD, target_R, weight_R):
-    forbidden = (vocab - 1,)
-    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, forbidden=forbidden, soft_cap=soft_cap)
+    options = {"forbidden": (vocab - 1,), "soft_cap": soft_cap, "implementation": named}
+    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, **options)
     return jnp.where(weight_R > 0, weight_R * ce_R, 0).sum()
 
   by_row, by_id = (NamedSharding(mesh, spec) for spec in split)
@@ -46,6 +45,7 @@ def assert_kernels(program):
   assert "linear_xent_d_unembed" in text
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("device", ["v5p", pytest.param("v6e", marks=pytest.mark.long)])
 def test_a_training_step_of_llada_holds_no_logits(device):
   program = compiled(aot.mesh(device), ROWS, WIDTH, VOCAB)
@@ -54,6 +54,7 @@ def test_a_training_step_of_llada_holds_no_logits(device):
   assert program.memory_analysis().temp_size_in_bytes < 2 * hidden < 2 * ROWS * VOCAB / 15
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
   "rows,width,vocab,dtypes,soft_cap",
   [
@@ -67,6 +68,7 @@ def test_ragged_shapes(rows, width, vocab, dtypes, soft_cap):
   assert_kernels(compiled(aot.mesh("v6e"), rows, width, vocab, dtypes, soft_cap))
 
 
+@pytest.mark.tpu
 def test_a_split_vocabulary_stays_where_it_is():
   mesh = aot.mesh("v5e", (2, 2), ("fsdp", "tensor"))
   rows, width, vocab = 8192, 256, 32_768
@@ -74,3 +76,15 @@ def test_a_split_vocabulary_stays_where_it_is():
   assert_kernels(program)
   own_logits = 2 * (rows // 2) * (vocab // 2)
   assert program.memory_analysis().temp_size_in_bytes < own_logits / 16
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+  "rows,vocab,soft_cap,most",
+  [(ROWS, VOCAB, None, 2 * ROWS * VOCAB // 4), (37, 157_184, 30.0, 2 * WIDTH * 157_184)],
+  ids=["LLaDA-8B: logits / 4", "few, capped: the unembedding"],
+)
+def test_hopper_has_a_kernel_forward_and_one_backward(rows, vocab, soft_cap, most):
+  program = compiled(aot.mesh("h100"), rows, WIDTH, vocab, soft_cap=soft_cap, named="gpu")
+  assert program.as_text().count('custom_call_target="mosaic_gpu_v2"') == 2
+  assert program.memory_analysis().temp_size_in_bytes < most

@@ -156,5 +156,5 @@ def test_mistakes_are_named():
     linear_xent(hidden_RxD, unembed_VxD, target_R[:3])
   with pytest.raises(ValueError, match=r"forbidden ids \[-1\]"):
     linear_xent(hidden_RxD, unembed_VxD, target_R, forbidden=(-1,))
-  with pytest.raises(ValueError, match="implementation='gpu' is not one of reference, xla"):
-    linear_xent(hidden_RxD, unembed_VxD, target_R, implementation="gpu")
+  with pytest.raises(ValueError, match="implementation='cuda' must name some of reference, xla"):
+    linear_xent(hidden_RxD, unembed_VxD, target_R, implementation="cuda")

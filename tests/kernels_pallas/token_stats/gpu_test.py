@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
+from kernels_pallas import hopper
 from kernels_pallas.token_stats import Inputs, StatSpec, gpu, reference, token_stats
 from kernels_pallas.vocabulary import Held
-from tests.kernels_pallas.token_stats.hopper import interpret_gpu
+from tests.kernels_pallas.hopper import interpret_gpu
 from tests.kernels_pallas.token_stats.twin import keys
 
 ALL = StatSpec(
@@ -23,8 +24,8 @@ V, D = 104, 128  # the last tile of 16 or 24 ids is moved back
 
 # Two slots are refilled all the time. Few rows: two programs of two workers, which walk over two
 # tiles each. Many: two groups of 128 rows, whose programs walk over five tiles.
-FEW = dataclasses.replace(gpu.tiling_for(20, V, programs=2, max_tile=16), slots=2)
-MANY = dataclasses.replace(gpu.tiling_for(150, V, programs=2, max_tile=24), slots=2)
+FEW = dataclasses.replace(hopper.tiling_for(20, V, programs=2, max_tile=16), slots=2)
+MANY = dataclasses.replace(hopper.tiling_for(150, V, programs=2, max_tile=24), slots=2)
 MANY = dataclasses.replace(MANY, groups=2, blocks=1)
 
 
@@ -109,14 +110,14 @@ def test_reading_before_a_copy_has_arrived_is_a_race(monkeypatch):
   """The check for races can fail."""
 
   def load_at_once(sources, here, arrived, rows, worker):
-    wait, gpu.plgpu.barrier_wait = gpu.plgpu.barrier_wait, lambda barrier: None
+    wait, hopper.plgpu.barrier_wait = hopper.plgpu.barrier_wait, lambda barrier: None
     try:
       return load(sources, here, arrived, rows, worker)
     finally:
-      gpu.plgpu.barrier_wait = wait
+      hopper.plgpu.barrier_wait = wait
 
-  load = gpu._load
-  monkeypatch.setattr(gpu, "_load", load_at_once)
+  load = hopper._load
+  monkeypatch.setattr(hopper, "_load", load_at_once)
   hidden_RxD, unembed_VxD, inputs = arrays(20)
   spec = StatSpec(current=True)
   told = "races_found|RACE DETECTED"  # ours of the interpreter's list; from jax 0.12 on its own
@@ -127,7 +128,7 @@ def test_reading_before_a_copy_has_arrived_is_a_race(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 32, 64, 65, 1000, 2200, 4096])
 @pytest.mark.parametrize("vocab", [2048, 126_464, 152_064, 157_184])
 def test_a_tiling_covers_all_and_fits(rows, vocab):
-  tiling = gpu.tiling_for(rows, vocab)
+  tiling = hopper.tiling_for(rows, vocab)
   assert tiling.rows >= rows and tiling.splits * tiling.walk * tiling.block_ids >= vocab
   assert tiling.tile % 8 == 0 and tiling.tile <= 256 and tiling.block_ids <= vocab
   assert tiling.slots >= 3
