@@ -43,7 +43,7 @@ def linear_xent(
     tilings: forward, and of a stretch backward. None: `hopper.tiling_for` and `stretch_for`.
 
   Raises:
-    NotImplementedError: not bfloat16, not Hopper, or sizes that the hardware's copies cannot cut.
+    NotImplementedError: not bfloat16, or sizes that the hardware's copies cannot cut.
   """
   return cross_entropy(_Passes(forbidden, soft_cap, *tilings), hidden_RxD, unembed_VxD, target_R)
 

@@ -16,12 +16,12 @@ BF16 = (jnp.bfloat16, jnp.bfloat16)
 WHOLE = (P(), P())
 
 
-def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE, named=None):
-  """What the device runs by itself, or what is named. `split`: of rows, and of the unembedding."""
+def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE):
+  """What the device runs by itself. `split`: of rows, and of the unembedding."""
 
   def loss(hidden_RxD, unembed_VxD, target_R, weight_R):
-    options = {"forbidden": (vocab - 1,), "soft_cap": soft_cap, "implementation": named}
-    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, **options)
+    forbidden = (vocab - 1,)
+    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, forbidden=forbidden, soft_cap=soft_cap)
     return jnp.where(weight_R > 0, weight_R * ce_R, 0).sum()
 
   by_row, by_id = (NamedSharding(mesh, spec) for spec in split)
@@ -85,6 +85,6 @@ def test_a_split_vocabulary_stays_where_it_is():
   ids=["LLaDA-8B: logits / 4", "few, capped: the unembedding"],
 )
 def test_hopper_has_a_kernel_forward_and_one_backward(rows, vocab, soft_cap, most):
-  program = compiled(aot.mesh("h100"), rows, WIDTH, vocab, soft_cap=soft_cap, named="gpu")
+  program = compiled(aot.mesh("h100"), rows, WIDTH, vocab, soft_cap=soft_cap)
   assert program.as_text().count('custom_call_target="mosaic_gpu_v2"') == 2
   assert program.memory_analysis().temp_size_in_bytes < most

@@ -1,4 +1,6 @@
+import jax
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from kernels_pallas import dispatch
 
@@ -14,6 +16,28 @@ def mistake(*_, **__):
 def test_default_is_the_first_of_the_backend():
   table = {"reference": lambda x: ("reference", x), "xla": lambda x: ("xla", x), "tpu": refuse}
   assert dispatch.run("op", table, None, 3) == ("xla", 3)
+
+
+@pytest.mark.parametrize(
+  "kind,first",
+  [
+    ("NVIDIA H100 80GB HBM3", "gpu"),
+    ("NVIDIA H200", "gpu"),
+    ("NVIDIA GH200 480GB", "gpu"),
+    ("NVIDIA A100-SXM4-80GB", "xla"),
+    ("NVIDIA B200", "xla"),
+  ],
+)
+def test_of_gpus_only_hopper_has_kernels(kind, first):
+  device = AbstractDevice(kind, 132, platform="gpu")
+  table = {"xla": lambda: "xla", "gpu": lambda: "gpu"}
+  with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+    assert dispatch.run("op", table, None) == first
+    if first == "xla":
+      with pytest.raises(
+        NotImplementedError, match=f"gpu: the kernels are for Hopper, not for {kind}"
+      ):
+        dispatch.run("op", table, "gpu")
 
 
 def test_not_implemented_means_try_the_next():
