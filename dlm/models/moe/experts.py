@@ -59,43 +59,121 @@ def apply_experts(
   one matmul per expert over its own rows. As no device knows how many pairs another has for it,
   tokens are gathered over the devices that exchange: each computes all pairs of its experts.
   """
-  first = over.index() * len(x_TxD)
+  if over.expert is None:
+    pairs = _sorted(routing, len(experts.gate_ExDxF))
+    y_PxD = _products(activation, x_TxD[pairs.token_P], experts, pairs.load_E)
+    y_PxD = y_PxD.astype(jnp.float32) * pairs.gates_P[:, None]
+    sums_TxD = jnp.zeros(x_TxD.shape, jnp.float32).at[pairs.token_P].add(y_PxD)
+    return over.summed(sums_TxD).astype(x_TxD.dtype)
+  first, count = over.index() * len(x_TxD), len(experts.gate_ExDxF)
   routing = jax.tree.map(over.gathered, routing._replace(token_P=routing.token_P + first))
-  sums_TxD = _sorted_pairs(over.gathered(x_TxD), routing, experts, over, activation)
+  chosen_P = routing.chosen_P - over.index() * count
+  # Other devices' experts come last, in no group.
+  chosen_P = jnp.where((chosen_P >= 0) & (chosen_P < count), chosen_P, count)
+  pairs = _sorted(routing._replace(chosen_P=chosen_P), count)
+  share = len(chosen_P) // over.devices()
+  sums_TxD = _by_shares(activation, share, over.gathered(x_TxD), pairs, experts)
   return over.summed(over.scattered(sums_TxD)).astype(x_TxD.dtype)
 
 
-def _sorted_pairs(
-  x_TxD: Array,
-  routing: Routing,
-  experts: Experts,
-  over: Exchange,
-  activation: Callable[[Array], Array],
+class _Pairs(NamedTuple):
+  """Pairs in the order of their experts, then those of no expert at hand."""
+
+  token_P: Array
+  gates_P: Array
+  load_E: Array  # int32, pairs of each expert
+
+
+def _sorted(routing: Routing, experts: int) -> _Pairs:
+  order_P = jnp.argsort(routing.chosen_P, stable=True)
+  load_E = jnp.bincount(routing.chosen_P, length=experts).astype(jnp.int32)
+  return _Pairs(routing.token_P[order_P], routing.gates_P[order_P], load_E)
+
+
+def _products(
+  activation: Callable[[Array], Array], x_PxD: Array, experts: Experts, load_E: Array
 ) -> Array:
-  """float32 sums over the pairs of `experts`."""
-  count = len(experts.gate_ExDxF)
-  chosen_P = routing.chosen_P - over.index() * count
-  if over.expert is not None:  # other devices' experts come last, in no group
-    chosen_P = jnp.where((chosen_P >= 0) & (chosen_P < count), chosen_P, count)
-  order_P = jnp.argsort(chosen_P, stable=True)
-  token_P, gates_P = routing.token_P[order_P], routing.gates_P[order_P]
-  load_E = jnp.bincount(chosen_P, length=count).astype(jnp.int32)
-
-  def own(x_PxI: Array) -> Array:
-    """Rows in no group are nobody's: forward and backward, whatever the product makes of them."""
-    if over.expert is None:
-      return x_PxI
-    return jnp.where((jnp.arange(len(x_PxI)) < load_E.sum())[:, None], x_PxI, 0)
-
+  """Rows in the order of their experts through these."""
   ragged = grouped_product if dispatch.backend() == "cpu" else jax.lax.ragged_dot
 
   def product(x_PxI: Array, kernel_ExIxO: Array) -> Array:
     return checkpoint_name(ragged(x_PxI, kernel_ExIxO, load_E), EXPERT_PRODUCT)
 
-  x_PxD = own(x_TxD[token_P])
   hidden_PxF = activation(product(x_PxD, experts.gate_ExDxF)) * product(x_PxD, experts.up_ExDxF)
-  y_PxD = own(product(hidden_PxF, experts.down_ExFxD)).astype(jnp.float32) * gates_P[:, None]
-  return jnp.zeros(x_TxD.shape, jnp.float32).at[token_P].add(y_PxD)
+  return product(hidden_PxF, experts.down_ExFxD)
+
+
+# All pairs may be one device's, but arrays of so many rows would not fit beside a large model: an
+# even share of them is computed at a time. A gradient of its own, as a loop of any number of turns
+# has none; it computes the products again.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_shares(
+  activation: Callable[[Array], Array], share: int, x_TxD: Array, pairs: _Pairs, experts: Experts
+) -> Array:
+  """float32 sums over the pairs of `experts`, `share` of them at a time: as many as there are."""
+
+  def turn(i: Array, sums_TxD: Array) -> Array:
+    token_C, gates_C, load_E = _share_of(pairs, i, share)
+    y_CxD = _weighted(activation, x_TxD[token_C], gates_C, experts, load_E)
+    return sums_TxD.at[token_C].add(y_CxD)
+
+  return jax.lax.fori_loop(0, _turns(pairs, share), turn, jnp.zeros(x_TxD.shape, jnp.float32))
+
+
+def _by_shares_forward(activation, share, x_TxD, pairs, experts) -> tuple[Array, tuple]:
+  return _by_shares(activation, share, x_TxD, pairs, experts), (x_TxD, pairs, experts)
+
+
+def _by_shares_backward(
+  activation: Callable[[Array], Array], share: int, kept: tuple, dy_TxD: Array
+) -> tuple[Array, _Pairs, Experts]:
+  x_TxD, pairs, experts = kept
+  weighted = functools.partial(_weighted, activation)
+
+  def turn(i: Array, sums: tuple[Array, Array, Experts]) -> tuple[Array, Array, Experts]:
+    dx_TxD, dgates_P, dexperts = sums
+    token_C, gates_C, load_E = _share_of(pairs, i, share)
+    _, gradient = jax.vjp(weighted, x_TxD[token_C], gates_C, experts, load_E)
+    dx_CxD, dgates_C, own, _ = gradient(dy_TxD[token_C])
+    dx_TxD = dx_TxD.at[token_C].add(dx_CxD.astype(jnp.float32))
+    dgates_P = jax.lax.dynamic_update_slice_in_dim(dgates_P, dgates_C, i * share, 0)
+    return dx_TxD, dgates_P, jax.tree.map(jnp.add, dexperts, own)
+
+  zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
+  sums = zeros((x_TxD, pairs.gates_P, experts))
+  dx_TxD, dgates_P, dexperts = jax.lax.fori_loop(0, _turns(pairs, share), turn, sums)
+  dexperts = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dexperts, experts)
+  return dx_TxD.astype(x_TxD.dtype), _Pairs(None, dgates_P, None), dexperts
+
+
+_by_shares.defvjp(_by_shares_forward, _by_shares_backward)
+
+
+def _turns(pairs: _Pairs, share: int) -> Array:
+  return -(-pairs.load_E.sum() // share)
+
+
+def _share_of(pairs: _Pairs, i: Array, share: int) -> _Pairs:
+  """The i-th share of the pairs."""
+  first, ends_E = i * share, jnp.cumsum(pairs.load_E)
+  inside_E, before_E = (jnp.clip(x_E - first, 0, share) for x_E in (ends_E, ends_E - pairs.load_E))
+  token_C, gates_C = (
+    jax.lax.dynamic_slice_in_dim(x_P, first, share) for x_P in (pairs.token_P, pairs.gates_P)
+  )
+  return _Pairs(token_C, gates_C, inside_E - before_E)
+
+
+def _weighted(
+  activation: Callable[[Array], Array],
+  x_CxD: Array,
+  gates_C: Array,
+  experts: Experts,
+  load_E: Array,
+) -> Array:
+  """float32 gate * expert(x). Rows in no group are nobody's, whatever a product makes of them."""
+  own_Cx1 = (jnp.arange(len(x_CxD)) < load_E.sum())[:, None]
+  y_CxD = _products(activation, jnp.where(own_Cx1, x_CxD, 0), experts, load_E)
+  return jnp.where(own_Cx1, y_CxD, 0).astype(jnp.float32) * gates_C[:, None]
 
 
 def apply_slots(
