@@ -20,12 +20,13 @@ import numpy as np
 from dlm import build, generate, parallel, roofline
 from dlm.build import RunConfig, SamplingConfig, Training
 from dlm.models.bind import bind
-from dlm.programs import Buffer, Collective, Program, matmul_flops
+from dlm.programs import Buffer, Collective, Program, matmul_flops, of_last_axis
 from dlm.train import Step
 from kernels_pallas import aot
 
 GPUS = ("h100", "h200", "a100")
 BUFFERS = 5
+GATHERED = 1 << 20  # bytes: a matrix of parameters is as large; norms and biases are not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Plan:
     flops_xla: XLA's analysis, which counts a loop's body once and no kernel.
     traffic, dcn: within a slice, and between slices, over the network of their data center.
     open_loops: whose turns are not known, so that they count once.
+    logits: arrays of the traced program whose last axis is the vocabulary, or a part of it.
+    wide: float32 arrays of `GATHERED` bytes or more that are gathered: a parameter should be
+      rounded before it travels.
   """
 
   chip: roofline.Chip
@@ -69,6 +73,8 @@ class Plan:
   dcn: dict[str, Traffic]
   open_loops: int
   largest: list[Buffer]
+  logits: list[Buffer]
+  wide: list[Buffer]
   compile_seconds: float
 
   @property
@@ -247,7 +253,7 @@ def name(asked: Mapping[str, Any]) -> str:
 
 
 def details(row: Mapping[str, Any]) -> list[str]:
-  """Lines to read: collectives by kind, and the largest buffers."""
+  """Lines to read: collectives by kind, the largest buffers, and those that there should not be."""
   if "refused" in row:
     return [row["refused"]]
   made = row["plan"]
@@ -261,6 +267,9 @@ def details(row: Mapping[str, Any]) -> list[str]:
     f"{_gb(each['bytes']):>10}  {each['shape']}  {each['op']}  {each['source']}"
     for each in made["largest"]
   ]
+  for title, key in (("[rows, vocabulary]", "logits"), ("gathered in float32", "wide")):
+    found = [f"{each['shape']} ({each['op']} {each['source']})" for each in made[key]]
+    lines.append(f"{title}: {', '.join(found) or 'none'}")
   if made["open_loops"]:
     lines.append(f"loops whose turns are not known, so they count once: {made['open_loops']}")
   return lines
@@ -279,16 +288,18 @@ def _compiled(
   trace: Callable[[Training], jax.stages.Traced], planned: Training, **known: Any
 ) -> Plan:
   began = time.perf_counter()
-  compiled = trace(planned).lower(lowering_platforms=("tpu",)).compile()
+  traced = trace(planned)
+  compiled = traced.lower(lowering_platforms=("tpu",)).compile()
   took = time.perf_counter() - began
   memory, devices = compiled.memory_analysis(), planned.mesh.size
   program = Program(compiled.as_text())  # of one slice
   collectives = program.collectives()
-  slices = len({device.slice_index for device in planned.mesh.devices.flat})
+  # Devices of one slice may not say which.
+  slices = len({getattr(each, "slice_index", 0) for each in planned.mesh.devices.flat})
   flops_xla = (compiled.cost_analysis() or {}).get("flops", 0.0)
   plain = dataclasses.replace(planned.model.config, implementation="xla")
   counted = trace(dataclasses.replace(planned, model=bind(plain)))
-  given = memory.argument_size_in_bytes
+  given, vocab = memory.argument_size_in_bytes, plain.vocab
   return Plan(
     mesh=dict(planned.mesh.shape),
     other=given - known["parameters"] - known["optimizer"],
@@ -300,6 +311,8 @@ def _compiled(
     dcn=_by_kind([each for each in collectives if each.dcn], slices),
     open_loops=program.open_loops,
     largest=program.largest(BUFFERS),
+    logits=of_last_axis(traced.jaxpr.jaxpr, {vocab, vocab // planned.mesh.shape["tensor"]}),
+    wide=program.gathered("f32", GATHERED),
     compile_seconds=took,
     **known,
   )

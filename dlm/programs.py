@@ -9,8 +9,10 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
+
+from jax.extend import core
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
@@ -141,9 +143,7 @@ class Program:
         kind = each.opcode.removesuffix("-start")
         if kind not in KINDS or (_channel(each.rest) in started and not starting):
           continue
-        shape, starts = each.shape, each.opcode != kind
-        if starts and kind != "all-reduce":  # operands, then results, then what the wait needs
-          shape = _second(shape)
+        shape, starts = _result(each), each.opcode != kind
         size = nbytes(shape)
         group = _group(each.rest)
         if kind == "reduce-scatter":
@@ -161,20 +161,39 @@ class Program:
 
   def largest(self, count: int) -> list[Buffer]:
     """The largest arrays that instructions make outside of fusions; those of a kind once."""
-    best: dict[tuple[str, str], Buffer] = {}
+    return _largest(
+      buffer
+      for body in self._run(fused=False)
+      for each in body
+      if each.opcode not in _FREE and not each.shape.startswith("(")
+      for buffer in self._buffers(each, each.shape)
+    )[:count]
+
+  def gathered(self, kind: str, least: int) -> list[Buffer]:
+    """Arrays of a type, as "f32", of so many bytes that are gathered; the largest first."""
+    found = (
+      buffer
+      for body in self._run(fused=True)
+      for each in body
+      if each.opcode in ("all-gather", "all-gather-start")
+      for buffer in self._buffers(each, _result(each))
+      if buffer.shape.startswith(kind) and buffer.bytes >= least
+    )
+    return _largest(found)
+
+  def _run(self, fused: bool) -> Iterator[list[_Instruction]]:
+    """The computations that run; `fused`: also those inside of one instruction."""
     for name in self._times:
-      if name.startswith(("fused", "called", "wrapped")):
-        continue
-      for each in self._computations[name]:
-        if each.opcode in _FREE or each.shape.startswith("("):
-          continue
-        op = re.search(r'op_name="([^"]*)"', each.rest)
-        label = op[1].rsplit("/", 3)[1:] if op else [each.opcode]
-        buffer = Buffer(
-          _plain(each.shape), nbytes(each.shape), "/".join(label), self._source(each.rest)
-        )
-        best.setdefault((buffer.shape, buffer.source), buffer)
-    return sorted(best.values(), key=lambda each: -each.bytes)[:count]
+      if fused or not name.startswith(("fused", "called", "wrapped")):
+        yield self._computations[name]
+
+  def _buffers(self, made: _Instruction, shape: str) -> Iterator[Buffer]:
+    """The arrays of a shape."""
+    op = re.search(r'op_name="([^"]*)"', made.rest)
+    label = "/".join(op[1].rsplit("/", 3)[1:]) if op else made.opcode
+    for kind, sizes in _SHAPE.findall(shape):
+      each = f"{kind}[{sizes}]"
+      yield Buffer(each, nbytes(each), label, self._source(made.rest))
 
   def _source(self, rest: str) -> str:
     """FILE:LINE of the innermost frame that XLA tells; empty: it tells none."""
@@ -232,6 +251,27 @@ def matmul_flops(jaxpr: Any) -> float:
   return total
 
 
+def of_last_axis(jaxpr: Any, sizes: Collection[int]) -> list[Buffer]:
+  """Arrays of a traced program with two axes or more, the last of one of these sizes.
+
+  As they are traced: XLA may fuse them away. Kernels are left out: theirs are tiles.
+  """
+
+  def made(jaxpr: Any) -> Iterator[Buffer]:
+    for eqn in jaxpr.eqns:
+      for aval in (var.aval for var in eqn.outvars):
+        axes = [size for size in getattr(aval, "shape", ()) if size > 1]
+        if len(axes) > 1 and axes[-1] in sizes:
+          shape = f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+          size = math.prod(aval.shape) * aval.dtype.itemsize
+          yield Buffer(shape, size, eqn.primitive.name, str(eqn.source_info.name_stack))
+      if eqn.primitive.name != "pallas_call":
+        for inner in core.jaxprs_in_params(eqn.params):
+          yield from made(inner)
+
+  return _largest(made(jaxpr))
+
+
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
   """The programs that an equation calls, but not the rule of its gradient."""
   for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
@@ -242,6 +282,20 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 def _plain(shape: str) -> str:
   """Without layouts: `bf16[4096,128]`."""
   return ", ".join(f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape))
+
+
+def _largest(found: Iterable[Buffer]) -> list[Buffer]:
+  """Each kind once, by size."""
+  best: dict[tuple[str, str], Buffer] = {}
+  for each in found:
+    best.setdefault((each.shape, each.source), each)
+  return sorted(best.values(), key=lambda each: -each.bytes)
+
+
+def _result(collective: _Instruction) -> str:
+  """Its shape: what starts has operands, then results, then what the wait needs."""
+  starts = collective.opcode.endswith("-start") and collective.opcode != "all-reduce-start"
+  return _second(collective.shape) if starts else collective.shape
 
 
 def _second(shape: str) -> str:

@@ -77,6 +77,8 @@ PLAN = plan.Plan(
   dcn={},
   open_loops=1,
   largest=[Buffer("f32[4]", 16, "add", "dlm/train.py:1")],
+  logits=[],
+  wide=[Buffer("f32[512,512]", 1 << 20, "cast", "dlm/train.py:2")],
   compile_seconds=1.0,
 )
 
@@ -115,7 +117,10 @@ def test_the_table_holds_programs_that_do_not_fit_too():
   assert made.startswith("| v5p:4x4x4 | tiny mesh.fsdp=4 batch=8 | 0.00 GB |")
   assert made.endswith("| 2 of 4 | 4000 ms | 7000 ms | 7000 ms | 43 % |")
   assert refused == "| v5p:4x4x4 | tiny mesh.fsdp=4 batch=8 | too large |"
-  assert plan.details(rows[0])[-1].endswith("count once: 1")
+  *_, logits, wide, loops = plan.details(rows[0])
+  assert logits == "[rows, vocabulary]: none"
+  assert wide == "gathered in float32: f32[512,512] (cast dlm/train.py:2)"
+  assert loops.endswith("count once: 1")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlm.programs import Buffer, Collective, Program, matmul_flops, nbytes
+from dlm.programs import Buffer, Collective, Program, matmul_flops, nbytes, of_last_axis
 
 # As XLA prints it for a v5p pod, shortened: five turns of a loop gather a layer's parameters beside
 # a product and sum gradients; after it, a sum of which each device keeps its part.
@@ -139,6 +139,13 @@ def test_largest_buffers_by_their_line_of_python():
   assert Program(TEXT).largest(2) == [product, summed]
 
 
+def test_arrays_that_are_gathered_in_float32():
+  program, size = Program(TEXT), 4 * 4096 * 128
+  assert program.gathered("f32", size) == [Buffer("f32[4096,128]", size, "all-gather-start", "")]
+  assert program.gathered("f32", size + 1) == []
+  assert [each.shape for each in program.gathered("bf16", 1)] == [MATRIX]  # inside a fusion
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -172,3 +179,17 @@ def test_products_are_counted_through_loops_branches_and_gradients():
   total = jax.grad(lambda x, w_Y: layers(x, w_Y).sum(), argnums=(0, 1))
   assert flops(total, (3, 5), (4, 5, 5)) == 3 * 4 * 2 * 3 * 5 * 5
   assert flops(branches, (1,), (3, 5), (5, 5)) == 2 * 3 * 5 * 5 + 2 * 5 * 5
+
+
+def test_arrays_by_their_last_axis_are_found_in_branches_loops_and_gradients():
+  def loss(x, w):
+    wide = jax.lax.map(lambda row: jax.checkpoint(jnp.tanh)(w @ row), x)
+    return jax.lax.cond(x[0, 0] > 0, lambda y: (y @ w).sum(), lambda y: 0.0, wide)
+
+  shapes = jnp.zeros((3, 5)), jnp.zeros((7, 5))
+  program = jax.make_jaxpr(jax.grad(loss))(*shapes).jaxpr
+  found = of_last_axis(program, {7})
+  assert {each.shape for each in found} == {"float32[3,7]"}
+  assert max(each.bytes for each in found) == 4 * 3 * 7
+  assert {each.shape for each in of_last_axis(program, {5})} >= {"float32[3,5]", "float32[7,5]"}
+  assert of_last_axis(program, {4}) == []

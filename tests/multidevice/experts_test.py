@@ -171,6 +171,12 @@ def test_tokens_travel_and_kernels_stay():
       assert "top_k" not in line, f"a device routes the rows it has: {line}"
 
 
+def test_no_array_has_a_row_for_every_pair_of_an_exchange():
+  text, pairs = compiled("dropless", **TWO_BY_FOUR)[0].as_text(), B * W // 2 * PAIRS.per_token
+  assert f"f32[{pairs // 4},{D}]" in text  # an even share, forward and backward
+  assert f"f32[{pairs},{D}]" not in text and f"f32[{pairs},{PAIRS.mlp}]" not in text
+
+
 CONFIG = {
   "seed": 0,
   "steps": 2,
