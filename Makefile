@@ -113,19 +113,23 @@ plan: $(AOT)/tpu
 	  --topology=v5p:4x4x4 --try="mesh.fsdp=64 overlap=False" --try="mesh.fsdp=64" \
 	  --try="mesh.fsdp=64 model.remat=False" --try="mesh.data=4 mesh.fsdp=16"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=256 \
-	  --topology=v6e:16x16 --try="mesh.fsdp=256"
+	  --topology=v5p:8x8x4 --topology=v6e:16x16 --try="mesh.fsdp=256"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=512 \
+	  --topology=v6e:16x16 --try="mesh.fsdp=256" --try="mesh.data=16 mesh.fsdp=16"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=128 \
+	  --topology=v7x:4x4x4 --try="mesh.fsdp=128"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=1 \
 	  --config.data.length=65536 --topology=v5p:2x2x4 --try="mesh.fsdp=1 mesh.sequence=16"
 	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --sample=configs/sample/fast_dllm.py --topology=v5e:4x4 --try="mesh.data=4 mesh.tensor=4"
-	$(PLAN)/mini.json $(MINI) --topology=v5p:4x4x4 \
+	$(PLAN)/mini.json $(MINI) --config.batch=256 --topology=v5p:4x4x4 \
 	  --try="mesh.fsdp=4 mesh.expert=16"
 	$(PLAN)/mini.json $(MINI) --sample=configs/sample/llada2.py --topology=v5e:4x4 \
 	  --try="mesh.expert=16"
 	$(PLAN)/flash.json $(MINI) $(FLASH) --sample=configs/sample/llada2.py --topology=v5e:8x8 \
 	  --try="mesh.expert=16 mesh.tensor=4"
 	$(PLAN)/ec_dlm.json --config=configs/train/ec_dlm.py:large-linear_reverse \
-	  --config.model.vocab=50432 --config.batch=64 --topology=v5p:4x4x4 \
+	  --config.model.vocab=50432 --config.batch=256 --topology=v5p:4x4x4 \
 	  --try="mesh.data=1 mesh.fsdp=8 mesh.expert=8"
 
 bench: $(READY)
