@@ -12,8 +12,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from jax.extend import core
-
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+\w*)\[([\d,]*)\]")
@@ -266,8 +264,10 @@ def of_last_axis(jaxpr: Any, sizes: Collection[int]) -> list[Buffer]:
           size = math.prod(aval.shape) * aval.dtype.itemsize
           yield Buffer(shape, size, eqn.primitive.name, str(eqn.source_info.name_stack))
       if eqn.primitive.name != "pallas_call":
-        for inner in core.jaxprs_in_params(eqn.params):
-          yield from made(inner)
+        for value in eqn.params.values():  # branches are a tuple
+          for inner in value if isinstance(value, tuple) else (value,):
+            inner = getattr(inner, "jaxpr", inner)
+            yield from made(inner) if hasattr(inner, "eqns") else ()
 
   return _largest(made(jaxpr))
 
