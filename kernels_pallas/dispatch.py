@@ -1,9 +1,12 @@
 """Chooses an implementation: the fastest that this machine has, or what is named.
 
 A name is one of NAMES, or several with commas between them, of which the first that can is called:
-an op need not have all of them, so "gpu,xla" serves a whole model.
+an op need not have all of them, so "gpu,xla" serves a whole model. Off CPUs a log says what each op
+runs as, and why not as what comes before.
 """
 
+import functools
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +24,9 @@ _ORDER = {
 }
 _ORDER_ELSEWHERE = ("xla", "reference")
 
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)
+
 _HOPPER = r"\bG?H(20|100|200|800)\b"  # in the names of its devices
 
 
@@ -31,13 +37,21 @@ def backend() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+def _kind() -> str:
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return (jax.devices()[0] if device is None else device).device_kind
+
+
 def _refused(name: str) -> str | None:
   """Why an implementation cannot be meant for the device at hand; None: it can."""
-  if name != "gpu" or backend() != "gpu":
+  if name != "gpu" or backend() != "gpu" or re.search(_HOPPER, _kind()):
     return None
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  kind = (jax.devices()[0] if device is None else device).device_kind
-  return None if re.search(_HOPPER, kind) else f"the kernels are for Hopper, not for {kind}"
+  return f"the kernels are for Hopper, not for {_kind()}"
+
+
+@functools.cache  # once for all layers and programs
+def _tell(op: str, name: str, kind: str, reasons: tuple[str, ...]) -> None:
+  _log.info("%s on %s runs as %s", op, kind, "; not as ".join((name, *reasons)))
 
 
 def check(implementation: str | None) -> None:
@@ -71,9 +85,13 @@ def run(
     reason = _refused(name)
     if reason is None:
       try:
-        return table[name](*args, **kwargs)
+        result = table[name](*args, **kwargs)
       except NotImplementedError as error:
         reason = error
+      else:
+        if backend() != "cpu":
+          _tell(op, name, _kind(), tuple(reasons))
+        return result
     reasons.append(f"{name}: {reason}")
   raise NotImplementedError(
     f"{op}: {implementation=} serves no such call on {backend()!r}. " + "; ".join(reasons)

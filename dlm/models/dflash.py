@@ -177,7 +177,7 @@ class DFlash:
       rotary=rotary(slot_BxW, cfg.head_dim, cfg.rope_base, cfg.rope_scaling),
       sight=prepare(
         mask, [Keys(key_BxW), Keys(slot_BxS, live_BxS)], heads=cfg.heads, kv_heads=cfg.kv_heads,
-        implementation=cfg.implementation,
+        dim=cfg.head_dim, dtype=cfg.dtype, implementation=cfg.implementation,
       ),
       query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
       target_BxW=None, time_BxWxC=None, level_BxW=None, live_BxW=None, gate_BxW=None,

@@ -276,8 +276,9 @@ class Transformer(nn.Module):
 
   def _prepared(self, kind: ModelConfig, mask: Mask, keys: list[Keys]) -> Sight:
     return prepare(
-      mask, keys, heads=kind.heads, kv_heads=kind.kv_heads, implementation=kind.implementation
-    )
+      mask, keys, heads=kind.heads, kv_heads=kind.kv_heads, dim=kind.head_dim,
+      dtype=kind.dtype, implementation=kind.implementation,
+    )  # fmt: skip
 
   def _layers(
     self, carry: Carry, shared: Shared | tuple[Shared, Shared]

@@ -7,15 +7,14 @@ What depends on the mask alone is the same in all layers, so it is computed once
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import dispatch, shards
-from kernels_pallas.block_attention import reference, sequence, tpu, xla
-from kernels_pallas.block_attention.spec import Heads, Keys, Mask, Part, visible
-from kernels_pallas.block_attention.tpu import RESIDUALS
+from kernels_pallas.block_attention import gpu, reference, sequence, tpu, xla
+from kernels_pallas.block_attention.spec import RESIDUALS, Heads, Keys, Mask, Part, visible
 
 __all__ = [
   "IMPLEMENTATIONS",
@@ -35,6 +34,7 @@ IMPLEMENTATIONS = {
   "reference": reference.prepare,
   "xla": xla.prepare,
   "tpu": tpu.prepare,
+  "gpu": gpu.prepare,
 }
 
 
@@ -50,6 +50,8 @@ def prepare(
   *,
   heads: int,
   kv_heads: int,
+  dim: int | None = None,
+  dtype: Any = None,
   implementation: str | None = None,
 ) -> Sight:
   """Which keys of each part the queries see; `block_attention` then runs as `implementation` does.
@@ -59,19 +61,21 @@ def prepare(
   its own queries.
 
   Args:
-    mask: `dense` is not served by kernels, "tpu" raises NotImplementedError.
+    mask: `dense` is not served by kernels, which raise NotImplementedError.
     keys: per part, in the order in which `block_attention` is given them.
     heads, kv_heads: of the queries and of the keys, from which kernels choose their tiles.
+    dim, dtype: of heads. What a kernel does not serve, the next implementation does; None:
+      `block_attention` raises if it turns out so.
     implementation: one of `IMPLEMENTATIONS`; None: the best for this backend.
   """
   _check_mask(mask, keys)
   if kv_heads < 1 or heads % kv_heads:
     raise ValueError(f"block_attention: {kv_heads=} must divide {heads=}")
 
+  of_model = Heads(heads, kv_heads, dim, None if dtype is None else jnp.dtype(dtype))
+
   def own(mask: Mask, keys: Sequence[Keys]) -> Sight:
-    return dispatch.run(
-      "block_attention", IMPLEMENTATIONS, implementation, mask, keys, Heads(heads, kv_heads)
-    )
+    return dispatch.run("block_attention", IMPLEMENTATIONS, implementation, mask, keys, of_model)
 
   whole = shards.positions(mask.lo_BxWxR.shape[1]) == 1
   return own(mask, keys) if whole else sequence.prepare(own, mask, keys)
@@ -81,8 +85,8 @@ def block_attention(q_BxWxNxH: Array, parts: Sequence[Part], sight: Sight) -> Ar
   """softmax(q k / sqrt(H)) v over the keys that each query sees, those of all parts together.
 
   Query head n reads key head n // (N / K). Softmax and sums in float32, the result in the dtype of
-  q. Exactly 0 for a query that sees no key, and so are its gradients. With `live` keys "tpu" has no
-  gradients (NotImplementedError); it reads the layer of `Part.layer` where it is, without a copy.
+  q. Exactly 0 for a query that sees no key, and so are its gradients. With `live` keys the kernels
+  have no gradients (NotImplementedError); they read the layer of `Part.layer` where it is.
 
   Args:
     q_BxWxNxH, parts: float32 or bfloat16.

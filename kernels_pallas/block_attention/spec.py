@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+RESIDUALS = "block_attention"  # what kernels keep to go backward, for policies of `jax.checkpoint`
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Heads(NamedTuple):
 
   queries: int
   keys: int
+  dim: int | None = None  # None: one that the implementation serves, and so with the dtype
+  dtype: jnp.dtype | None = None
 
 
 def segment_of(mask: Mask, keys: Keys) -> Array:

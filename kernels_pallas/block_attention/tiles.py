@@ -4,6 +4,8 @@ The tables are exact: XLA reduces the dense mask to tiles in one fused pass, onc
 and never writes it. Nobody sees the keys that fill up the last tile.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,9 +82,8 @@ def sees(queries: Sequence[Array], keys: Sequence[Array]) -> Array:
   """Whether queries see keys, given the packed rows one by one, as shapes that broadcast."""
   slot, *key_segment = keys
   ranges = len(queries) // 2
-  seen = False
-  for lo, hi in zip(queries[:ranges], queries[ranges : 2 * ranges], strict=True):
-    seen |= (lo <= slot) & (slot < hi)
+  bounds = zip(queries[:ranges], queries[ranges : 2 * ranges], strict=True)
+  seen = functools.reduce(operator.or_, [(lo <= slot) & (slot < hi) for lo, hi in bounds])
   for segment in key_segment:
     seen &= queries[-1] == segment
   return seen

@@ -6,7 +6,6 @@ where and as they are: a tile is read with all its heads and transposed in VMEM.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,12 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import shards
 from kernels_pallas.block_attention import tiles as tiling
 from kernels_pallas.block_attention import tpu_backward, tpu_forward
-from kernels_pallas.block_attention.spec import Heads, Keys, Mask, Part
+from kernels_pallas.block_attention.merging import merged
+from kernels_pallas.block_attention.spec import RESIDUALS, Heads, Keys, Mask, Part
 from kernels_pallas.block_attention.tpu_forward import PartSight
 
 Array = jax.Array
-
-RESIDUALS = "block_attention"  # what the backward pass keeps, for policies of `jax.checkpoint`
 
 
 @jax.tree_util.register_dataclass
@@ -92,16 +90,8 @@ def _forward(
     q = _grouped(part_sight, q_BxWxNxH, part.k.shape[-2])
     results.append(tpu_forward.forward(part_sight, q, *_laid_out(part_sight, part), dtype))
   kept = results[0]
-  outs = [out[:, :, :, :window] for out, _ in results]
-  out = outs[0]
-  if len(parts) > 1:
-    lses = [lse[:, :, :, :window, None] for _, lse in results]
-    top = functools.reduce(jnp.maximum, lses)
-    top = jnp.where(top == -jnp.inf, 0.0, top)
-    weights = [jnp.exp2(lse - top) for lse in lses]
-    total = sum(weights)
-    out = sum(weight * part for weight, part in zip(weights, outs, strict=True))
-    out = (out / jnp.where(total == 0, 1.0, total)).astype(q_BxWxNxH.dtype)
+  outs, lses = ([x[:, :, :, :window] for x in each] for each in zip(*results, strict=True))
+  out = merged(outs, lses, q_BxWxNxH.dtype)
   return out.reshape(batch, heads, window, dim).swapaxes(1, 2), kept
 
 

@@ -128,8 +128,6 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match="live int32"):
     bad = Keys(keys.slot_BxS, keys.slot_BxS)
     prepare(mask, [bad], heads=2, kv_heads=1)
-  with pytest.raises(ValueError, match="'gpu' is not one of reference, xla, tpu"):
-    prepare(mask, [keys], heads=2, kv_heads=1, implementation="gpu")
   sight = prepare(mask, [keys], heads=2, kv_heads=1)
   with pytest.raises(ValueError, match="with a layer"):
     block_attention(q, [Part(part.k[None], part.v[None])], sight)
