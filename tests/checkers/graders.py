@@ -6,6 +6,7 @@ import pytest
 from dlm.data.sources import parallel_bench
 from dlm.evaluation import parallelism, rouge
 from dlm.evaluation.tasks import answers, code, lists, puzzles, sentences
+from dlm.rewards import programs
 
 
 def check_seeds(case):
@@ -194,9 +195,9 @@ def check_mbpp(case):
 def check_humaneval(case):
   said = case.arg("responses")
   assert case.expected == {
-    "instruct_v2": [code.fenced(text) for text in said],
+    "instruct_v2": [programs.blocks(text)[0] for text in said],
     "base_internal_v2": [code.function_body(text) for text in said],
-    "last_block_v3": [code.fenced(text, last=True) for text in said],
+    "last_block_v3": [programs.blocks(text)[-1] for text in said],
   }
 
 

@@ -40,12 +40,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
   return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
-def fenced(text: str, last: bool = False) -> str:
-  """The first (or last) fenced block of a text, else all of it; without space before."""
-  found = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-  return (found[-1 if last else 0] if found else text).lstrip()
-
-
 def function_body(text: str) -> str:
   """The indented lines that a text begins with, of models that continue a function's head."""
   if text.startswith("   ") and not text.startswith("    "):
