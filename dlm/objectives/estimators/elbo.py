@@ -64,7 +64,8 @@ class CoupledElbo(_Counted):
   """ESPO (ML-GSAI/ESPO): log p of k masked of n tokens by (n + 1) / k, and of the n - k others.
 
   Unbiased for the bound; k runs from 0 to n, so that some forwards hide nothing or all. The rows of
-  a batch have their k in even steps. All that was written counts, what stands behind the end, too.
+  a batch have their k in even steps. All that was written counts, what stands behind the end, too,
+  but in rows of which nothing is learned.
 
   Args:
     complement: the other tokens are masked in a forward of their own, and the two are averaged.
@@ -88,7 +89,8 @@ class CoupledElbo(_Counted):
 
   def noisy(self, draws: dict[str, Array], batch: Batch, mask_id: int) -> Noisy:
     answer_BxL = answer(batch)
-    batch = batch.replace(noisable_BxL=answer_BxL)
+    some_Bx1 = streams.noisable(batch).any(-1, keepdims=True)
+    batch = batch.replace(noisable_BxL=answer_BxL & some_Bx1)
     rows = len(answer_BxL)
     n_Bx1 = answer_BxL.sum(-1, keepdims=True)
     first_BxN = jnp.floor(draws["u_count"][None] * (n_Bx1 + 1))

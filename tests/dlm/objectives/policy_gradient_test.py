@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from dlm.objectives import PolicyGradient
-from dlm.objectives.estimators import BlockExact, CountedElbo, FullMask, LeftToRight, Sandwich
+from dlm.objectives.estimators import (
+  BlockExact,
+  CountedElbo,
+  CoupledElbo,
+  FullMask,
+  LeftToRight,
+  Sandwich,
+)
 from dlm.types import LogitHead, ModelOutput
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK, Oracle
@@ -62,3 +69,30 @@ def test_exact_estimates_are_the_likelihood_of_the_source(estimator, denoise):
   np.testing.assert_allclose(found.sum(-1), want.sum(-1), rtol=1e-4)
   if isinstance(estimator, LeftToRight):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heated:
+  """Its parameters are what each row's logits are multiplied by."""
+
+  def __call__(self, params, *args, **options):
+    head = Oracle()(None, *args, **options).head
+    heat = jnp.repeat(params, len(head.hidden_BxAxD) // len(params))
+    return ModelOutput(head.replace(hidden_BxAxD=heat[:, None, None] * head.hidden_BxAxD), None, {})
+
+
+@pytest.mark.parametrize(
+  "objective",
+  [
+    PolicyGradient(MASK, CoupledElbo(), ratio="row", per="row"),  # it scores what is behind the end
+    PolicyGradient(MASK, Sandwich(masks="random", bound="upper"), ratio="none", per="length"),
+  ],
+  ids=lambda objective: type(objective.estimator).__name__,
+)
+def test_rows_that_the_judge_leaves_out_teach_nothing(objective):
+  learned = np.tile(np.arange(8) < 6, (4, 1)) & np.array([[True], [True], [False], [False]])
+  batch = oracle.rows(oracle.sample(4, 8)).replace(noisable_BxL=learned)
+  noisy = oracle.corrupt(objective, 0, batch)
+  loss = functools.partial(objective.loss, Heated())
+  taught = jax.jit(jax.grad(lambda heat: loss(heat, noisy)[0].total))(jnp.ones(4))
+  np.testing.assert_array_equal(np.asarray(taught) != 0, [True, True, False, False])
