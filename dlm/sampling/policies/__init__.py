@@ -27,6 +27,7 @@ from dlm.sampling.policies.quota import Quota
 from dlm.sampling.policies.region import Region
 from dlm.sampling.policies.renoise import Renoise
 from dlm.sampling.policies.rnd1 import Rnd1
+from dlm.sampling.policies.running_confidence import RunningConfidence
 from dlm.sampling.policies.saber import Saber
 from dlm.sampling.policies.self_speculative import SelfSpeculative
 from dlm.sampling.policies.smooth import Smooth
@@ -56,6 +57,7 @@ POLICIES = {
   "ete": Ete,  # ETE, 2511.21103
   "certainty_prior": CertaintyPrior,  # d2Cache, decoding, 2509.23094
   "wino": Wino,  # WINO, 2507.18578
+  "running_confidence": RunningConfidence,  # MDPO, 2508.13148
   "quota": Quota,  # SDAR, 2510.06303
   "edit": Edit,  # LLaDA2.1, 2602.08676
   "indel": InDel,  # LLaDA2.2, inclusionAI/LLaDA2.X
