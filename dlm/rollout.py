@@ -162,9 +162,10 @@ class Judge:
   mesh: jax.sharding.Mesh
   room: int
 
-  def __call__(self, rows: Batch, given: Batch) -> tuple[Batch, dict[str, float]]:
-    """The rows with "advantage_B" and "right_B" in `extra`, and nothing to learn in groups that are
-    left out; and means of each reward, of what is right, kept, and of rewards that failed.
+  def __call__(self, rows: Batch, given: Batch) -> tuple[list[Batch], dict[str, float]]:
+    """One batch, the rows with "advantage_B" and "right_B" in `extra`, and nothing to learn in
+    groups that are left out; and means of each reward, of what is right, kept, and of rewards that
+    failed.
 
     Args:
       given: the data's rows, one a group, whose answers are what rewards compare with.
@@ -179,7 +180,7 @@ class Judge:
     }
     kept_Bx1 = put(judged.kept)[:, None]
     rows = rows.replace(noisable_BxL=rows.noisable_BxL & kept_Bx1, extra=rows.extra | extra)
-    return rows, {
+    return [rows], {
       "rollout/right": float(judged.right.mean()),
       "rollout/kept": float(judged.kept.mean()),
       **means(self.config.names, score_BxK),

@@ -383,54 +383,39 @@ class _Loop:
 
   def rows_of(self, done: int, params: Params) -> list[tuple[Batch, dict]]:
     """Of each of the updates from `done` on that share rows: the rows, and what to record."""
-    if self.steps is not None:
-      batches, written = self.states("write", self.training.rows, done // self.updates, params)
-      return [(batch, written) for batch in batches]
-    batch, written = self.batch("write", self.training.rows, done // self.updates, params)
-    if not (self.training.objective.recalls and self.updates > 1):
-      return [(batch, written)] * self.updates
-    rows = []
-    for index in range(done, done + self.updates):
-      old = self.step.recalled(params, batch, jnp.int32(index), self.teacher)
-      rows.append((batch.replace(extra=batch.extra | old), written))
-    return rows
+    batches, written = self.written("write", self.training.rows, done // self.updates, params)
+    if len(batches) == 1:
+      batches *= self.updates
+    if self.training.objective.recalls and self.updates > 1:
+      for i, batch in enumerate(batches):
+        old = self.step.recalled(params, batch, jnp.int32(done + i), self.teacher)
+        batches[i] = batch.replace(extra=batch.extra | old)
+    return [(batch, written) for batch in batches]
 
-  def states(
+  def written(
     self, purpose: str, rows: Rows, index: int, params: Params
   ) -> tuple[list[Batch], dict]:
-    """Of what the model writes the states that tell most, most telling first."""
-    given = self.put(rows[index])
-    key = jax.random.fold_in(self.step.key(purpose), index)
-    *found, written = self.steps(params, given, key)
-    batches, judged = stepwise.judge(self.training)(*found, given)
-    return batches, written | judged
+    """Rows of the data, or what the model writes after their prompts and what to record of it.
 
-  def batch(self, purpose: str, rows: Rows, index: int, params: Params) -> tuple[Batch, dict]:
-    """Rows of the data, or what the model writes after their prompts and what to record of it."""
-    if self.steps is not None:
-      (batch, *_), written = self.states(purpose, rows, index, params)
-      return batch, written
+    Several of an objective that learns states of answers: the most telling first.
+    """
     given = self.put(rows[index])
     if self.roll_out is None:
-      return given, {}
+      return [given], {}
     key = jax.random.fold_in(self.step.key(purpose), index)
-    batch, written = self.roll_out(params, given, key)
+    *found, written = self.roll_out(params, given, key)
     if self.judge is None:
-      return batch, written
-    batch, judged = self.judge(batch, given)
-    return batch, written | judged
+      return found, written
+    batches, judged = self.judge(*found, given)
+    return batches, written | judged
 
   @functools.cached_property
-  def roll_out(self) -> rollout.RollOut | None:
-    return rollout.of(self.training)
+  def roll_out(self) -> rollout.RollOut | stepwise.StepwiseRollOut | None:
+    return stepwise.of(self.training) or rollout.of(self.training)
 
   @functools.cached_property
-  def steps(self) -> stepwise.StepwiseRollOut | None:
-    return stepwise.of(self.training)
-
-  @functools.cached_property
-  def judge(self) -> rollout.Judge | None:
-    return rollout.judge(self.training)
+  def judge(self) -> rollout.Judge | stepwise.StepwiseJudge | None:
+    return stepwise.judge(self.training) or rollout.judge(self.training)
 
   def put(self, rows) -> Batch:
     sharding = parallel.batch_sharding(self.training.mesh)
@@ -485,7 +470,7 @@ class _Loop:
     total, count, batches = 0.0, 0.0, self.training.run.eval.batches
     params, means = state.best_params(), {}
     for index in range(batches):
-      batch, written = self.batch("write_eval", self.training.eval_rows, index, params)
+      (batch, *_), written = self.written("write_eval", self.training.eval_rows, index, params)
       sums = self.step.evaluate(params, batch, jnp.int32(index), self.teacher)
       sums, written = jax.device_get((sums, written))
       for name, value in written.items():

@@ -89,7 +89,7 @@ def test_rows_of_a_group_answer_the_same_prompt_and_are_compared(base):
   params = Step(run).init().params
   given = Batch(*map(jnp.asarray, run.rows[0]))
   rows, _ = rollout.of(run)(params, given, jax.random.key(0))
-  judged, numbers = rollout.judge(run)(rows, given)
+  (judged,), numbers = rollout.judge(run)(rows, given)
   texts = rollout.judge(run).written(rows, given)
   assert [x.prompt for x in texts] == [x.prompt for x in texts[::4] for _ in range(4)]
   assert len({x.text for x in texts[:4]}) > 1 and len({x.prompt for x in texts}) == 2
