@@ -97,13 +97,15 @@ def records(run, *names):
 def jobs(folder, hf, base):
   """Every main that several processes may run; the last one cannot write what it has found."""
   from_base = f"--checkpoint={base}"
-  short = ("--config=configs/sample/default.py", "--config.max_new_tokens=8")
-  sample = ["experiments/sample.py", from_base, *short, "--config.slots=256", "--config.stop=never"]
+  fields = {"max_new_tokens": 8, "slots": 256, "stop": "never"}  # all by one program
+  short = ["--config=configs/sample/default.py"]
+  short += [f"--config.{name}={value}" for name, value in fields.items()]
+  sample = ["experiments/sample.py", from_base, *short]
   evaluate = ["experiments/evaluate.py", from_base]
   text = [f"--config.data.sources={LISTS}", "--config.data.mode=pad", "--config.data.length=32"]
   prepare = ["experiments/prepare_data.py", "--source=stdlib", '--option=include=("topics",)']
-  asked = [*short, "--config.slots=256", "--task=parallel_bench:copy", "--size=3"]
-  prompts = (f"--prompt={text * 30}" for text in ("The cat", "A longer", "One more"))
+  asked = [*short, "--task=parallel_bench:copy", "--size=3"]
+  prompts = (f"--prompt={text * 30}" for text in ("Our cats", "A longer", "One more"))
   weights = "experiments/import_weights.py"
   reward = '(("tests.experiments.processes_test:letters",1.0),)'
   rewarded = REWARDED | {"init_from": base, "rewards.of": reward}
@@ -111,7 +113,7 @@ def jobs(folder, hf, base):
     [*prepare, "--length=16", "--shards=3", f"--out={folder / 'rows'}"],
     trained(folder / "run", "rl.py:wd1", rewarded),
     [*sample, *prompts, f"--out={folder / 'three.jsonl'}"],
-    [*sample, f"--prompt={'The mat' * 30}", f"--out={folder / 'one.jsonl'}"],
+    [*sample, f"--prompt={'Our mats' * 30}", f"--out={folder / 'one.jsonl'}"],
     [*evaluate, "--config=configs/train/tiny.py", *text, "--batches=3"],
     [*evaluate, *asked, f"--out={folder / 'answers.json'}"],
     [weights, f"--source={hf}", f"--workdir={folder / 'ours'}"],
