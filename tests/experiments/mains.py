@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -89,6 +90,7 @@ def series(jobs: list[list[str]], out: pathlib.Path, err: pathlib.Path, **enviro
 
 
 def _prepare(out: pathlib.Path, err: pathlib.Path, environment: dict[str, str]) -> None:
+  gc.disable()  # a seventh of the time that tracing takes, in processes that soon end
   os.environ.update(environment)
   for path, stream in ((out, sys.stdout), (err, sys.stderr)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
