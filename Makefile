@@ -112,6 +112,8 @@ plan: $(AOT)/tpu
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --topology=v5p:4x4x4 --try="mesh.fsdp=64 overlap=False" --try="mesh.fsdp=64" \
 	  --try="mesh.fsdp=64 model.remat=False" --try="mesh.data=4 mesh.fsdp=16"
+	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=128 \
+	  --topology=2xv5p:4x4x4 --try="mesh.fsdp=64 mesh.dcn=2"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=256 \
 	  --topology=v5p:8x8x4 --topology=v6e:16x16 --try="mesh.fsdp=256"
 	$(PLAN)/llada_8b.json --config=configs/train/llada_8b.py --config.batch=512 \
