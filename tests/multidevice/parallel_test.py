@@ -1,5 +1,6 @@
 """Eight devices compute what one does, however parameters and batch are split."""
 
+import dataclasses
 import functools
 import types
 
@@ -245,3 +246,44 @@ def test_what_does_not_divide_is_refused():
     identity(parallel.make_mesh(4, 2), driver="pmap")
   with pytest.raises(ValueError, match=r"layers/attention/key/kernel.* does not divide"):
     parallel.shard_params(MODEL.abstract(), parallel.make_mesh(1, 1, 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """Of a host that is not here."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = "gpu"
+  device_kind: str = "gpu"
+
+
+def hosts(count, told=True):
+  """Two GPUs each, listed in no order; they may tell of which host they are."""
+  own = [Gpu(i, i // 2, i // 2 if told else 0) for i in range(2 * count)]
+  return own[::2] + own[1::2]
+
+
+@pytest.mark.parametrize(
+  ("count", "told", "sizes", "rows"),
+  [
+    (2, True, dict(fsdp=2, dcn=2), [[0, 1], [2, 3]]),  # a row of the mesh is a host
+    (2, True, dict(fsdp=2, dcn=-1), [[0, 1], [2, 3]]),
+    (2, True, dict(fsdp=4), [[0, 1, 2, 3]]),  # hosts with GPUs may share parameters, too
+    (4, False, dict(fsdp=4, dcn=2), [[0, 1, 2, 3], [4, 5, 6, 7]]),  # two processes a slice
+    (4, False, dict(fsdp=2, dcn=2), [[0, 1], [2, 3], [4, 5], [6, 7]]),
+  ],
+)
+def test_slices_follow_each_other_along_data(count, told, sizes, rows):
+  mesh = parallel.make_mesh(**sizes, devices=hosts(count, told=told))
+  assert [[x.id for x in row] for row in mesh.devices.reshape(mesh.shape["data"], -1)] == rows
+
+
+@pytest.mark.parametrize(
+  ("dcn", "message"),
+  [(3, "must be the number of slices, 2"), (0, "must be the number of slices, 2")],
+)
+def test_slices_that_are_not_there_are_refused(dcn, message):
+  with pytest.raises(ValueError, match=f"mesh.dcn={dcn} {message}"):
+    parallel.make_mesh(dcn=dcn, devices=hosts(2))
