@@ -17,7 +17,8 @@ PINS := $(if $(filter 11,$(MINOR)),constraints.txt,constraints-py312.txt)
 VENV := $(if $(PYTHON),.venv-py3$(MINOR),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(PINS)
+# Of what is installed little is imported: that is compiled when it is.
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(PINS)
 
 # Compiled programs outlive the process that compiled them: the second run of the tests is short.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
@@ -92,15 +93,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 # The two parts run side by side: the second takes what the first leaves of the cores while it waits.
-test: lint $(AOT)/tpu
+test: lint
 	@$(MAKE) -j2 --no-print-directory test-one-device test-many-devices
 
 # Files in the order of their names: xdist's own order ends with those of few tests, the longest,
 # and one worker waits for the other.
-test-one-device:
+test-one-device: $(READY)
 	$(TEST) -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/multidevice --ignore=tests/aot
 
-test-many-devices:
+test-many-devices: $(AOT)/tpu
 	@mkdir -p .cache; { JAX_NUM_CPU_DEVICES=8 nice env $(TEST) tests/multidevice && \
 	  nice env $(AOT_TEST) -m 'tpu and not long'; } > .cache/many_devices.log 2>&1; \
 	  code=$$?; cat .cache/many_devices.log; exit $$code
