@@ -44,8 +44,9 @@ def conformance_dir() -> pathlib.Path:
 # Folders and files of tests that draw. The watch costs a seventh of the time, so that others, which
 # run the same code at greater length, do without.
 KEYS_ARE_WATCHED = (
-  "dlm/diffusion", "dlm/models", "dlm/objectives", "dlm/rewarded_test.py", "dlm/rollout_test.py",
-  "dlm/sampling", "dlm/train_test.py", "kernels_pallas",
+  "dlm/diffusion", "dlm/objectives", "dlm/rewarded_test.py",
+  "dlm/rollout_test.py", "dlm/sampling/loop", "dlm/sampling/policies", "dlm/train_test.py",
+  "kernels_pallas/token_stats",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ A policy that is new in `POLICIES` is in these lists, and so in the tests that r
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from dlm.diffusion.schedules import LogLinear
 from dlm.sampling.policies import (
@@ -84,6 +85,17 @@ def _default(make: type[Policy]) -> Policy:
 
 _KNOWN = {type(policy) for policy in [*CHOSEN, *DRAFTING, *SLIDING, *GROWING]}
 EVERY = [*CHOSEN, *[_default(make) for make in POLICIES.values() if make not in _KNOWN]]
+
+
+def each_power(policies: Iterable[Policy]) -> list[Policy]:
+  """One of those that ask the same of the loop and its caches, the last of them."""
+  names = [name for name in vars(Policy) if not name.startswith("_")]
+
+  def asked(policy: Policy) -> tuple:
+    powers = [getattr(policy, name) for name in names]
+    return policy.needs(), *(power for power in powers if not callable(power))
+
+  return [*{asked(policy): policy for policy in policies}.values()]
 
 
 def warmth(policy: Policy) -> float:

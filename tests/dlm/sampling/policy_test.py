@@ -28,7 +28,7 @@ from dlm.sampling.policies import (
 )
 from dlm.sampling.policy import Policy, Wrapper
 from dlm.types import StatSpec
-from tests.dlm.sampling.every import BLOCK, DRAFTING, EVERY, GROWING, SLIDING, warmth
+from tests.dlm.sampling.every import BLOCK, DRAFTING, EVERY, GROWING, SLIDING, each_power, warmth
 from tests.dlm.sampling.loop_test import ROWS, SLOTS, VOCAB, canvas_of, run, sampler
 from tests.dlm.sampling.policies.views import keys
 from tests.dlm.sampling.table import random_table
@@ -101,19 +101,30 @@ BY_CHANCE = [
 KINDS = {type(policy): policy for policy in [*EVERY, *BY_CHANCE, *DRAFTING, *SLIDING, *GROWING]}
 
 
+def takes(wrapper, inner):
+  return KEEPS[wrapper](inner) and not (inner.shifts or inner.slides)
+
+
 @pytest.mark.parametrize("inner", KINDS.values(), ids=str)
-def test_a_wrapper_that_does_nothing_is_its_inner_policy_or_refuses_it(inner):
+def test_a_wrapper_refuses_what_it_would_break(inner):
+  for kind, wrap in NEUTRAL.items():
+    if takes(kind, inner):
+      assert wrap(inner).inner == inner
+    else:
+      named = f"^{kind.__name__.lower()}: inner={type(inner).__name__}"
+      with pytest.raises(ValueError, match=named):
+        wrap(inner)
+
+
+@pytest.mark.parametrize(
+  "inner", [p for p in each_power(KINDS.values()) if any(takes(kind, p) for kind in KEEPS)], ids=str
+)
+def test_a_wrapper_that_does_nothing_is_its_inner_policy(inner):
   """All that take the policy around one another, so that each must hand on everything."""
   whole = inner
   for kind, wrap in NEUTRAL.items():
-    if KEEPS[kind](inner) and not (inner.shifts or inner.slides):
+    if takes(kind, inner):
       whole = wrap(whole)
-    else:
-      name = kind.__name__.lower()
-      with pytest.raises(ValueError, match=f"^{name}: inner={type(inner).__name__}"):
-        wrap(inner)
-  if whole is inner:
-    return
   params, canvas = random_table(2, 2 * SLOTS, VOCAB), canvas_of(ROWS, slots=2 * SLOTS, seed=3)
   plain, wrapped = (
     run(sampler(p, temperature=warmth(whole)), params, canvas) for p in (inner, whole)

@@ -1,4 +1,4 @@
-"""A row owes nothing to its neighbours, to the bit: every policy, every cache, ragged batches.
+"""A row owes nothing to its neighbours, to the bit: each power of policies, every cache.
 
 All at one compiled number of rows, and with windows of a row's own width (`Sampler.own_width`):
 random rows have no margin that rounding could not use up. Policies run over whole batches, caches
@@ -22,7 +22,7 @@ from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policies import Introspective, Parts, Pipelined, Planned, Threshold
 from dlm.sampling.sampler import Sampler
 from tests.dlm.models.small import jitter
-from tests.dlm.sampling.every import EVERY, warmth
+from tests.dlm.sampling.every import EVERY, each_power, warmth
 
 MASK, SLOTS, BLOCK, BATCH = 22, 16, 4, 3
 MODEL = bind(ModelConfig(vocab=23, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48))
@@ -91,8 +91,8 @@ def same_among_any_neighbours(policy, plan, positions=0):
   check()
 
 
-@pytest.mark.parametrize("policy", {type(p): p for p in EVERY}.values(), ids=str)
-def test_every_policy_over_a_cache(policy):
+@pytest.mark.parametrize("policy", each_power(EVERY), ids=str)
+def test_each_power_of_policies_over_a_cache(policy):
   # A shadow block goes with no cache, random ids and edits with an exact one.
   alone = policy.judges or policy.renoises or policy.shifts
   same_among_any_neighbours(policy, NoCache() if alone else Dual())
