@@ -19,6 +19,7 @@ Array = jax.Array
 ROWS = 64  # of a warpgroup's matmul
 WORKERS = 2  # warpgroups that multiply; one more copies
 MAX_TILE = 256  # ids of a warpgroup's matmul: its logits take 128 registers of each thread
+PER_ROW = plgpu.Layout.WGMMA.reduce(1)  # where threads hold a number a row: beside its logits
 SWIZZLED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # of 16-bit numbers
 
 _STEP = 64  # of D that a step multiplies: 128 bytes, the widest swizzle
@@ -275,13 +276,14 @@ def fold(
     def step(tile: Array, state: Any) -> Any:
       z_RxT = place.multiply(tile)
       for lane in range(0, tiling.tile, lanes):
-        z_RxN = z_RxT[:, lane : lane + lanes]
+        z_RxN = plgpu.layout_cast(z_RxT[:, lane : lane + lanes], plgpu.Layout.WGMMA)
         offset_RxN = place.start(tile) + lane
         offset_RxN += jax.lax.broadcasted_iota(jnp.int32, z_RxN.shape, 1)
         state = add(state, z_RxN, offset_RxN, place.begin(tile), asked)
       return state
 
-    state = jax.lax.fori_loop(0, tiling.walk, step, empty())
+    state = jax.tree.map(lambda x_R: plgpu.layout_cast(x_R, PER_ROW), empty())
+    state = jax.lax.fori_loop(0, tiling.walk, step, state)
     _store(state, here, out_refs, place.worker, (place.part, place.rows))
 
   shapes = [
@@ -306,7 +308,7 @@ def _load(sources: list[Any], here: Any, arrived: Any, rows: pl.Slice, worker: A
   for source, ref in zip(sources, jax.tree.leaves(here), strict=True):
     plgpu.copy_gmem_to_smem(source.at[rows], ref.at[worker], arrived.at[worker])
   plgpu.barrier_wait(arrived.at[worker])
-  return jax.tree.map(lambda ref: ref[worker], here)
+  return jax.tree.map(lambda ref: plgpu.layout_cast(ref[worker], PER_ROW), here)
 
 
 def _store(state: Any, here: Any, targets: list[Any], worker: Array, where: Any) -> None:

@@ -24,6 +24,9 @@ from kernels_pallas import block_attention, dispatch, linear_distill, linear_xen
 Array = jax.Array
 
 
+_SORTED = 1 << 27  # logits that the reference may sort: more take it seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
   """What of a model matters here: width and vocabulary, query heads, key heads, head dim."""
@@ -156,18 +159,24 @@ def _token_stats(size: Size, shape: Shape) -> list[Work]:
   for rows in size.rows:
     hidden_RxD, unembed_VxD = _head(size, shape, rows)
     for case, spec in (
-      (f"{rows} rows, greedy", token_stats.StatSpec()),
-      (f"{rows} rows, entropy, drawn", token_stats.StatSpec(entropy=True, temperature=1.0)),
+      ("greedy", token_stats.StatSpec()),
+      ("entropy, drawn", token_stats.StatSpec(entropy=True, temperature=1.0)),
+      ("top-k 50, drawn", token_stats.StatSpec(temperature=1.0, top_k=50)),
+      ("top-p 0.9, drawn", token_stats.StatSpec(temperature=1.0, top_p=0.9)),
     ):
       key_R = jax.random.split(jax.random.key(1), rows) if spec.temperature else None
+      names = _implementations(token_stats.IMPLEMENTATIONS)
+      if spec.cuts(shape.vocab, token_stats.Inputs()) and rows * shape.vocab > _SORTED:
+        names.remove("reference")
       calls = {
         name: functools.partial(
           token_stats.token_stats, spec=spec, key_R=key_R, implementation=name
         )
-        for name in _implementations(token_stats.IMPLEMENTATIONS)
+        for name in names
       }
       nbytes, flops = hidden_RxD.nbytes + unembed_VxD.nbytes, 2.0 * rows * unembed_VxD.size
-      works.append(Work(case, "reference", calls, (hidden_RxD, unembed_VxD), nbytes, flops))
+      inputs = hidden_RxD, unembed_VxD
+      works.append(Work(f"{rows} rows, {case}", "reference", calls, inputs, nbytes, flops))
   return works
 
 

@@ -4,20 +4,23 @@ Both are exact about ties: equal logits stay or go together. Logits here are nev
 forbidden ids are -inf.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
-Sweep = Callable[[Callable[[Any, Array], Any], Any], Any]  # folds f(state, logits_RxT) over tiles
+from kernels_pallas.token_stats.spec import Inputs, StatSpec
 
-# Each pass leaves a 16th of the interval in which the cut lies. Six leave 6e-8 of it, and it is
-# temperature * log(V / (1 - top_p)) wide: what float32 probabilities cannot tell apart. More cuts
-# per pass would save matmuls, but on CPU reading a tile 16 times already costs a matmul of D = 256.
-_CUTS = 16
-_PASSES = 6
+Array = jax.Array
+
+# Of values [C, R]: how much the ids at or above each of them weigh, [C, R], and all ids, [R].
+Above = Callable[[Array], tuple[Array, Array]]
+
+# Passes leave 2^-24 of the interval in which the cut lies, and it is
+# temperature * log(V / (1 - top_p)) wide: what float32 probabilities cannot tell apart.
+_BITS = 24
 
 
 class KBest(NamedTuple):
@@ -67,7 +70,7 @@ def top_k_cut(
     all_R: the mass of which top-p is a share, that of the best id being 1; None: what top-k keeps.
   """
   best_RxK = kept.best_RxK
-  weight_RxK = _weight(best_RxK, best_RxK[:, 0], divisor)
+  weight_RxK = weight(best_RxK, best_RxK[:, 0], divisor)
   sum_RxK = jnp.cumsum(weight_RxK, axis=1)
   kept_R = sum_RxK[:, -1] + kept.more_R * weight_RxK[:, -1]
   most_R = share_R * (kept_R if all_R is None else all_R)
@@ -81,7 +84,8 @@ def top_k_cut(
 
 
 def top_p_cut(
-  sweep: Sweep,
+  above: Above,
+  values: int,
   top1_R: Array,
   vocab: int,
   share_R: Array,
@@ -91,7 +95,7 @@ def top_p_cut(
   """[R]: a value that parts the set of best ids that top-p keeps from the others; -inf for 1.
 
   Starts from an interval that holds it (all mass below its lower end is less than 1 - top_p) and
-  measures the mass above 16 values in it at once, `_PASSES` times. A fixed number of passes:
+  measures the mass above so many values in it at once, again and again. A fixed number of passes:
   devices that share a collective must run the same loop.
   """
   within = rule == "within"
@@ -100,30 +104,70 @@ def top_p_cut(
   high_R = finite(top1_R)
   low_R = high_R + jnp.ravel(divisor) * jnp.log((1 - share_R) / vocab)
 
-  def narrow(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-    low_R, high_R = bounds
-    step_C = jnp.arange(_CUTS, dtype=jnp.float32)[::-1] / _CUTS  # 15/16 .. 0: ends at high, exactly
-    cut_CxR = high_R[None, :] - (high_R - low_R)[None, :] * step_C[:, None]
-
-    def add_mass(mass: tuple[Array, Array], z_RxT: Array) -> tuple[Array, Array]:
-      weight_RxT = _weight(z_RxT, top1_R, divisor)
-      above_CxR = jax.lax.map(
-        lambda cut_R: jnp.where(z_RxT >= cut_R[:, None], weight_RxT, 0).sum(1), cut_CxR
-      )
-      return mass[0] + above_CxR, mass[1] + weight_RxT.sum(1)
-
-    above_CxR, total_R = sweep(add_mass, (jnp.zeros_like(cut_CxR), jnp.zeros_like(high_R)))
+  def narrow(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    value_CxR = _between(*bounds, values)
+    above_CxR, total_R = above(value_CxR)
     most_1xR = (share_R * total_R)[None, :]
-    below_CxR = above_CxR > most_1xR if within else above_CxR >= most_1xR
-    low_R = jnp.where(below_CxR, cut_CxR, low_R[None, :]).max(0)
-    high_R = jnp.where(below_CxR, high_R[None, :], cut_CxR).min(0)
-    return low_R, high_R
+    return _narrowed(bounds, value_CxR, above_CxR > most_1xR if within else above_CxR >= most_1xR)
 
-  low_R, high_R = jax.lax.fori_loop(0, _PASSES, narrow, (low_R, high_R))
+  passes = math.ceil(_BITS / math.log2(values))
+  low_R, high_R = jax.lax.fori_loop(0, passes, narrow, (low_R, high_R))
   return jnp.where(cuts_R, high_R if within else low_R, -jnp.inf)
 
 
-def _weight(z_RxT: Array, top1_R: Array, temperature: float | Array) -> Array:
+def k_best_cut(above: Above, values: int, top1_R: Array, low_R: Array, k: int) -> Array:
+  """[R]: a value that parts the k best ids, and those that equal the last of them, from the others.
+
+  For whoever can count ids and not keep the best. Ends where exactly k ids reach the value, or no
+  number lies between it and one that fewer reach: after a few passes, unless logits are equal.
+
+  Args:
+    above: with a weight of 1 for each id.
+    low_R: at least k ids reach it; finite, as `top1` is.
+  """
+
+  def narrow(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    *bounds, found_R = state
+    value_CxR = _between(*bounds, values)
+    count_CxR, _ = above(value_CxR)
+    low_R, high_R = _narrowed(bounds, value_CxR, count_CxR >= k)
+    found_R |= (count_CxR == k).any(0) | (jnp.nextafter(low_R, jnp.inf) >= high_R)
+    return low_R, high_R, found_R
+
+  state = low_R, top1_R, low_R == top1_R
+  return jax.lax.while_loop(lambda state: ~state[2].all(), narrow, state)[0]
+
+
+def _between(low_R: Array, high_R: Array, values: int) -> Array:
+  """[C, R]: above `low`, equally far from each other, and the last of them exactly `high`."""
+  step_C = jnp.arange(values, dtype=jnp.float32)[::-1] / values
+  return high_R[None, :] - (high_R - low_R)[None, :] * step_C[:, None]
+
+
+def _narrowed(
+  bounds: tuple[Array, Array], value_CxR: Array, below_CxR: Array
+) -> tuple[Array, Array]:
+  """From the highest value that is below the cut to the lowest that is not."""
+  low_R, high_R = bounds
+  low_R = jnp.where(below_CxR, value_CxR, low_R[None, :]).max(0)
+  return low_R, jnp.where(below_CxR, high_R[None, :], value_CxR).min(0)
+
+
+def if_any(
+  find: Callable[[], Array], spec: StatSpec, inputs: Inputs, lowest_R: Array, total: int
+) -> Array | None:
+  """`find()`, the lowest plain logits that top-k and top-p keep; None where they cut nothing.
+
+  Of rows with a top-p of their own -inf, `lowest`, while all of these are 1.
+  """
+  if not spec.cuts(total, inputs):
+    return None
+  if inputs.top_p_R is None or 0 < spec.top_k < total:
+    return find()
+  return jax.lax.cond((inputs.top_p_R < 1).any(), find, lambda: lowest_R)
+
+
+def weight(z_RxT: Array, top1_R: Array, temperature: float | Array) -> Array:
   """Tempered probability of each id, over that of the best."""
   return jnp.exp((z_RxT - finite(top1_R)[:, None]) / temperature)
 

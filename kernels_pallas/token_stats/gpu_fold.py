@@ -24,8 +24,11 @@ def add(state: State, z_RxT: Array, ids_RxT: Array, asked: Asked, spec: StatSpec
   undefined_RxT = plain_RxT != plain_RxT
   eligible_RxT = jnp.where(undefined_RxT, -jnp.inf, plain_RxT)
   divisor = spec.divisor(None)
-  scored_RxT = eligible_RxT if divisor == 1 else eligible_RxT / divisor
-  told_RxT = spec.told(eligible_RxT, scored_RxT, scored_RxT)  # nothing is cut here
+  scored_RxT = tempered_RxT = eligible_RxT if divisor == 1 else eligible_RxT / divisor
+  if asked.cut_Rx1 is not None:
+    kept_RxT = eligible_RxT >= wide(asked.cut_Rx1, ids_RxT)
+    scored_RxT = jnp.where(kept_RxT, tempered_RxT, -jnp.inf)
+  told_RxT = spec.told(eligible_RxT, tempered_RxT, scored_RxT)
 
   drawn = spec.temperature > 0
   noisy_RxT = scored_RxT

@@ -15,6 +15,10 @@ from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
 
+# At which a pass measures the mass above. More would save matmuls, but on CPU reading a tile 16
+# times already costs a matmul of D = 256.
+_VALUES = 16
+
 
 class Seen(NamedTuple):
   """The logits of one tile; -inf where the id is forbidden or was in an earlier tile."""
@@ -71,12 +75,8 @@ def lowest_kept(
   One pass with top-k, seven with top-p alone, and of rows with a top-p of their own none while all
   of these are 1. `lowest` is -inf.
   """
-  if not spec.cuts(held.total, inputs):
-    return None
   find = functools.partial(_lowest_kept, sweep, spec, inputs, lowest_R, held)
-  if inputs.top_p_R is None or 0 < spec.top_k < held.total:
-    return find()
-  return jax.lax.cond((inputs.top_p_R < 1).any(), find, lambda: lowest_R)
+  return cut.if_any(find, spec, inputs, lowest_R, held.total)
 
 
 def _lowest_kept(
@@ -88,11 +88,19 @@ def _lowest_kept(
     top1_R = sweep(lambda top_R, seen: jnp.maximum(top_R, seen.eligible_RxT.max(1)), lowest_R)
     top1_R = vocabulary.of_all(jnp.maximum, top1_R, held)
 
-    def sums(fold: Callable[[Any, Array], Any], zeros: Any) -> Any:
-      own = sweep(lambda state, seen: fold(state, seen.eligible_RxT), zeros)
+    def above(value_CxR: Array) -> tuple[Array, Array]:
+      def add(mass: tuple[Array, Array], seen: Seen) -> tuple[Array, Array]:
+        z_RxT = seen.eligible_RxT
+        weight_RxT = cut.weight(z_RxT, top1_R, divisor)
+        above_CxR = jax.lax.map(
+          lambda value_R: jnp.where(z_RxT >= value_R[:, None], weight_RxT, 0).sum(1), value_CxR
+        )
+        return mass[0] + above_CxR, mass[1] + weight_RxT.sum(1)
+
+      own = sweep(add, (jnp.zeros_like(value_CxR), jnp.zeros_like(top1_R)))
       return vocabulary.of_all(lambda a, b: jax.tree.map(jnp.add, a, b), own, held)
 
-    return cut.top_p_cut(sums, top1_R, held.total, share_R, spec.top_p_rule, divisor)
+    return cut.top_p_cut(above, _VALUES, top1_R, held.total, share_R, spec.top_p_rule, divisor)
   # Of what top-k keeps the k best tell the mass; that of all ids has to be gathered beside them.
   shares = spec.top_p < 1 or inputs.top_p_R is not None
   of_all = shares and spec.top_p_of == "all"

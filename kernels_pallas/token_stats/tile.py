@@ -88,18 +88,14 @@ def asked(spec: StatSpec, inputs: Inputs, cut_R: Array | None) -> Asked:
   )
 
 
-def asked_of_one_pass(spec: StatSpec, inputs: Inputs, total: int) -> Asked:
-  """`asked`, for a kernel that makes one pass and no more; `total`: ids of all devices.
+def asked_of_kernel(spec: StatSpec, inputs: Inputs) -> Asked:
+  """`asked`, without a cut.
 
   Raises:
-    NotImplementedError: top-k or top-p cut, or the spec asks for the mean embedding or `best`.
+    NotImplementedError: bits of allowed ids, or the spec asks for the mean embedding or `best`.
   """
   if inputs.allowed_RxU is not None:
     raise NotImplementedError("the kernel reads no bits of allowed ids")
-  if spec.cuts(total, inputs):
-    # XLA would find it from sums in another order, and the id that it is the logit of might fall
-    # just below: with top_k=1 no id would be left.
-    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
   if spec.soft:
     raise NotImplementedError("the kernel averages no embeddings (spec.soft)")
   if spec.best:

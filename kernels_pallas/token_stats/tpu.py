@@ -33,7 +33,11 @@ def token_stats(
     NotImplementedError: top-k or top-p cut, the spec asks for the mean embedding, or the width is
       too large for VMEM.
   """
-  asked = tiles.asked_of_one_pass(spec, inputs, held.total)
+  if spec.cuts(held.total, inputs):
+    # XLA would find it from sums in another order, and the id that it is the logit of might fall
+    # just below: with top_k=1 no id would be left.
+    raise NotImplementedError("the kernel cannot find where top-k and top-p cut")
+  asked = tiles.asked_of_kernel(spec, inputs)
   (rows, width), vocab = hidden_RxD.shape, unembed_VxD.shape[0]
 
   def empty(rows: int) -> tiles.State:

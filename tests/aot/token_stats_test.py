@@ -50,6 +50,14 @@ def test_greedy(mesh, rows):
   assert used < 4 << 20 or used < 4 * rows * HEADS["LLaDA-8B"][1] / 100
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("rows", [32, 4096])
+def test_top_k_and_top_p_on_hopper(rows):
+  spec = StatSpec(confidence="shaped", top_k=50, top_p=0.9, entropy=True)
+  used = temporary_bytes(aot.mesh("h100"), spec, rows, *HEADS["LLaDA-8B"], "gpu")
+  assert used < 8 << 20 or used < 4 * rows * HEADS["LLaDA-8B"][1] / 100
+
+
 @pytest.mark.tpu
 @pytest.mark.long
 @pytest.mark.parametrize("head", ["LLaDA2-mini", "Dream-7B"])

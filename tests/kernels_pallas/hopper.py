@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+from jax._src.interpreters import mlir
 from jax._src.pallas.mosaic.interpret import thread_map
+from jax._src.pallas.mosaic_gpu.core import layout_cast_p
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -20,6 +22,9 @@ else:
     InterpretGPUParams,
     force_gpu_interpret_mode,
   )
+
+# It knows no casts between layouts, which are of registers and change no number.
+mlir.register_lowering(layout_cast_p, lambda ctx, x, **_: [x], platform="cpu")
 
 _THREADS = 8
 _operand = threading.local()  # a thread of the kernel is one of Python, and may outlive the context

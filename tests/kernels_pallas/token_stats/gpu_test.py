@@ -11,7 +11,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
 from kernels_pallas import hopper
-from kernels_pallas.token_stats import Inputs, StatSpec, gpu, reference, token_stats
+from kernels_pallas.token_stats import Inputs, StatSpec, cut, gpu, reference, token_stats
 from kernels_pallas.vocabulary import Held
 from tests.kernels_pallas.hopper import interpret_gpu
 from tests.kernels_pallas.token_stats.twin import keys
@@ -89,11 +89,10 @@ def test_all_statistics(rows, tiling, spec):
 
 
 @threads
-@pytest.mark.parametrize("confidence", ["tempered", "shaped"])
-def test_tempered_statistics_of_the_part_of_one_device(confidence):
+def test_tempered_statistics_of_the_part_of_one_device():
   """What the device holds starts at id 104: noise and forbidden ids go by the ids of all."""
   spec = dataclasses.replace(
-    DRAWN, confidence=confidence, gather=False, forbidden=(0, 104, 105, 207)
+    DRAWN, confidence="tempered", gather=False, forbidden=(0, 104, 105, 207)
   )
   hidden_RxD, unembed_VxD, inputs = arrays(20, 2 * V)
   inputs.gather_id_RxJ, inputs.current_R = None, 100 + 5 * jnp.arange(20)
@@ -146,7 +145,7 @@ def test_a_tiling_covers_all_and_fits(rows, vocab):
     ({"width": 96}, "96, must be a multiple of 64"),
     ({"vocab": 2052}, "2052, must be a multiple of 8"),
     ({"vocab": 8}, "at least one tile, 16"),
-    ({"spec": StatSpec(temperature=1.0, top_k=5)}, "top-k and top-p cut"),
+    ({"spec": StatSpec(temperature=1.0, best=2)}, "finds the best id alone"),
     ({"spec": StatSpec(soft=True)}, "averages no embeddings"),
     ({"spec": StatSpec(gather=True)}, "5 gathered ids a row"),
   ],
@@ -169,8 +168,44 @@ def test_what_is_left_to_others(change, match):
     call(implementation="gpu")
 
 
-def test_whether_top_k_cuts_goes_by_the_ids_of_all_devices():
+def test_top_k_of_a_split_vocabulary_is_left_to_others_where_it_cuts():
   hidden_RxD, unembed_VxD = jnp.ones((3, 64), jnp.bfloat16), jnp.ones((2048, 64), jnp.bfloat16)
   spec = StatSpec(confidence="shaped", top_k=3000)
-  with pytest.raises(NotImplementedError, match="top-k and top-p cut"):
-    gpu.token_stats(hidden_RxD, unembed_VxD, spec, Inputs(), held=Held(2048, 4096), soft_cap=None)
+  held = Held(2048, 4096, "tensor")
+  with pytest.raises(NotImplementedError, match="no top-k of a vocabulary that is split"):
+    gpu.token_stats(hidden_RxD, unembed_VxD, spec, Inputs(), held=held, soft_cap=None)
+
+
+@threads
+def test_top_k_and_top_p_cut_in_the_kernel(monkeypatch):
+  """Each row has the logits -4, -3.875 .. 3.875 in its own order, and 40 of 0 beside them."""
+  monkeypatch.setattr(cut, "_BITS", 6)  # two passes tell eighths apart
+  z_RxD = np.random.default_rng(0).permuted(np.tile(np.arange(64) / 8 - 4, (20, 1)), axis=1)
+  z_RxD[0], z_RxD[1] = 0, np.nan
+  hidden_RxD, unembed_VxD = jnp.asarray(z_RxD, jnp.bfloat16), jnp.eye(V, 64, dtype=jnp.bfloat16)
+  spec = StatSpec(temperature=0.5, top_k=9, top_p=0.7, confidence="shaped", forbidden=(0, 77))
+  inputs = Inputs(key_data_Rx2=keys(20))
+  tiling = hopper.Tiling(by_ids=True, groups=1, blocks=1, splits=1, walk=2, tile=48, slots=2)
+  stats = interpreted(hidden_RxD, unembed_VxD, spec, inputs, tiling)
+  assert_agrees(stats, hidden_RxD, unembed_VxD, spec, inputs)
+
+
+def test_counting_finds_the_k_best_among_ties_and_far_from_zero():
+  rng = np.random.default_rng(0)
+  z_RxV = (rng.normal(size=(8, 50)) * [[1], [1], [1], [1], [1e-6], [1e-6], [1e3], [1e3]]).astype(
+    "f4"
+  )
+  z_RxV[[1, 3]] = np.round(z_RxV[[1, 3]])
+  z_RxV[2], z_RxV[5] = 0, z_RxV[5] + np.float32(1e4)
+  z_RxV[7, 9:] = -np.inf
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def lowest(k):
+    def above(value_CxR):
+      return (z_RxV[None] >= value_CxR[:, :, None]).sum(2, dtype=jnp.float32), None
+
+    return cut.k_best_cut(above, 8, z_RxV.max(1), np.sort(z_RxV)[:, -9], k)
+
+  for k in (1, 4, 9):
+    kept_RxV = z_RxV >= np.asarray(lowest(k))[:, None]
+    np.testing.assert_array_equal(kept_RxV, z_RxV >= np.sort(z_RxV)[:, -k, None])
