@@ -1,7 +1,8 @@
-"""The same statistics in one kernel for Hopper: logits are in registers and nowhere else.
+"""The same statistics by a kernel for Hopper: logits are in registers and nowhere else.
 
 Each worker of `hopper.walk` adds its tiles of logits to the state of its rows, and XLA merges the
-states of all parts of the vocabulary.
+states of all parts of the vocabulary. Where top-k and top-p cut, `gpu_cut` finds out before, in
+passes of the same kind. No GPU has run this yet: it is interpreted and compiled in tests.
 """
 
 from collections.abc import Callable

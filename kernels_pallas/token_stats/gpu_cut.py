@@ -23,8 +23,8 @@ Array = jax.Array
 # given the columns and how many ids are added at once.
 Fold = Callable[[Callable[[], Any], Callable[..., Any], Any, int], Any]
 
-_LANES = 64  # ids that are added at once: with fewer, tracing and compiling take minutes
-_VALUES = 8  # at which a pass measures: with 16, more than a few registers are spilled
+_LANES = 64  # ids that are added at once: with 32, compiling takes several times as long
+_VALUES = 8  # at which a pass measures: a few registers are spilled, and with 16 twice as many
 COLUMNS = 4 + _VALUES + _VALUES + 1  # numbers a row of a pass: those it is given, those it finds
 
 
@@ -43,7 +43,8 @@ class _Asked(NamedTuple):
 def lowest_kept(
   fold: Fold, spec: StatSpec, inputs: Inputs, lowest_R: Array, held: Held
 ) -> Array | None:
-  """See `passes.lowest_kept`: with top-p seven passes, with top-k four or five, with both a sum.
+  """See `passes.lowest_kept`. One pass for the best logits, then eight for top-p, and for top-k three
+  or four unless logits lie close to the k-th.
 
   Raises:
     NotImplementedError: top-k of a vocabulary that is split over devices: each would count as often
