@@ -118,8 +118,8 @@ def top_p_cut(
 def k_best_cut(above: Above, values: int, top1_R: Array, low_R: Array, k: int) -> Array:
   """[R]: a value that parts the k best ids, and those that equal the last of them, from the others.
 
-  For whoever can count ids and not keep the best. Ends where exactly k ids reach the value, or no
-  number lies between it and one that fewer reach: after a few passes, unless logits are equal.
+  For whoever can count ids and not keep the best. Ends where exactly k ids reach the value, or the
+  interval cannot be narrowed any more: after a few passes, unless logits are equal.
 
   Args:
     above: with a weight of 1 for each id.
@@ -127,12 +127,12 @@ def k_best_cut(above: Above, values: int, top1_R: Array, low_R: Array, k: int) -
   """
 
   def narrow(state: tuple[Array, ...]) -> tuple[Array, ...]:
-    *bounds, found_R = state
-    value_CxR = _between(*bounds, values)
+    old_low_R, old_high_R, found_R = state
+    value_CxR = _between(old_low_R, old_high_R, values)
     count_CxR, _ = above(value_CxR)
-    low_R, high_R = _narrowed(bounds, value_CxR, count_CxR >= k)
-    found_R |= (count_CxR == k).any(0) | (jnp.nextafter(low_R, jnp.inf) >= high_R)
-    return low_R, high_R, found_R
+    low_R, high_R = _narrowed((old_low_R, old_high_R), value_CxR, count_CxR >= k)
+    narrower_R = (low_R > old_low_R) | (high_R < old_high_R)
+    return low_R, high_R, found_R | (count_CxR == k).any(0) | ~narrower_R
 
   state = low_R, top1_R, low_R == top1_R
   return jax.lax.while_loop(lambda state: ~state[2].all(), narrow, state)[0]

@@ -43,8 +43,8 @@ class _Asked(NamedTuple):
 def lowest_kept(
   fold: Fold, spec: StatSpec, inputs: Inputs, lowest_R: Array, held: Held
 ) -> Array | None:
-  """See `passes.lowest_kept`. One pass for the best logits, then eight for top-p, and for top-k three
-  or four unless logits lie close to the k-th.
+  """See `passes.lowest_kept`. A pass for the best logits, eight more for top-p, and for top-k three
+  or four, unless others lie close to the k-th.
 
   Raises:
     NotImplementedError: top-k of a vocabulary that is split over devices: each would count as often
