@@ -222,7 +222,7 @@ def damaged(qwen, where, change):
     ("tokenizer", [], "tokenizer.json cannot be read"),
     ("type", [], "unknown model_type 'gpt2'; known: "),
     ("none", ["--mesh=data"], "--mesh=data must look like data=1,fsdp=4"),
-    ("none", ["--mesh=rows=2"], "mesh.rows is unknown; known: data, expert, fsdp, sequence, tens"),
+    ("none", ["--mesh=rows=2"], "mesh.rows is unknown; known: data, dcn, expert, fsdp, seq"),
     ("none", ["--mesh=data=3"], "must multiply to the number of devices, 1"),
     ("none", ["--export={tmp}/hf"], "give one of --workdir, --export and --export_adapter"),
     ("none", ["--workdir={tmp}/full"], "full exists and is not empty: nothing is written over"),
