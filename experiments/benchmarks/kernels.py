@@ -161,8 +161,8 @@ def _token_stats(size: Size, shape: Shape) -> list[Work]:
     for case, spec in (
       ("greedy", token_stats.StatSpec()),
       ("entropy, drawn", token_stats.StatSpec(entropy=True, temperature=1.0)),
-      ("top-k 50, drawn", token_stats.StatSpec(temperature=1.0, top_k=50)),
-      ("top-p 0.9, drawn", token_stats.StatSpec(temperature=1.0, top_p=0.9)),
+      ("top-k 50", token_stats.StatSpec(confidence="shaped", top_k=50)),
+      ("top-p 0.9", token_stats.StatSpec(confidence="shaped", top_p=0.9)),
     ):
       key_R = jax.random.split(jax.random.key(1), rows) if spec.temperature else None
       names = _implementations(token_stats.IMPLEMENTATIONS)
