@@ -121,6 +121,9 @@ class KVCache:
   An empty slot (`filled` False) is never attended to, whatever it holds. With a `choice` a slot
   holds any position, another in each layer. Of a `CacheFormat`, keys and values are
   `models.packed.Packed` that stand for such arrays: all leaves lead with [Y, B].
+
+  `read`: False: the window is all there is of its rows. It is written to the cache and attends to
+  nothing else; of other rows nothing may be asked.
   """
 
   k_YxBxSxKxH: Array | Any
@@ -129,6 +132,7 @@ class KVCache:
   drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
   ring: Ring | None = None  # of sliding layers, which the arrays above then leave out
   choice: Choice | None = struct.field(pytree_node=False, default=None)
+  read: bool = struct.field(pytree_node=False, default=True)
 
 
 @struct.dataclass

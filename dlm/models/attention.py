@@ -27,6 +27,7 @@ class Shared:
   gate_BxW: Array | None  # bool: where gated adapters act; None: there are none
   offer: cache.Offer | None = None  # to a sparse cache, which has no `target`
   tap_Y: Array | None = None  # which of the tapped layers each is; one past them: none; see `tap`
+  reads: bool = struct.field(pytree_node=False, default=True)  # False: what is stored is not seen
 
 
 # The stream; keys and values of all layers, None without a cache; outputs of the tapped layers
@@ -73,7 +74,7 @@ class Attention(nn.Module):
     k_BxWxKxH = rotate(k_BxWxKxH, shared.rotary)
 
     parts = [Part(k_BxWxKxH, v_BxWxKxH)]
-    if stored is not None:
+    if stored is not None and shared.reads:
       parts.append(cache.part(stored, layer))
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")

@@ -226,6 +226,7 @@ class Transformer(nn.Module):
       level_BxW=time_BxW if cfg.gemma or (cfg.moe and cfg.moe.reads_noise) else None,
       offer=offer,
       live_BxW=live_BxW,
+      reads=cache is None or cache.read,
       gate_BxW=tokens_BxW == cfg.lora.mask_id if cfg.lora and cfg.lora.gated else None,
       tap_Y=self._taps(taps, ring) if taps else None,
     )
@@ -261,7 +262,7 @@ class Transformer(nn.Module):
     self, kind: ModelConfig, key_BxW: Array, mask: Mask, cache: KVCache | None, ring: bool = False
   ) -> Sight:
     keys = [Keys(key_BxW)]
-    if cache is not None:
+    if cache is not None and cache.read:
       slots = cache.filled_BxS.shape[1]
       slot_BxS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), cache.filled_BxS.shape)
       if cache.choice is not None:  # any place of a row that is seen whole; none in the window

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dlm import masks
 from dlm.sampling import ends, guidance
 from dlm.sampling.canvas import at_slot, write
-from dlm.sampling.forward import Run, in_turn, window_places, window_slots
+from dlm.sampling.forward import Run, Window, in_turn
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import confidence, score
 from dlm.sampling.state import LoopState
@@ -114,8 +114,9 @@ def _over_text(
     settled_BxL &= sees.hi_BxWxR.max(-1) <= canvas.start_B[:, None] + 1
 
   def over(cache: KVCache, of_B: Array, window_BxL: Array, width: int) -> tuple[LogitHead, KVCache]:
-    slot_BxW = window_slots(window_BxL, width)
-    ask_BxA = window_places(window_BxL, jnp.minimum(slot_BxA, slots - 1) - drafter.shift, width)
+    window = Window.of(window_BxL)
+    slot_BxW = window.slot_BxL[:, :width]
+    ask_BxA = window.places(jnp.minimum(slot_BxA, slots - 1) - drafter.shift, width)
     out = drafter.denoise(
       params,
       at_slot(shown_BxL, slot_BxW),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm import masks
-from dlm.sampling import guidance, select, shadow, sizes, sliding
+from dlm.sampling import guidance, shadow, sizes, sliding
 from dlm.sampling.canvas import at_slot, scope
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.score import score
@@ -54,6 +54,24 @@ class Scored:
   computed_B: Array  # float32: and those that were computed, padding and idle rows shared out
 
 
+@struct.dataclass
+class Window:
+  """Slots of each row in the order of the canvas: laid out once, for forwards of any width."""
+
+  slot_BxL: Array  # those in the window, then slots past the canvas's end
+  count_BxL: Array  # of those up to each slot, itself included
+
+  @classmethod
+  def of(cls, window_BxL: Array) -> "Window":
+    order_BxL = jnp.argsort(~window_BxL, axis=1, stable=True).astype(jnp.int32)
+    slot_BxL = jnp.where(at_slot(window_BxL, order_BxL), order_BxL, window_BxL.shape[1])
+    return cls(slot_BxL, jnp.cumsum(window_BxL, axis=1))
+
+  def places(self, slot_BxA: Array, width: int) -> Array:
+    """[B, A]: where these slots stand among the first `width` of the window."""
+    return jnp.clip(at_slot(self.count_BxL, slot_BxA) - 1, 0, width - 1)
+
+
 class Kind(NamedTuple):
   """Rows over their whole canvas, or rows over their windows."""
 
@@ -63,16 +81,25 @@ class Kind(NamedTuple):
   widths: tuple[int, ...]  # to which these are padded, ascending
 
 
+class Share(NamedTuple):
+  """Forwards of one kind and width, and the rows that they are for."""
+
+  whole: bool
+  width: int
+  rows: int  # that one of them takes
+  own_B: Array
+
+
 def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -> Scored:
   """Runs the model over what is asked, and keeps the keys that the plan wants."""
   canvas, full_B = ask.canvas, ask.full_B
   shadows = sampler.block if sampler.policy.judges else 0
   runs, queries_B = [], canvas.length_B + shadows
   kinds = _kinds(sampler, canvas, ask.at, ask.act_B, full_B)
-  for kind in kinds:
-    for width, rows, own_B in _split(sampler, kind):
-      run = functools.partial(_some, sampler, params, ask, kind, width, rows)
-      runs.append(Run(own_B, rows * (width + shadows), run))
+  windows = {kind.whole: Window.of(kind.window_BxL) for kind in kinds}
+  for whole, width, rows, own_B in _shares(sampler, kinds):
+    run = functools.partial(_some, sampler, params, ask, windows[whole], whole, width, rows)
+    runs.append(Run(own_B, rows * (width + shadows), run))
   stats, cache, computed_B = in_turn(runs, cache)
   computed_BxL, window_BxL = kinds[0].window_BxL, kinds[-1].window_BxL
   computed_BxL = jnp.where(full_B[:, None], computed_BxL, window_BxL)
@@ -88,11 +115,11 @@ def in_company(
   Forwards that would leave places empty are left out if there are others: their rows wait until
   more need the same, those least that have waited longest.
   """
-  waits_B = jnp.zeros_like(act_B)
-  for kind in _kinds(sampler, canvas, at, act_B, full_B):
-    for _, rows, own_B in _split(sampler, kind):
-      over = own_B.sum() % rows
-      waits_B |= select.top(-waited_B[None].astype(jnp.float32), own_B[None], over[None])[0]
+  shares = _shares(sampler, _kinds(sampler, canvas, at, act_B, full_B))
+  own_NxB = jnp.stack([share.own_B for share in shares])
+  over_N = own_NxB.sum(1) % jnp.array([share.rows for share in shares])
+  rank_NxB = jax.vmap(functools.partial(_rank, -waited_B))(own_NxB)
+  waits_B = (own_NxB & (rank_NxB < over_N[:, None])).any(0)
   return act_B & ~(waits_B & (act_B & ~waits_B).any())
 
 
@@ -111,30 +138,50 @@ def _kinds(
   return kinds
 
 
-def _split(sampler: Sampler, kind: Kind) -> list[tuple[int, int, Array]]:
-  """The forwards of a kind: width, how many rows one takes, and whose it is.
+def _shares(sampler: Sampler, kinds: list[Kind]) -> list[Share]:
+  """The forwards of a turn, of each kind the widest first.
 
   A row goes where its window fits; but a forward that has places left takes rows along that need
   less, unless they shall be computed at their own width.
   """
-  left_B, size_B, split = kind.rows_B, kind.window_BxL.sum(-1), []
-  rung_B = jnp.minimum(jnp.searchsorted(jnp.array(kind.widths), size_B), len(kind.widths) - 1)
-  for rung, width in reversed(list(enumerate(kind.widths))):
-    rows = sampler.rows_together(width, len(left_B), kind.whole)
-    own_B = left_B & (rung_B == rung)
+  shapes, runs = [], []
+  for kind in kinds:
+    narrower_1xN = jnp.array(kind.widths[:-1], jnp.int32)[None, :]
+    rung_B = (kind.window_BxL.sum(-1)[:, None] > narrower_1xN).sum(-1)
+    for rung, width in reversed(list(enumerate(kind.widths))):
+      rows = sampler.rows_together(width, len(rung_B), kind.whole)
+      shapes.append((kind.whole, width, rows))
+      runs.append((kind.rows_B, rung_B, rung_B == rung, rows))
+
+  def take(taken_B: Array, run: tuple[Array, ...]) -> tuple[Array, Array]:
+    rows_B, rung_B, fits_B, rows = run
+    left_B = rows_B & ~taken_B
+    own_B = left_B & fits_B
     if not sampler.own_width:
       places = -(-own_B.sum() // rows) * rows
-      own_B = select.top(rung_B[None].astype(jnp.float32), left_B[None], places[None])[0]
-      left_B &= ~own_B
-    split.append((width, rows, own_B))
-  return split
+      own_B = left_B & (_rank(rung_B, left_B) < places)
+    return taken_B | own_B, own_B
+
+  # A scan: so few lines are compiled once, not for each width.
+  nobody_B = jnp.zeros_like(kinds[0].rows_B)
+  _, own_NxB = jax.lax.scan(take, nobody_B, jax.tree.map(lambda *x: jnp.stack(x), *runs))
+  return [Share(*shape, own_B) for shape, own_B in zip(shapes, own_NxB, strict=True)]
+
+
+def _rank(score_B: Array, eligible_B: Array) -> Array:
+  """As `select.rank`, by comparing every two rows: they are few, and a sort is long to compile."""
+  row_B = jnp.arange(len(score_B))
+  other, own = score_B[None, :], score_B[:, None]
+  before_BxB = (other > own) | ((other == own) & (row_B[None, :] < row_B[:, None]))
+  return (eligible_B[None, :] & before_BxB).sum(-1)
 
 
 def _some(
   sampler: Sampler,
   params: Params,
   ask: Ask,
-  kind: Kind,
+  window: Window,
+  whole: bool,
   width: int,
   rows: int,
   left_B: Array,
@@ -144,9 +191,9 @@ def _some(
   batch = len(left_B)
   if rows == batch:
     ask = ask.replace(act_B=left_B)
-    return *_over(sampler, params, ask, cache, kind.window_BxL, width, kind.whole), left_B
+    return *_over(sampler, params, ask, cache, window, width, whole), left_B
   order_R = jnp.argsort(~left_B, stable=True)[:rows]
-  own = jax.tree.map(lambda x: x[order_R], ask.replace(drafting=None))
+  own, window = jax.tree.map(lambda x: x[order_R], (ask.replace(drafting=None), window))
   own = own.replace(act_B=left_B[order_R], drafting=ask.drafting)
   from_R, into_R = order_R, jnp.where(own.act_B, order_R, 2 * batch)  # out of range: dropped
 
@@ -159,7 +206,7 @@ def _some(
       from_R, twice_R = (jnp.concatenate([x, x + batch]) for x in (from_R, into_R))
     axes = row_axes(cache)
     held = jax.tree.map(lambda axis, x: jnp.take(x, from_R, axis), axes, cache)
-  stats, held = _over(sampler, params, own, held, kind.window_BxL[order_R], width, kind.whole)
+  stats, held = _over(sampler, params, own, held, window, width, whole)
   if cache is not None:
     twice_R = twice_R if sampler.guidance else into_R
     cache = jax.tree.map(functools.partial(put, into_R=twice_R), axes, cache, held)
@@ -212,17 +259,6 @@ def in_turn(runs: list[Run], cache: KVCache | None) -> tuple[TokenStats, KVCache
   return stats, cache, computed_B
 
 
-def window_slots(window_BxL: Array, width: int) -> Array:
-  """[B, W]: the window's slots in order, then slots past the canvas's end."""
-  order_BxW = jnp.argsort(~window_BxL, axis=1, stable=True)[:, :width].astype(jnp.int32)
-  return jnp.where(at_slot(window_BxL, order_BxW), order_BxW, window_BxL.shape[1])
-
-
-def window_places(window_BxL: Array, slot_BxA: Array, width: int) -> Array:
-  """[B, A]: where these slots stand among `window_slots`, found by counting."""
-  return jnp.clip(at_slot(jnp.cumsum(window_BxL, axis=1), slot_BxA) - 1, 0, width - 1)
-
-
 def _whole_widths(sampler: Sampler, slots: int) -> tuple[int, ...]:
   """Of forwards over whole rows: rows are longer than half of their canvas (`sizes.canvas`)."""
   if not sampler.positions:
@@ -234,8 +270,10 @@ def _whole_widths(sampler: Sampler, slots: int) -> tuple[int, ...]:
 def _ladder(sampler: Sampler, slots: int) -> tuple[int, ...]:
   """Window sizes; with shift each has room for the query before it."""
   extra = int(sampler.anchored)
-  widths = {min(width + extra, slots) for width in sampler.plan.widths(sampler.block, slots)}
-  return tuple(sorted(widths))
+  widths = sampler.plan.widths(sampler.block, slots)
+  if not sampler.positions:  # all rows together, as wide as the widest
+    widths = sizes.fewer(widths)
+  return tuple(sorted({min(width + extra, slots) for width in widths}))
 
 
 def _shift(sampler: Sampler, at: Progress) -> int | Array:
@@ -263,7 +301,7 @@ def _over(
   params: Params,
   ask: Ask,
   cache: KVCache | None,
-  window_BxL: Array,
+  window: Window,
   width: int,
   whole: bool,
 ) -> tuple[TokenStats, KVCache | None]:
@@ -272,15 +310,16 @@ def _over(
   The order is that of the canvas, unless the policy slides. `whole`: they are all that the rows
   have, so all keys are new, and what the plan does not keep now is forgotten.
   """
-  canvas, at, slots = ask.canvas, ask.at, window_BxL.shape[1]
+  canvas, at, slots = ask.canvas, ask.at, ask.canvas.tokens_BxL.shape[1]
   if whole and cache is not None:
     stale_B = guidance.twice(ask.act_B) if sampler.guidance else ask.act_B
-    cache = cache.replace(filled_BxS=cache.filled_BxS & ~stale_B[:, None])
+    filled_BxS = cache.filled_BxS & ~stale_B[:, None]
+    cache = cache.replace(filled_BxS=filled_BxS, read=False)
   slot_BxA = scope(sampler, canvas)
-  slot_BxW = window_slots(window_BxL, width)
+  slot_BxW = window.slot_BxL[:, :width]
   # Query w predicts slot + shift.
   shift = _shift(sampler, at)
-  ask_BxA = window_places(window_BxL, jnp.clip(slot_BxA - shift, 0, slots - 1), width)
+  ask_BxA = window.places(jnp.clip(slot_BxA - shift, 0, slots - 1), width)
   place_BxW, seldom = slot_BxW, {}  # a denoiser that is never given these need not know the words
   if sampler.policy.slides:
     turn_BxW = sliding.known_first(at, slot_BxW)
@@ -339,6 +378,8 @@ def _over(
     **seldom,
   )
   kept = out.cache
+  if kept is not None:
+    kept = kept.replace(read=True)
   if told:
     drafts = sampler.drafter.denoise.remember(
       ask.drafting,

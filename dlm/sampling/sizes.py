@@ -30,3 +30,12 @@ def widths(slots: int, least: int = 1) -> tuple[int, ...]:
   half = slots // 2 // fine * fine
   found = (*range(fine, half, fine), *range(half, slots, coarse), slots)
   return tuple(width for width in found if width >= max(least, 1))
+
+
+def fewer(widths: tuple[int, ...]) -> tuple[int, ...]:
+  """Of ascending widths the last, and down from it each that is at most two thirds of the next."""
+  kept = [widths[-1]]
+  for width in reversed(widths[:-1]):
+    if 3 * width <= 2 * kept[-1]:
+      kept.append(width)
+  return tuple(reversed(kept))

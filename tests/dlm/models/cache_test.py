@@ -106,6 +106,22 @@ def test_the_window_overlays_its_own_slots():
   np.testing.assert_allclose(got, canvas_logits(one, params, mixed, rule)[:, 4:8], atol=1e-5)
 
 
+def test_a_window_that_is_all_there_is_of_its_rows_reads_no_cache():
+  rule, params, tokens = masks.Full(), init(SMALL), random_tokens(2, LENGTH)
+  want = canvas_logits(SMALL, params, tokens, rule)
+  slot = windows([0, 0], LENGTH)
+  keep = slot < jnp.array([[4], [LENGTH]])
+  empty = SMALL.empty_cache(2, LENGTH)
+  logits, kept = step(SMALL, params, empty, tokens, slot, rule, keep)
+  unread = poison(empty).replace(filled_BxS=jnp.ones((2, LENGTH), bool), read=False)
+  alone, written = step(SMALL, params, unread, tokens, slot, rule, keep)
+  np.testing.assert_allclose(alone, want, atol=1e-5)
+  np.testing.assert_array_equal(alone, logits)
+  held = np.asarray(kept.filled_BxS)
+  np.testing.assert_array_equal(written.k_YxBxSxKxH[:, held], kept.k_YxBxSxKxH[:, held])
+  assert np.isnan(written.v_YxBxSxKxH[:, ~held]).all() and written.filled_BxS.all()
+
+
 def test_padding_of_the_window_beyond_the_canvas_is_harmless():
   rule, params, tokens = masks.BlockCausal(4), init(SMALL), random_tokens(1, 12)
   slot = windows([8], 8)  # slots 12..15 do not exist

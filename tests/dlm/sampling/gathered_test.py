@@ -84,6 +84,7 @@ def test_sizes_are_few_and_near():
     whole = [(a, b) for a, b in itertools.pairwise(found) if a > slots / 2]
     assert all(b <= max(1.25 * a, a + 16) for a, b in whole), "rows that their canvas is for"
   assert sizes.widths(128, 65) == (80, 96, 112, 128)
+  assert sizes.fewer(sizes.widths(128)) == (8, 16, 32, 48, 80, 128)
 
 
 def test_of_a_file_of_many_lengths_at_most_a_tenth_is_padding():
