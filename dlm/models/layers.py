@@ -4,6 +4,7 @@ Parameters name their axes ("embed", "heads", ...); `dlm.parallel` says which me
 split over. Norms and rotations are computed in float32 whatever the activations are.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,9 +14,40 @@ import jax.numpy as jnp
 from dlm.models.lora import A, B, LoraConfig, on
 from dlm.models.rope import RopeScaling, frequencies
 from dlm.types import Array
+from kernels_pallas import dispatch
 from kernels_pallas.shards import folded, unfolded
 
 Initializer = jax.nn.initializers.Initializer
+WIDE_ROWS = 8  # so few at least, and a CPU is faster where bfloat16 rows give float32
+
+
+def product(eqn: str, x: Array, kernel: Array) -> Array:
+  """`einsum(eqn, x, kernel)` in the type of x, whose first axis holds the rows.
+
+  On CPUs XLA has its fast matmuls of bfloat16 for float32 results alone, so it is asked for these,
+  and they are cast (BENCHMARKS.md, Products). Gradients, and the forward pass with them, are those
+  of the plain product.
+  """
+  kernel = kernel.astype(x.dtype)
+  if x.dtype == jnp.bfloat16 and len(x) >= WIDE_ROWS and dispatch.backend() == "cpu":
+    return _wide(eqn, x, kernel)
+  return jnp.einsum(eqn, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wide(eqn: str, x: Array, kernel: Array) -> Array:
+  return jnp.einsum(eqn, x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _wide_forward(eqn: str, x: Array, kernel: Array) -> tuple[Array, Callable]:
+  return jax.vjp(functools.partial(jnp.einsum, eqn), x, kernel)
+
+
+def _wide_backward(eqn: str, pullback: Callable, dy: Array) -> tuple[Array, Array]:
+  return pullback(dy)
+
+
+_wide.defvjp(_wide_forward, _wide_backward)
 
 
 class Einsum(nn.Module):
@@ -52,7 +84,7 @@ class Einsum(nn.Module):
     else:
       init = nn.initializers.normal(self.gain * fan_in**-0.5)
       kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), self.shape)
-      y = jnp.einsum(self.eqn, rows, kernel.astype(x.dtype))
+      y = product(self.eqn, rows, kernel)
     if self.bias:
       axes = [axis for axis, letter in enumerate(kernel_letters) if letter in output]
       bias = self.param(
@@ -71,10 +103,10 @@ class Einsum(nn.Module):
     A branch for each: a kernel that is chosen first and multiplied then would be copied.
     """
 
-    def product(kernel: Array) -> Callable[[Array], Array]:
-      return lambda flat: flat @ kernel.reshape(fan_in, -1).astype(flat.dtype)
+    def branch(kernel: Array) -> Callable[[Array], Array]:
+      return lambda flat: product("RC,CD->RD", flat, kernel.reshape(fan_in, -1))
 
-    branches = [product(kernel) for kernel in self.get_variable("apart", "kernel")]
+    branches = [branch(kernel) for kernel in self.get_variable("apart", "kernel")]
     flat = rows.reshape(len(rows), fan_in)
     y = jax.lax.switch(self.get_variable("layer", "kernel"), branches, flat)
     return y.reshape(len(rows), *self.shape[rows.ndim - 1 :])
