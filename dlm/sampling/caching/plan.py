@@ -58,7 +58,7 @@ class CachePlan(abc.ABC):
 
   @abc.abstractmethod
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """Sizes a window is padded to, ascending: each is compiled."""
+    """Sizes a window is padded to, ascending: each is compiled, or fewer (`sizes.fewer`)."""
 
   @abc.abstractmethod
   def keep_BxL(self, at: Progress) -> Array:
