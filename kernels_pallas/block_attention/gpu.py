@@ -9,6 +9,7 @@ of heads that share their keys fills the tiles.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -18,8 +19,16 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import shards
 from kernels_pallas.block_attention import gpu_backward, gpu_forward, tiles
 from kernels_pallas.block_attention.gpu_forward import PartSight, Table
-from kernels_pallas.block_attention.merging import merged
-from kernels_pallas.block_attention.spec import RESIDUALS, Heads, Keys, Mask, Part
+from kernels_pallas.block_attention.merging import merged, refuse_cached
+from kernels_pallas.block_attention.spec import (
+  RESIDUALS,
+  Heads,
+  Keys,
+  Mask,
+  Part,
+  layer_of,
+  own_layer,
+)
 from kernels_pallas.hopper import ROWS
 
 Array = jax.Array
@@ -34,7 +43,7 @@ class Sight:
   parts: tuple[PartSight, ...]
 
   def attend(self, q_BxWxNxH: Array, parts: Sequence[Part]) -> Array:
-    """See `kernels_pallas.block_attention.block_attention`.
+    """See `kernels_pallas.block_attention.block_attention`. Differentiable: none cached.
 
     On a mesh of several devices each has its rows and heads, see `kernels_pallas.shards`.
 
@@ -130,17 +139,17 @@ def _attend(sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]) -> Array:
 def _forward(
   sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]
 ) -> tuple[Array, tuple[Array, Array]]:
-  """The result, and what the first part's call gave."""
+  """The result, and its rows [B, K, T, H] with their log-sum-exps to base 2."""
   alone = sum(part.splits for part in sight.parts) == 1
+  dtype = jnp.bfloat16 if alone else jnp.float32
   results = []
   for own, part in zip(sight.parts, parts, strict=True):
     q = _grouped(own, q_BxWxNxH, part.k.shape[-2])
-    results.append(
-      gpu_forward.forward(own, q, *_laid_out(own, part), jnp.bfloat16 if alone else jnp.float32)
-    )
+    k, v = _laid_out(own, part)
+    results.append(gpu_forward.forward(own, q, k, v, layer_of(part), dtype))
   outs = [out for outs, _ in results for out in outs]
-  out = merged(outs, [lse for _, lses in results for lse in lses], q_BxWxNxH.dtype)
-  return _ungrouped(out, q_BxWxNxH.shape), results[0]
+  kept = merged(outs, [lse for _, lses in results for lse in lses], q_BxWxNxH.dtype)
+  return _ungrouped(kept[0], q_BxWxNxH.shape), kept
 
 
 def _grouped(sight: PartSight, x_BxWxNxH: Array, kv_heads: int) -> Array:
@@ -159,41 +168,38 @@ def _ungrouped(x_BxKxTxH: Array, shape: tuple[int, ...]) -> Array:
   return x.reshape(batch, kv_heads, window, -1, dim).swapaxes(1, 2).reshape(shape)
 
 
-def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array, Array]:
-  """Keys and values [Y * B, S, K * H], where they are if cached, and the layer."""
+def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array]:
+  """Keys and values [Y * B, S, K * H], where they are if cached."""
   if part.k.shape[-3] != sight.keys:
     raise ValueError(
       f"block_attention: a part of {part.k.shape[-3]} keys, where {sight.keys} were prepared for"
     )
-  if part.layer is not None and not sight.cached:
-    raise ValueError("block_attention: a part of all layers is a cached one, and needs `live`")
+  if not sight.cached:
+    part = own_layer(part)
   k, v = (x.reshape(-1, sight.keys, x.shape[-2] * x.shape[-1]) for x in part[:2])
   if not sight.cached:
     extra = -sight.keys % sight.k_rows.shape[3]
     k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0))) for x in (k, v))
-  layer = 0 if part.layer is None else part.layer
-  return k, v, jnp.asarray(layer, jnp.int32).reshape(1)
+  return k, v
 
 
 def _saved(sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]) -> tuple[Array, tuple]:
-  if len(parts) > 1 or sight.parts[0].cached:
-    raise NotImplementedError(
-      "block_attention: the kernels differentiate one part, the window's own keys; "
-      'with cached ones use implementation="xla"'
-    )
-  result, ((out,), (lse,)) = _forward(sight, q_BxWxNxH, parts)
-  kept = jax.tree.map(lambda x: checkpoint_name(x, RESIDUALS), (out, lse))
+  refuse_cached(sight.parts)
+  result, kept = _forward(sight, q_BxWxNxH, parts)
+  kept = jax.tree.map(lambda x: checkpoint_name(x, RESIDUALS), kept)
   return result, (sight, q_BxWxNxH, parts, kept)
 
 
-def _backward(saved: tuple, grad_BxWxNxH: Array) -> tuple[None, Array, tuple[Part]]:
-  sight, q_BxWxNxH, (part,), (out, lse) = saved
-  (own,) = sight.parts
-  q, grad = (_grouped(own, x, part.k.shape[2]) for x in (q_BxWxNxH, grad_BxWxNxH))
-  k, v, _ = _laid_out(own, part)
-  dq, dk, dv = gpu_backward.backward(own, q, k, v, out, lse, grad)
-  dk, dv = (x[:, : own.keys].reshape(part.k.shape) for x in (dk, dv))
-  return None, _ungrouped(dq, q_BxWxNxH.shape), (Part(dk, dv),)
+def _backward(saved: tuple, grad_BxWxNxH: Array) -> tuple[None, Array, tuple[Part, ...]]:
+  sight, q_BxWxNxH, parts, (out, lse) = saved
+  dq, d_parts = 0.0, []
+  for own, part in zip(sight.parts, parts, strict=True):
+    q, grad = (_grouped(own, x, part.k.shape[-2]) for x in (q_BxWxNxH, grad_BxWxNxH))
+    (k, v), back = jax.vjp(functools.partial(_laid_out, own), part)
+    dq_part, dk, dv = gpu_backward.backward(own, q, k, v, out, lse, grad)
+    dq += dq_part.astype(jnp.float32)
+    d_parts.append(back((dk, dv))[0])
+  return None, _ungrouped(dq.astype(q_BxWxNxH.dtype), q_BxWxNxH.shape), tuple(d_parts)
 
 
 _attend.defvjp(_saved, _backward)

@@ -88,6 +88,11 @@ def own_layer(part: Part) -> Part:
   return Part(k, v)
 
 
+def layer_of(part: Part) -> Array:
+  """Int32 [1]: which layer of a cache is meant; 0 if it is a layer alone."""
+  return jnp.asarray(0 if part.layer is None else part.layer, jnp.int32).reshape(1)
+
+
 def without_dead(part: Part, live_BxS: Array | None) -> Part:
   """Zeros for keys and values that are not live: they may hold anything, and 0 * NaN is NaN."""
   if live_BxS is None:

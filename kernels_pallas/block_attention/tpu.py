@@ -6,6 +6,7 @@ where and as they are: a tile is read with all its heads and transposed in VMEM.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,8 +16,16 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels_pallas import shards
 from kernels_pallas.block_attention import tiles as tiling
 from kernels_pallas.block_attention import tpu_backward, tpu_forward
-from kernels_pallas.block_attention.merging import merged
-from kernels_pallas.block_attention.spec import RESIDUALS, Heads, Keys, Mask, Part
+from kernels_pallas.block_attention.merging import merged, refuse_cached
+from kernels_pallas.block_attention.spec import (
+  RESIDUALS,
+  Heads,
+  Keys,
+  Mask,
+  Part,
+  layer_of,
+  own_layer,
+)
 from kernels_pallas.block_attention.tpu_forward import PartSight
 
 Array = jax.Array
@@ -28,7 +37,7 @@ class Sight:
   parts: tuple[PartSight, ...]
 
   def attend(self, q_BxWxNxH: Array, parts: Sequence[Part]) -> Array:
-    """See `kernels_pallas.block_attention.block_attention`. Differentiable: one part, none cached.
+    """See `kernels_pallas.block_attention.block_attention`. Differentiable: none cached.
 
     On a mesh of several devices each has its rows and heads, see `kernels_pallas.shards`.
 
@@ -82,17 +91,17 @@ def _attend(sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]) -> Array:
 def _forward(
   sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]
 ) -> tuple[Array, tuple[Array, Array]]:
-  """The result, and what one part's call gave: [B, K, G, W, H] and its log-sum-exp."""
+  """The result, and the same as [B, K, G, W, H] with its log-sum-exp to base 2."""
   batch, window, heads, dim = q_BxWxNxH.shape
   dtype = q_BxWxNxH.dtype if len(parts) == 1 else jnp.float32
   results = []
   for part_sight, part in zip(sight.parts, parts, strict=True):
     q = _grouped(part_sight, q_BxWxNxH, part.k.shape[-2])
-    results.append(tpu_forward.forward(part_sight, q, *_laid_out(part_sight, part), dtype))
-  kept = results[0]
+    k, v = _laid_out(part_sight, part)
+    results.append(tpu_forward.forward(part_sight, q, k, v, layer_of(part), dtype))
   outs, lses = ([x[:, :, :, :window] for x in each] for each in zip(*results, strict=True))
-  out = merged(outs, lses, q_BxWxNxH.dtype)
-  return out.reshape(batch, heads, window, dim).swapaxes(1, 2), kept
+  kept = merged(outs, lses, q_BxWxNxH.dtype)
+  return kept[0].reshape(batch, heads, window, dim).swapaxes(1, 2), kept
 
 
 def _grouped(sight: PartSight, x_BxWxNxH: Array, kv_heads: int) -> Array:
@@ -103,47 +112,42 @@ def _grouped(sight: PartSight, x_BxWxNxH: Array, kv_heads: int) -> Array:
   return x_BxNxWxH.reshape(batch, kv_heads, heads // kv_heads, window + extra, dim)
 
 
-def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array, Array]:
-  """Keys and values as the kernels want them, and the layer: [Y, B, S, K, H] if cached."""
+def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array]:
+  """Keys and values as the kernels want them: [Y, B, S, K, H] if cached, else [B, K, S, H]."""
   if part.k.shape[-3] != sight.keys:
     raise ValueError(
       f"block_attention: a part of {part.k.shape[-3]} keys, where {sight.keys} were prepared for"
     )
-  layer = jnp.zeros(1, jnp.int32)
   if sight.cached:
-    if part.layer is None:
-      return part.k[None], part.v[None], layer
-    return part.k, part.v, jnp.asarray(part.layer, jnp.int32).reshape(1)
-  if part.layer is not None:
-    raise ValueError("block_attention: a part of all layers is a cached one, and needs `live`")
+    return (part.k[None], part.v[None]) if part.layer is None else part[:2]
+  part = own_layer(part)
   extra = sight.k_BxDxS.shape[2] - part.k.shape[1]
   k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2) for x in part[:2])
-  return k, v, layer
+  return k, v
 
 
 def _saved(sight: Sight, q_BxWxNxH: Array, parts: tuple[Part, ...]) -> tuple[Array, tuple]:
-  if len(parts) > 1 or sight.parts[0].cached:
-    raise NotImplementedError(
-      "block_attention: the kernels differentiate one part, the window's own keys; "
-      'with cached ones use implementation="xla"'
-    )
+  refuse_cached(sight.parts)
   out, kept = _forward(sight, q_BxWxNxH, parts)
   kept = jax.tree.map(lambda x: checkpoint_name(x, RESIDUALS), kept)
   return out, (sight, q_BxWxNxH, parts, kept)
 
 
-def _backward(saved: tuple, grad_BxWxNxH: Array) -> tuple[None, Array, tuple[Part]]:
-  sight, q_BxWxNxH, (part,), (out, lse) = saved
-  (own,) = sight.parts
+def _backward(saved: tuple, grad_BxWxNxH: Array) -> tuple[None, Array, tuple[Part, ...]]:
+  sight, q_BxWxNxH, parts, (out, lse) = saved
   batch, window, heads, dim = q_BxWxNxH.shape
-  kv_heads = part.k.shape[2]
-  q, grad = (_grouped(own, x, kv_heads) for x in (q_BxWxNxH, grad_BxWxNxH))
-  k, v, _ = _laid_out(own, part)
-  dq, dk, dv = tpu_backward.backward(own, q, k, v, out, lse, grad)
-  dq_BxNxWxH = dq[:, :, :, :window].reshape(batch, heads, window, dim)
-  keys = part.k.shape[1]
-  dk, dv = (x[:, :, :keys].swapaxes(1, 2) for x in (dk, dv))
-  return None, dq_BxNxWxH.swapaxes(1, 2), (Part(dk, dv),)
+  dq_total, d_parts = 0.0, []
+  for own, part in zip(sight.parts, parts, strict=True):
+    q, grad = (_grouped(own, x, part.k.shape[-2]) for x in (q_BxWxNxH, grad_BxWxNxH))
+    extra = [(0, 0)] * 3 + [(0, q.shape[3] - window)]
+    (k, v), back = jax.vjp(functools.partial(_laid_out, own), part)
+    dq, dk, dv = tpu_backward.backward(
+      own, q, k, v, jnp.pad(out, [*extra, (0, 0)]), jnp.pad(lse, extra), grad
+    )
+    dq_total += dq[:, :, :, :window].astype(jnp.float32)
+    d_parts.append(back((dk, dv))[0])
+  dq_BxNxWxH = dq_total.astype(q_BxWxNxH.dtype).reshape(batch, heads, window, dim)
+  return None, dq_BxNxWxH.swapaxes(1, 2), tuple(d_parts)
 
 
 _attend.defvjp(_saved, _backward)

@@ -39,12 +39,16 @@ def test_masks_and_groups_of_heads(attend, heads, kv_heads, dim, dtype):
   assert not np.asarray(out[list(twin.MASKS).index("nothing")]).any()
 
 
-def test_gradients(attend):
+def test_gradients(attend, first=9):
+  """Of keys in two parts, of which the second is one layer of several."""
   q, part, mask, keys = of_masks(4, 2, 8)
   weight = normal(3, *q.shape)
+  keys = [Keys(keys.slot_BxS[:, :first]), Keys(keys.slot_BxS[:, first:])]
 
   def loss(run, q, part):
-    return (run(q, [part], mask, [keys]) * weight).sum()
+    layers = (jnp.stack([0 * x, x])[:, :, first:] for x in part[:2])
+    parts = [Part(*(x[:, :first] for x in part[:2])), Part(*layers, jnp.int32(1))]
+    return (run(q, parts, mask, keys) * weight).sum()
 
   def reference(q, parts, mask, keys):
     sight = prepare(mask, keys, heads=4, kv_heads=2, implementation="reference")

@@ -69,17 +69,19 @@ def test_a_window_and_a_cache(window=30, count=136, heads=6, kv_heads=2):
 
 
 @threads
-def test_gradients(length=160, heads=2, kv_heads=1):
-  """[noisy; clean] of 80 tokens: three tiles of rows, two of keys, of which not all are met."""
-  mask = jax.tree.map(np.asarray, masks.noisy_clean(1, length // 2, 16))
-  keys = [Keys(slots(length))]
+def test_gradients(length=160, half=80, heads=2, kv_heads=1):
+  """[noisy; clean] of 80 tokens, each half a part of two tiles, of which not all are met."""
+  mask = jax.tree.map(np.asarray, masks.noisy_clean(1, half, 16))
+  keys = [Keys(slots(half)), Keys(slots(half, half))]
   mask = mask.replace(hi_BxWxR=np.where(slots(length)[..., None] == 70, 0, mask.hi_BxWxR))
   q, k, v = (normal(i, 1, length, n, H) for i, n in enumerate((heads, kv_heads, kv_heads)))
   weight = normal(3, 1, length, heads, H)
 
   def gradients(prepare):
     def loss(q, k, v, mask):
-      out = block_attention(q, [Part(k, v)], prepare(mask, keys))
+      layers = [jnp.stack([0 * x, x])[:, :, half:] for x in (k, v)]  # the second's is layer 1
+      parts = [Part(k[:, :half], v[:, :half]), Part(*layers, jnp.int32(1))]
+      out = block_attention(q, parts, prepare(mask, keys))
       return (out * weight).astype(jnp.float32).sum(), out
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -122,13 +124,12 @@ def test_tables_name_tiles_that_are_seen_and_first_those_seen_entirely():
     (NotImplementedError, "bfloat16, not float32", {"dtype": jnp.float32}),
     (NotImplementedError, "100 cached keys must be a multiple of 8", {"cached": 100}),
     (NotImplementedError, "not a dense one", {"dense": True}),
-    (NotImplementedError, "one part, the window's own keys", {"cached": 104}),
+    (NotImplementedError, "no cached keys", {"cached": 104}),
     (ValueError, "a part of 4 keys, where 5 were prepared for", {"keys": 5}),
-    (ValueError, "needs `live`", {"layer": jnp.int32(0)}),
   ],
 )
 def test_what_is_left_to_others(kind, message, change):
-  how = {"dim": H, "dtype": jnp.bfloat16, "cached": 0, "keys": 4, "layer": None} | change
+  how = {"dim": H, "dtype": jnp.bfloat16, "cached": 0, "keys": 4} | change
   mask, keys = masks.Full()(slots(4), 4), [Keys(slots(how["keys"]))]
   if "dense" in how:
     mask = mask.replace(dense_BxWxS=np.ones((1, 4, 4), bool))
@@ -137,8 +138,7 @@ def test_what_is_left_to_others(kind, message, change):
 
   def loss(x, kept):
     sight = prepare(mask, keys, heads=1, kv_heads=1, implementation="gpu", **how.get("told", {}))
-    own = x if how["layer"] is None else x[None]
-    parts = [Part(own, own, how["layer"]), *([Part(kept, kept)] if how["cached"] else [])]
+    parts = [Part(x, x), *([Part(kept, kept)] if how["cached"] else [])]
     return block_attention(x, parts, sight).sum()
 
   shapes = ((1, count, 1, how["dim"]) for count in (4, how["cached"]))
