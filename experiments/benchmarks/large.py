@@ -8,6 +8,7 @@ second, over the maker's peak.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -60,15 +61,26 @@ def _chosen(size: str) -> Size:
   return TINY if size == "tiny" else CPU if jax.default_backend() == "cpu" else ACCELERATOR
 
 
+def _implementations() -> tuple[str | None, ...]:
+  """The device's default, and the kernels that are none yet."""
+  return (None, "gpu,xla") if jax.default_backend() == "gpu" else (None,)
+
+
 def update(size: str) -> list[Table]:
-  return [training.updates(_chosen(size).trained)]
+  trained = _chosen(size).trained
+  cases = itertools.product(trained.cases, _implementations())
+  cases = tuple(dataclasses.replace(case, implementation=name) for case, name in cases)
+  return [training.updates(dataclasses.replace(trained, cases=cases))]
 
 
 def sampling(size: str) -> list[Table]:
   chosen = _chosen(size)
-  model = bind(chosen.model)
-  params = apart(_random(model))
-  rows = [_sampled(chosen, model, params, batch) for batch in chosen.batches]
+  params = apart(_random(bind(chosen.model)))
+  rows = [
+    _sampled(chosen, bind(dataclasses.replace(chosen.model, implementation=name)), params, batch)
+    for batch in chosen.batches
+    for name in _implementations()
+  ]
   note = "least seconds of its forwards by the roofline / seconds, cached prompt included"
   return [Table("block sampler", note, rows)]
 
@@ -106,6 +118,7 @@ def _sampled(size: Size, model: Model, params: Params, batch: int) -> Row:
   return {
     "of roofline": rate(least, seconds["ours"]),
     "rows": batch,
+    "implementation": config.implementation or "default",
     "tokens/s": rate(batch * size.new, seconds["ours"]),
     "tokens/s a row": rate(size.new, seconds["ours"]),
     **{f"{kind} forwards": count for kind, count in counts.items()},

@@ -26,13 +26,15 @@ class Case:
   length: int
   vocab: int | None = None
   dtype: str = "float32"
+  implementation: str | None = None
 
   def __str__(self) -> str:
     vocab = "" if self.vocab is None else f", vocabulary {self.vocab}"
-    return f"{self.objective} {self.preset}, {self.batch} x {self.length}{vocab}"
+    kernels = "" if self.implementation is None else f", {self.implementation}"
+    return f"{self.objective} {self.preset}, {self.batch} x {self.length}{vocab}{kernels}"
 
   def step(self) -> Step:
-    model = {"preset": self.preset, "dtype": self.dtype}
+    model = {"preset": self.preset, "dtype": self.dtype, "implementation": self.implementation}
     if self.vocab is not None:
       model["vocab"] = self.vocab
     block = {"block": 16} if self.objective == "bd3lm" else {}
