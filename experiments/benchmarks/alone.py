@@ -52,6 +52,7 @@ GIVEN: dict[str, Mapping[str, Any]] = {
   "renoise": {"vocab": 256, "steps": 5},
   "quota": {"block": BLOCK, "steps": 2, "threshold": 0.05},
   "planned": {"steps": 2},
+  "running_confidence": {"steps": 4},
   "self_speculative": {"block": BLOCK},
   "dreamon": {"expand_id": 1},
   "indel": {"insert_id": 1, "delete_id": 2, "most": 4, "steps": 3},
