@@ -64,9 +64,18 @@ class Step:
   @functools.cached_property
   def update(self) -> Callable[[TrainState, Batch, Params | None], Updated]:
     """The state after a batch; the one before is donated."""
-    on_tpus = self.training.mesh.devices.flat[0].platform == "tpu"
-    options = parallel.OVERLAP if self.training.run.overlap and on_tpus else None
-    return jax.jit(self.updated, donate_argnums=0, compiler_options=options)
+    return jax.jit(self.updated, donate_argnums=0, compiler_options=self.compiler_options)
+
+  @property
+  def compiler_options(self) -> dict[str, bool] | None:
+    """XLA's, of the update: see `parallel.OVERLAP`."""
+    training = self.training
+    if not training.run.overlap or training.mesh.devices.flat[0].platform != "tpu":
+      return None
+    moe, options = training.model.config.moe, parallel.OVERLAP
+    if moe is not None and moe.choice == "token":
+      return {name: on for name, on in options.items() if name != parallel.BUT_RAGGED}
+    return options
 
   def updated(self, state: TrainState, batch: Batch, teacher: Params | None = None) -> Updated:
     """corrupt -> loss and gradient, summed over the batch -> update."""

@@ -41,6 +41,16 @@ def test_an_update_of_a_pod_is_planned():
 
 
 @pytest.mark.tpu
+@pytest.mark.long
+def test_so_is_one_whose_tokens_choose_experts():
+  """Which libtpu refuses by an internal error if gathers are fused with products, as others are."""
+  moe = dict(experts=32, per_token=4, mlp=128, choice="token")
+  run = RUN | dict(mesh=dict(data=1, fsdp=4, expert=16), model=RUN["model"] | dict(moe=moe))
+  training, chip = plan.training(build.RunConfig.of(run), "v5p:4x4x4")
+  assert plan.update(training, chip).peak > 0
+
+
+@pytest.mark.tpu
 def test_axes_of_a_mesh_may_share_an_axis_of_the_torus():
   """8 x 8 on 4 x 4 x 4: each axis of the mesh is a box of it, 4 x 2 x 1 or so."""
   mesh = parallel.make_mesh(data=1, fsdp=8, expert=8, devices=aot.tpus("v5p:4x4x4"))
