@@ -105,6 +105,11 @@ class Program:
         for attribute in ("true_computation", "false_computation"):
           if branch := each.called(attribute):
             self._visit(branch, times)
+      elif each.opcode in ("call", "call-start"):  # a TPU's SparseCore gathers for itself
+        called = each.called("to_apply")
+        if each.opcode == "call-start":
+          self._async.add(called)
+        self._visit(called, times)
       elif (called := each.called("calls")) and called in self._computations:
         if each.opcode == "async-start":
           self._async.add(called)

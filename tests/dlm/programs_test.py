@@ -113,6 +113,23 @@ def test_what_goes_between_slices(kind, target, found):
   assert [each for each in program.collectives() if each.dcn] == [found]
 
 
+def test_what_a_v7x_leaves_to_its_sparse_cores():
+  text = """%called.1 (p.1: bf16[2,128], p.2: token[]) -> bf16[256,128] {
+  %p.1 = bf16[2,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[256,128]{1,0} all-gather(%p.1), channel_id=1, replica_groups=[1,128]<=[128], dimensions={0}
+}
+
+ENTRY %main (p.3: bf16[2,128]) -> bf16[256,128] {
+  %p.3 = bf16[2,128]{1,0} parameter(0)
+  %call-start.1 = ((bf16[2,128]{1,0}, token[]), bf16[256,128]{1,0}) call-start(%p.3), async_execution_thread="sparsecore", to_apply=%called.1
+  ROOT %call-done.1 = bf16[256,128]{1,0} call-done(%call-start.1)
+}
+"""  # noqa: E501
+  assert Program(text).collectives() == [
+    Collective("all-gather", "bf16[256,128]", 2 * 256 * 128, 128, 1, True)
+  ]
+
+
 @pytest.mark.parametrize(
   ("kind", "group", "factor"),
   [
