@@ -223,7 +223,7 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
       lines.append(f"{at} {row['refused']} |")
       continue
     made = row["plan"]
-    within, between = made["traffic"].values(), _between(made).values()
+    within, between = made["traffic"].values(), made["dcn"].values()
     kinds = [*within, *between]
     received = _gb(sum(kind["bytes"] for kind in within))
     links = f"{1e3 * made['link_seconds']:.0f} ms"
@@ -260,7 +260,7 @@ def details(row: Mapping[str, Any]) -> list[str]:
   lines = [
     f"{kind:20}{each['count']:4} instructions, {each['asynchronous']} asynchronous, a device "
     f"receives {_gb(each['bytes'])}{over}"
-    for kinds, over in ((made["traffic"], ""), (_between(made), " over DCN"))
+    for kinds, over in ((made["traffic"], ""), (made["dcn"], " over DCN"))
     for kind, each in kinds.items()
   ]
   lines += [
@@ -273,11 +273,6 @@ def details(row: Mapping[str, Any]) -> list[str]:
   if made["open_loops"]:
     lines.append(f"loops whose turns are not known, so they count once: {made['open_loops']}")
   return lines
-
-
-def _between(made: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Traffic between slices, of which files from before slices were planned say nothing."""
-  return made.get("dcn", {})
 
 
 def _gb(count: float) -> str:

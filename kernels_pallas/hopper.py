@@ -17,13 +17,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 Array = jax.Array
 
 ROWS = 64  # of a warpgroup's matmul
+PROGRAMS = 132  # multiprocessors of an H100. With another number the kernel is slower, not wrong
 WORKERS = 2  # warpgroups that multiply; one more copies
 MAX_TILE = 256  # ids of a warpgroup's matmul: its logits take 128 registers of each thread
 PER_ROW = plgpu.Layout.WGMMA.reduce(1)  # where threads hold a number a row: beside its logits
 SWIZZLED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # of 16-bit numbers
 
 _STEP = 64  # of D that a step multiplies: 128 bytes, the widest swizzle
-_PROGRAMS = 132  # multiprocessors of an H100. With another number the kernel is slower, not wrong
 _SHARED_BYTES = 226 << 10  # of the 227 KiB that a program may have; barriers take a little
 _COLUMN_BYTES = 1 << 10  # of a number a row: so are arrays in shared memory aligned
 _BLOCKS_AT_ONCE = 16  # 2048 rows of D = 4096 are 16 MiB, and the L2 cache has 50
@@ -75,7 +75,7 @@ def tiling_for(
   vocab: int,
   *,
   beside: int = 10 * _COLUMN_BYTES,
-  programs: int = _PROGRAMS,
+  programs: int = PROGRAMS,
   max_tile: int = MAX_TILE,
 ) -> Tiling:
   """All programs get equally many tiles, as wide as that allows.

@@ -16,10 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels_pallas import shards
 from kernels_pallas.block_attention import gpu_backward, gpu_forward, tiles
 from kernels_pallas.block_attention.gpu_forward import PartSight, Table
-from kernels_pallas.block_attention.merging import merged, refuse_cached
+from kernels_pallas.block_attention.parts import (
+  check_count,
+  merged,
+  on_each_device,
+  refuse_cached,
+)
 from kernels_pallas.block_attention.spec import (
   RESIDUALS,
   Heads,
@@ -29,11 +33,10 @@ from kernels_pallas.block_attention.spec import (
   layer_of,
   own_layer,
 )
-from kernels_pallas.hopper import ROWS
+from kernels_pallas.hopper import PROGRAMS, ROWS
 
 Array = jax.Array
 
-_PROGRAMS = 132  # multiprocessors of an H100. With another number the kernel is slower, not wrong
 _DIMS = (64, 128)  # multiples of the widest swizzle of which the sums fit into registers
 
 
@@ -52,15 +55,10 @@ class Sight:
     """
     for x in (q_BxWxNxH, *(x for part in parts for x in part[:2])):
       _check(x.shape[-1], x.dtype)
-    by_row = jax.tree.map(lambda x: "b", self)
-    split_parts = tuple(
-      Part("b.t.", "b.t.") if part.layer is None else Part(".b.t.", ".b.t.", "") for part in parts
-    )
-    split = (by_row, "b.t.", split_parts)
-    return shards.run(_attend, split, "b.t.", self, q_BxWxNxH, tuple(parts))
+    return on_each_device(_attend, self, q_BxWxNxH, parts)
 
 
-def prepare(mask: Mask, keys: Sequence[Keys], heads: Heads, *, programs: int = _PROGRAMS) -> Sight:
+def prepare(mask: Mask, keys: Sequence[Keys], heads: Heads, *, programs: int = PROGRAMS) -> Sight:
   """See `kernels_pallas.block_attention.prepare`. `programs`: that there should be at least.
 
   Raises:
@@ -170,10 +168,7 @@ def _ungrouped(x_BxKxTxH: Array, shape: tuple[int, ...]) -> Array:
 
 def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array]:
   """Keys and values [Y * B, S, K * H], where they are if cached."""
-  if part.k.shape[-3] != sight.keys:
-    raise ValueError(
-      f"block_attention: a part of {part.k.shape[-3]} keys, where {sight.keys} were prepared for"
-    )
+  check_count(part, sight.keys)
   if not sight.cached:
     part = own_layer(part)
   k, v = (x.reshape(-1, sight.keys, x.shape[-2] * x.shape[-1]) for x in part[:2])

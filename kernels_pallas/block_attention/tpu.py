@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels_pallas import shards
 from kernels_pallas.block_attention import tiles as tiling
 from kernels_pallas.block_attention import tpu_backward, tpu_forward
-from kernels_pallas.block_attention.merging import merged, refuse_cached
+from kernels_pallas.block_attention.parts import (
+  check_count,
+  merged,
+  on_each_device,
+  refuse_cached,
+)
 from kernels_pallas.block_attention.spec import (
   RESIDUALS,
   Heads,
@@ -48,12 +52,7 @@ class Sight:
     if dtypes not in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)}):
       names = ", ".join(sorted(map(str, dtypes)))
       raise NotImplementedError(f"block_attention: kernels take float32 or bfloat16, not {names}")
-    by_row = jax.tree.map(lambda x: "b" if x.ndim else "", self)
-    split_parts = tuple(
-      Part("b.t.", "b.t.") if part.layer is None else Part(".b.t.", ".b.t.", "") for part in parts
-    )
-    split = (by_row, "b.t.", split_parts)
-    return shards.run(_attend, split, "b.t.", self, q_BxWxNxH, tuple(parts))
+    return on_each_device(_attend, self, q_BxWxNxH, parts)
 
 
 def prepare(
@@ -114,10 +113,7 @@ def _grouped(sight: PartSight, x_BxWxNxH: Array, kv_heads: int) -> Array:
 
 def _laid_out(sight: PartSight, part: Part) -> tuple[Array, Array]:
   """Keys and values as the kernels want them: [Y, B, S, K, H] if cached, else [B, K, S, H]."""
-  if part.k.shape[-3] != sight.keys:
-    raise ValueError(
-      f"block_attention: a part of {part.k.shape[-3]} keys, where {sight.keys} were prepared for"
-    )
+  check_count(part, sight.keys)
   if sight.cached:
     return (part.k[None], part.v[None]) if part.layer is None else part[:2]
   part = own_layer(part)

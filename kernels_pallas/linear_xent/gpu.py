@@ -15,9 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas import hopper, vocabulary
 from kernels_pallas.hopper import Tiling
-from kernels_pallas.linear_xent.gradient import cross_entropy
+from kernels_pallas.linear_xent.gradient import by_statistics, cross_entropy
 from kernels_pallas.token_stats import gpu as token_stats
-from kernels_pallas.token_stats.spec import Inputs, StatSpec
 from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
@@ -83,16 +82,10 @@ class _Passes:
     self, hidden_RxD: Array, unembed_VxD: Array, target_R: Array, held: Held
   ) -> tuple[Array, Array]:
     self._stretch(hidden_RxD, unembed_VxD)  # asked here too: backward would raise too late
-    stats = token_stats.token_stats(
-      hidden_RxD,
-      unembed_VxD,
-      StatSpec(current=True, forbidden=self.forbidden),
-      Inputs(current_R=target_R),
-      held=held,
-      soft_cap=self.soft_cap,
-      tiling=self.whole,
+    how = dict(held=held, soft_cap=self.soft_cap, tiling=self.whole)
+    return by_statistics(
+      token_stats.token_stats, self.forbidden, hidden_RxD, unembed_VxD, target_R, **how
     )
-    return stats.lse, stats.current
 
   def _stretch(self, hidden_RxD: Array, unembed_VxD: Array) -> Tiling:
     return self.stretch or stretch_for(hidden_RxD.shape[0], unembed_VxD.shape[0])

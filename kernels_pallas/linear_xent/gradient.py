@@ -5,12 +5,14 @@ stands outside of that split, so that operands which several devices hold get ex
 """
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas import shards, vocabulary
+from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
@@ -38,6 +40,20 @@ class Passes(Protocol):
 
     Rows of gradient 0 have hidden 0, but their lse may be NaN.
     """
+
+
+def by_statistics(
+  token_stats: Callable[..., TokenStats],
+  forbidden: tuple[int, ...],
+  hidden_RxD: Array,
+  unembed_VxD: Array,
+  target_R: Array,
+  **how: Any,
+) -> tuple[Array, Array]:
+  """`Passes.forward` by an implementation of `token_stats`, told `how` as it is."""
+  spec = StatSpec(current=True, forbidden=forbidden)
+  stats = token_stats(hidden_RxD, unembed_VxD, spec, Inputs(current_R=target_R), **how)
+  return stats.lse, stats.current
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

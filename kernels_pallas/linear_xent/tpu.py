@@ -14,9 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import precision, vmem, vocabulary
-from kernels_pallas.linear_xent.gradient import cross_entropy
+from kernels_pallas.linear_xent.gradient import by_statistics, cross_entropy
 from kernels_pallas.token_stats import tpu as token_stats
-from kernels_pallas.token_stats.spec import Inputs, StatSpec
 from kernels_pallas.vocabulary import Held
 
 Array = jax.Array
@@ -68,16 +67,10 @@ class _Passes:
   def forward(
     self, hidden_RxD: Array, unembed_VxD: Array, target_R: Array, held: Held
   ) -> tuple[Array, Array]:
-    stats = token_stats.token_stats(
-      hidden_RxD,
-      unembed_VxD,
-      StatSpec(current=True, forbidden=self.forbidden),
-      Inputs(current_R=target_R),
-      held=held,
-      soft_cap=self.soft_cap,
-      tile=self.tile,
+    how = dict(held=held, soft_cap=self.soft_cap, tile=self.tile)
+    return by_statistics(
+      token_stats.token_stats, self.forbidden, hidden_RxD, unembed_VxD, target_R, **how
     )
-    return stats.lse, stats.current
 
   def backward(
     self,

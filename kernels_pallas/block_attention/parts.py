@@ -1,13 +1,39 @@
-"""Attention to several sets of keys, each with a softmax of its own, becomes attention to all."""
+"""What kernels of any device do around their parts: of each a softmax, and these are merged."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import shards
+from kernels_pallas.block_attention.spec import Part
+
 Array = jax.Array
+
+
+def on_each_device(
+  attend: Callable[[Any, Array, tuple[Part, ...]], Array],
+  sight: Any,
+  q_BxWxNxH: Array,
+  parts: Sequence[Part],
+) -> Array:
+  """`attend(sight, q, parts)`; on a mesh each device has its rows and heads."""
+  by_row = jax.tree.map(lambda x: "b" if x.ndim else "", sight)
+  split_parts = tuple(
+    Part("b.t.", "b.t.") if part.layer is None else Part(".b.t.", ".b.t.", "") for part in parts
+  )
+  split = (by_row, "b.t.", split_parts)
+  return shards.run(attend, split, "b.t.", sight, q_BxWxNxH, tuple(parts))
+
+
+def check_count(part: Part, prepared: int) -> None:
+  """ValueError: a part has another number of keys than `prepare` was told."""
+  if part.k.shape[-3] != prepared:
+    raise ValueError(
+      f"block_attention: a part of {part.k.shape[-3]} keys, where {prepared} were prepared for"
+    )
 
 
 def merged(outs: Sequence[Array], lses: Sequence[Array], dtype: jnp.dtype) -> tuple[Array, Array]:
