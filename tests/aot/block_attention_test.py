@@ -24,10 +24,11 @@ def decode(mesh, batch, window, slots, heads, kv_heads, dim, dtype, split=(WHOLE
 
   `split`: of rows, and of rows and heads.
   """
+  platform = mesh.devices.flat[0].platform  # GPU kernels must be named
 
   def step(mask, slot_BxW, slot_BxS, live_BxS, q, k, v, cache_k, cache_v, layer):
     keys = [Keys(slot_BxW), Keys(slot_BxS, live_BxS)]
-    sight = prepare(mask, keys, heads=heads, kv_heads=kv_heads)
+    sight = prepare(mask, keys, heads=heads, kv_heads=kv_heads, implementation=platform)
     return block_attention(q, [Part(k, v), Part(cache_k, cache_v, layer)], sight)
 
   by_row, by_head = split
@@ -56,9 +57,11 @@ def gradients(
   mesh, batch, length, heads, kv_heads, dim, dtype, ranges=1, segments=False, split=(WHOLE, WHOLE)
 ):
   """Of a layer of a training step, to queries, keys and values."""
+  platform = mesh.devices.flat[0].platform
 
   def step(mask, slot_BxL, q, k, v):
-    sight = prepare(mask, [Keys(slot_BxL)], heads=heads, kv_heads=kv_heads)
+    keys = [Keys(slot_BxL)]
+    sight = prepare(mask, keys, heads=heads, kv_heads=kv_heads, implementation=platform)
 
     def total(q, k, v):
       return block_attention(q, [Part(k, v)], sight).astype(jnp.float32).sum()

@@ -18,10 +18,12 @@ WHOLE = (P(), P())
 
 def compiled(mesh, rows, width, vocab, dtypes=BF16, soft_cap=None, split=WHOLE):
   """What the device runs by itself. `split`: of rows, and of the unembedding."""
+  platform = mesh.devices.flat[0].platform  # GPU kernels must be named
 
   def loss(hidden_RxD, unembed_VxD, target_R, weight_R):
     forbidden = (vocab - 1,)
-    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, forbidden=forbidden, soft_cap=soft_cap)
+    how = dict(forbidden=forbidden, soft_cap=soft_cap, implementation=platform)
+    ce_R = linear_xent(hidden_RxD, unembed_VxD, target_R, **how)
     return jnp.where(weight_R > 0, weight_R * ce_R, 0).sum()
 
   by_row, by_id = (NamedSharding(mesh, spec) for spec in split)
