@@ -10,7 +10,7 @@ No process ends well before all have: an error of the last one is everybody's.
 
 The service lives in process 0 and dies with it. jax's client answers that by aborting its process
 with a trace, and its callback for the case cannot be called from Python (jax 0.10.2 to 0.12.0), so
-the others reach the service through a relay of their own: see `_Relay`.
+the others reach the service through a relay of their own: see `relay`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import signal
-import socket
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +28,9 @@ from typing import NoReturn
 
 import jax
 from absl import flags
+
+from dlm import relay
+from dlm.relay import START
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 COORDINATOR = flags.DEFINE_string(
@@ -41,7 +44,6 @@ PATIENCE = flags.DEFINE_integer(
 
 STOPPED = 128 + signal.SIGTERM  # exit code: asked to stop, and saved; schedulers start it again
 BEAT = 0.5  # seconds between two signs of life
-START = 300  # seconds within which all must have come
 ALIVE = "dlm/alive/"  # of the service's keys
 DONE, FAILED = "done", "failed: "
 # How errors of XLA begin, which reach Python as ValueErrors too.
@@ -74,18 +76,23 @@ def join(able: bool) -> None:
     address, count, own, _ = ClusterEnv.auto_detect_unset_distributed_params(
       address, PROCESSES.value, PROCESS.value, None, None, START
     )
-    if own and address:
-      address = _Relay(address).address
+    way = _Relay(address) if own and address else None
     # jax's own watch ends a process by an abort with a trace: it comes after ours.
     late = 2 * PATIENCE.value + 10
     jax.distributed.initialize(
-      address, count, own, initialization_timeout=START, heartbeat_timeout_seconds=late
+      way.address if way else address,
+      count,
+      own,
+      initialization_timeout=START,
+      heartbeat_timeout_seconds=late,
     )
   except (ValueError, RuntimeError) as error:
     raise ValueError(f"--distributed: {error}") from error
   if jax.process_index():
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
   _watch.start()
+  if way:
+    way.watch()
 
 
 @contextlib.contextmanager
@@ -215,39 +222,15 @@ class _Relay:
     host, _, port = far.rpartition(":")
     if not (host and port.isdigit()):
       raise ValueError(f"coordinator {far!r} must be HOST:PORT")
-    self._far = host.strip("[]"), int(port)
-    self._near = socket.create_server(("127.0.0.1", 0))
-    self.address = f"127.0.0.1:{self._near.getsockname()[1]}"
-    threading.Thread(target=self._accept, daemon=True).start()
+    program = [sys.executable, "-I", relay.__file__, host.strip("[]"), port]
+    self._program = subprocess.Popen(program, stdin=-1, stdout=-1, text=True)
+    self.address = f"127.0.0.1:{int(self._program.stdout.readline())}"
 
-  def _accept(self) -> None:
-    while True:
-      near, _ = self._near.accept()
-      threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+  def watch(self) -> None:
+    """From now on the end of the service is for the watch to tell."""
+    print(file=self._program.stdin, flush=True)
+    threading.Thread(target=self._listen, daemon=True).start()
 
-  def _carry(self, near: socket.socket) -> None:
-    """From one end to the other and back, until one of them ends."""
-    far = self._reached()
-    if far is not None:
-      threading.Thread(target=_pump, args=(near, far), daemon=True).start()
-      _pump(far, near)
-      if _watch.running:
-        _watch.give_up("process 0 is gone")
-        _watch.all_done.wait()
-    near.close()
-
-  def _reached(self) -> socket.socket | None:
-    """The service, which may come up later than this process."""
-    end = time.monotonic() + START
-    while time.monotonic() < end:
-      try:
-        return socket.create_connection(self._far)
-      except OSError:
-        time.sleep(0.1)
-    return None
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-  with contextlib.suppress(OSError):
-    while data := source.recv(2**16):
-      target.sendall(data)
+  def _listen(self) -> None:
+    self._program.stdout.readline()
+    _watch.give_up("process 0 is gone")
