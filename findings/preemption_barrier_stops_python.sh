@@ -4,7 +4,7 @@
 # Guess: multihost_utils.reached_preemption_sync_point, which a training loop asks after each step,
 #   either answers at once or lets other Python threads run while it waits, as other calls that wait
 #   for the network do (jax.block_until_ready, a barrier of the coordination service).
-# Seen (jax 0.10.2, two processes on CPU): after a SIGTERM it waits until every process has answered,
+# Seen (jax 0.10.2 and 0.12.0, two processes on CPU): after a SIGTERM it waits until every process has answered,
 #   with Python's lock held. With the other process stopped for 3 seconds, a thread that ticks each
 #   10 ms stood still for 2 of them, from when the signal was noticed. While jax waits for the same
 #   process at a barrier of the coordination service, the thread ticks on.
