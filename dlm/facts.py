@@ -28,6 +28,11 @@ def rule_of(name: str, block: int | None) -> MaskRule:
   return rule(block)
 
 
+def name_of(attention: MaskRule) -> str:
+  """The one of ATTENTION that `rule_of` takes."""
+  return next(name for name, rule in ATTENTION.items() if type(attention) is rule)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
   """What a model sees and predicts, and the ids that mean more than text.
@@ -99,7 +104,7 @@ class ModelFacts:
   @property
   def attention_name(self) -> str:
     """As facts.json says it."""
-    return next(name for name, rule in ATTENTION.items() if type(self.attention) is rule)
+    return name_of(self.attention)
 
 
 def _whole(name: str, value: Any, *, least: int) -> None:

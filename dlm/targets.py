@@ -49,7 +49,8 @@ def write_targets(
   if not objective.tellable:
     raise ValueError(
       f"objective.name={run.objective.name!r} has no teacher that could be asked beforehand: that "
-      "goes with 'dscd', and with 'opdlm' where states='random' and fill='text'"
+      "goes with 'dscd', with 'd2f' where target='teacher', and with 'opdlm' where states='random' "
+      "and fill='text'"
     )
   for name, value in (("keep", keep), ("batches", batches), ("test_batches", test_batches)):
     if value < 1:

@@ -15,7 +15,7 @@ from dlm.build.models import model
 from dlm.build.pretrained import ORIGIN, Pretrained, continued, pretrained, without_origin
 from dlm.build.run import RunConfig
 from dlm.data import Rows, Tokenizer
-from dlm.facts import ModelFacts
+from dlm.facts import ModelFacts, name_of
 from dlm.models.bind import Model, bind
 from dlm.models.config import DrafterConfig, ModelConfig
 from dlm.models.dflash import DFlash
@@ -299,12 +299,14 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
     raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
   teacher = pretrained(run.teacher or run.init_from)
   if not trained.teacher_shift:
-    own, theirs = (_over(each, run.data.length) for each in (trained, teacher.facts))
-    if (own, trained.shift) != (theirs, teacher.facts.shift):
+    asked, theirs = (
+      _over(rule, run.data.length) for rule in (trained.teacher_attention, teacher.facts.attention)
+    )
+    if (asked, trained.shift) != (theirs, teacher.facts.shift):
       raise ValueError(
-        f"teacher {teacher.directory} must be such a model as objective.name="
-        f"{run.objective.name!r} trains, not of attention {teacher.facts.attention_name!r} and "
-        f"shift={teacher.facts.shift}: name another by `teacher`"
+        f"teacher {teacher.directory} must be a model of attention {name_of(asked)!r} and "
+        f"shift={trained.shift}, as objective.name={run.objective.name!r} asks it, not of "
+        f"{teacher.facts.attention_name!r} and {teacher.facts.shift}: name another by `teacher`"
       )
   elif not isinstance(teacher.facts.attention, masks.Causal):
     raise ValueError(
@@ -316,9 +318,8 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
   return teacher.adapted() if trained.teacher_shift and not trained.drafts else teacher
 
 
-def _over(model: Objective | ModelFacts, length: int) -> MaskRule:
-  """Its attention in rows of `length`: where a block is as long as they are, all see all."""
-  rule = model.attention
+def _over(rule: MaskRule, length: int) -> MaskRule:
+  """The rule in rows of `length`: where a block is as long as they are, all see all."""
   return masks.Full() if isinstance(rule, masks.BlockCausal) and rule.block >= length else rule
 
 

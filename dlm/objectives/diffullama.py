@@ -59,6 +59,7 @@ class Around(Objective):
 
   candidates = property(attrgetter("objective.candidates"))
   attention = property(attrgetter("objective.attention"))
+  teacher_attention = property(attrgetter("objective.teacher_attention"))
   block = property(attrgetter("objective.block"))
   shift = property(attrgetter("objective.shift"))
   forbidden = property(attrgetter("objective.forbidden"))

@@ -59,6 +59,11 @@ class Objective(abc.ABC):
     return masks.Full() if self.block is None else masks.BlockCausal(self.block)
 
   @property
+  def teacher_attention(self) -> MaskRule:
+    """What a token sees for its teacher, one of `teacher_shift` 0."""
+    return self.attention
+
+  @property
   def forbidden(self) -> tuple[int, ...]:
     """Ids that get no probability."""
     return ()

@@ -73,6 +73,20 @@ def test_the_loss_is_what_the_teacher_gives_while_it_is_asked(base, written):
   np.testing.assert_allclose(got.metrics["kl"], want.metrics["kl"], rtol=2e-5)
 
 
+def test_d2f_is_told_what_its_teacher_sees_in_the_whole_noisy_text(base, tmp_path):
+  """Not what it would see by the student's blocks."""
+  objective = {"name": "d2f", "block": 2, "target": "teacher"}
+  online = training(base, objective=objective)
+  targets.write_targets(tmp_path / "told", online, keep=10**6, batches=1, test_batches=1)
+  offline = training(base, tmp_path / "told", objective=objective)
+  teacher = Step(online).teacher()
+  rows = [Batch(*jax.tree.map(jnp.asarray, tuple(run.eval_rows[0]))) for run in (online, offline)]
+  want = Step(online).evaluate(teacher, rows[0], jnp.int32(0), teacher)
+  got = Step(offline).evaluate(teacher, rows[1], jnp.int32(0))
+  assert got.count == want.count > 0 and want.total > 1e-3 * want.count
+  np.testing.assert_allclose(got.total, want.total, rtol=2e-4)
+
+
 def test_a_run_learns_from_them_without_a_teacher(base, written, tmp_path):
   run = training(base, written)
   assert run.teacher is None and not run.objective.taught

@@ -232,7 +232,7 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
 def test_a_model_that_is_taught_by_its_like_needs_one(tmp_path):
   causal = directories.write(tmp_path / "hf")
   config = RunConfig.read("configs/train/duo_dcd.py", [f"init_from={causal}"])
-  with pytest.raises(ValueError, match=r"such a model as objective\.name='duo_dcd' trains, not of"):
+  with pytest.raises(ValueError, match=r"shift=0, as objective\.name='duo_dcd' asks it, not of"):
     build.everything(config)
 
 
@@ -242,8 +242,29 @@ def test_a_teacher_whose_block_is_the_row_is_one_that_sees_all(tmp_path):
   teacher = directories.write(tmp_path / "hf", "sdar", **facts)
   fields = [f"init_from={teacher}", "data.document_mask=false"]
   assert build.everything(RunConfig.read("configs/train/sdtt.py", fields)).teacher is not None
-  with pytest.raises(ValueError, match=r"such a model as .* trains, not of attention 'block_c"):
+  with pytest.raises(ValueError, match=r"of attention 'full' and .* asks it, not of 'block_c"):
     build.everything(RunConfig.read("configs/train/sdtt.py", [*fields, "data.length=48"]))
+
+
+def test_d2f_is_taught_by_a_model_that_sees_all(tmp_path):
+  """Its own blocks do not; neither does one that has learned in them."""
+  objective = {"name": "d2f", "block": 4, "target": "teacher"}
+
+  def config(family, **fields):
+    facts = {"mask": "<|mask|>", "shift": 0} | fields
+    teacher = directories.write(tmp_path / family, family, **facts)
+    found = changed({"init_from": str(teacher), "objective": objective})
+    return {name: each for name, each in found.items() if name != "model"}
+
+  taught = config("llada", attention="full")
+  built = build.everything(taught)
+  assert built.teacher is not None and not built.taught_by_base
+  assert built.facts.attention_name == "prompt_blocks"
+  assert build.everything(taught | {"model": {"lora": {"rank": 2, "alpha": 2.0}}}).taught_by_base
+  with pytest.raises(ValueError, match=r"of attention 'full' and shift=0, as .*'d2f' asks it"):
+    build.everything(config("sdar", attention="block_causal", block=4))
+  with pytest.raises(ValueError, match=r"teacher='x' does not go with objective\.name='d2f'"):
+    build.everything(changed({"objective": {"name": "d2f", "block": 4}, "teacher": "x"}))
 
 
 def test_missing_fields_are_named():
