@@ -2,8 +2,8 @@
 
 `python relay.py HOST:PORT` prints the port of this machine where it listens, and carries what comes
 there to the service and back. A line on its standard input says that the client is watched by
-others: then it prints `gone` where the service breaks off, and leaves the client's connections open;
-before that it closes them, and the client tries again. It ends with its standard input.
+others: then it prints `gone` where the service breaks off, and leaves the client's connections
+open; before that it closes them, and the client tries again. It ends with its standard input.
 
 A program, not a thread of the client's process: there jax may wait for the service while it holds
 Python's lock (`reached_preemption_sync_point`, jax 0.10.2 to 0.12.0), which no other thread would

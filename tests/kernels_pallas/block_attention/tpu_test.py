@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.block_attention import (
@@ -21,6 +20,7 @@ from kernels_pallas.block_attention import (
 )
 from kernels_pallas.block_attention.spec import Heads
 from kernels_pallas.block_attention.tiles import Tiles, choose
+from tests.kernels_pallas import races
 
 B, W, S = 1, 32, 24
 
@@ -42,14 +42,6 @@ def causal(keys, *, tiles=None, heads=2, kv_heads=1, implementation="tpu"):
   return prepare(mask, parts[:keys], heads=heads, kv_heads=kv_heads, implementation=implementation)
 
 
-def races_of(run):
-  """What it gives, and whether the two cores raced, which share the two tiles of queries."""
-  params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-  with pltpu.force_tpu_interpret_mode(params):
-    result = jax.block_until_ready(run())
-  return result, interpret_pallas_call.races.races_found
-
-
 def both_parts(**how):
   q, own, cached = arrays()
   return block_attention(q, [own, cached], causal(2, **how))
@@ -63,8 +55,9 @@ def gradients(**how):
 
 @pytest.mark.parametrize("run", [both_parts, gradients])
 def test_tiles_do_not_race(run):
-  got, found = races_of(jax.jit(functools.partial(run, tiles=Tiles(16, 16))))
-  assert not found
+  """Two cores share the two tiles of queries."""
+  got, raced = races.seen(jax.jit(functools.partial(run, tiles=Tiles(16, 16))))
+  assert raced and not any(raced)
   expected = jax.jit(functools.partial(run, implementation="reference"))()
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), got, expected)
 
@@ -77,7 +70,8 @@ def test_tiles_of_keys_in_any_order_would_race(monkeypatch):
   steps = dataclasses.replace(own, keys_of=own.keys_of._replace(most=2))  # a number, not an array
   x = jnp.ones((B, 1, 1, W, 8))
   layer = jnp.zeros(1, jnp.int32)
-  assert races_of(lambda: tpu_forward.forward(steps, x, x[:, 0], x[:, 0], layer, x.dtype))[1]
+  run = functools.partial(tpu_forward.forward, steps, x, x[:, 0], x[:, 0], layer, x.dtype)
+  assert races.seen(run)[1] == [True]
 
 
 def test_gradients_of_bfloat16_with_one_head_a_step(monkeypatch):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.linear_xent import IMPLEMENTATIONS, linear_xent, tpu
+from tests.kernels_pallas import races
 
 
 def gradients(implementation):
@@ -23,44 +23,25 @@ def gradients(implementation):
   return jax.jit(jax.grad(total, argnums=(0, 1)))(hidden_RxD, unembed_VxD)
 
 
-@pytest.fixture
-def run(monkeypatch):
-  """Gradients, and of each of the three kernels whether it raced.
-
-  Two cores share three tiles of rows, or of ids; each meets three of the other kind.
-  """
-  kernels, state = [], interpret_pallas_call.RaceDetectionState
-
-  def remember(**options):
-    kernels.append(state(**options))
-    return kernels[-1]
-
-  monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", remember)
-
-  def run():
-    params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    with pltpu.force_tpu_interpret_mode(params):
-      tiled = functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 16))
-      grads = jax.block_until_ready(gradients(tiled))
-    return grads, [kernel.races_found for kernel in kernels]
-
-  return run
+def races_of_gradients():
+  """Two cores share three tiles of rows, or of ids; each meets three of the other kind."""
+  return races.seen(lambda: gradients(functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 16))))
 
 
-def test_tiles_do_not_race(run):
-  grads, raced = run()
+def test_tiles_do_not_race():
+  grads, raced = races_of_gradients()
   assert raced == [False] * 3
   for actual, expected in zip(grads, gradients(IMPLEMENTATIONS["reference"]), strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=4e-6)
 
 
-def test_sums_in_any_order_would_race(run, monkeypatch):
+def test_sums_in_any_order_would_race(monkeypatch):
   """The check above can fail."""
   params = functools.partial(pltpu.CompilerParams, dimension_semantics=("parallel", "parallel"))
   monkeypatch.setattr(
     tpu.pltpu, "CompilerParams", lambda *, dimension_semantics, **others: params(**others)
   )
-  assert run()[1] == [True] * 3
+  assert races_of_gradients()[1] == [True] * 3
 
 
 def test_what_does_not_fit_is_refused_before_the_forward_pass():
