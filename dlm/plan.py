@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlm import build, generate, parallel, roofline
 from dlm.build import RunConfig, SamplingConfig, Training
+from dlm.models import quantised
 from dlm.models.bind import bind
 from dlm.programs import Buffer, Collective, Program, matmul_flops, of_last_axis
 from dlm.train import Step
+from dlm.types import Params
 from kernels_pallas import aot
 
 GPUS = ("h100", "h200", "a100")
@@ -172,19 +175,12 @@ def update(planned: Training, chip: roofline.Chip) -> Plan:
 
 
 def sampler(planned: Training, sampling: SamplingConfig, chip: roofline.Chip) -> Plan:
-  """Compiles the sampler's loop, parameters in the model's data type, over `batch` canvases of
-  `data.length` slots, half of each a prompt.
+  """Compiles the sampler's loop, parameters in the model's data type or as `weights` says, over
+  `batch` canvases of `data.length` slots, half of each a prompt.
   """
   # All rows in one forward, which is what a turn is here.
   own = dataclasses.replace(sampling, mesh=planned.run.mesh, batch=planned.run.batch, positions=0)
-  shapes = planned.model.abstract()
-  shardings = parallel.shard_params(shapes, planned.mesh)
-  dtype = planned.model.config.dtype
-  params = jax.tree.map(
-    lambda x, at: jax.ShapeDtypeStruct(x.shape, dtype, sharding=at),
-    jax.eval_shape(planned.model.init, jax.random.key(0)),
-    shardings,
-  )
+  params = parameters(planned, own.weights)
   length = planned.run.data.length
   prompt = np.zeros(length // 2, np.int32)
   request = generate.Request.from_ids(0, "", prompt, planned.tokenizer.mask_id, slots=length)
@@ -201,6 +197,18 @@ def sampler(planned: Training, sampling: SamplingConfig, chip: roofline.Chip) ->
     optimizer=0,
     flops_formula=None,
   )
+
+
+def parameters(planned: Training, weights: str) -> Params:
+  """Of a sampler: shapes, types and shardings, as loading gives them."""
+  model = planned.model
+  shardings = parallel.shard_params(model.abstract(), planned.mesh)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(model.config.dtype)), shapes)
+  if weights:
+    kept = quantised.as_kept(weights, shapes, shardings)
+    shapes, shardings = (quantised.from_dicts(each, weights) for each in kept)
+  return jax.tree.map(lambda x, at: x.update(sharding=at), shapes, shardings)
 
 
 def held(tree: Any) -> int:

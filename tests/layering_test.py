@@ -103,11 +103,12 @@ LAYERS = {
     (
       "dlm.build",
       "dlm.generate",
-      "dlm.models.bind",
+      "dlm.models",
       "dlm.parallel",
       "dlm.programs",
       "dlm.roofline",
       "dlm.train",
+      "dlm.types",
       "kernels_pallas.aot",
     ),
     ("jax", "numpy"),

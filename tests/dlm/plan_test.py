@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from dlm import build, plan, roofline
+from dlm.models import quantised
 from dlm.programs import Buffer, matmul_flops
 from dlm.train import Step
 
@@ -53,6 +54,19 @@ def test_the_formula_of_an_update_is_what_its_program_multiplies(changes, window
   scores = 2 * 8 * LAYERS * HEADS * window**2 * HEAD_DIM
   assert step.flops() == 3 * forward
   assert both == 3 * forward + logits + 2 * scores
+
+
+@pytest.mark.parametrize("weights", ["", "int4g16"])
+def test_a_sampler_is_planned_with_the_parameters_that_it_loads(weights):
+  run = build.planned(build.RunConfig.of(TINY), jax.devices()[:1])
+  loaded = jax.jit(run.model.init)(jax.random.key(0))
+  if weights:
+    loaded = quantised.quantised(loaded, quantised.quantise(weights))
+  planned = plan.parameters(run, weights)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), loaded
+  )
+  assert plan.held(planned) == sum(x.nbytes for x in jax.tree.leaves(loaded))
 
 
 CHIP = roofline.Chip(
