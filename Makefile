@@ -125,6 +125,9 @@ plan: $(AOT)/tpu
 	  --config.data.length=65536 --topology=v5p:2x2x4 --try="mesh.fsdp=1 mesh.sequence=16"
 	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
 	  --sample=configs/sample/fast_dllm.py --topology=v5e:4x4 --try="mesh.data=4 mesh.tensor=4"
+	$(PLAN)/samplers.json --config=configs/train/llada_8b.py --config.batch=64 \
+	  --sample=configs/sample/fast_dllm.py --sample_fields="weights=int8" --topology=v5e:4x4 \
+	  --try="mesh.data=4 mesh.tensor=4"
 	$(PLAN)/mini.json $(MINI) --config.batch=256 --topology=v5p:4x4x4 \
 	  --try="mesh.fsdp=4 mesh.expert=16"
 	$(PLAN)/mini.json $(MINI) --sample=configs/sample/llada2.py --topology=v5e:4x4 \

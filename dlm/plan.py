@@ -257,6 +257,7 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
 def name(asked: Mapping[str, Any]) -> str:
   """As `llada_8b batch=64 mesh.fsdp=64`, or `llada_8b by fast_dllm ...` of a sampler."""
   by = ["by", pathlib.Path(asked["sample"]).stem] if asked["sample"] else []
+  by += asked.get("sample_fields", [])
   return " ".join([pathlib.Path(asked["config"]).stem, *by, *asked["fields"]])
 
 

@@ -5,9 +5,10 @@
 
 Each --try says what differs from --config, and is a row of the table; so is each --topology. Two
 slices are --topology=2xv5p:4x4x4 and mesh.dcn=2, with a mesh within each. With
---sample=FILE.py the sampler of that config in place of the update. What --out holds already is not
-compiled again: delete it after a change of the code. Wants libtpu, which `make plan` fetches, on
-PYTHONPATH. Mistakes are told before anything compiles.
+--sample=FILE.py the sampler of that config in place of the update; --sample_fields says what
+differs from it: "weights=int4g128 cache.name=block". What --out holds already is not compiled
+again: delete it after a change of the code. Wants libtpu, which `make plan` fetches, on PYTHONPATH.
+Mistakes are told before anything compiles.
 """
 
 import datetime
@@ -26,20 +27,27 @@ TOPOLOGY = flags.DEFINE_multi_string(
 )
 TRY = flags.DEFINE_multi_string("try", [""], 'Fields of the config, as "mesh.data=4 mesh.fsdp=16".')
 SAMPLE = flags.DEFINE_string("sample", None, "A sampling config: plans the sampler, no update.")
+SAMPLE_FIELDS = flags.DEFINE_string(
+  "sample_fields", "", 'Fields of --sample, as "weights=int4g128 cache.name=block".'
+)
 OUT = flags.DEFINE_string("out", None, "A file for all of it as JSON.")
 
 
 def main() -> None:
   # A cache of compiled programs cannot read those of devices that are not here.
   jax.config.update("jax_enable_compilation_cache", False)
-  sampling = SAMPLE.value and build.SamplingConfig.read(SAMPLE.value)
+  own = SAMPLE_FIELDS.value.split()
+  if own and SAMPLE.value is None:
+    raise ValueError(f"--sample_fields={SAMPLE_FIELDS.value} goes with --sample")
+  sampling = SAMPLE.value and build.SamplingConfig.read(SAMPLE.value, own)
   runs = []
   for topology in TOPOLOGY.value:
     for each in TRY.value:
       fields = [*command.FIELDS.value, *each.split()]
       run = plan.training(build.RunConfig.read(CONFIG.value, fields), topology)
       asked = {"config": CONFIG.value, "fields": fields, "topology": topology}
-      runs.append((asked | {"sample": SAMPLE.value}, run))
+      asked |= {"sample": SAMPLE.value} | ({"sample_fields": own} if own else {})
+      runs.append((asked, run))
   versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
   out = OUT.value and pathlib.Path(OUT.value)
   done = json.loads(out.read_text()) if out and out.exists() else []

@@ -131,6 +131,8 @@ def test_the_table_holds_programs_that_do_not_fit_too():
   assert made.startswith("| v5p:4x4x4 | tiny mesh.fsdp=4 batch=8 | 0.00 GB |")
   assert made.endswith("| 2 of 4 | 4000 ms | 7000 ms | 7000 ms | 43 % |")
   assert refused == "| v5p:4x4x4 | tiny mesh.fsdp=4 batch=8 | too large |"
+  by = {"sample": "configs/sample/wino.py", "sample_fields": ["weights=int8"]}
+  assert plan.name(asked | by) == "tiny by wino weights=int8 mesh.fsdp=4 batch=8"
   *_, logits, wide, loops = plan.details(rows[0])
   assert logits == "[rows, vocabulary]: none"
   assert wide == "gathered in float32: f32[512,512] (cast dlm/train.py:2)"
