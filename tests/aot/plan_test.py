@@ -47,7 +47,8 @@ def test_so_is_one_whose_tokens_choose_experts():
   moe = dict(experts=32, per_token=4, mlp=128, choice="token")
   run = RUN | dict(mesh=dict(data=1, fsdp=4, expert=16), model=RUN["model"] | dict(moe=moe))
   training, chip = plan.training(build.RunConfig.of(run), "v5p:4x4x4")
-  assert plan.update(training, chip).peak > 0
+  made = plan.update(training, chip)
+  assert made.peak > 0 and not made.wide  # gradients of tokens neither
 
 
 @pytest.mark.tpu

@@ -106,10 +106,10 @@ def alone(kind: str, parts: int):
   return joined | {"facts": {"experts_YxBxWxK": experts_YxBxWxK, "load_YxE": load_YxE}}
 
 
-@functools.cache
-def compiled(kind: str, **sizes: int):
+def lowered(kind: str, dtype=jnp.float32, **sizes: int):
   """`outputs` as training runs it, and its arguments on their devices."""
-  mesh, moe = mesh_of(sizes), KINDS[kind]
+  mesh, moe, whole = mesh_of(sizes), KINDS[kind], rows()
+  whole["x"] = jnp.asarray(whole["x"], dtype)
   shardings = parallel.shard_params(jax.eval_shape(functools.partial(boxed, moe)), mesh)
   run = parallel.over_batch(
     functools.partial(outputs, moe),
@@ -119,9 +119,15 @@ def compiled(kind: str, **sizes: int):
   )
   arguments = (
     jax.device_put(drawn(moe), shardings),
-    jax.device_put(rows(), parallel.batch_sharding(mesh)),
+    jax.device_put(whole, parallel.batch_sharding(mesh)),
   )
-  return jax.jit(run).lower(*arguments).compile(), arguments
+  return jax.jit(run).lower(*arguments), arguments
+
+
+@functools.cache
+def compiled(kind: str, **sizes: int):
+  made, arguments = lowered(kind, **sizes)
+  return made.compile(), arguments
 
 
 def close(path, got, want):
@@ -169,6 +175,21 @@ def test_tokens_travel_and_kernels_stay():
       shapes = line.split(" all-gather(")[0]
       assert not re.search(r"\[8,\d+,\d+\]", shapes), f"a kernel of all experts: {line}"
       assert "top_k" not in line, f"a device routes the rows it has: {line}"
+
+
+@pytest.mark.parametrize("kind", ["dropless", "capacity"])
+def test_gradients_of_answers_travel_in_the_tokens_type_and_to_experts_alone(kind):
+  text = lowered(kind, jnp.bfloat16, **THREE_WAYS)[0].as_text()
+
+  def moved(op: str) -> list[str]:
+    """Types of the tokens or answers that it carries."""
+    made = re.findall(rf"stablehlo\.{op}.*?-> tensor<([^>]*)>", text, re.DOTALL)
+    return sorted(each.split("x")[-1] for each in made if re.fullmatch(rf"\d+x{D}x[a-z]+\d+", each))
+
+  if kind == "dropless":  # slots are exchanged by all-to-alls
+    assert moved("all_gather") == ["bf16", "bf16"]  # tokens, and gradients of answers
+    assert moved("reduce_scatter") == ["bf16", "f32"]  # gradients of tokens, and answers
+  assert moved("all_reduce") == ["f32"]  # answers over the parts of the width
 
 
 def test_no_array_has_a_row_for_every_pair_of_an_exchange():

@@ -6,6 +6,7 @@ manual already: nothing is split (`kernels_pallas.shards`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,25 @@ class Exchange:
     return jax.lax.psum_scatter(y_T, self.expert, tiled=True)
 
   def summed(self, y_T: Array) -> Array:
-    """Over the parts of the experts' width."""
-    return y_T if self.tensor is None else jax.lax.psum(y_T, self.tensor)
+    """Over the parts of the experts' width, for `run` to return: gradients are not exchanged."""
+    return y_T if self.tensor is None else _summed(self, y_T)
+
+  def sum_of_equals(self, y_T: Array) -> Array:
+    """As `summed`, of what is the same on all that have a part, as gradients of its results are."""
+    return y_T if self.tensor is None else jax.lax.axis_size(self.tensor) * y_T
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(over: Exchange, y_T: Array) -> Array:
+  return jax.lax.psum(y_T, over.tensor)
+
+
+# What `run` returns is whole on devices that differ in the tensor axis alone, so they get the same
+# gradients of it: an n-th each.
+_summed.defvjp(
+  lambda over, y_T: (_summed(over, y_T), None),
+  lambda over, _, dy_T: (over.sum_of_equals(dy_T),),
+)
 
 
 ALONE = Exchange()

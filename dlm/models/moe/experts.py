@@ -72,8 +72,7 @@ def apply_experts(
   chosen_P = jnp.where((chosen_P >= 0) & (chosen_P < count), chosen_P, count)
   pairs = _sorted(routing._replace(chosen_P=chosen_P), count)
   share = len(chosen_P) // over.devices()
-  sums_TxD = _by_shares(activation, share, over.gathered(x_TxD), pairs, experts)
-  return over.summed(over.scattered(sums_TxD)).astype(x_TxD.dtype)
+  return _by_shares(activation, share, over, over.gathered(x_TxD), pairs, experts)
 
 
 class _Pairs(NamedTuple):
@@ -105,36 +104,50 @@ def _products(
 
 # All pairs may be one device's, but arrays of so many rows would not fit beside a large model: an
 # even share of them is computed at a time. A gradient of its own, as a loop of any number of turns
-# has none; it computes the products again.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+# has none; it computes the products again. The way back to the tokens' devices is a part of it:
+# sums travel in float32, but their gradients in the tokens' type, as they come.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _by_shares(
-  activation: Callable[[Array], Array], share: int, x_TxD: Array, pairs: _Pairs, experts: Experts
+  activation: Callable[[Array], Array],
+  share: int,
+  over: Exchange,
+  x_TxD: Array,
+  pairs: _Pairs,
+  experts: Experts,
 ) -> Array:
-  """float32 sums over the pairs of `experts`, `share` of them at a time: as many as there are."""
+  """Sums over the pairs of all experts, for the tokens of this device.
+
+  Args:
+    share: pairs that are computed at a time, in as many turns as there are pairs.
+    x_TxD, pairs: tokens of all devices that exchange, and pairs with `experts`.
+  """
 
   def turn(i: Array, sums_TxD: Array) -> Array:
     token_C, gates_C, load_E = _share_of(pairs, i, share)
     y_CxD = _weighted(activation, x_TxD[token_C], gates_C, experts, load_E)
     return sums_TxD.at[token_C].add(y_CxD)
 
-  return jax.lax.fori_loop(0, _turns(pairs, share), turn, jnp.zeros(x_TxD.shape, jnp.float32))
+  sums_TxD = jnp.zeros(x_TxD.shape, jnp.float32)
+  sums_TxD = jax.lax.fori_loop(0, _turns(pairs, share), turn, sums_TxD)
+  return over.summed(over.scattered(sums_TxD)).astype(x_TxD.dtype)
 
 
-def _by_shares_forward(activation, share, x_TxD, pairs, experts) -> tuple[Array, tuple]:
-  return _by_shares(activation, share, x_TxD, pairs, experts), (x_TxD, pairs, experts)
+def _by_shares_forward(activation, share, over, x_TxD, pairs, experts) -> tuple[Array, tuple]:
+  return _by_shares(activation, share, over, x_TxD, pairs, experts), (x_TxD, pairs, experts)
 
 
 def _by_shares_backward(
-  activation: Callable[[Array], Array], share: int, kept: tuple, dy_TxD: Array
+  activation: Callable[[Array], Array], share: int, over: Exchange, kept: tuple, dy_TxD: Array
 ) -> tuple[Array, _Pairs, Experts]:
   x_TxD, pairs, experts = kept
-  weighted = functools.partial(_weighted, activation)
+  weighted, dy_TxD = functools.partial(_weighted, activation), over.gathered(dy_TxD)
 
   def turn(i: Array, sums: tuple[Array, Array, Experts]) -> tuple[Array, Array, Experts]:
     dx_TxD, dgates_P, dexperts = sums
     token_C, gates_C, load_E = _share_of(pairs, i, share)
     _, gradient = jax.vjp(weighted, x_TxD[token_C], gates_C, experts, load_E)
-    dx_CxD, dgates_C, own, _ = gradient(dy_TxD[token_C])
+    dy_CxD = over.sum_of_equals(dy_TxD[token_C].astype(jnp.float32))
+    dx_CxD, dgates_C, own, _ = gradient(dy_CxD)
     dx_TxD = dx_TxD.at[token_C].add(dx_CxD.astype(jnp.float32))
     dgates_P = jax.lax.dynamic_update_slice_in_dim(dgates_P, dgates_C, i * share, 0)
     return dx_TxD, dgates_P, jax.tree.map(jnp.add, dexperts, own)
