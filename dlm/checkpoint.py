@@ -11,6 +11,7 @@ none is read.
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import shutil
@@ -31,6 +32,7 @@ from dlm.workdir import CheckpointError
 STEPS, DAMAGED = "checkpoints", "damaged"
 STATE, META, LOSS = "state", "meta/metadata", "metrics/metrics"  # of a step, as orbax writes them
 READERS_END = 0.5  # seconds
+READ = 2**30  # bytes of parameters read at a time, or one leaf that has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +213,7 @@ def restore_params(
   steps = _steps(pathlib.Path(directory).absolute() / STEPS)
   step = _chosen(steps, which)
   with _readable(steps[step]) as path:
-    handler = ocp.PyTreeCheckpointHandler()
-    trees = handler.metadata(path / STATE).tree
+    trees = ocp.PyTreeCheckpointHandler().metadata(path / STATE).tree
     item = "ema" if trees.get("ema") else "params"
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved, own = dict(trees[item]), {}
@@ -225,6 +226,9 @@ def restore_params(
     target = {item: jax.tree.map(_target, saved, shardings)}
     if objective:
       target[item] |= jax.tree.map(lambda leaf: _target(leaf, here), own)
+    # orbax holds what it reads twice till it is on its device, by default all leaves at once.
+    largest = max(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(target))
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(largest + 1, READ) / 1e9)
     restored = handler.restore(
       path / STATE,
       args=ocp.args.PyTreeRestore(

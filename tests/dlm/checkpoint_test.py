@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import struct
 
@@ -257,6 +258,23 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_read(tmp_path, mon
   message = "checkpoints/0 cannot be restored: params/norm/scale is not finite"
   with pytest.raises(CheckpointError, match=message):
     checkpoint.restore_params(tmp_path)
+
+
+def test_parameters_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+  """Each is in memory twice while it is read."""
+  params = {"a": jnp.ones((8, 32)), "b": jnp.ones((64, 32)), "c": jnp.ones((16, 32))}
+  checkpoint.save_params(tmp_path, 0, params, {})
+  limits, handler = [], ocp.PyTreeCheckpointHandler
+
+  def limited(**options):
+    limits.append(options.get("restore_concurrent_gb"))
+    return handler(**options)
+
+  monkeypatch.setattr(ocp, "PyTreeCheckpointHandler", limited)
+  monkeypatch.setattr(checkpoint, "READ", 1000)
+  restored, _ = checkpoint.restore_params(tmp_path)  # orbax refuses a leaf beyond the limit
+  assert limits[-1] == pytest.approx((64 * 32 * 4 + 1) / 1e9)
+  jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 
 def test_full_disk_is_one_sentence_that_names_the_folder(tmp_path, monkeypatch):

@@ -52,9 +52,18 @@ def test_memory_is_that_of_a_piece():
   assert needs.memory_analysis().temp_size_in_bytes <= 2 * 4 * checksums.PIECE
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_memory_is_taken_to_see_whether_all_is_finite(dtype):
+  leaf = jax.ShapeDtypeStruct((1024, 2048), dtype)
+  needs = checksums._all_finite.lower(leaf).compile().memory_analysis()
+  assert needs.temp_size_in_bytes < 1024
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_first_leaf_that_is_not_finite_is_named(dtype, value):
+@pytest.mark.parametrize("few", [checksums.FEW, -1])  # by the host, by a program
+def test_first_leaf_that_is_not_finite_is_named(monkeypatch, dtype, value, few):
+  monkeypatch.setattr(checksums, "FEW", few)
   good = jnp.arange(60).reshape(4, 3, 5).astype(dtype)
   bad = good.at[3, 2, 4].set(value)
   count = jnp.arange(3)
