@@ -190,17 +190,24 @@ def _layers(
   sharding: jax.sharding.Sharding,
 ) -> quantised.Codes:
   """A stack of kernels as codes, layer by layer: the numbers of more are never there at once."""
-  made = []
-  for layer in range(shape[0]):
-    own = [dataclasses.replace(part, at=(0, *part.at[1:])) for part in parts if part.at[0] == layer]
-    made.append(read(own, (1, *shape[1:]), sharding))
   path = tuple(parts[0].path.split("/"))
   shapes = jax.eval_shape(functools.partial(kept, path), jax.ShapeDtypeStruct(shape, jnp.float32))
-  return jax.jit(_joined, out_shardings=quantised.of_codes(path, shapes, sharding))(made)
+  stack = _empty(shapes, quantised.of_codes(path, shapes, sharding))
+  for layer in range(shape[0]):
+    own = [dataclasses.replace(part, at=(0, *part.at[1:])) for part in parts if part.at[0] == layer]
+    stack = _with_layer(stack, read(own, (1, *shape[1:]), sharding), layer)
+  return stack
 
 
-def _joined(layers: list[quantised.Codes]) -> quantised.Codes:
-  return jax.tree.map(lambda *own: jnp.concatenate(own), *layers)
+def _empty(shapes: quantised.Codes, shardings: quantised.Codes) -> quantised.Codes:
+  make = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+  return jax.jit(make, out_shardings=shardings)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: quantised.Codes, own: quantised.Codes, layer: Array) -> quantised.Codes:
+  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=layer, axis=0)
+  return jax.tree.map(put, stack, own)
 
 
 def _kept(
