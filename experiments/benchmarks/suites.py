@@ -41,5 +41,6 @@ SUITES = {
   "correct": correct.run,
   "large_sampling": large.sampling,
   "large_training": large.update,
+  "large_weights": weights.large,
 }
 SIZES = ("tiny", "default")

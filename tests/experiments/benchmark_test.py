@@ -43,6 +43,7 @@ RATIOS = {
   "correct": ["error / allowed"] * 4,
   "large_sampling": ["of roofline"],
   "large_training": ["share of peak"],
+  "large_weights": ["memory / parameters"],
   "products": ["speed-up"],
   "rollouts": ["speed-up"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
