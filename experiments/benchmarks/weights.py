@@ -1,9 +1,10 @@
 """Weights: memory and time to read a checkpoint in Hugging Face layout, ours and transformers'.
 
-A random Qwen3 in bfloat16, all layers alike, is written by our exporter to a temporary folder;
-every measurement is a process of its own, on files that the system has just written and therefore
-holds in memory, if it can. transformers is run by the interpreter that TRANSFORMERS_PYTHON names
-(default: this one), where torch and transformers are installed; else its row says so.
+A Qwen3 of random numbers in bfloat16, all layers alike, is written by our exporter to a temporary
+folder; every measurement is a process of its own, on files that the system has just written and
+therefore holds in memory, if it can. transformers is run by the interpreter that
+TRANSFORMERS_PYTHON names (default: this one), where torch and transformers are installed; else its
+row says so.
 
 `large_weights`: Qwen3-8B's shape, 16.4 GB on disk, in 4 bits into a folder, and that folder read.
 Where there is no room for it, its row says so.
@@ -63,7 +64,7 @@ FORMAT = "int4g128"
 # The exporter writes one layer, and files of more are made of it, four to each.
 WRITE = """
 import json, pathlib, sys
-import jax, jax.numpy as jnp
+import flax.linen as nn, jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from dlm import data, masks, weights
@@ -72,8 +73,9 @@ from dlm.models import ModelConfig, bind
 
 folder, fields = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 model = ModelConfig(**fields | {"layers": 1})
-init = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), bind(model).init(key))
-params = jax.jit(init)(jax.random.key(0))
+drawn = np.random.default_rng(0).normal(size=2**20, scale=0.02).astype(ml_dtypes.bfloat16)
+shapes = nn.unbox(bind(model).abstract())
+params = jax.tree.map(lambda leaf: jnp.asarray(np.resize(drawn, leaf.shape)), shapes)
 facts = ModelFacts(None, (0,), 0, 1, masks.Causal(), vocab=model.vocab, length=4096)
 weights.export(folder, "qwen3", model, params, facts=facts)
 data.train_bpe(["a"], 300).save(folder)
