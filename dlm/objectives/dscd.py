@@ -12,8 +12,6 @@ from dlm.objectives.divergence import Divergence
 from dlm.objectives.objective import Objective
 from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, LossSum, Noisy, Params
 
-FEW, SHORT = 10, 20  # answers of at most, of fewer than so many tokens
-
 
 @dataclasses.dataclass(frozen=True)
 class Dscd(Objective):
@@ -31,6 +29,8 @@ class Dscd(Objective):
     updates: over which w falls along a cosine, after the share `warmup` of them; 0: w stays the
       first.
     most: nats.
+    short: of answers of at most so many tokens the student has 2 masks and the teacher 1, as in the
+      authors' code; of fewer than the second number the student's share is at most a half.
   """
 
   mask_id: int
@@ -40,6 +40,7 @@ class Dscd(Objective):
   updates: int = 0
   warmup: float = 0.1
   most: float = 5.0
+  short: tuple[int, int] = (10, 20)
   taught = True
   tellable = True
   own_fields = ("weights", "updates", "warmup", "most")
@@ -58,6 +59,8 @@ class Dscd(Objective):
       raise ValueError(f"Dscd: warmup={self.warmup} must lie in [0, 1)")
     if not self.most > 0:
       raise ValueError(f"Dscd: most={self.most} must be positive")
+    if not all(n >= 0 for n in self.short):
+      raise ValueError(f"Dscd: short={self.short} must not be negative")
 
   def weight_at(self, step: Array) -> Array:
     """w of an update."""
@@ -99,16 +102,16 @@ class Dscd(Objective):
     }
     return noisy.replace(extra=extra)
 
-  @staticmethod
-  def counts(u_Bx2: Array, n_B: Array) -> tuple[Array, Array]:
+  def counts(self, u_Bx2: Array, n_B: Array) -> tuple[Array, Array]:
     """Masked tokens of answers of n tokens, the student's and the teacher's, [B] each."""
+    few, short = self.short
     share_B = 0.4 + 0.5 * u_Bx2[:, 0]
     nearer_B = jnp.clip(share_B * (0.3 + 0.4 * u_Bx2[:, 1]), 0.1, 0.6)
-    share_B = jnp.where(n_B < SHORT, jnp.minimum(share_B, 0.5), share_B)
+    share_B = jnp.where(n_B < short, jnp.minimum(share_B, 0.5), share_B)
     least_B = jnp.maximum(2, -(-n_B // 10))
     many_B = jnp.maximum(jnp.floor(n_B * share_B).astype(jnp.int32), least_B)
     few_B = jnp.minimum(jnp.floor(n_B * nearer_B).astype(jnp.int32), many_B)
-    many_B, few_B = jnp.where(n_B <= FEW, 2, many_B), jnp.where(n_B <= FEW, 1, few_B)
+    many_B, few_B = jnp.where(n_B <= few, 2, many_B), jnp.where(n_B <= few, 1, few_B)
     return jnp.minimum(many_B, n_B), jnp.minimum(few_B, n_B)
 
   def parts(

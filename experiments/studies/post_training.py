@@ -1,14 +1,16 @@
-"""What post-training gains: tokens a forward by d3LLM's distillation, and by LightningRL's reward.
+"""What post-training gains in tokens a forward: four distillations, and LightningRL's reward.
 
     make demo
     python -m experiments.studies.post_training --seeds=3
 
 The demo's model begins with two more tasks, and is stopped while it is right more often than it is
-sure. From there, seed by seed: distilled, it learns from its own right answers, written one token a
-forward, in the order in which it wrote them (arXiv 2601.07568); rewarded, it answers and learns
-from accuracy and tokens per forward (2603.13319); further, it is trained on the data for as many
-updates as distilled. All held-out lists are asked. Writes post_training.json. The same command goes
-on where it was stopped, and does nothing twice.
+sure. From there, seed by seed, 100 updates of each distillation. Two learn from the model's own
+right answers, written one token a forward: d3LLM (arXiv 2601.07568) in the order in which it wrote
+them, dParallel (czg1225/dParallel) under random masks. Two have the model as it was for a teacher
+and read the data: DSCD (2601.02236), and SDTT (jdeschena/sdtt) in two rounds. Beside them, further
+is trained on the data for as many updates, and rewarded answers and learns from accuracy and tokens
+per forward (2603.13319). All held-out lists are asked. Writes post_training.json. The same command
+goes on where it was stopped, and does nothing twice.
 """
 
 import dataclasses
@@ -45,18 +47,49 @@ SPEEDS = ("one", "0.95", "0.9", "0.8", "0.6")  # a token a forward, and threshol
 POINTS = 1.0  # of accuracy that a faster setting may lose
 
 ONCE = ("eval.every=0", "checkpoint.every=0", "checkpoint.keep_last=1", "checkpoint.keep_best=0")
-DEMO, D3LLM = "configs/train/demo.py", "configs/train/d3llm.py"
-STAGES = {  # config, updates, and what differs from it
-  "begun": (DEMO, 60, ("batch=64", "optimizer.lr=1e-3", "optimizer.warmup=10")),
-  "distilled": (
-    D3LLM,
-    100,
-    ("batch=32", "objective.sizes=(8,)", "objective.noise=(0.0,1.0)", "objective.updates=100"),
+ANSWERED, DATA = "answered", "data"  # what rows are: the model's own right answers, or new lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A run of the study."""
+
+  config: str
+  updates: int
+  fields: tuple[str, ...]  # what differs from the config
+  rows: str = DATA
+  after: str = "begun"  # the stage that it starts from, and whose model teaches it
+
+
+ON = ("optimizer.lr=1e-3", "optimizer.warmup=20")
+# Every update of a distillation and of `further` predicts masks of 64 rows: of d3LLM and dParallel
+# 32 in two views. A block is the whole answer.
+STAGES = {
+  "begun": Stage(
+    "configs/train/demo.py", 60, ("batch=64", "optimizer.lr=1e-3", "optimizer.warmup=10"), after=""
   ),
-  "further": (DEMO, 100, ("batch=64", "optimizer.lr=1e-3", "optimizer.warmup=20")),
+  "dscd": Stage(
+    "configs/train/dscd.py",
+    100,
+    (*ON, "batch=64", "data.length=24", "objective.updates=100"),
+  ),
+  "dparallel": Stage(
+    "configs/train/dparallel.py", 100, (*ON, "batch=32", "objective.size=None"), ANSWERED
+  ),
+  "sdtt": Stage("configs/train/sdtt.py", 50, (*ON, "batch=64", "objective.dt=0.125")),
+  "sdtt_2": Stage(
+    "configs/train/sdtt.py", 50, (*ON, "batch=64", "objective.dt=0.25"), after="sdtt"
+  ),
+  "further": Stage("configs/train/demo.py", 100, (*ON, "batch=64")),
+  "d3llm": Stage(
+    "configs/train/d3llm.py",
+    100,
+    (*ON, "batch=32", "objective.sizes=(8,)", "objective.noise=(0.0,1.0)", "objective.updates=100"),
+    ANSWERED,
+  ),
   # The paper's two rewards. Not its estimate, which sees a block all masked and no other way, and
   # not its filter of groups, which leaves a fifth of these: BENCHMARKS.md says what they do here.
-  "rewarded": (
+  "rewarded": Stage(
     "configs/train/rl.py:lightning",
     24,
     (
@@ -131,14 +164,14 @@ class Study:
     self.folder = folder
     self.samplers: list[Setting] = []  # of the model that all start from: each compiles once
 
-  def run(self, stage: str, seed: int, start: str, data: tuple[tuple, ...]) -> Asked:
+  def run(self, stage: str, seed: int) -> Asked:
     """Trains and asks, or goes on with that, or finds it done."""
-    folder, told = self.folder / f"{stage}-{seed}", self.folder / f"{stage}-{seed}.json"
+    folder, told = self.of(stage, seed), self.folder / f"{stage}-{seed}.json"
     if told.exists():
       record = json.loads(told.read_text())
       return Asked(**record | {"points": [CurvePoint(**point) for point in record["points"]]})
     print(f"\n{folder}", flush=True)
-    began, trained = time.process_time(), self.built(stage, seed, start, data)
+    began, trained = time.process_time(), self.built(stage, seed)
     state = train.train(trained, folder)
     if int(state.step) < trained.run.steps:
       sys.exit(0)
@@ -152,11 +185,22 @@ class Study:
     print(f"{parallelism.table(points)}\n{seconds:.0f} s of CPU", flush=True)
     return found
 
-  def built(self, stage: str, seed: int, start: str, data: tuple[tuple, ...]) -> build.Training:
-    path, updates, fields = STAGES[stage]
-    run = build.RunConfig.read(path, (*ONCE, *fields, f"steps={updates}"))
-    rows = dataclasses.replace(run.data, sources=data)
-    return build.everything(dataclasses.replace(run, seed=seed, init_from=start, data=rows))
+  def of(self, stage: str, seed: int) -> pathlib.Path:
+    return self.folder / f"{stage}-{seed}"
+
+  def built(self, stage: str, seed: int) -> build.Training:
+    of = STAGES[stage]
+    run = build.RunConfig.read(of.config, (*ONCE, *of.fields, f"steps={of.updates}"))
+    start = self.start(of.after, seed)
+    rows = self.traces(start) if of.rows == ANSWERED else sources()
+    data = dataclasses.replace(run.data, sources=rows)
+    return build.everything(dataclasses.replace(run, seed=seed, init_from=start, data=data))
+
+  def start(self, after: str, seed: int) -> str:
+    """The model that a stage starts from: one for all seeds, or a stage's of this seed."""
+    if not after:
+      return str(pathlib.Path(MODEL.value))
+    return str(self.of(after, seed if STAGES[after].after else 0))
 
   def traces(self, teacher: str) -> tuple[tuple, ...]:
     """The source of what the teacher writes, one token a forward; wrong answers are left out."""
@@ -218,15 +262,10 @@ def main() -> None:
   folder = pathlib.Path(WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
   study = Study(folder)
-  begun = study.run("begun", 0, str(pathlib.Path(MODEL.value)), sources())
-  start = str(folder / "begun-0")
+  begun = study.run("begun", 0)
   runs, rows = [begun], []
-  for stage, data in (
-    ("distilled", study.traces(start)),
-    ("rewarded", sources()),
-    ("further", sources()),
-  ):
-    after = [study.run(stage, seed, start, data) for seed in range(1, SEEDS.value + 1)]
+  for stage in list(STAGES)[1:]:
+    after = [study.run(stage, seed) for seed in range(1, SEEDS.value + 1)]
     told = comparisons(begun, after)
     for row in told:
       print("\n" + "\n".join(f"{name:15} {value}" for name, value in row.items()), flush=True)
