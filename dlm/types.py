@@ -107,11 +107,14 @@ class CacheFormat:
 
   Args:
     bits: 8: a scale for each token and head; 2 or 4: as KIVI has them.
-    group: slots that are written together, the first at a multiple of it; of 8 bits 1.
+    group: slots that are coded together, the first at a multiple of it; of 8 bits 1.
+    recent: KIVI's residual: so many slots are kept as they are computed, until their group is whole
+      and final; 0: groups are written whole by one forward.
   """
 
   bits: int
   group: int = 1
+  recent: int = 0
 
 
 @struct.dataclass
@@ -120,7 +123,8 @@ class KVCache:
 
   An empty slot (`filled` False) is never attended to, whatever it holds. With a `choice` a slot
   holds any position, another in each layer. Of a `CacheFormat`, keys and values are
-  `models.packed.Packed` that stand for such arrays: all leaves lead with [Y, B].
+  `models.packed.Packed` that stand for such arrays: all leaves lead with [Y, B]. Of one with a
+  residual, slots before `coded` are read from their codes, the `recent` from there on from it.
 
   `read`: False: the window is all there is of its rows. It is written to the cache and attends to
   nothing else; of other rows nothing may be asked.
@@ -131,6 +135,7 @@ class KVCache:
   filled_BxS: Array
   drafts: "KVCache | None" = None  # of a second model, that drafts: what it keeps of the same text
   ring: Ring | None = None  # of sliding layers, which the arrays above then leave out
+  coded_B: Array | None = None  # a multiple of the format's group; None: there is no residual
   choice: Choice | None = struct.field(pytree_node=False, default=None)
   read: bool = struct.field(pytree_node=False, default=True)
 
@@ -173,6 +178,7 @@ class Denoiser(Protocol):
     soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
+    final_B: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
     taps: tuple[int, ...] = (),
@@ -185,6 +191,8 @@ class Denoiser(Protocol):
 
     With a cache the window attends to filled slots outside itself and to itself; the returned cache
     holds the window's keys where `write`, and is otherwise unchanged.
+    `final`: of a cache with a residual: slots before this are written for good by then, and those
+    of whole groups are coded; what is written lies less than the residual behind these.
     """
     ...
 

@@ -232,11 +232,6 @@ def sampling(
     else _drafter(*drafter, model, facts, policy, own.implementation),
   )
   if sampler.kept is not None:
-    if sampler.kept.group > 1 and plan.packs == "blocks" and own.align != "canvas":
-      raise ValueError(
-        f"cache_format={own.cache_format!r} codes slots in groups from the canvas's start, where "
-        f"align={own.align!r} cuts blocks elsewhere: use 'int8'"
-      )
     jax.eval_shape(lambda: served.empty_cache(1, 1, sampler.kept))  # refuses what does not fit
   return sampler, own
 

@@ -26,6 +26,7 @@ class Shared:
   live_BxW: Array  # bool: real tokens, not padding
   gate_BxW: Array | None  # bool: where gated adapters act; None: there are none
   offer: cache.Offer | None = None  # to a sparse cache, which has no `target`
+  coding: tuple[Array, Array] | None = None  # slots before this are codes: now, and after it
   tap_Y: Array | None = None  # which of the tapped layers each is; one past them: none; see `tap`
   reads: bool = struct.field(pytree_node=False, default=True)  # False: what is stored is not seen
 
@@ -75,7 +76,7 @@ class Attention(nn.Module):
 
     parts = [Part(k_BxWxKxH, v_BxWxKxH)]
     if stored is not None and shared.reads:
-      parts.append(cache.part(stored, layer))
+      parts += cache.parts(stored, layer)
     shape = (cfg.heads, cfg.head_dim, cfg.width)
     names = ("heads", "head_dim", "embed")
     out = Einsum(
@@ -88,7 +89,8 @@ class Attention(nn.Module):
       # the slots depend on the output, by a comparison that is never true.
       nowhere = stored[0].shape[2]
       target_BxW = jnp.where(y_BxWxD[:, :, 0] > jnp.inf, nowhere, shared.target_BxW)
-      stored = cache.put(stored, (k_BxWxKxH, v_BxWxKxH), layer, target_BxW)
+      new = k_BxWxKxH, v_BxWxKxH
+      stored = cache.put(stored, new, layer, target_BxW, shared.coding)
     if shared.offer is not None:
       batch = len(y_BxWxD)
       keeps_B = shared.offer.offered_BxW.any(1) & ~(y_BxWxD[:, 0, 0] > jnp.inf)  # as above

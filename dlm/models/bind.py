@@ -37,14 +37,15 @@ class Model:
     soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
+    final_B: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
     taps: tuple[int, ...] = (),
   ) -> ModelOutput:
     """`params`: as `init` makes them, or as `dlm.models.apart` holds them.
 
-    ValueError: a model that reads noise levels without `time`, `write` without a cache, taps that
-    are no layers.
+    ValueError: a model that reads noise levels without `time`, `write` without a cache or, of one
+    with a residual, without `final`; taps that are no layers.
     """
     if any(not 0 <= layer < self.config.layers for layer in taps):
       raise ValueError(f"{taps=} must lie in 0..{self.config.layers - 1}: the model's layers")
@@ -58,6 +59,10 @@ class Model:
       raise ValueError("model.lora.gated=True needs model.lora.mask_id: where the adapters act")
     if write_BxW is not None and cache is None:
       raise ValueError("write_BxW asks to store keys, but cache is None")
+    if write_BxW is not None and (cache.coded_B is None) != (final_B is None):
+      raise ValueError(
+        "final_B goes with a cache that has a residual: it says which of its keys stay as they are"
+      )
     if place_BxW is not None and self.config.gemma is not None:
       raise ValueError(
         "a ring of keys holds them by slot, so a model with gemma takes no place_BxW"
@@ -71,6 +76,7 @@ class Model:
       soft_BxWxD=soft_BxWxD,
       cache=cache,
       write_BxW=write_BxW,
+      final_B=final_B,
       ask_BxA=ask_BxA,
       place_BxW=place_BxW,
       taps=taps,

@@ -29,14 +29,33 @@ def empty(
     jnp.zeros(shape, dtype) if format is None else packed.empty(format, values=values, **sizes)
     for values in (False, True)
   )
-  return KVCache(k, v, filled_BxS=jnp.zeros((batch, slots), bool))
+  coded_B = jnp.zeros(batch, jnp.int32) if format is not None and format.recent else None
+  return KVCache(k, v, filled_BxS=jnp.zeros((batch, slots), bool), coded_B=coded_B)
 
 
-def part(stored: Stored, layer: Array) -> Part:
-  """A layer's keys and values, for attention: where they are, or read into arrays of their own."""
-  if isinstance(stored[0], Packed):
-    return Part(*(each.read(layer) for each in stored))
-  return Part(*stored, layer)
+def parts(stored: Stored, layer: Array) -> list[Part]:
+  """A layer's keys and values, for attention: where they are, or read into arrays of their own.
+
+  With a residual those of its slots come last, as `recent_slots` has them.
+  """
+  if not isinstance(stored[0], Packed):
+    return [Part(*stored, layer)]
+  found = [Part(*(each.read(layer) for each in stored))]
+  if stored[0].recent is not None:
+    found.append(Part(*(each.recent for each in stored), layer))
+  return found
+
+
+def recent_slots(cache: KVCache) -> Array:
+  """Int [B, R]: the slot that each place of a residual is for; some lie past the canvas's end."""
+  first_Bx1, places = cache.coded_B[:, None], cache.k_YxBxSxKxH.format.recent
+  return first_Bx1 + (jnp.arange(places)[None, :] - first_Bx1) % places
+
+
+def coded_to(cache: KVCache, final_B: Array) -> Array:
+  """Slots before this are codes once what comes before `final` is written: whole groups alone."""
+  group = cache.k_YxBxSxKxH.format.group
+  return jnp.maximum(cache.coded_B, final_B // group * group)
 
 
 def ring(
@@ -68,16 +87,25 @@ def held(slot_BxS: Array, target_BxW: Array, slot_BxW: Array) -> Array:
   return slot_BxS.at[row_Bx1, target_BxW].set(slot_BxW, mode="drop")
 
 
-def put(stored: Stored, new: Stored, layer: Array, target_BxW: Array) -> Stored:
+def put(
+  stored: Stored,
+  new: Stored,
+  layer: Array,
+  target_BxW: Array,
+  coding: tuple[Array, Array] | None = None,
+) -> Stored:
   """A layer's new keys and values [B, W, K, H] in their slots; all else stays, bit for bit.
 
   One scatter a tensor, so that a donated or looped cache is updated in place.
+
+  Args:
+    coding: of a residual: what comes before the first is codes, and before the second is after it.
   """
   row_Bx1 = jnp.arange(target_BxW.shape[0])[:, None]
 
   def one(store_YxBxSxKxH: Array | Packed, new_BxWxKxH: Array) -> Array | Packed:
     if isinstance(store_YxBxSxKxH, Packed):
-      return store_YxBxSxKxH.put(new_BxWxKxH, layer, target_BxW)
+      return store_YxBxSxKxH.put(new_BxWxKxH, layer, target_BxW, coding)
     own = new_BxWxKxH.astype(store_YxBxSxKxH.dtype)
     return store_YxBxSxKxH.at[layer, row_Bx1, target_BxW].set(own, mode="drop")
 

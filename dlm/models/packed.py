@@ -2,13 +2,14 @@
 
 Of 2 and 4 bits: code = round((x - zero) / scale) with halves to even, zero = min x, scale =
 (max x - min x) / (2^bits - 1). Keys share these by channel, over a group of tokens; values by
-token, over a group of channels. A group of tokens is written whole, by one forward, and never from
-what was read back: so no error grows. Of 8 bits each token and head has a scale, max |x| / 127.
+token, over a group of channels. A group of tokens is coded whole, and never from what was read back
+from codes: so no error grows. Of 8 bits each token and head has a scale, max |x| / 127.
 
-What a forward computes itself it sees as it is; the rest it reads as it was kept. KIVI's residual,
-the newest tokens that wait at full precision for their group, has no place here: a block is
-computed anew until it is committed, and then its groups are whole. A row's codes owe nothing to the
-other rows.
+What a forward computes itself it sees as it is; the rest it reads as it was kept. Where forwards
+write whole groups, what they write is coded at once. Where they write less, the newest tokens wait
+at full precision until their group is whole and final: KIVI's residual, which the forward that
+makes it whole still reads as it is. A group's codes are those of all of it at once, whoever brought
+its tokens when; values wait with their keys. A row's codes owe nothing to the other rows.
 """
 
 import math
@@ -32,6 +33,7 @@ class Packed:
   code: Array  # [Y, B, C, words, K, H]: of a group's slots the first is in the lowest bits
   scale: Array  # of 8 bits and of values [Y, B, C, slots of a group, K * groups of channels]; of
   zero: Array | None  # keys [Y, B, C, 1, K * H]; None: of 8 bits
+  recent: Array | None  # the residual [Y, B, R, K, H]: slot s at s modulo R; None: there is none
   format: CacheFormat = struct.field(pytree_node=False)
   values: bool = struct.field(pytree_node=False)
   slots: int = struct.field(pytree_node=False)
@@ -55,20 +57,69 @@ class Packed:
     zero = None if self.zero is None else own(self.zero)
     return _few_rows(wide, self.slots, own(self.code), own(self.scale), zero)
 
-  def put(self, new_BxWxKxH: Array, layer: Array, target_BxW: Array) -> "Packed":
+  def put(
+    self,
+    new_BxWxKxH: Array,
+    layer: Array,
+    target_BxW: Array,
+    coding: tuple[Array, Array] | None = None,
+  ) -> "Packed":
     """With a window's in the slots `target`; those that go nowhere: one past the last.
 
     A group of which any slot is written is written whole: its other slots hold nothing after that.
+
+    Args:
+      coding: with a residual, which this needs: slots before the first are codes. From there to the
+        second, a multiple of a group, all slots are in the window or in the residual, and are coded
+        now; what else is written goes to the residual, and lies less than that behind the second.
     """
+    width = target_BxW.shape[1]
+    if self.recent is not None:
+      return self._put_recent(new_BxWxKxH, layer, target_BxW, *coding)
 
     def narrow(new_BxWxKxH: Array, target_BxW: Array) -> tuple[Array | None, ...]:
       x, there, group_BxC = new_BxWxKxH[:, :, None], None, target_BxW
       if self.format.group > 1:
-        x, there, group_BxC = self._grouped(new_BxWxKxH, target_BxW)
+        first_Bx1 = target_BxW.min(1, keepdims=True) // self.format.group
+        count = min(-(-width // self.format.group), self.code.shape[2])
+        x, there = self._grouped(new_BxWxKxH, target_BxW, first_Bx1, count)
+        number_BxC = first_Bx1 + jnp.arange(count)[None, :]
+        group_BxC = jnp.where(there.any(2), number_BxC, self.code.shape[2])
       return group_BxC, *coded(self.format, self.values, x, there, self.scale.dtype)
 
-    width = target_BxW.shape[1]
-    group_BxC, code, scale, zero = _few_rows(narrow, width, new_BxWxKxH, target_BxW)
+    return self._with_groups(layer, *_few_rows(narrow, width, new_BxWxKxH, target_BxW))
+
+  def _put_recent(
+    self, new_BxWxKxH: Array, layer: Array, target_BxW: Array, from_B: Array, to_B: Array
+  ) -> "Packed":
+    batch, width = target_BxW.shape
+    (_, _, places, *_), size, groups = self.recent.shape, self.format.group, self.code.shape[2]
+    count = min((places + width) // size, groups)
+
+    def narrow(new, target_BxW, recent_BxRxKxH, from_B, to_B) -> tuple[Array | None, ...]:
+      first_Bx1 = from_B[:, None] // size
+      x, there = self._grouped(new, target_BxW, first_Bx1, count)
+      slot_BxT = from_B[:, None] + jnp.arange(count * size)[None, :]
+      held = jnp.take_along_axis(recent_BxRxKxH, (slot_BxT % places)[:, :, None, None], axis=1)
+      x = jnp.where(there[..., None, None], x, held.reshape(x.shape))
+      number_BxC = first_Bx1 + jnp.arange(count)[None, :]
+      group_BxC = jnp.where(number_BxC < to_B[:, None] // size, number_BxC, groups)
+      return group_BxC, *coded(self.format, self.values, x, None, self.scale.dtype)
+
+    recent_BxRxKxH = jax.lax.dynamic_index_in_dim(self.recent, layer, keepdims=False)
+    arrays = new_BxWxKxH, target_BxW, recent_BxRxKxH, from_B, to_B
+    group_BxC, code, scale, zero = _few_rows(narrow, width, *arrays)
+    waits_BxW = (target_BxW >= to_B[:, None]) & (target_BxW < self.slots)
+    place_BxW = jnp.where(waits_BxW, target_BxW % places, places)
+    row_Bx1 = jnp.arange(batch)[:, None]
+    own = new_BxWxKxH.astype(self.recent.dtype)
+    recent = self.recent.at[layer, row_Bx1, place_BxW].set(own, mode="drop")
+    return self._with_groups(layer, group_BxC, code, scale, zero).replace(recent=recent)
+
+  def _with_groups(
+    self, layer: Array, group_BxC: Array, code: Array, scale: Array, zero: Array | None
+  ) -> "Packed":
+    """With these at their numbers; a group that goes nowhere: one past the last."""
     row_Bx1 = jnp.arange(len(group_BxC))[:, None]
 
     def one(into: Array, own: Array) -> Array:
@@ -77,21 +128,20 @@ class Packed:
     zero = None if self.zero is None else one(self.zero, zero)
     return self.replace(code=one(self.code, code), scale=one(self.scale, scale), zero=zero)
 
-  def _grouped(self, new_BxWxKxH: Array, target_BxW: Array) -> tuple[Array, Array, Array]:
-    """The window [B, C, slots of a group, K, H], which of them there are, and where groups go."""
-    batch, width = target_BxW.shape
-    size, groups = self.format.group, self.code.shape[2]
-    count = min(-(-width // size), groups)
-    first_Bx1 = target_BxW.min(1, keepdims=True) // size
-    offset_BxW = jnp.where(target_BxW < self.slots, target_BxW - first_Bx1 * size, count * size)
+  def _grouped(
+    self, new_BxWxKxH: Array, target_BxW: Array, first_Bx1: Array, count: int
+  ) -> tuple[Array, Array]:
+    """The window in groups [B, C, slots of a group, K, H] from `first` on; which are in it."""
+    (batch, width), size = target_BxW.shape, self.format.group
+    offset_BxW = target_BxW - first_Bx1 * size
+    offset_BxW = jnp.where((offset_BxW < 0) | (target_BxW >= self.slots), count * size, offset_BxW)
     place_BxT = jnp.full((batch, count * size), width, jnp.int32)
     row_Bx1 = jnp.arange(batch)[:, None]
     place_BxT = place_BxT.at[row_Bx1, offset_BxW].set(jnp.arange(width)[None, :], mode="drop")
-    there_BxCxT = (place_BxT < width).reshape(batch, count, size)
     index_BxTx1x1 = jnp.minimum(place_BxT, width - 1)[:, :, None, None]
     x_BxTxKxH = jnp.take_along_axis(new_BxWxKxH, index_BxTx1x1, axis=1)
-    group_BxC = jnp.where(there_BxCxT.any(2), first_Bx1 + jnp.arange(count)[None, :], groups)
-    return x_BxTxKxH.reshape(batch, count, size, *x_BxTxKxH.shape[2:]), there_BxCxT, group_BxC
+    shape = batch, count, size
+    return x_BxTxKxH.reshape(*shape, *x_BxTxKxH.shape[2:]), (place_BxT < width).reshape(shape)
 
 
 def _few_rows(fn: Callable[..., Any], tokens: int, *arrays: Array | None) -> Any:
@@ -116,12 +166,15 @@ def empty(
   head_dim: int,
   dtype: jnp.dtype,
 ) -> Packed:
-  """Of so many slots; scales are of the model's type."""
+  """Of so many slots; scales, and what waits for its group, are of the model's type."""
   groups = -(-slots // format.group)
   x = jax.ShapeDtypeStruct((batch, groups, format.group, kv_heads, head_dim), dtype)
   shapes = jax.eval_shape(lambda x: coded(format, values, x, None, dtype), x)
   code, scale, zero = jax.tree.map(lambda s: jnp.zeros((layers, *s.shape), s.dtype), shapes)
-  return Packed(code, scale, zero, format, values, slots)
+  recent = None
+  if format.recent:
+    recent = jnp.zeros((layers, batch, format.recent, kv_heads, head_dim), dtype)
+  return Packed(code, scale, zero, recent, format, values, slots)
 
 
 def coded(

@@ -117,6 +117,7 @@ class Transformer(nn.Module):
     soft_BxWxD: Array | None = None,
     cache: KVCache | None = None,
     write_BxW: Array | None = None,
+    final_B: Array | None = None,
     ask_BxA: Array | None = None,
     place_BxW: Array | None = None,
     taps: tuple[int, ...] = (),
@@ -148,7 +149,7 @@ class Transformer(nn.Module):
     if cfg.gemma is not None:
       x_BxWxD, cache, tapped, facts = self._gemma_layers(x_BxWxD, tapped, *given)
     else:
-      shared = self._shared(cfg, *given)
+      shared = self._shared(cfg, *given, final_B=final_B)
       stored = None if cache is None else (cache.k_YxBxSxKxH, cache.v_YxBxSxKxH)
       kinds = shared
       if cfg.bert is not None:
@@ -161,6 +162,8 @@ class Transformer(nn.Module):
           filled_BxS = kv_cache.filled(cache.filled_BxS, shared.target_BxW)
         k, v = stored
         cache = cache.replace(k_YxBxSxKxH=k, v_YxBxSxKxH=v, filled_BxS=filled_BxS)
+        if shared.coding is not None:
+          cache = cache.replace(coded_B=shared.coding[1])
 
     if order_W is not None:
       x_BxWxD = collected(x_BxWxD)
@@ -198,6 +201,7 @@ class Transformer(nn.Module):
     write_BxW: Array | None,
     taps: tuple[int, ...],
     *,
+    final_B: Array | None = None,
     ring: bool = False,
   ) -> Shared:
     """`kind`: with the sizes of the layers; `ring`: of those whose keys are in the cache's ring."""
@@ -215,6 +219,9 @@ class Transformer(nn.Module):
       targets = kv_cache.ring_targets if ring else kv_cache.targets
       slots = (cache.ring.slot_BxS if ring else cache.filled_BxS).shape[1]
       target_BxW = targets(slot_BxW, write_BxW, slots)
+    coding = None
+    if write_BxW is not None and final_B is not None:
+      coding = cache.coded_B, kv_cache.coded_to(cache, final_B)
     rotated = cfg.gemma.rotated if cfg.gemma and not ring else 1.0
     dim = kind.rotary_dim or kind.head_dim
     return Shared(
@@ -222,6 +229,7 @@ class Transformer(nn.Module):
       query_scale_BxW=query_scale(slot_BxW, cfg.rope_scaling),
       sight=self._sight(kind, key_BxW, mask, cache, ring),
       target_BxW=target_BxW,
+      coding=coding,
       time_BxWxC=time_BxWxC,
       level_BxW=time_BxW if cfg.gemma or (cfg.moe and cfg.moe.reads_noise) else None,
       offer=offer,
@@ -272,6 +280,12 @@ class Transformer(nn.Module):
       if ring:
         slot_BxS = cache.ring.slot_BxS
         fresh_BxS = (slot_BxS >= 0) & jnp.take_along_axis(fresh_BxS, slot_BxS, axis=1)
+      if cache.coded_B is not None:
+        recent_BxS = kv_cache.recent_slots(cache)
+        keys.append(Keys(slot_BxS, fresh_BxS & (slot_BxS < cache.coded_B[:, None])))
+        there_BxS = jnp.minimum(recent_BxS, slots - 1)
+        fresh_BxS = jnp.take_along_axis(fresh_BxS, there_BxS, axis=1) & (recent_BxS < slots)
+        slot_BxS = there_BxS
       keys.append(Keys(slot_BxS, fresh_BxS))
     return self._prepared(kind, mask, keys)
 

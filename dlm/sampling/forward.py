@@ -224,15 +224,17 @@ def empty_cache(sampler: Sampler, rows: int, slots: int) -> KVCache:
   return sampler.denoise.empty_cache(rows, max(choice.kept(slots), 1)).replace(choice=choice)
 
 
-def _whole_groups(sampler: Sampler, ask: Ask) -> Array:
-  """Bool: slots that a cache in groups may be given: of a group all that it will hold, or none."""
+def _for_groups(sampler: Sampler, ask: Ask) -> Array:
+  """Bool: slots that a cache in groups may be given: none that it holds for good.
+
+  Without a residual they are all that a group will hold, or none of it.
+  """
   at, full_Bx1 = ask.at, ask.full_B[:, None]
   if sampler.plan.packs == "canvas":
     return jnp.broadcast_to(full_Bx1, at.inside_BxL.shape)
   new_BxL = full_Bx1 | (at.slot_L[None, :] >= at.cached_B[:, None])
-  if sampler.commit == "free":  # any forward may turn out to be the block's last
-    return new_BxL
-  return new_BxL & (at.slot_L[None, :] < sampler.plan.cached_to_B(at)[:, None])
+  end_B = sampler.plan.cached_to_B(at) + sampler.active_kept * sampler.block
+  return new_BxL & (at.slot_L[None, :] < end_B[:, None])
 
 
 def in_turn(runs: list[Run], cache: KVCache | None) -> tuple[TokenStats, KVCache | None, Array]:
@@ -315,6 +317,8 @@ def _over(
     stale_B = guidance.twice(ask.act_B) if sampler.guidance else ask.act_B
     filled_BxS = cache.filled_BxS & ~stale_B[:, None]
     cache = cache.replace(filled_BxS=filled_BxS, read=False)
+    if cache.coded_B is not None:
+      cache = cache.replace(coded_B=jnp.where(stale_B, 0, cache.coded_B))
   slot_BxA = scope(sampler, canvas)
   slot_BxW = window.slot_BxL[:, :width]
   # Query w predicts slot + shift.
@@ -332,8 +336,10 @@ def _over(
   if cache is not None and (whole or not at_refresh):
     keep_BxL = plan.keep_BxL(at) & at.inside_BxL & ask.act_B[:, None]
     if grouped:
-      keep_BxL &= _whole_groups(sampler, ask)
+      keep_BxL &= _for_groups(sampler, ask)
     write_BxW = at_slot(keep_BxL, slot_BxW) & (slot_BxW < slots)
+    if cache.coded_B is not None:
+      seldom["final_B"] = jnp.where(ask.act_B, plan.cached_to_B(at), 0)
   time_BxW = None
   if sampler.clock is not None:
     some_slot_BxW = jnp.minimum(slot_BxW, slots - 1)

@@ -1,6 +1,7 @@
 """The static half of sampling: a model, a policy, a cache plan and their settings."""
 
 import dataclasses
+import math
 
 from dlm import masks
 from dlm.sampling.caching.plan import CachePlan
@@ -12,6 +13,24 @@ SCOPES = ("block", "canvas")
 CACHE_FORMATS = {"int8": 8, "kivi4": 4, "kivi2": 2}
 GROUP, LEAST_GROUP = 32, 16  # slots that share the scales of KIVI's keys, and as few as pay
 ON_EOS = ("stop", "stop_block", "fill", "fill_block")
+
+
+def format_of_blocks(bits: int, block: int, aligned: bool = True, beside: int = 0) -> CacheFormat:
+  """In 2 or 4 bits, what is committed in blocks.
+
+  Groups are of 32, as KIVI's, or the most that divide a block, of whole bytes and 16 at least: then
+  a block fills its groups. Else what is final of a group waits in the residual until the rest is.
+
+  Args:
+    aligned: blocks are cut from the canvas's start; else anywhere.
+    beside: slots behind what is final that the residual holds too.
+  """
+  group, waits = GROUP, GROUP - 1
+  if aligned:
+    sizes = range(LEAST_GROUP, GROUP + 1)
+    group = max((n for n in sizes if block % n == 0 and n * bits % 8 == 0), default=GROUP)
+    waits = group - math.gcd(group, block)
+  return CacheFormat(bits, group, waits + beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +83,9 @@ class Sampler:
       `dlm.sampling.variety`, which reads them on the host when a row is done.
     own_width: with a cache, a forward over windows is run once for each width that rows need, and
       not once at the widest: a row's bits then owe nothing to its neighbours.
-    cache_format: of cached keys and values: "int8", or of plans that write them in whole blocks
-      "kivi4" and "kivi2" (2402.02750); "": as the model computes them. See `dlm.models.packed`.
+    cache_format: of cached keys and values: "int8", or of plans that cache for good from the left
+      on, or whole canvases, "kivi4" and "kivi2" (2402.02750); "": as the model computes them. See
+      `dlm.models.packed`.
     positions: query positions that a forward computes together, at least: it takes as many rows as
       make them, those alone that need it, and is as wide as they need. Rows in different phases go
       on beside each other. 0: all rows at once, at the full width, and rows that need another kind
@@ -188,18 +208,10 @@ class Sampler:
         f"Sampler: cache_format={self.cache_format!r} needs a cache that holds keys by their slot, "
         f"not {self.plan}"
       )
-    format = self.kept
-    if format.bits == 8:
-      return
-    if not self.plan.packs or self.policy.slides:
+    if self.kept.bits < 8 and (not self.plan.packs or self.policy.slides):
       raise ValueError(
         f"Sampler: cache_format={self.cache_format!r} codes slots in groups, and {self.plan} with "
         f"{self.policy} keeps them one by one: use 'int8'"
-      )
-    if format.group < LEAST_GROUP:
-      raise ValueError(
-        f"Sampler: cache_format={self.cache_format!r} needs block={self.block} to have a divisor "
-        f"in {LEAST_GROUP}..{GROUP} that is a multiple of {8 // format.bits}: use 'int8'"
       )
 
   def _check_drafts(self) -> None:
@@ -285,7 +297,7 @@ class Sampler:
 
   @property
   def kept(self) -> CacheFormat | None:
-    """How keys are kept; None: as they are. Groups fill whole bytes; those of blocks divide one."""
+    """How keys are kept; None: as they are."""
     if not self.cache_format:
       return None
     bits = CACHE_FORMATS[self.cache_format]
@@ -293,8 +305,13 @@ class Sampler:
       return CacheFormat(8)
     if self.plan.packs == "canvas":
       return CacheFormat(bits, GROUP)
-    whole = [n for n in range(1, GROUP + 1) if self.block % n == 0 and n * bits % 8 == 0]
-    return CacheFormat(bits, max(whole, default=1))
+    aligned = isinstance(self.sees, masks.BlockCausal)  # by its blocks, from the canvas's start
+    return format_of_blocks(bits, self.block, aligned, self.active_kept * self.block)
+
+  @property
+  def active_kept(self) -> bool:
+    """Later forwards read keys of the active block that an earlier one computed."""
+    return self.plan.packs == "active" or (self.plan.commits and self.commit == "free")
 
   @property
   def causal_context(self) -> bool:

@@ -13,6 +13,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlm import parallel
+from dlm.models.packed import Packed
 from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.forward import empty_cache
@@ -213,14 +214,24 @@ def _shapes(tree: Any, sharding: NamedSharding | None) -> Any:
 
 
 def shapes_of_pages(sampler: Sampler, mesh: Mesh, count: int) -> Pages:
-  """Shapes of `count` pages, as long as a part of a prompt that the sampler's plan fills."""
-  one = jax.eval_shape(lambda: empty_cache(sampler, 1, sampler.plan.fill))
+  """Shapes of `count` pages, as long as a part of a prompt that the sampler's plan fills.
+
+  Raises:
+    ValueError: a page would end within a group of a cache that is coded in groups.
+  """
+  kept, fill = sampler.kept, sampler.plan.fill
+  if kept is not None and fill % kept.group:
+    raise ValueError(
+      f"serving: fill={fill}, the slots of a page of prefixes, must be a multiple of {kept.group}: "
+      f"cache_format={sampler.cache_format!r} codes so many slots together"
+    )
+  one = jax.eval_shape(lambda: empty_cache(sampler, 1, fill))
 
   def of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     layers, _, *rest = leaf.shape
     return jax.ShapeDtypeStruct((count, layers, *rest), leaf.dtype, sharding=whole(mesh))
 
-  return Pages(*(jax.tree.map(of, x) for x in (one.k_YxBxSxKxH, one.v_YxBxSxKxH)))
+  return Pages(*(jax.tree.map(of, _coded(x)) for x in (one.k_YxBxSxKxH, one.v_YxBxSxKxH)))
 
 
 def empty_pages(shapes: Pages) -> Pages:
@@ -295,13 +306,14 @@ def _load(one: LoopState, pages: Pages, number: Array, place: Array) -> LoopStat
       into_YxBxSxKxH, page_YxTxKxH[:, None], place * page_YxTxKxH.shape[1], 2
     )
 
-  full_BxT = jnp.ones((1, size), bool)
+  full_BxT, cached_B = jnp.ones((1, size), bool), jnp.full_like(one.cached_B, (place + 1) * size)
   cache = cache.replace(
     k_YxBxSxKxH=_leaf_by_leaf(put, cache.k_YxBxSxKxH, pages.k_PxYxTxKxH),
     v_YxBxSxKxH=_leaf_by_leaf(put, cache.v_YxBxSxKxH, pages.v_PxYxTxKxH),
     filled_BxS=jax.lax.dynamic_update_slice_in_dim(cache.filled_BxS, full_BxT, place * size, 1),
+    coded_B=None if cache.coded_B is None else cached_B,
   )
-  return one.replace(cache=cache, cached_B=jnp.full_like(one.cached_B, (place + 1) * size))
+  return one.replace(cache=cache, cached_B=cached_B)
 
 
 def _save(pages: Pages, one: LoopState, number: Array, place: Array) -> Pages:
@@ -317,9 +329,19 @@ def _save(pages: Pages, one: LoopState, number: Array, place: Array) -> Pages:
 
 
 def _leaf_by_leaf(put: Callable[[Array, Array], Array], into: Any, own: Any) -> Any:
-  """`into` with every leaf put into: packed keys of a page and of a row count different slots."""
-  leaves, tree = jax.tree.flatten(into)
-  return tree.unflatten(put(*pair) for pair in zip(leaves, jax.tree.leaves(own), strict=True))
+  """`into` with every leaf put into: packed keys of a page and of a row count different slots.
+
+  Only codes are: a row keeps its residual, of which a page has none.
+  """
+  leaves, tree = jax.tree.flatten(_coded(into))
+  own = jax.tree.leaves(_coded(own))
+  made = tree.unflatten(put(*pair) for pair in zip(leaves, own, strict=True))
+  return made.replace(recent=into.recent) if isinstance(into, Packed) else made
+
+
+def _coded(stored: Any) -> Any:
+  """Keys without those that wait for their group."""
+  return stored.replace(recent=None) if isinstance(stored, Packed) else stored
 
 
 def _rows_of(state: LoopState) -> LoopState:

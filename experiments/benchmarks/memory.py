@@ -53,6 +53,7 @@ class Held:
   weights: str = ""  # this and the next as a sampling config has them
   cache_format: str = ""
   device: str | None = None
+  block: int = BLOCK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,13 @@ class Size:
 
 SIZES = {
   "tiny": Size((8_000, 24_000), (8, 32), dataclasses.replace(SMALL, vocab=8_000), 8, 256,
-                SMALL_GEMMA, 16, (1024,), (2, 64), (Held("dual", cache_format="kivi2"),)),
+                SMALL_GEMMA, 16, (1024,), (2, 64),
+                (Held("dual", cache_format="kivi2"), Held("block", cache_format="kivi2", block=8))),
   "default": Size((32_000, 64_000, 128_000, 152_000), (1, 32), LLADA_8B, 32, 4096,
                   GEMMA, 256, (4096, 32_768), (32, 1024),
                   (Held("dual", device="v5p"), *(Held(plan, "int4g128", "kivi2", "v5e")
-                                                 for plan in ("dual", "block", "dkv_decode")))),
+                                                 for plan in ("dual", "block", "dkv_decode")),
+                   *(Held("block", "int4g128", "kivi2", "v5e", block) for block in (8, 4)))),
 }  # fmt: skip
 TPUS = [name for name, (platform, _) in aot.TOPOLOGIES.items() if platform == "tpu"]
 DEVICES = ("v5p", "h100")  # besides this machine's, of the programs without a cache
@@ -136,7 +139,7 @@ def _held(size: Size, held: Held) -> Row:
   kept = f"{held.weights or size.model.dtype}, cache {held.cache_format or size.model.dtype}"
   return {
     "beside arguments / cache": (peak - arguments) / cache,
-    "case": f"{held.plan}, weights {kept}, {held.device or jax.default_backend()}",
+    "case": f"{held.plan} of {held.block}, weights {kept}, {held.device or jax.default_backend()}",
     "cache, B": float(cache),
     "arguments, B": float(arguments),
     "temporaries, B": float(memory.temp_size_in_bytes),
@@ -282,15 +285,15 @@ def cached(config: ModelConfig, held: Held, rows: int, slots: int) -> tuple[Comp
     denoise=bind(config),
     policy=Threshold(),
     plan=PLANS[held.plan](),
-    sees=masks.BlockCausal(BLOCK) if by_block else masks.Full(),
-    block=BLOCK,
+    sees=masks.BlockCausal(held.block) if by_block else masks.Full(),
+    block=held.block,
     max_forwards=1000,
     mask_id=config.vocab - 1,
     cache_format=held.cache_format,
   )
   tokens, free = np.zeros(slots, np.int32), np.arange(slots) >= slots // 2
   canvas = make_canvas(
-    [tokens] * rows, [free] * rows, list(range(rows)), slots=slots, block=BLOCK,
+    [tokens] * rows, [free] * rows, list(range(rows)), slots=slots, block=held.block,
     align="canvas" if by_block else "prompt", mask_id=config.vocab - 1, seed=0,
   )  # fmt: skip
   params = _params(config)

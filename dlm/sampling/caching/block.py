@@ -106,7 +106,7 @@ class SubBlock(ExactBlock):
   size: int = 8
   provisional = False
   whole_blocks = False
-  packs = ""
+  packs = "active"
 
   def __post_init__(self):
     super().__post_init__()

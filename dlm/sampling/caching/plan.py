@@ -21,8 +21,9 @@ class CachePlan(abc.ABC):
     whole_blocks: its windows are blocks of the sampler in a row, from the start of one.
     fills_inside: `on_eos` "fill" acts within a block, not after the forward that opens it.
     settles: a row never leaves its block right after a whole-canvas forward.
-    packs: what it may keep in 2 or 4 bits, written whole by one forward: "blocks", once they are
-      cached for good, or a "canvas", at forwards over it alone; "": nothing, it keeps slot by slot.
+    packs: what it may keep in 2 or 4 bits: "blocks", what is cached for good, all before
+      `cached_to_B`; "active", that, and the active block's keys are read as they are; a "canvas",
+      at forwards over it alone; "": nothing, it keeps slots in any order.
     choice: of what `keep_BxL` offers at a forward over the whole canvas each layer keeps a part.
   """
 

@@ -21,6 +21,7 @@ class Rolling(CachePlan):
 
   anchor = False
   holds_drafts = True
+  packs = "active"
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses models that look ahead, and policies that do not say what they settle."""
