@@ -111,9 +111,14 @@ class Packed:
     group_BxC, code, scale, zero = _few_rows(narrow, width, *arrays)
     waits_BxW = (target_BxW >= to_B[:, None]) & (target_BxW < self.slots)
     place_BxW = jnp.where(waits_BxW, target_BxW % places, places)
+    # Few of a whole canvas go there: they are looked up, where a scatter would copy the window.
+    from_BxR = jnp.full((batch, places), width, jnp.int32)
     row_Bx1 = jnp.arange(batch)[:, None]
-    own = new_BxWxKxH.astype(self.recent.dtype)
-    recent = self.recent.at[layer, row_Bx1, place_BxW].set(own, mode="drop")
+    from_BxR = from_BxR.at[row_Bx1, place_BxW].set(jnp.arange(width)[None, :], mode="drop")
+    from_BxRx1x1 = from_BxR[:, :, None, None]
+    own = jnp.take_along_axis(new_BxWxKxH, jnp.minimum(from_BxRx1x1, width - 1), axis=1)
+    own = jnp.where(from_BxRx1x1 < width, own.astype(recent_BxRxKxH.dtype), recent_BxRxKxH)
+    recent = self.recent.at[layer].set(own)
     return self._with_groups(layer, group_BxC, code, scale, zero).replace(recent=recent)
 
   def _with_groups(
