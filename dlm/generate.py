@@ -65,7 +65,10 @@ class Request:
     without them is a prompt. `bos`: before it stands the token that begins texts. ValueError where
     it does not fit.
     """
-    tokens, free = encoded(text, tokenizer, bos=bos, infill=infill)
+    try:
+      tokens, free = encoded(text, tokenizer, bos=bos, infill=slots if infill else None)
+    except ValueError as error:
+      raise ValueError(f"prompt {id}: {error}") from error
     if not free.any():
       room = {"slots": slots, "max_new_tokens": max_new_tokens}
       return cls.from_ids(id, text, tokens, tokenizer.mask_id, **room)
@@ -92,11 +95,14 @@ def _canvas_of(slots: int) -> str:
 
 
 def encoded(
-  text: str, tokenizer: Tokenizer, *, bos: bool = False, infill: bool = False
+  text: str, tokenizer: Tokenizer, *, bos: bool = False, infill: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Ids of a text and which of them are open: with `infill` those that `[[n]]` stands for."""
-  if infill:
-    tokens, free = encode_infill(text, tokenizer)
+  """Ids of a text and which of them are open.
+
+  `infill`: those that `[[n]]` stands for, so many at most. None: none, and `[[n]]` is text.
+  """
+  if infill is not None:
+    tokens, free = encode_infill(text, tokenizer, infill)
   else:
     tokens = tokenizer.encode(text)
     free = np.zeros(len(tokens), bool)

@@ -119,12 +119,12 @@ class ChatTemplate:
     return self._render([quoted.variables(talk, asks=asks) for talk in conversations])
 
   def encode_infill(
-    self, talk: Conversation, tokenizer: Tokenizer
+    self, talk: Conversation, tokenizer: Tokenizer, most: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """Ids of a conversation whose last message is the assistant's, and which of them are open.
 
-    `[[8]]` in that message stands for eight open positions, see `dlm.data.infill`; in all others,
-    and in what the template writes, it is text.
+    `[[8]]` in that message stands for eight open positions, at most `most` in all, see
+    `dlm.data.infill`; in all others, and in what the template writes, it is text.
 
     Raises:
       ValueError: as `encode`; or the template does not write the message as it is.
@@ -133,7 +133,7 @@ class ChatTemplate:
     if last["role"] != "assistant" or not isinstance(last["content"], str):
       raise ValueError("what is filled in is the last message, a text of the assistant's")
     quoted = Quoted(tokenizer)
-    parts = parse_infill(last["content"])
+    parts = parse_infill(last["content"], most)
     sizes = [part for part in parts if isinstance(part, int)]
     content = "".join(quoted.hole if isinstance(part, int) else part for part in parts)
     asked = dataclasses.replace(talk, messages=[*talk.messages[:-1], {**last, "content": content}])

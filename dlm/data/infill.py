@@ -14,25 +14,41 @@ from dlm.data.tokenizers import Tokenizer
 _SPAN = re.compile(r"\[(\[\[\d+\]\])|\[\[(\d+)\]\]")
 
 
-def parse_infill(text: str) -> tuple[str | int, ...]:
-  """Segments in order: fixed text (str, never empty) or the number of tokens to fill in (int)."""
-  segments, fixed, end = [], "", 0
+def parse_infill(text: str, most: int) -> tuple[str | int, ...]:
+  """Segments in order: fixed text (str, never empty) or the number of tokens to fill in (int).
+
+  Args:
+    most: tokens that all spans may ask for together: what the canvas holds.
+
+  Raises:
+    ValueError: a span asks for none, or the spans up to it for more than `most`.
+  """
+  segments, fixed, end, asked = [], "", 0, 0
   for match in _SPAN.finditer(text):
     fixed, end = fixed + text[end : match.start()], match.end()
     if match[1]:
       fixed += match[1]
       continue
-    if int(match[2]) < 1:
-      raise ValueError(f"{match[0]} at character {match.start()} must ask for at least one token")
-    segments += [fixed, int(match[2])]
+    digits = match[2].lstrip("0")
+    where = f"{match[0]:.40} at character {match.start()}"
+    if not digits:
+      raise ValueError(f"{where} must ask for at least one token")
+    # Digits are counted first: Python refuses to read thousands of them.
+    if len(digits) > len(str(most)) or asked + int(digits) > most:
+      raise ValueError(f"{where}: spans may ask for at most {most} tokens, all that a row holds")
+    asked += int(digits)
+    segments += [fixed, int(digits)]
     fixed = ""
   return tuple(segment for segment in (*segments, fixed + text[end:]) if segment != "")
 
 
-def encode_infill(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-  """Ids (int32, the mask id where open) and the open mask (bool) of marked-up text."""
+def encode_infill(text: str, tokenizer: Tokenizer, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """Ids (int32, the mask id where open) and the open mask (bool) of marked-up text.
+
+  `most` and errors: as `parse_infill`.
+  """
   ids, is_open = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
-  for segment in parse_infill(text):
+  for segment in parse_infill(text, most):
     if isinstance(segment, int):
       ids.append(np.full(segment, tokenizer.mask_id, np.int32))
     else:

@@ -157,13 +157,13 @@ class Reader:
       talk = Conversation.of(record, "messages")
       said = str(talk.messages[-1].get("content") or "")
       if infill:
-        parts = parse_infill(said)
+        parts = parse_infill(said, self.slots)
         kinds = [type(part) for part in parts]
         # Open positions that follow open positions are one hole with them.
         message = tuple(
           x for i, x in enumerate(parts) if kinds[max(i - 1, 0) : i + 1] != [int, int]
         )
-        ids, free = self.template().encode_infill(talk, self.tokenizer)
+        ids, free = self.template().encode_infill(talk, self.tokenizer, self.slots)
       else:
         ids = self.template().encode([talk], self.tokenizer)[0]
     except ValueError as error:
@@ -311,12 +311,17 @@ class Reader:
         raise invalid("prompt", prompt, rule)
     else:
       shown = prompt
-      ids, free = encoded(prompt, self.tokenizer, bos=self.bos, infill=infill)
+      most = self.slots if infill else None
+      try:
+        ids, free = encoded(prompt, self.tokenizer, bos=self.bos, infill=most)
+      except ValueError as error:
+        raise Refused(400, f"prompt: {error}", param="prompt", code="invalid_value") from error
       if infill:
         return self._filled(i, prompt, ids, free, new, "prompt")
     if suffix is None:
       return self._continued(i, shown, ids, new, "prompt")
     behind = self.tokenizer.encode(suffix)
+    self._fits(len(ids) + len(behind), new, "prompt")  # before they are laid out
     free = np.repeat([False, True, False], [len(ids), new, len(behind)])
     masks = np.full(new, self.tokenizer.mask_id, np.int32)
     return self._filled(i, shown, np.concatenate([ids, masks, behind]), free, None, "prompt")

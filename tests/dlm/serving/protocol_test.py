@@ -42,6 +42,22 @@ def test_what_does_not_fit_says_by_how_much():
   assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
 
 
+@pytest.mark.parametrize(
+  ("body", "says"),
+  [
+    ({"prompt": "a", "suffix": "b", "max_tokens": 10**15}, "2 tokens and 1000000000000000 new"),
+    ({"prompt": "a[[1000000000000000]]", "infill": True}, "at most 64 tokens"),
+    ({"prompt": "[[40]]a[[40]]", "infill": True}, "at most 64 tokens"),
+    ({"prompt": "[[0]]", "infill": True}, "at least one token"),
+  ],
+)
+def test_no_request_lays_out_more_than_a_canvas(body, says):
+  """Petabytes would be asked of the system, or gigabytes of a server that others use."""
+  with pytest.raises(Refused, match=says) as refused:
+    reader().completion(body, "")
+  assert (refused.value.status, refused.value.param) == (400, "prompt")
+
+
 def test_top_p_is_the_requests_own():
   asks = [reader().completion({"prompt": "a", **own}, "").asks[0] for own in ({}, {"top_p": 0.5})]
   assert [ask.top_p for ask in asks] == [None, 0.5]
@@ -117,7 +133,8 @@ def test_what_holes_cannot_say_is_named(body, param, says):
   [
     (SAID, "the last message, a text of the assistant's"),
     ([*SAID, {"role": "assistant", "content": "a"}], "needs a last message with holes"),
-    ([*SAID, {"role": "assistant", "content": "[[80]]"}], "exceed the 64"),
+    ([*SAID, {"role": "assistant", "content": "[[80]]"}], "at most 64 tokens"),
+    ([*SAID, {"role": "assistant", "content": "[[60]]"}], "exceed the 64"),
   ],
 )
 def test_what_cannot_be_filled_in_is_named(messages, says):
