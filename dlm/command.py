@@ -11,7 +11,7 @@ import pathlib
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -90,6 +90,18 @@ def _with_fields(arguments: list[str]) -> Iterator[str]:
       yield f"--{FIELDS.name}={field}={value if equals else 'true'}"
     else:
       yield each
+
+
+def check_read(mode: str, reads: Mapping[str, Collection[flags.FlagHolder]]) -> None:
+  """Refuses flags that were given, and that only other modes of a main read.
+
+  `reads`: of each mode, as it is called in the error, the flags that not every mode reads.
+  """
+  own = {flag.name for flag in reads[mode]}
+  for other, read in reads.items():
+    for flag in read:
+      if flag.present and flag.name not in own:
+        raise ValueError(f"--{flag.name} does nothing {mode}; it is read {other}")
 
 
 def options(given: list[str]) -> dict[str, object]:

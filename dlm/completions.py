@@ -80,6 +80,8 @@ def asked(
   """
   tokenizer, room = trained.tokenizer, settings.room
   if not talk:
+    if told != "{}":
+      raise ValueError(f"--chat_args={told} goes with --chat")
     prompts = [Prompt(text, infill) for text in texts]
     prompts += read_prompts(paths, infill) if paths else []
     begun = functools.partial(Request.from_text, tokenizer=tokenizer, bos=settings.bos, **room)
@@ -98,6 +100,15 @@ def asked(
   chat.check_arguments(arguments, "--chat_args")
   talks = [dataclasses.replace(each, arguments={**arguments, **each.arguments}) for each in talks]
   return conversed(trained, settings, talks, samples=samples, skip_bad=skip_bad)
+
+
+def check_out(path: str | None, *read: str | None) -> None:
+  """Of mains, before they read a checkpoint: can --out be written, and is it none of what is read?
+
+  `read`: files or patterns, as `read_prompts` takes them. Errors: as `files.check_place`.
+  """
+  if path is not None:
+    files.check_place(path, *(each for paths in read if paths for each in lines.found(paths)))
 
 
 def template_of(trained: Pretrained) -> chat.ChatTemplate:
@@ -222,10 +233,7 @@ class Output:
   def __init__(self, path: str | pathlib.Path, job: object):
     self.path = pathlib.Path(path)
     self._part = self.path.with_name(self.path.name + ".part")
-    if not self.path.parent.is_dir():
-      raise ValueError(f"--out: {self.path.parent} is not a folder")
-    if self.path.is_dir():
-      raise ValueError(f"--out: {self.path} is a folder")
+    files.check_place(self.path)
     text = json.dumps(job, sort_keys=True)
     line = json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()})
     self._job = line.encode() + b"\n"

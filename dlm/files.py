@@ -67,6 +67,36 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
   write(path, json.dumps(value, indent=indent) + "\n")
 
 
+def check_place(path: Path, *read: Path) -> None:
+  """Says before the work what `replacing` would say after it; and nothing that is `read` is lost.
+
+  Raises:
+    ValueError: `path` is a folder, its own folder is not there or takes no files, or it is one of
+      the files of `read`, whose place the new one would take.
+  """
+  place = pathlib.Path(os.path.realpath(path))  # what a link leads to
+  if place.is_dir():
+    raise ValueError(f"{path} cannot be written: it is a folder")
+  if not place.parent.is_dir():
+    raise ValueError(f"{path} cannot be written: {place.parent} is not a folder")
+  if not os.access(place.parent, os.W_OK | os.X_OK):
+    raise ValueError(f"{path} cannot be written: {place.parent} takes no files of this user")
+  if place.exists() and any(os.path.samefile(place, each) for each in read):
+    raise ValueError(f"{path} cannot be written: it is read, and would be lost")
+
+
+def made_folder(path: Path) -> pathlib.Path:
+  """A folder for files of which later ones take the place of earlier; made if it is not there.
+
+  Raises:
+    OSError, ValueError: it cannot be made, or takes no files.
+  """
+  path = pathlib.Path(path)
+  path.mkdir(parents=True, exist_ok=True)
+  check_place(path / LOCK)
+  return path
+
+
 @contextlib.contextmanager
 def appearing(directory: Path) -> Iterator[pathlib.Path]:
   """A folder to fill, which becomes `directory` if all goes well and else goes away.

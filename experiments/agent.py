@@ -19,7 +19,7 @@ from absl import flags
 from dlm import build, command
 from dlm.agent import Agent, Corpus, Episode, Tools
 from dlm.checksums import checksums
-from dlm.completions import Output, asked, digest
+from dlm.completions import Output, asked, check_out, digest
 from dlm.generate import generator
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
@@ -71,6 +71,7 @@ def main() -> None:
     batch=config.batch,
     max_new_tokens=ANSWER_TOKENS.value or answers.max_new_tokens,
   )
+  check_out(OUT.value, PROMPTS.value, CORPUS.value)
   trained = build.pretrained(CHECKPOINT.value, STEP.value)
   (writer, own), (answerer, last) = (generator(each, trained) for each in (config, answers))
   corpus = Corpus(CORPUS.value, HITS.value)

@@ -13,6 +13,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
+from dlm import files
 from experiments.benchmarks import results
 from experiments.benchmarks.suites import SIZES, SUITES
 
@@ -41,8 +42,9 @@ def main(_) -> None:
   options = {"soak": SOAK.value} if SOAK.value else {}
   if options and SUITE.value != "serving":
     raise app.UsageError("--soak is for --suite=serving")
+  out = files.made_folder(OUT.value)
   for suite in SUITES if SUITE.value == "all" else [SUITE.value]:
-    measure(suite, SIZE.value, pathlib.Path(OUT.value), command, **options)
+    measure(suite, SIZE.value, out, command, **options)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,7 @@ def run(suite: str, size: str, out: pathlib.Path, seconds: float) -> dict:
 
 
 def main() -> None:
-  out = pathlib.Path(OUT.value)
-  out.mkdir(parents=True, exist_ok=True)
+  out = files.made_folder(OUT.value)
   parts, left = {}, 60 * MINUTES.value
   for suite, share in SHARES.items():
     rest = sum(each for name, each in SHARES.items() if name not in parts)

@@ -35,6 +35,8 @@ python experiments/evaluate.py --checkpoint=DIR --harness=local_choice,local_sum
 what they mean above. --estimator is exact_count, monte_carlo, llada or chain, and --draws (128) the
 forwards of a likelihood: `dlm.evaluation.answer_likelihood` tells them apart.
 
+Without --task, --out=RESULTS.json keeps the likelihood, too.
+
 With --distributed several processes share batches, problems and their grading out, each on its own
 devices; process 0 tells the results.
 """
@@ -423,22 +425,38 @@ def harness() -> None:
     files.write_json(OUT.value, lm_eval_harness.record(found, model))
 
 
-def main() -> None:
-  if SUITE.value:
-    suite()
-    return
-  if TASK.value:
-    answer()
-    return
-  if HARNESS.value:
-    harness()
-    return
+def text() -> None:
+  """Measures the likelihood of a text."""
   found = measure()
   error = found.standard_error
   print(f"{found.sequences} sequences, {found.tokens} tokens, {found.draws} draws each")
   print(f"nats/token  {found.nats_per_token:.4f} +- {error:.4f}")
   print(f"bits/token  {found.bits_per_token:.4f} +- {error / math.log(2):.4f}")
   print(f"perplexity  {found.perplexity:.3f} +- {found.perplexity * error:.3f}")
+  if OUT.value and jax.process_index() == 0:
+    record = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, "seed": SEED.value}
+    files.write_json(OUT.value, record | dataclasses.asdict(found))
+
+
+ASKED = (TASK, SIZE, OPTIONS, CHAT, SHOTS, SAMPLES, EFFICIENCY, SWEEP)
+READS = {  # of each kind of evaluation: what it is called, what does it, flags that not all read
+  "with --suite": (suite, (SUITE, NAME, *ASKED)),
+  "with --task": (answer, ASKED),
+  "with --harness": (harness, (HARNESS, INCLUDE, SHOTS, SIZE, CHAT, ESTIMATOR, DRAWS, BATCH)),
+  "without --task": (text, (SPLIT, BATCHES, BATCH, DRAWS, ESTIMATOR)),
+}
+
+
+def main() -> None:
+  asked = (SUITE.value, TASK.value, HARNESS.value, True)
+  kind = next(kind for kind, given in zip(READS, asked, strict=True) if given)
+  command.check_read(kind, {name: read for name, (_, read) in READS.items()})
+  if OUT.value and SUITE.value:
+    files.made_folder(OUT.value)
+  elif OUT.value:
+    files.check_place(OUT.value)
+  evaluate, _ = READS[kind]
+  evaluate()
 
 
 if __name__ == "__main__":

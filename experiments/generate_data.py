@@ -20,7 +20,7 @@ from absl import flags
 from dlm import build, command, files
 from dlm.answers import Answers, flaw
 from dlm.checksums import checksums
-from dlm.completions import Output, conversed, digest, template_of
+from dlm.completions import Output, check_out, conversed, digest, template_of
 from dlm.data import prompts
 from dlm.data.sources import SPLITS
 from dlm.generate import generator
@@ -45,6 +45,7 @@ OUT = flags.DEFINE_string("out", None, "A JSONL file.")
 
 
 def main() -> None:
+  check_out(OUT.value, *map(prompts.paths, SOURCE.value))
   asked = prompts.collect(
     SOURCE.value,
     SPLIT.value,

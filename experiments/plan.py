@@ -50,9 +50,10 @@ def main() -> None:
       runs.append((asked, run))
   versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
   out = OUT.value and pathlib.Path(OUT.value)
-  done = json.loads(out.read_text()) if out and out.exists() else []
   if out:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.made_folder(out.parent)
+    files.check_place(out)
+  done = json.loads(out.read_text()) if out and out.exists() else []
   rows = []
   for asked, (training, chip) in runs:
     asked |= versions

@@ -14,7 +14,6 @@ least and measured times, and predicted and measured tokens a second.
 """
 
 import html
-import pathlib
 
 from absl import flags
 
@@ -143,6 +142,7 @@ def page(title: str, drawn: str, lines: list[str]) -> str:
 
 
 def main() -> None:
+  out = OUT.value and files.made_folder(OUT.value)
   trained = build.pretrained(CHECKPOINT.value)
   block = BLOCK.value or trained.facts.block
   if not block:
@@ -154,9 +154,7 @@ def main() -> None:
     chip, bits, took, lines = measured(trained, kinds, block)
   lines += roofline.table(trained.model.config, kinds, bits, chip)
   print(*lines, sep="\n")
-  if OUT.value:
-    out = pathlib.Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
+  if out:
     drawn = picture(trained, kinds, bits, chip, took)
     title = f"{CHECKPOINT.value} on {'this device' if MEASURE.value else chip.name}"
     files.write(out / "roofline.svg", drawn)

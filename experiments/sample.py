@@ -20,7 +20,7 @@ from absl import flags
 
 from dlm import build, command, live, parallel
 from dlm.checksums import checksums
-from dlm.completions import Output, asked, describe, digest, join, record, share_of
+from dlm.completions import Output, asked, check_out, describe, digest, join, record, share_of
 from dlm.generate import generator
 from dlm.serving.offline import Offline
 
@@ -50,6 +50,9 @@ LIVE = flags.DEFINE_bool("live", False, "Show the denoising in the terminal.")
 def main() -> None:
   if LIVE.value and OUT.value:
     raise ValueError("--live shows and --out writes: give one of them")
+  if TRACE.value and not OUT.value:
+    raise ValueError("--trace is written: give --out")
+  check_out(OUT.value, PROMPTS.value)
   config = build.SamplingConfig.read(CONFIG.value, command.FIELDS.value)
   trained = build.pretrained(
     CHECKPOINT.value, STEP.value, ADAPTER.value, draft_adapter=DRAFT_ADAPTER.value

@@ -45,6 +45,8 @@ def main() -> None:
 
   config = ServeConfig.read(CONFIG.value, command.FIELDS.value)
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
+  sockets = app.bound(HOST.value, PORT.value)
+  print("compiling all programs: until that is done, requests are refused", flush=True)
   served = engine(config.sampling, trained, config.serving)
   reader = Reader(
     model=NAME.value or pathlib.PurePath(CHECKPOINT.value).name,
@@ -64,7 +66,7 @@ def main() -> None:
     where = f"http://{HOST.value}:{port}"
     print(f"{reader.model} at {where}/v1, a page at {where}", flush=True)
 
-  asyncio.run(app.serve(server, HOST.value, PORT.value, ready))
+  asyncio.run(app.serve(server, sockets, ready))
 
 
 if __name__ == "__main__":

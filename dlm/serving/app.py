@@ -13,8 +13,9 @@ import os
 import pathlib
 import secrets
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import starlette.exceptions
@@ -277,16 +278,45 @@ class _Uvicorn(uvicorn.Server):
     return contextlib.nullcontext()
 
 
-async def serve(server: Server, host: str, port: int, ready: Callable[[int], None]) -> None:
+def bound(host: str, port: int) -> list[socket.socket]:
+  """The address, taken but not listened at: who asks is refused until `serve` is ready.
+
+  A server takes it before it compiles for minutes. `port`: 0: any that is free.
+
+  Raises:
+    ValueError: there is no such address here, or another program has it.
+  """
+  where = f"http://{host}:{port}"
+  try:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+  except (OSError, UnicodeError) as error:
+    raise ValueError(f"{where}: there is no such address ({error})") from error
+  sockets = []
+  for family, kind, protocol, _, address in dict.fromkeys(found):
+    taken = socket.socket(family, kind, protocol)
+    sockets.append(taken)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+      taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own
+    try:
+      taken.bind(address)
+    except OSError as error:
+      for each in sockets:
+        each.close()
+      raise ValueError(f"{where} cannot be served: {error.strerror}") from error
+  return sockets
+
+
+async def serve(
+  server: Server, sockets: Sequence[socket.socket], ready: Callable[[int], None]
+) -> None:
   """Until SIGTERM, and what runs then has ended; SIGINT and a second SIGTERM end at once.
 
   Args:
-    port: 0: any that is free.
+    sockets: of `bound`.
     ready: called with the port, when requests are taken.
   """
-  config = uvicorn.Config(
-    server.app, host=host, port=port, log_level="warning", lifespan="off", access_log=False
-  )
+  config = uvicorn.Config(server.app, log_level="warning", lifespan="off", access_log=False)
   web = _Uvicorn(config)
   loop = asyncio.get_running_loop()
   ends: list[asyncio.Task] = []
@@ -303,7 +333,7 @@ async def serve(server: Server, host: str, port: int, ready: Callable[[int], Non
   loop.add_signal_handler(signal.SIGTERM, on_term)
   loop.add_signal_handler(signal.SIGINT, lambda: os._exit(128 + signal.SIGINT))
   server.runner.start()
-  serving = loop.create_task(web.serve())
+  serving = loop.create_task(web.serve([*sockets]))
   while not web.started and not serving.done():
     await asyncio.sleep(0.01)
   if web.started:

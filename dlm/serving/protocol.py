@@ -305,10 +305,10 @@ class Reader:
     if isinstance(prompt, list):
       if infill:
         raise invalid("infill", infill, "needs a prompt of text")
-      ids, shown = np.asarray(prompt, np.int32), ""
-      if ids.min() < 0 or ids.max() >= self.tokenizer.vocab_size:
+      if min(prompt) < 0 or max(prompt) >= self.tokenizer.vocab_size:
         rule = f"must hold ids from 0 to {self.tokenizer.vocab_size - 1}"
         raise invalid("prompt", prompt, rule)
+      ids, shown = np.asarray(prompt, np.int32), ""
     else:
       shown = prompt
       most = self.slots if infill else None

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -360,7 +359,7 @@ def rows(law: Law, budget: int) -> list[dict]:
 
 
 def main() -> None:
-  out = pathlib.Path(OUT.value)
+  out = files.made_folder(OUT.value)
   told = []
   for context in CONTEXTS:
     tables = [
@@ -374,7 +373,6 @@ def main() -> None:
       cells = "".join(f" {np.mean(x):8.3f} ±{np.std(x):6.3f}" for x in means.values())
       print(f"{parts[0]['estimator']:34} {parts[0]['forwards']:8}{cells}")
       told.append({"context": context, **parts[0], **means})
-  out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / "estimators.json", told)
 
 

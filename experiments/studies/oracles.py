@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import html
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -366,12 +365,11 @@ def page(found: Sequence[Measured], drawn: str) -> str:
 def main() -> None:
   began = time.perf_counter()
   methods = asked("--methods", METHODS.value, [*CURVES])
-  seed, out = check_seed(SEED.value, "--seed"), pathlib.Path(OUT.value)
+  seed, out = check_seed(SEED.value, "--seed"), files.made_folder(OUT.value)
   found = []
   for each in measure(methods, SAMPLES.value, seed):
     found.append(each)
     print(each, flush=True)
-  out.mkdir(parents=True, exist_ok=True)
   tables = {speed: markdown(table(found, speed)) for speed in SPEEDS}
   for speed, told in tables.items():
     print(f"\n{speed} tokens a forward: bits lost, valid texts\n\n{told}", end="")

@@ -55,6 +55,8 @@ def nbytes(params: Params) -> int:
 
 
 def main() -> None:
+  if OUT.value:
+    files.check_place(OUT.value)
   formats = {name: quantise(name) for name in FORMATS.value}
   trained = build.pretrained(CHECKPOINT.value, STEP.value)
   if trained.weights:

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from dlm import masks, parallel
-from dlm.completions import Output, Prompt, describe, digest, read_prompts, record
+from dlm.completions import Output, Prompt, check_out, describe, digest, read_prompts, record
 from dlm.data import ByteTokenizer
 from dlm.generate import Completion, Generator, Request
 from dlm.sampling.caching import NoCache
@@ -277,6 +277,19 @@ def test_place_that_cannot_be_written_is_refused_at_once(tmp_path):
   with pytest.raises(ValueError, match="is a folder"):
     Output(tmp_path, JOB)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["a.jsonl", "link.jsonl", "../folder/b.jsonl"])
+def test_prompts_are_not_written_over(tmp_path, out):
+  folder = tmp_path / "folder"
+  folder.mkdir()
+  for name in ("a", "b"):
+    (folder / f"{name}.jsonl").write_text('{"prompt": "kept"}')
+  (folder / "link.jsonl").symlink_to(folder / "a.jsonl")
+  with pytest.raises(ValueError, match=f"{out} cannot be written: it is read"):
+    check_out(f"{folder}/{out}", None, f"{folder}/*.jsonl")
+  check_out(f"{folder}/c.jsonl", f"{folder}/a.jsonl", f"{folder}/b.jsonl")
+  check_out(None, f"{folder}/none.jsonl")
 
 
 def test_lines_that_are_left_out_are_told_and_counted_by_a_resumed_run(

@@ -41,8 +41,9 @@ def evaluate(*arguments):
   )
 
 
-def test_prints_the_bound_in_three_units(folder):
-  done = evaluate(f"--checkpoint={folder}", "--batches=3")
+def test_prints_the_bound_in_three_units(tmp_path, folder):
+  out = tmp_path / "out.json"
+  done = evaluate(f"--checkpoint={folder}", "--batches=3", f"--out={out}")
   assert done.returncode == 0, done.stderr
   assert "step 2, test split, estimator ExactCount(mask_id=259, block=8" in done.stdout
   assert "24 sequences" in done.stdout
@@ -51,6 +52,9 @@ def test_prints_the_bound_in_three_units(folder):
   )
   assert 3 < nats < 7  # hardly trained: about log(260)
   assert bits == pytest.approx(nats / 0.6931, rel=1e-3)
+  found = json.loads(out.read_text())
+  assert found["nats_per_token"] == pytest.approx(nats, abs=1e-4)
+  assert (found["sequences"], found["split"]) == (24, "test")
 
 
 def test_answers_to_tasks_are_counted(tmp_path, folder):
@@ -106,6 +110,8 @@ def test_a_suite_tells_accuracy_against_tokens_per_forward_and_costs(tmp_path, f
       ("--task=lists:copy", "--config=configs/sample/default.py", "--sweep=block"),
       "--sweep=block must be FIELD=VALUE,VALUE",
     ),
+    (("--out=/none/out.json",), "/none/out.json cannot be written: /none is not a folder"),
+    (("--sweep=block=1,2",), "--sweep does nothing without --task; it is read with --suite"),
   ],
 )
 def test_mistake_is_one_line_and_exit_code_2(folder, arguments, message):

@@ -29,7 +29,7 @@ from dlm.seeds import check_seed
 ALL = "all"
 PATIENCE = 20_000  # prompts in a row that are of the other split, or known already
 
-__all__ = ["ALL", "NAMES", "Prompt", "collect"]
+__all__ = ["ALL", "NAMES", "Prompt", "collect", "paths"]
 
 NAMES = (
   "everyday", "stdlib", "reasoning_gym:TASKS", "jsonl:PATH", "parquet:PATH", "dataset:DIR",
@@ -84,6 +84,12 @@ def collect(
   if not found:
     raise ValueError(f"no source of prompts is named; known: {', '.join(NAMES)}")
   return found
+
+
+def paths(spec: str) -> str | None:
+  """Of a source that is files: their path or pattern."""
+  kind, _, argument = spec.partition(":")
+  return argument if kind in READERS and argument else None
 
 
 def _candidates(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import types
 from json import dumps
 
@@ -211,7 +212,8 @@ def test_a_second_signal_ends_at_once(monkeypatch, number, codes):
       feed = await server.runner.submit(["a"])  # something runs, so it drains
       server.runner.start = lambda: None
       up = asyncio.Event()
-      serving = asyncio.create_task(app.serve(server, "127.0.0.1", 0, lambda port: up.set()))
+      sockets = app.bound("127.0.0.1", 0)
+      serving = asyncio.create_task(app.serve(server, sockets, lambda port: up.set()))
       await up.wait()
       for _ in range(2):
         os.kill(os.getpid(), number)
@@ -223,3 +225,19 @@ def test_a_second_signal_ends_at_once(monkeypatch, number, codes):
 
   asyncio.run(scene())
   assert exits == codes
+
+
+def test_an_address_is_taken_before_anything_is_compiled():
+  """Nobody is let in until the server is ready; who comes second is told at once."""
+  (taken,) = app.bound("127.0.0.1", 0)
+  with taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+      socket.create_connection(("127.0.0.1", port))
+    taken.listen()
+    with pytest.raises(ValueError, match=f"http://127.0.0.1:{port} cannot be served: Address"):
+      app.bound("127.0.0.1", port)
+  with pytest.raises(ValueError, match=r"http://192\.0\.2\.1:8000 cannot be served"):  # of nobody
+    app.bound("192.0.2.1", 8000)
+  with pytest.raises(ValueError, match="there is no such address"):
+    app.bound("no such host", 8000)

@@ -49,9 +49,11 @@ def test_what_does_not_fit_says_by_how_much():
     ({"prompt": "a[[1000000000000000]]", "infill": True}, "at most 64 tokens"),
     ({"prompt": "[[40]]a[[40]]", "infill": True}, "at most 64 tokens"),
     ({"prompt": "[[0]]", "infill": True}, "at least one token"),
+    ({"prompt": [1, 2**40]}, "must hold ids from 0 to 259"),
+    ({"prompt": [1, -(10**30)]}, "must hold ids from 0 to 259"),
   ],
 )
-def test_no_request_lays_out_more_than_a_canvas(body, says):
+def test_no_number_of_a_prompt_is_too_large_to_be_refused(body, says):
   """Petabytes would be asked of the system, or gigabytes of a server that others use."""
   with pytest.raises(Refused, match=says) as refused:
     reader().completion(body, "")
