@@ -451,10 +451,9 @@ def main() -> None:
   asked = (SUITE.value, TASK.value, HARNESS.value, True)
   kind = next(kind for kind, given in zip(READS, asked, strict=True) if given)
   command.check_read(kind, {name: read for name, (_, read) in READS.items()})
-  if OUT.value and SUITE.value:
-    files.made_folder(OUT.value)
-  elif OUT.value:
-    files.check_place(OUT.value)
+  if OUT.value and jax.process_index() == 0:  # which writes
+    place = files.made_folder if SUITE.value else files.check_place
+    place(OUT.value)
   evaluate, _ = READS[kind]
   evaluate()
 

@@ -26,7 +26,9 @@ from absl import flags
 from dlm import command
 
 FILES = pathlib.Path("experiments/launch")
-CACHE = "/share/cache/jax"
+SHARE = "/share/"
+CACHE = f"{SHARE}cache/jax"
+KEPT = ("workdir", "out", "export", "export_adapter")  # flags of mains that say what is written
 RUNTIMES = {  # of TPU VMs, by the beginning of their type
   "v4-": "tpu-ubuntu2204-base",
   "v5litepod-": "v2-alpha-tpuv5-lite",
@@ -62,6 +64,25 @@ class Job:
         raise ValueError(f"--on={self.on} {what} --{field}")
     if self.bucket is not None and not re.fullmatch(r"\w+://[^/]+", self.bucket):
       raise ValueError(f"--bucket={self.bucket!r} must be like gs://NAME")
+    for flag in KEPT if self.on != "slurm" else ():  # whose nodes see one folder
+      path = self.said(flag)
+      if path is not None and not path.startswith(SHARE):
+        raise ValueError(
+          f"--command: --{flag}={path} must lie below {SHARE}: what a machine keeps itself is lost "
+          "with it"
+        )
+    config = (self.said("config") or "").partition(":")[0]
+    ours = config and not config.startswith(SHARE) and self.on != "gke"  # whose image has its own
+    if ours and not pathlib.Path(config).is_file():
+      raise ValueError(f"--command: --config={config}: there is no such file")
+
+  def said(self, flag: str) -> str | None:
+    """What the command says of a flag, as --flag=VALUE or --flag VALUE."""
+    for i, word in enumerate(self.command):
+      name, equals, value = word.partition("=")
+      if name == f"--{flag}":
+        return value if equals else " ".join(self.command[i + 1 : i + 2])
+    return None
 
   @property
   def distributed(self) -> tuple[str, ...]:
@@ -71,12 +92,24 @@ class Job:
 Commands = list[list[str]]
 
 
+def tell_uncommitted() -> None:
+  """Says what `git archive` leaves out: files that were changed or added since the last commit."""
+  git = ["git", "status", "--porcelain", "--untracked-files=all", "--", ":/"]
+  found = subprocess.run(git, check=False, capture_output=True, text=True).stdout.splitlines()
+  if found:
+    names = ", ".join(line[3:] for line in found[:5]) + (", ..." if len(found) > 5 else "")
+    print(
+      f"launch: the machines run the last commit, without the changes of {names}", file=sys.stderr
+    )
+
+
 def tpu_vm(job: Job) -> Commands:
   """The last commit to the bucket; then slices that fetch it from there when they start."""
   runtime = [name for start, name in RUNTIMES.items() if job.accelerator.startswith(start)]
   if not runtime:
     known = ", ".join(f"{start}N" for start in RUNTIMES)
     raise ValueError(f"--accelerator={job.accelerator!r} is no type of TPU VM; known: {known}")
+  tell_uncommitted()
   code = str(pathlib.Path(tempfile.gettempdir()) / f"{job.name}.tar.gz")
   said = {
     "dlm-bucket": job.bucket.removeprefix("gs://"),

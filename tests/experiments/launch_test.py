@@ -1,7 +1,9 @@
 """What would be started where; and what the machines then do, their tools played by others."""
 
+import os
 import shlex
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -11,7 +13,13 @@ from tests.experiments import mains
 FILES = mains.ROOT / "experiments" / "launch"
 # Spaces, quotes, commas and a dollar: all that some shell on the way may take for its own.
 SOURCES = """--config.data.sources=(("a 'b'", 1.0), ($1, 2))"""
-WORDS = ["experiments/train.py", "--config=a.py", SOURCES]
+WORDS = [
+  "experiments/train.py",
+  "--config=configs/train/tiny.py:",
+  "--workdir",
+  "/share/x",
+  SOURCES,
+]
 ACCELERATORS = {"tpu_vm": "v5p-128", "gke": "v5p-128", "sky": "H100:8", "slurm": "h100:8"}
 OWN = {
   "tpu_vm": ["--bucket=gs://b"],
@@ -19,6 +27,9 @@ OWN = {
   "sky": ["--bucket=gs://b"],
   "slurm": [],
 }
+
+
+MAIN = "--command=experiments/train.py"
 
 
 def launch(folder, on, *more):
@@ -50,6 +61,23 @@ def test_tpu_vms_fetch_the_last_commit(tmp_path):
   assert (mains.ROOT / script.rpartition("=")[2]).is_file()
   *_, several = commands(tmp_path, "tpu_vm", "--machines=2")
   assert {"--node-count=2", "--node-prefix=run"} < set(several)
+
+
+def test_what_is_not_committed_is_told(tmp_path):
+  """It is not what the machines run, however recently it was changed here."""
+  for words in (["init"], ["add", "a"], ["commit", "-m", "a"]):
+    (tmp_path / "a").write_text("old")
+    named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *named, *words], cwd=tmp_path, check=True, capture_output=True)
+  own = [sys.executable, "-c", "from experiments import launch; launch.tell_uncommitted()"]
+  told = []
+  for changed in ((), ("a", "b")):
+    for name in changed:
+      (tmp_path / name).write_text("new")
+    path = {"PYTHONPATH": str(mains.ROOT)}
+    done = subprocess.run(own, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True)
+    told.append(done.stderr)
+  assert told == ["", "launch: the machines run the last commit, without the changes of a, b\n"]
 
 
 def test_gke_starts_again_what_lost_a_process(tmp_path):
@@ -121,6 +149,9 @@ def test_slurm_queues_a_stopped_run_again(tmp_path, code, before, again):
     ("gke", ["--bucket=gs://b"], "--on=gke takes no --bucket"),
     ("sky", ["--name=Run_1"], "--name='Run_1' must be"),
     ("sky", ["--command=train.py --steps=1"], "--command='train.py --steps=1' must begin with"),
+    ("gke", [f"{MAIN} --workdir=runs/x"], "--workdir=runs/x must lie below /share/"),
+    ("sky", [f"{MAIN} --workdir runs/x"], "--workdir=runs/x must lie below /share/"),
+    ("slurm", [f"{MAIN} --config=none.py:a"], "--config=none.py: there is no such file"),
     ("slurm", ["--accelerator=H100"], "--accelerator='H100' must be GPUs a machine"),
     ("slurm", ["--spot"], "--on=slurm takes no --spot"),
     ("slurm", ["--machines=0"], "--machines=0 must be at least 1"),

@@ -192,7 +192,7 @@ def test_models_of_other_kinds_are_sampled(tmp_path, objective, model, cached):
     (["--prompts={tmp}/bad.jsonl", "--out={tmp}/bad.jsonl"], "bad.jsonl cannot be written: it is"),
     (["--live", "--out={tmp}/out.jsonl"], "--live shows and --out writes"),
     (["--trace"], "--trace is written: give --out"),
-    (["--chat_args={{}}"], "--chat_args={} goes with --chat"),
+    (['--chat_args={{"x": 1}}'], '--chat_args={"x": 1} goes with --chat'),
     (["--step=7", "--out={tmp}/out.jsonl"], "holds no step 7; it holds 2"),
     (["--step=newest"], "holds no step 'newest'; it holds 2"),
     (["--checkpoint={tmp}"], "is no checkpoint folder: it holds no config.json"),
