@@ -22,10 +22,11 @@ import numpy as np
 from dlm import build, parallel
 from dlm.build import Training
 from dlm.data import Tokenizer
+from dlm.models.apart import apart
 from dlm.rewards import scores
 from dlm.rewards.judge import RewardConfig
 from dlm.rewards.written import Written
-from dlm.sampling import loop
+from dlm.sampling import loop, relay
 from dlm.sampling.canvas import untouched
 from dlm.sampling.sampler import Sampler
 from dlm.types import Array, Batch, Canvas, Params
@@ -36,6 +37,7 @@ class RollOut:
   """What the model writes after the prompts of rows.
 
   Args:
+    sampler: rows run `positions` of it at a time where they may: see `dlm.sampling.relay`.
     room: tokens of an answer at most.
     by_prompt: blocks are counted from the answer's first slot, else from the canvas's.
     group: answers to each prompt, side by side.
@@ -50,13 +52,15 @@ class RollOut:
   group: int = 1
 
   def __call__(self, params: Params, batch: Batch, key: Array) -> tuple[Batch, dict[str, Array]]:
-    """The rows, and of them: tokens an answer, tokens a forward, the share that has an end, and the
-    entropy, as the mean of -log p of what was drawn."""
-    return self._written(params, batch, key)
+    """The rows, and of them: tokens an answer, tokens a forward that decides, the share that has an
+    end, and the entropy, as the mean of -log p of what was drawn."""
+    return self._written(apart(params), batch, key)
 
   @functools.cached_property
   def _written(self):
     def shard(params: Params, canvas: Canvas) -> Canvas:
+      if _take_turns(self.sampler, self.mesh):
+        return relay.run(self.sampler, params, canvas, group=self.group)
       return loop.run(self.sampler, params, canvas)
 
     run = parallel.over_batch(
@@ -71,7 +75,7 @@ class RollOut:
       tokens = rows.noisable_BxL.sum(dtype=jnp.float32)
       return rows, {
         "rollout/tokens": tokens / len(rows.tokens_BxL),
-        "rollout/tokens_per_forward": tokens / canvas.forwards_Bx3.sum(),
+        "rollout/tokens_per_forward": tokens / canvas.turn_B.sum(),
         "rollout/ended": rows.extra["end"].any(-1).mean(),
         "rollout/entropy": -jnp.nanmean(jnp.where(rows.noisable_BxL, canvas.logp_BxL, jnp.nan)),
       }
@@ -133,11 +137,19 @@ class RollOut:
     )
 
 
+def _take_turns(sampler: Sampler, mesh: jax.sharding.Mesh) -> bool:
+  """Where XLA splits rows itself they do not: it would gather all keys to move one row's."""
+  return relay.runs(sampler) and parallel.splits_data_alone(mesh)
+
+
 def of(training: Training) -> RollOut | None:
   """The roll-outs that a run's config asks for; None: it asks for none."""
   if training.run.rollout is None:
     return None
   sampler, own = build.sampling(training.run.rollout, training.model, training.facts)
+  counted = training.run.rollout.commit == "auto" and not training.run.rollout.max_forwards
+  if counted and _take_turns(sampler, training.mesh):  # the forwards more are allowed for
+    sampler = relay.of_one_width(sampler)
   return RollOut(
     sampler=build.on_mesh(sampler, training.mesh),
     mesh=training.mesh,

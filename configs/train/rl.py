@@ -17,7 +17,8 @@ r"""Reinforcement learning of reversals, by the rule of one paper: :METHOD names
     lightning      2603.13319   tokens per forward are rewarded, too; models in blocks
 
 Masks, ratios, clips, divergences, advantages, filters and updates on the same rows are the papers';
-learning rate, groups and problems are ours: theirs are for models of 7B and more. TraceRL's four
+learning rate, groups and problems are ours: theirs are for models of 7B and more. `batch` counts
+answers, not prompts: 64 are 8 answers to each of 8. TraceRL's four
 and lightning go on from a model that writes in blocks: --config.init_from=runs/lists_bd3lm, of
 configs/train/lists_bd3lm.py, with its data.length. Metrics: reward/..., rollout/..., kl, clipped,
 ratio. Expected: BENCHMARKS.md, Rewards; wd1_guided and TraceRL's drawn states have not been run to

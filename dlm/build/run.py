@@ -87,7 +87,8 @@ class RunConfig(Config):
 
   Args:
     steps: updates.
-    batch: rows an update, of all devices together.
+    batch: rows an update, of all devices together. With `rewards` they are answers: there are
+      batch / rewards.group prompts.
     objective: one of `dlm.objectives`; `shift` and `anneal` besides: `dlm.build.choices.Reading`.
     model: fields of `ModelConfig`, or a `preset` and what differs from it; `vocab` is the
       tokenizer's where it is not said. With `init_from` all is that model's; a drafter (objective

@@ -102,7 +102,7 @@ def step(
   """
   canvas = state.canvas
   # 1. plan: which kind of forward, and which rows take part in it.
-  at = _progress(sampler, state)
+  at = progress(sampler, state)
   full_B, act_B = _phases(sampler, state, at, may_refresh)
   separate = sampler.plan.commits and sampler.commit == "separate"
   commits_B = act_B & (state.cached_B < canvas.start_B) & separate
@@ -194,7 +194,8 @@ def _phases(
   return due_B, live_B if sampler.positions else live_B & (due_B | ~due_B.any())
 
 
-def _progress(sampler: Sampler, state: LoopState) -> Progress:
+def progress(sampler: Sampler, state: LoopState) -> Progress:
+  """Where each row stands."""
   canvas = state.canvas
   turn_B = canvas.turn_B
   slot_L = jnp.arange(canvas.tokens_BxL.shape[1])

@@ -27,6 +27,7 @@ from dlm.build import Pretrained, SamplingConfig
 from dlm.data import Tokenizer
 from dlm.generate import Completion, Request, read, spans
 from dlm.models.apart import apart
+from dlm.sampling import relay
 from dlm.sampling.caching import ExactBlock
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
@@ -662,25 +663,12 @@ def engine(
   Commits that the config leaves open ("auto") are separate forwards in tiles of several rows.
   """
   sampler, own = build.sampling(config, trained.model, trained.facts)
-  if SamplingConfig.of(config).commit == "auto":
-    sampler = _of_one_width(sampler, serving)
+  together = min(serving.row_tile or serving.rows, serving.rows) > 1
+  if SamplingConfig.of(config).commit == "auto" and together:
+    sampler = relay.of_one_width(sampler)
   mesh = own.mesh.make(jax.local_devices())
   params, _ = trained.on(mesh, own.weights)
   return Engine(sampler, trained.tokenizer, params, serving, align=own.align, mesh=mesh)
-
-
-def _of_one_width(sampler: Sampler, serving: Serving) -> Sampler:
-  """The sampler, with finished blocks cached by forwards as wide as those that decide.
-
-  A tile's rows begin their blocks in different turns. Fused commits make of most turns two forwards
-  over the whole tile, one for each width; separate ones are a forward more a block, of the rows
-  that need it, and write the same tokens.
-  """
-  fuses = type(sampler.plan) is ExactBlock and sampler.commit == "fused"
-  bound = sampler.shift or sampler.policy.slides  # their commits decide, or must be fused
-  if min(serving.row_tile or serving.rows, serving.rows) == 1 or bound or not fuses:
-    return sampler
-  return dataclasses.replace(sampler, commit="separate")
 
 
 def _served(sampler: Sampler, serving: Serving, mesh: jax.sharding.Mesh) -> Sampler:

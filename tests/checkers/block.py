@@ -68,7 +68,7 @@ class Draws:
 def deciding_rows(sampler: Sampler, state) -> list[int]:
   """Rows that take part in the next forward, and for which it is no commit."""
   live_B = ~np.asarray(state.canvas.done_B)
-  refresh_B = np.asarray(sampler.plan.refresh_B(loop._progress(sampler, state))) & live_B
+  refresh_B = np.asarray(sampler.plan.refresh_B(loop.progress(sampler, state))) & live_B
   act_B = refresh_B if refresh_B.any() else live_B
   waits_B = np.asarray(state.cached_B < state.canvas.start_B) & sampler.plan.commits
   return np.flatnonzero(act_B & ~waits_B).tolist()

@@ -236,7 +236,7 @@ def at_queries(value: np.ndarray, sampler: Sampler, state) -> np.ndarray:
   if value.shape[1] == slots:
     return value
   out = np.zeros((batch, slots, *value.shape[2:]))
-  window_BxL = np.asarray(sampler.plan.window_BxL(loop._progress(sampler, state)))
+  window_BxL = np.asarray(sampler.plan.window_BxL(loop.progress(sampler, state)))
   for b in range(batch):
     out[b, window_BxL[b]] = value[b]
   return out

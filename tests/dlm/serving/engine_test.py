@@ -15,11 +15,12 @@ from dlm.data import ByteTokenizer
 from dlm.facts import ModelFacts
 from dlm.generate import Generator, Request
 from dlm.models import ModelConfig, bind
+from dlm.sampling import relay
 from dlm.sampling.caching import ExactBlock, NoCache
 from dlm.sampling.policies import Fixed, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.serving.asks import Ask
-from dlm.serving.engine import Engine, Serving, _of_one_width, engine
+from dlm.serving.engine import Engine, Serving, engine
 from dlm.serving.scheduler import Limits, Overloaded
 from tests.dlm.sampling.table import Lookup, random_table
 
@@ -64,8 +65,7 @@ def settings(**own):
 def by_two(params):
   """Finished blocks are cached by forwards of their own, as `engine` has it in tiles."""
   own, apart = settings(row_tile=2, constraints=True), sampler(commit="separate")
-  assert _of_one_width(sampler(), own) == apart
-  assert _of_one_width(sampler(), settings(row_tile=1)) == sampler()
+  assert relay.of_one_width(sampler()) == apart
   return Engine(apart, BYTES, params, own, align="canvas")
 
 
@@ -78,6 +78,7 @@ def by_one(params):
   )
   config = {"policy": {"name": "threshold", "threshold": 0.05}, "max_forwards": 64}
   made = engine(config, checkpoint, settings(row_tile=1, prefixes=5))
+  assert made.sampler.commit == "fused"
   made._clock = Clock()
   return made
 
