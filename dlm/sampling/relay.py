@@ -56,11 +56,17 @@ def run(sampler: Sampler, params: Params, canvas: Canvas, *, group: int = 1) -> 
   """
   rows = len(canvas.done_B)
   places = sampler.rows_together(sampler.block, rows, whole=False)
-  given = _prompts(sampler, params, jax.tree.map(lambda x: x[::group], canvas))
-  idle = jax.tree.map(lambda x: x[:places], canvas)
-  idle = idle.replace(done_B=jnp.ones_like(idle.done_B))
+  word_Bx2, impl = jax.random.key_data(canvas.key_B), jax.random.key_impl(canvas.key_B)
+  canvas = canvas.replace(key_B=None)
+
+  def begun(row_R: Array) -> Canvas:
+    key_R = jax.random.wrap_key_data(word_Bx2[row_R], impl=impl)
+    return jax.tree.map(lambda x: x[row_R], canvas).replace(key_B=key_R)
+
+  given = _prompts(sampler, params, begun(jnp.arange(0, rows, group)))
+  idle = begun(jnp.arange(places)).replace(done_B=jnp.ones(places, bool))
   nobody_R = jnp.full(places, rows)  # out of range: dropped
-  relay = (canvas.replace(key_B=None), loop.start(sampler, idle), nobody_R, jnp.int32(0))
+  relay = (canvas, loop.start(sampler, idle), nobody_R, jnp.int32(0))
 
   def waits(relay: tuple[Canvas, LoopState, Array, Array]) -> Array:
     _, state, _, first = relay
@@ -75,11 +81,13 @@ def run(sampler: Sampler, params: Params, canvas: Canvas, *, group: int = 1) -> 
     new_R = done_R & (next_R < rows)
     every = _left(every, state.canvas, jnp.where(new_R, row_R, rows))
     row_R = jnp.where(new_R, next_R, row_R)
-    began = loop.start(sampler, jax.tree.map(lambda x: x[jnp.minimum(row_R, rows - 1)], canvas))
-    prompt_R = jnp.minimum(row_R, rows - 1) // group
+    known_R = jnp.minimum(row_R, rows - 1)
+    began, prompt_R = loop.start(sampler, begun(known_R)), known_R // group
     cache = _moved(state.cache, given.cache, new_R, prompt_R)
-    began = began.replace(cache=None, cached_B=given.cached_B[prompt_R])
-    state = where_rows(new_R, began, state.replace(cache=None)).replace(cache=cache)
+    key_R = began.canvas.key_B  # also of those who stay
+    began = began.replace(cached_B=given.cached_B[prompt_R])
+    state = where_rows(new_R, *(_bare(each) for each in (began, state)))
+    state = state.replace(cache=cache, canvas=state.canvas.replace(key_B=key_R))
     return every, state, row_R, first + new_R.sum(dtype=jnp.int32)
 
   def turn(
@@ -91,7 +99,12 @@ def run(sampler: Sampler, params: Params, canvas: Canvas, *, group: int = 1) -> 
   every, state, row_R, _ = jax.lax.while_loop(
     lambda relay: (relay[-1] < rows) | ~relay[1].canvas.done_B.all(), turn, relay
   )
-  return _left(every, state.canvas, row_R).replace(key_B=canvas.key_B)
+  every = _left(every, state.canvas, row_R)
+  return every.replace(key_B=jax.random.wrap_key_data(word_Bx2, impl=impl))
+
+
+def _bare(state: LoopState) -> LoopState:
+  return state.replace(cache=None, canvas=state.canvas.replace(key_B=None))
 
 
 def _prompts(sampler: Sampler, params: Params, canvas: Canvas) -> LoopState:

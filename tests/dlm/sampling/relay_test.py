@@ -30,9 +30,9 @@ def params(model):
 
 
 def sampler(model, **fields):
-  own = dict(plan=ExactBlock(), max_forwards=200, temperature=0.5, eos_ids=tuple(range(6)))
+  own = dict(plan=ExactBlock(), sees=masks.BlockCausal(BLOCK), max_forwards=200, temperature=0.5)
   return Sampler(
-    denoise=model, policy=Threshold(0.2), sees=masks.BlockCausal(BLOCK), block=BLOCK, mask_id=MASK,
+    denoise=model, policy=Threshold(0.2), block=BLOCK, mask_id=MASK, eos_ids=tuple(range(6)),
     **own | fields,
   )  # fmt: skip
 
