@@ -25,11 +25,12 @@ from dlm.types import Array, Canvas, KVCache, Params
 def runs(sampler: Sampler) -> bool:
   """Whether rows may take turns: what a prompt's forward leaves behind is its keys, and no more.
 
-  Other caches are filled by forwards over whole canvases, answers included, or in parts.
+  Other caches are filled by forwards over whole canvases, answers included, or in parts; keys in
+  fewer bits were not tried.
   """
   policy, exact = sampler.policy, type(sampler.plan) is ExactBlock and not sampler.plan.fill
-  others = sampler.guidance or policy.draft_span or policy.slides or sampler.first_alone
-  return exact and not others
+  own = policy.draft_span or policy.slides or sampler.first_alone
+  return exact and not (own or sampler.guidance or sampler.cache_format)
 
 
 def of_one_width(sampler: Sampler) -> Sampler:
