@@ -161,13 +161,7 @@ def logits(
   divide_Rx1: Array | None = None,
 ) -> Array:
   """Float32 [R, T], accumulated in float32 whatever the inputs are; capped, then divided."""
-  z_RxT = jnp.einsum(
-    "rd,td->rt",
-    hidden_RxD,
-    unembed_TxD,
-    precision=precision.of(hidden_RxD, unembed_TxD),
-    preferred_element_type=jnp.float32,
-  )
+  z_RxT = precision.float32_product("rd,td->rt", hidden_RxD, unembed_TxD)
   if soft_cap is not None:
     z_RxT = soft_cap * jnp.tanh(z_RxT / soft_cap)
   return z_RxT if divide_Rx1 is None else z_RxT / divide_Rx1

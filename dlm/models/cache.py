@@ -7,6 +7,7 @@ from flax import struct
 from dlm.models import packed
 from dlm.models.packed import Packed
 from dlm.types import Array, CacheFormat, Choice, KVCache, Ring
+from kernels_pallas import dispatch
 from kernels_pallas.block_attention import Part
 
 Stored = tuple[Array | Packed, Array | Packed]  # keys and values
@@ -22,6 +23,7 @@ def empty(
   dtype: jnp.dtype,
   format: CacheFormat | None = None,
 ) -> KVCache:
+  dtype = _held(dtype) if format is None else dtype
   sizes = {"layers": layers, "batch": batch, "slots": slots}
   sizes |= {"kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
   shape = (layers, batch, slots, kv_heads, head_dim)
@@ -31,6 +33,13 @@ def empty(
   )
   coded_B = jnp.zeros(batch, jnp.int32) if format is not None and format.recent else None
   return KVCache(k, v, filled_BxS=jnp.zeros((batch, slots), bool), coded_B=coded_B)
+
+
+def _held(dtype: jnp.dtype) -> jnp.dtype:
+  """On CPUs bfloat16 is held in float32: XLA has no writes of bfloat16 there, and would widen the
+  whole cache at each, and narrow it again."""
+  on_cpu = dispatch.backend() == "cpu" and dtype == jnp.bfloat16
+  return jnp.dtype(jnp.float32) if on_cpu else dtype
 
 
 def parts(stored: Stored, layer: Array) -> list[Part]:
@@ -63,7 +72,7 @@ def ring(
 ) -> Ring:
   """Empty; `slots`: as many positions as its layers look back."""
   shape = (layers, batch, slots, kv_heads, head_dim)
-  nothing = jnp.full((batch, slots), -1, jnp.int32)
+  nothing, dtype = jnp.full((batch, slots), -1, jnp.int32), _held(dtype)
   return Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), nothing)
 
 

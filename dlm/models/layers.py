@@ -15,10 +15,10 @@ from dlm.models.lora import A, B, LoraConfig, on
 from dlm.models.rope import RopeScaling, frequencies
 from dlm.types import Array
 from kernels_pallas import dispatch
+from kernels_pallas.precision import float32_product
 from kernels_pallas.shards import folded, unfolded
 
 Initializer = jax.nn.initializers.Initializer
-WIDE_ROWS = 8  # so few at least, and a CPU is faster where bfloat16 rows give float32
 
 
 def product(eqn: str, x: Array, kernel: Array) -> Array:
@@ -29,14 +29,14 @@ def product(eqn: str, x: Array, kernel: Array) -> Array:
   of the plain product.
   """
   kernel = kernel.astype(x.dtype)
-  if x.dtype == jnp.bfloat16 and len(x) >= WIDE_ROWS and dispatch.backend() == "cpu":
+  if x.dtype == jnp.bfloat16 and dispatch.backend() == "cpu":
     return _wide(eqn, x, kernel)
   return jnp.einsum(eqn, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _wide(eqn: str, x: Array, kernel: Array) -> Array:
-  return jnp.einsum(eqn, x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+  return float32_product(eqn, x, kernel).astype(x.dtype)
 
 
 def _wide_forward(eqn: str, x: Array, kernel: Array) -> tuple[Array, Callable]:

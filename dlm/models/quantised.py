@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct, traverse_util
 
+from dlm.models.layers import product
 from dlm.types import Array, Params
+from kernels_pallas.precision import float32_product
 
 KNOWN = re.compile(r"(int8|int4)(?:g([1-9][0-9]*))?(z)?|w8a8|(?:dgq|w4a8g)([1-9][0-9]*)")
 TINY = jnp.finfo(jnp.float32).tiny ** 0.5  # a channel of smaller numbers has scale 1, and codes 0
@@ -114,11 +116,11 @@ class Codes:
   def product(self, x_RxI: Array) -> Array:
     """x @ kernel: [rows, out], in x's type."""
     if len(self.scale) > 1 or self.zero is not None:
-      return x_RxI @ self.wide(x_RxI.dtype)
+      return product("RI,IO->RO", x_RxI, self.wide(x_RxI.dtype))
     codes_IxO, scale_1xO = self.whole, self.scale.reshape(1, -1)
     if not self.format.activations:
       # Codes are exact in bfloat16; the scale waits for the sum.
-      y_RxO = jnp.matmul(x_RxI, codes_IxO.astype(x_RxI.dtype), preferred_element_type=jnp.float32)
+      y_RxO = float32_product("RI,IO->RO", x_RxI, codes_IxO.astype(x_RxI.dtype))
       return (y_RxO * scale_1xO).astype(x_RxI.dtype)
     rounded_RxI, scale_Rx1 = rounded(x_RxI.astype(jnp.float32), 8, axes=(1,))
     y_RxO = jnp.matmul(rounded_RxI, codes_IxO, preferred_element_type=jnp.int32)

@@ -76,12 +76,13 @@ def start(checkpoint: pathlib.Path, arguments: Sequence[str]) -> subprocess.Pope
 
 def ready(process: subprocess.Popen) -> Served:
   """Waits until it takes requests."""
-  line = process.stdout.readline()
-  found = re.match(r"(\S+) at http://127\.0\.0\.1:(\d+)/v1", line)
-  if found is None:
-    process.kill()
-    raise RuntimeError(f"serving: the server did not start; it said {line!r}")
-  return Served(process, int(found[2]), found[1])
+  said = []
+  for line in process.stdout:
+    if found := re.match(r"(\S+) at http://127\.0\.0\.1:(\d+)/v1", line):
+      return Served(process, int(found[2]), found[1])
+    said.append(line)
+  process.kill()
+  raise RuntimeError(f"serving: the server did not start; it said {''.join(said)!r}")
 
 
 async def ask(

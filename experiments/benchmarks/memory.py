@@ -5,6 +5,7 @@ arguments and results. So a program may be of a size, and for a device, that are
 `kernels_pallas.aot`; `make aot` fetches the compilers, and without them those rows are left out).
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -299,9 +300,12 @@ def cached(config: ModelConfig, held: Held, rows: int, slots: int) -> tuple[Comp
   params = _params(config)
   if held.weights:
     params = jax.eval_shape(lambda params: quantised(params, quantise(held.weights)), params)
+  where = contextlib.nullcontext()  # as its own device holds a cache
   if held.device in TPUS:
-    params = _laid(params, aot.mesh(held.device))
-  cache = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
+    mesh = aot.mesh(held.device)
+    params, where = _laid(params, mesh), jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+  with where:
+    cache = jax.eval_shape(functools.partial(empty_cache, own, rows, slots))
   count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
   return _compiled(functools.partial(loop.run, own), held.device, params, canvas), count
 

@@ -50,7 +50,7 @@ def test_a_sliding_layer_keeps_its_window():
   assert cache.k_YxBxSxKxH.shape == (5, 1, 32_768, 2, 512)
   assert cache.ring.k_YxBxSxKxH.shape == (25, 1, 1023, 8, 256)
   kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-  plain = 2 * 2 * 32_768 * (5 * 2 * 512 + 25 * 8 * 256)
+  plain = 2 * 4 * 32_768 * (5 * 2 * 512 + 25 * 8 * 256)  # on a CPU caches are of float32
   assert plain / kept > 8
   few = jax.eval_shape(functools.partial(bind(model).empty_cache, 1, 100))
   assert few.ring.slot_BxS.shape == (1, 100), "no longer than the canvas"
