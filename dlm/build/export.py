@@ -65,8 +65,7 @@ def write_huggingface(
   """
   check_numbers(made)
   origin = made.config.get(ORIGIN, {})
-  family = family or origin.get("family", "")
-  tables.one_of("family", family, FAMILIES)
+  family = _family(family, made)
   facts = made.facts
   if facts.pad_id is None:
     facts = dataclasses.replace(facts, pad_id=made.tokenizer.pad_id)
@@ -101,8 +100,7 @@ def write_adapter(
   """
   if made.base is None:
     raise ValueError(f"{made.directory} is of no run that trained adapters (model.lora)")
-  family = family or made.config.get(ORIGIN, {}).get("family", "")
-  tables.one_of("family", family, FAMILIES)
+  family = _family(family, made)
   with _appearing(directory) as folder:
     own, _ = made.adapters()
     ours = {"facts": made.facts.to_json(), "objective": tables.plain(made.objective)}
@@ -144,6 +142,17 @@ def _merged(made: Pretrained, **reading: Any) -> tuple[Pretrained, Params, int]:
   plain = dataclasses.replace(made.model.config, lora=None)
   config = made.config | {"model": tables.plain(plain)}
   return dataclasses.replace(made, model=bind(plain), config=config), lora.merged(params, own), step
+
+
+def _family(named: str, made: Pretrained) -> str:
+  """ValueError: it is not known, or none is named of a model that was trained from nothing."""
+  family = named or made.config.get(ORIGIN, {}).get("family", "")
+  if not family:
+    raise ValueError(
+      f"{made.directory} was not imported, so --family must name a layout: {', '.join(FAMILIES)}"
+    )
+  tables.one_of("family", family, FAMILIES)
+  return family
 
 
 def _longest(config: Mapping[str, Any], family: str | None, other: str) -> dict[str, Any]:

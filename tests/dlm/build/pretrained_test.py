@@ -328,6 +328,13 @@ def test_folder_keeps_kernels_as_codes(tmp_path, sdar):
   jax.tree.map(np.testing.assert_array_equal, copied, want)
 
 
+def test_what_was_not_imported_is_exported_in_a_layout_that_is_named(tmp_path, sdar):
+  made = dataclasses.replace(build.pretrained(sdar), config={})
+  with pytest.raises(ValueError, match="was not imported, so --family must name a layout: .*sdar"):
+    build.write_huggingface(tmp_path / "hf", made)
+  assert not (tmp_path / "hf").exists()
+
+
 def test_codes_are_neither_rounded_twice_nor_written_as_numbers(tmp_path, sdar):
   folder = tmp_path / "int8"
   build.write_checkpoint(folder, build.pretrained(sdar), weights="int8")
