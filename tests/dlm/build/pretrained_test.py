@@ -330,7 +330,7 @@ def test_folder_keeps_kernels_as_codes(tmp_path, sdar):
 
 def test_what_was_not_imported_is_exported_in_a_layout_that_is_named(tmp_path, sdar):
   made = dataclasses.replace(build.pretrained(sdar), config={})
-  with pytest.raises(ValueError, match="was not imported, so --family must name a layout: .*sdar"):
+  with pytest.raises(ValueError, match=r"was not imported, so --family must name a layout: .*sdar"):
     build.write_huggingface(tmp_path / "hf", made)
   assert not (tmp_path / "hf").exists()
 
