@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ HEAD = {"suite", "size", "command", "date", "device", "versions", "load", "table
 RATIOS = {
   "training": ["share of peak", "speed-up"],
   "sampling": ["speed-up", "time"],
-  "compile": ["times the shallowest"],
+  "compile": ["times an addition", "share", "times the shallowest"],
   "memory": [
     "naive / ours",
     "B per row x vocabulary",
@@ -130,6 +131,22 @@ def test_programs_do_not_grow_with_depth(program):
   shallow, deep = (compilation.compiled(program(layers)) for layers in (2, 3))
   assert (shallow.equations, shallow.lines) == (deep.equations, deep.lines)
   assert shallow.equations > 100 and shallow.lines > 100
+
+
+def test_kernels_that_differ_by_name_alone_are_one():
+  def program(times, slots):
+    def run(x):
+      for _ in range(times):
+        x = jax.lax.fori_loop(0, 3, lambda i, x: jnp.exp(x) * x[::-1] + i, x)
+      return x
+
+    return lambda: jax.jit(run).trace(jnp.ones((8, slots)))
+
+  once, thrice, other = (
+    compilation.compiled(program(*each)).kernels for each in ((1, 8), (3, 8), (1, 9))
+  )
+  assert len(thrice) == 3 * len(once) and set(thrice) == set(once)
+  assert not set(once) <= set(other)
 
 
 def test_sampling_at_other_tokens_is_refused():
