@@ -142,12 +142,12 @@ def page(title: str, drawn: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-  out = OUT.value and files.made_folder(OUT.value)
   trained = build.pretrained(CHECKPOINT.value)
   block = BLOCK.value or trained.facts.block
   if not block:
     raise ValueError("--block is missing: the checkpoint's blocks are whole rows")
   bits = roofline.Bits(WEIGHTS.value, ACTIVATIONS.value, CACHE.value)
+  out = OUT.value and files.made_folder(OUT.value)
   kinds = roofline.forwards(ROWS.value, SLOTS.value, block)
   chip, took, lines = roofline.CHIPS[CHIP.value], [], []
   if MEASURE.value:

@@ -365,6 +365,7 @@ def page(found: Sequence[Measured], drawn: str) -> str:
 def main() -> None:
   began = time.perf_counter()
   methods = asked("--methods", METHODS.value, [*CURVES])
+  limits()  # of laws that are known
   seed, out = check_seed(SEED.value, "--seed"), files.made_folder(OUT.value)
   found = []
   for each in measure(methods, SAMPLES.value, seed):
