@@ -41,7 +41,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    out, GGUF files in;
                    autoregressive -> diffusion
   dlm/optimizer    optax from the config's table      metrics     scalars to disk and screen
-  dlm/processes    one program in several processes, and what becomes of it when one dies; relay:
+  dlm/processes    one program in several processes, and what becomes of it when one dies; tunnel:
                    how they reach each other
   dlm/roofline     what a forward costs at least on a chip: operations and bytes
   dlm/programs     products of a traced program, collectives of a compiled one

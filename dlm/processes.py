@@ -10,7 +10,7 @@ No process ends well before all have: an error of the last one is everybody's.
 
 The service lives in process 0 and dies with it. jax's client answers that by aborting its process
 with a trace, and its callback for the case cannot be called from Python (jax 0.10.2 to 0.12.0), so
-the others reach the service through a relay of their own: see `relay`.
+the others reach the service through a tunnel of their own: see `tunnel`.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from dlm import relay
-from dlm.relay import START
+from dlm import tunnel
+from dlm.tunnel import START
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: a TPU pod.")
 COORDINATOR = flags.DEFINE_string(
@@ -76,7 +76,7 @@ def join(able: bool) -> None:
     address, count, own, _ = ClusterEnv.auto_detect_unset_distributed_params(
       address, PROCESSES.value, PROCESS.value, None, None, START
     )
-    way = _Relay(address) if own and address else None
+    way = _Tunnel(address) if own and address else None
     # jax's own watch ends a process by an abort with a trace: it comes after ours.
     late = 2 * PATIENCE.value + 10
     jax.distributed.initialize(
@@ -211,7 +211,7 @@ class _Watch:
 _watch = _Watch()
 
 
-class _Relay:
+class _Tunnel:
   """A way to the service of process 0 that jax's client never sees break off.
 
   Where the service is gone the watch ends this process, in its own words.
@@ -222,7 +222,7 @@ class _Relay:
     host, _, port = far.rpartition(":")
     if not (host and port.isdigit()):
       raise ValueError(f"coordinator {far!r} must be HOST:PORT")
-    program = [sys.executable, "-I", relay.__file__, host.strip("[]"), port]
+    program = [sys.executable, "-I", tunnel.__file__, host.strip("[]"), port]
     self._program = subprocess.Popen(program, stdin=-1, stdout=-1, text=True)
     self.address = f"127.0.0.1:{int(self._program.stdout.readline())}"
 

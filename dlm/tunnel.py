@@ -1,7 +1,7 @@
 """A program: a way to jax's coordination service that jax's client never sees break off.
 
-`python relay.py HOST:PORT` prints the port of this machine where it listens, and carries what comes
-there to the service and back. A line on its standard input says that the client is watched by
+`python tunnel.py HOST:PORT` prints the port of this machine where it listens, and carries what
+comes there to the service and back. A line on its standard input says that the client is watched by
 others: then it prints `gone` where the service breaks off, and leaves the client's connections
 open; before that it closes them, and the client tries again. It ends with its standard input.
 
