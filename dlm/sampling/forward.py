@@ -16,6 +16,9 @@ from dlm.sampling.score import score
 from dlm.sampling.state import Served, row_axes, where_rows
 from dlm.types import Array, Canvas, KVCache, Mask, Params, Progress, TokenStats
 
+LEAST_USED = 0.9  # of a forward's positions, by rows for which it is the narrowest, else they wait
+WAITING = 6  # a turn that a row has waited counts as so many masks that it has left
+
 
 @struct.dataclass
 class Ask:
@@ -90,14 +93,23 @@ class Share(NamedTuple):
   own_B: Array
 
 
-def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -> Scored:
+class Turn(NamedTuple):
+  """The forwards of a turn, and the rows that take part in them."""
+
+  kinds: list[Kind]
+  shares: list[Share]
+  act_B: Array
+
+
+def forward(
+  sampler: Sampler, params: Params, ask: Ask, turn: Turn, cache: KVCache | None
+) -> Scored:
   """Runs the model over what is asked, and keeps the keys that the plan wants."""
-  canvas, full_B = ask.canvas, ask.full_B
+  canvas, full_B, kinds = ask.canvas, ask.full_B, turn.kinds
   shadows = sampler.block if sampler.policy.judges else 0
   runs, queries_B = [], canvas.length_B + shadows
-  kinds = _kinds(sampler, canvas, ask.at, ask.act_B, full_B)
   windows = {kind.whole: Window.of(kind.window_BxL) for kind in kinds}
-  for whole, width, rows, own_B in _shares(sampler, kinds):
+  for whole, width, rows, own_B in turn.shares:
     run = functools.partial(_some, sampler, params, ask, windows[whole], whole, width, rows)
     runs.append(Run(own_B, rows * (width + shadows), run))
   stats, cache, computed_B = in_turn(runs, cache)
@@ -107,65 +119,77 @@ def forward(sampler: Sampler, params: Params, ask: Ask, cache: KVCache | None) -
   return Scored(stats, _scored(sampler, ask, computed_BxL), cache, queries_B, computed_B)
 
 
-def in_company(
-  sampler: Sampler, canvas: Canvas, at: Progress, act_B: Array, full_B: Array, waited_B: Array
-) -> Array:
-  """Of the rows that may act in this turn those that do.
-
-  Forwards that would leave places empty are left out if there are others: their rows wait until
-  more need the same, those least that have waited longest.
-  """
-  shares = _shares(sampler, _kinds(sampler, canvas, at, act_B, full_B))
-  own_NxB = jnp.stack([share.own_B for share in shares])
-  over_N = own_NxB.sum(1) % jnp.array([share.rows for share in shares])
-  rank_NxB = jax.vmap(functools.partial(_rank, -waited_B))(own_NxB)
-  waits_B = (own_NxB & (rank_NxB < over_N[:, None])).any(0)
-  return act_B & ~(waits_B & (act_B & ~waits_B).any())
-
-
 def _kinds(
   sampler: Sampler, canvas: Canvas, at: Progress, act_B: Array, full_B: Array
 ) -> list[Kind]:
-  slots = canvas.tokens_BxL.shape[1]
-  widths = _whole_widths(sampler, slots)
-  whole_BxL = at.inside_BxL if len(widths) > 1 else jnp.ones_like(at.inside_BxL)
-  kinds = [Kind(True, act_B & full_B, whole_BxL, widths)]
-  if sampler.plan.cached:
-    window_BxL = sampler.plan.window_BxL(at) & at.inside_BxL
+  plan, slots, kinds = sampler.plan, canvas.tokens_BxL.shape[1], []
+  if plan.cached:
+    window_BxL = plan.window_BxL(at) & at.inside_BxL
     if sampler.anchored:
       window_BxL |= at.slot_L[None, :] == canvas.start_B[:, None] - 1
+    if plan.refreshes and plan.choice is None:  # a window over all, and nothing to read: the same
+      full_B |= (window_BxL == at.inside_BxL).all(-1) & ~at.filled_BxL.any(-1)
     kinds.append(Kind(False, act_B & ~full_B, window_BxL, _ladder(sampler, slots)))
+  if plan.refreshes:
+    widths = _whole_widths(sampler, slots)
+    whole_BxL = at.inside_BxL if len(widths) > 1 else jnp.ones_like(at.inside_BxL)
+    kinds.insert(0, Kind(True, act_B & full_B, whole_BxL, widths))
   return kinds
 
 
-def _shares(sampler: Sampler, kinds: list[Kind]) -> list[Share]:
-  """The forwards of a turn, of each kind the widest first.
+def share_out(
+  sampler: Sampler,
+  canvas: Canvas,
+  at: Progress,
+  act_B: Array,
+  full_B: Array,
+  waited_B: Array | None,
+) -> Turn:
+  """Shares the rows that may act out to forwards, of each kind the widest first.
 
   A row goes where its window fits; but a forward that has places left takes rows along that need
-  less, unless they shall be computed at their own width.
+  less, unless they shall be computed at their own width. With `Sampler.positions` a forward of
+  which more than a tenth would be for nothing is left out if there are others, and if there are
+  none the fullest runs: rows wait until more need the same. First come those that have most to
+  write, or have waited: so that all are done at about the same time, and the last are not alone.
   """
+  patient = bool(sampler.positions and not sampler.refresh_rows)
+  kinds = _kinds(sampler, canvas, at, act_B, full_B)
+  batch, urgency_B = len(act_B), jnp.zeros_like(canvas.start_B)
+  if patient:
+    left_B = at.masked_BxL.sum(-1) + WAITING * waited_B
+    urgency_B = batch - 1 - _rank(left_B, jnp.ones_like(act_B))
   shapes, runs = [], []
   for kind in kinds:
-    narrower_1xN = jnp.array(kind.widths[:-1], jnp.int32)[None, :]
-    rung_B = (kind.window_BxL.sum(-1)[:, None] > narrower_1xN).sum(-1)
+    widths_N = jnp.array(kind.widths, jnp.int32)
+    rung_B = (kind.window_BxL.sum(-1)[:, None] > widths_N[None, :-1]).sum(-1)
     for rung, width in reversed(list(enumerate(kind.widths))):
-      rows = sampler.rows_together(width, len(rung_B), kind.whole)
+      rows = sampler.rows_together(width, batch, kind.whole)
       shapes.append((kind.whole, width, rows))
-      runs.append((kind.rows_B, rung_B, rung_B == rung, rows))
+      runs.append((kind.rows_B, rung_B, widths_N[rung_B], rung, rows, rows * width))
 
-  def take(taken_B: Array, run: tuple[Array, ...]) -> tuple[Array, Array]:
-    rows_B, rung_B, fits_B, rows = run
-    left_B = rows_B & ~taken_B
-    own_B = left_B & fits_B
-    if not sampler.own_width:
-      places = -(-own_B.sum() // rows) * rows
-      own_B = left_B & (_rank(rung_B, left_B) < places)
-    return taken_B | own_B, own_B
+  def take(taken_B: Array, run: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+    rows_B, rung_B, width_B, rung, rows, places = run
+    fits_B = rung_B == rung if sampler.own_width else rung_B <= rung
+    left_B = rows_B & ~taken_B & fits_B
+    count = (left_B & (rung_B == rung)).sum()
+    rank_B = _rank(rung_B * batch + urgency_B, left_B)
+    full_B = left_B & (rank_B < count // rows * rows)
+    rest_B = left_B & (rank_B < -(-count // rows) * rows) & ~full_B
+    used = jnp.where(rest_B, width_B, 0).sum() / places
+    goes_B = rest_B & (used >= LEAST_USED) if patient else rest_B
+    own_B = full_B | goes_B
+    return taken_B | own_B, (own_B, rest_B & ~goes_B, used)
 
   # A scan: so few lines are compiled once, not for each width.
-  nobody_B = jnp.zeros_like(kinds[0].rows_B)
-  _, own_NxB = jax.lax.scan(take, nobody_B, jax.tree.map(lambda *x: jnp.stack(x), *runs))
-  return [Share(*shape, own_B) for shape, own_B in zip(shapes, own_NxB, strict=True)]
+  stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(each) for each in x]), *runs)
+  taken_B, (own_NxB, waits_NxB, used_N) = jax.lax.scan(take, jnp.zeros_like(act_B), stacked)
+  if patient:
+    fullest = jnp.argmax(jnp.where(waits_NxB.any(1), used_N, 0))
+    alone_NxB = waits_NxB & (jnp.arange(len(used_N)) == fullest)[:, None]
+    own_NxB = jnp.where(taken_B.any(), own_NxB, alone_NxB)
+  shares = [Share(*shape, own_B) for shape, own_B in zip(shapes, own_NxB, strict=True)]
+  return Turn(kinds, shares, own_NxB.any(0))
 
 
 def _rank(score_B: Array, eligible_B: Array) -> Array:

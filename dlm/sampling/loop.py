@@ -22,7 +22,7 @@ the block begins at the first masked slot (`dlm.sampling.sliding`).
 
 In one turn of the loop all rows run the same kind of forward; a row that needs another kind waits.
 With `Sampler.positions` the kinds run beside each other, each over the rows that need it, and rows
-wait only where a forward would have places left (`dlm.sampling.forward.in_company`). With
+wait only where a forward would have places left (`dlm.sampling.forward.share_out`). With
 `Sampler.refresh_rows` none waits but for the whole canvas, which few rows a turn compute.
 """
 
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from dlm.sampling import drafts, ends, held, renoising, select, shifts, sliding
 from dlm.sampling.canvas import at_slot, in_block, masked, scope, write
-from dlm.sampling.forward import Ask, empty_cache, forward, in_company
+from dlm.sampling.forward import Ask, empty_cache, forward, share_out
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import WAITS, Held, LoopState, Served, where_rows
 from dlm.types import FORWARD_KINDS, Array, Canvas, Decision, KVCache, Params, Progress, State, View
@@ -110,10 +110,9 @@ def step(
   if fills_B is not None:
     commits_B |= act_B & fills_B
   at, waited_B = at.replace(commits_B=commits_B), state.waited_B
-  if sampler.positions and not sampler.refresh_rows:
-    act_B = in_company(sampler, canvas, at, act_B, full_B, waited_B)
-    full_B, commits_B = full_B & act_B, commits_B & act_B
-    at = at.replace(commits_B=commits_B)
+  turn = share_out(sampler, canvas, at, act_B, full_B, waited_B)
+  act_B, full_B, commits_B = turn.act_B, full_B & turn.act_B, commits_B & turn.act_B
+  at = at.replace(commits_B=commits_B)
   if waited_B is not None:
     waited_B = jnp.where(canvas.done_B | act_B, 0, waited_B + 1)
 
@@ -132,7 +131,7 @@ def step(
     canvas, at, act_B, full_B, key_noise_B, state.soft_BxAxD, barred_B, ids_BxAxJ, drafting,
     state.served,
   )  # fmt: skip
-  seen = forward(sampler, params, ask, state.cache)
+  seen = forward(sampler, params, ask, turn, state.cache)
 
   # 3. decide.
   view = _view(sampler, state, at, seen.stats, seen.scored_BxA)

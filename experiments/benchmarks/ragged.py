@@ -3,7 +3,9 @@
 Rows of many lengths end at different times, and where a cache is approximate they need their whole
 canvas at different times. "whole batches" computes all rows at the full width whenever one needs it
 (`positions=0`); "gathered" is what the sampler does here by itself (`dlm.build`). Same rows, same
-model, random parameters, greedy; in one process, in turns.
+model, random parameters, greedy (but for random ids of cache "text"); in one process, in turns.
+Positions are counted over several batches; a row's tokens there are the same if it wrote them in
+both ways and alone, by the same program as in its batch.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from dlm import masks, parallel
 from dlm.build.sampling import POSITIONS
 from dlm.data import ByteTokenizer
 from dlm.generate import Completion, Generator, Request
-from dlm.models import ModelConfig, bind
+from dlm.models import GemmaConfig, ModelConfig, MoeConfig, bind
 from dlm.sampling import policies
 from dlm.sampling.caching import PLANS
 from dlm.sampling.caching.plan import CachePlan
@@ -25,7 +27,7 @@ from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import Sampler
 from dlm.serving.offline import Offline
 from dlm.types import Params
-from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
+from experiments.benchmarks.results import Row, Spread, Table, interleaved, rate, ratio
 
 BYTES = ByteTokenizer()
 POSITIONS = {"whole batches": 0, "gathered": POSITIONS[jax.default_backend() == "cpu"]}
@@ -38,6 +40,7 @@ class Size:
   block: int
   counted: tuple[str, ...]  # caches whose positions are counted
   rows: int  # of a batch in which they are
+  batches: int
   timed: tuple[int, ...]  # rows of dual cache
   prompts: int  # of a mixed file; 0: no such table
   rounds: int
@@ -49,13 +52,20 @@ def _model(**sizes: int) -> ModelConfig:
 
 TINY = Size(
   _model(width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
-  slots=32, block=8, counted=("dual",), rows=4, timed=(4,), prompts=0, rounds=1,
+  slots=32, block=8, counted=("dual",), rows=4, batches=1, timed=(4,), prompts=0, rounds=1,
 )  # fmt: skip
 DEFAULT = Size(
   _model(width=512, layers=4, heads=8, kv_heads=8, head_dim=64, mlp=2048),
-  slots=128, block=16, counted=tuple(PLANS), rows=16, timed=(4, 16), prompts=24, rounds=3,
+  slots=128, block=16, counted=tuple(PLANS), rows=16, batches=3, timed=(4, 16),
+  prompts=24, rounds=3,
 )  # fmt: skip
 SMALL = _model(width=64, layers=1, heads=2, kv_heads=1, head_dim=32, mlp=64)
+# Cache "text" is for models of this kind alone.
+GEMMA = _model(
+  width=64, layers=2, heads=2, kv_heads=1, head_dim=32, mlp=64, qk_norm=True,
+  moe=MoeConfig(experts=4, per_token=2, mlp=32, renormalise=True),
+  gemma=GemmaConfig(full=(1,), window=32, kv_heads=1, head_dim=32),
+)  # fmt: skip
 
 
 def methods(block: int) -> dict[str, tuple[Policy, CachePlan]]:
@@ -68,6 +78,7 @@ def methods(block: int) -> dict[str, tuple[Policy, CachePlan]]:
       policies.Parts(policies.Threshold(0.6), block // 2),
       PLANS["sub_block"](block // 2),
     ),
+    "text": (policies.Renoise(BYTES.vocab_size, steps=block // 2), PLANS["text"]()),
   }
 
 
@@ -89,25 +100,30 @@ def _params(model: ModelConfig) -> Params:
 
 def generator(size: Size, cache: str, way: str, batch: int) -> Generator:
   policy, plan = methods(size.block).get(cache) or (policies.Threshold(0.6), PLANS[cache]())
-  causal = cache in ("block", "sub_block", "ahead", "rolling")
+  sees = {"text": masks.Canvas(size.block)}.get(cache, masks.Full())
+  if cache in ("block", "sub_block", "ahead", "rolling"):
+    sees = masks.Causal()
   sampler = Sampler(
     bind(size.model),
     policy,
     plan,
-    masks.Causal() if causal else masks.Full(),
+    sees,
     block=policy.draft_span or size.block,
     max_forwards=10_000,
     mask_id=BYTES.mask_id,
     shift=int(cache == "rolling"),
+    commit="separate" if cache == "text" else "fused",
     positions=POSITIONS[way],
   )
   mesh = parallel.make_mesh(data=1, devices=jax.local_devices()[:1])
   return Generator(sampler, BYTES, mesh, align="prompt", batch=batch)
 
 
-def requests(count: int, least: int, most: int, new: tuple[int, int]) -> list[Request]:
+def requests(
+  count: int, least: int, most: int, new: tuple[int, int], seed: int = 0
+) -> list[Request]:
   """Rows of `least` to `most` tokens, of which some are to be written."""
-  rng, made = np.random.default_rng(0), []
+  rng, made = np.random.default_rng(seed), []
   for i in range(count):
     length, open_ = rng.integers(least, most + 1), rng.integers(new[0], new[1] + 1)
     ids = rng.integers(0, 256, length - open_).astype(np.int32)
@@ -115,8 +131,9 @@ def requests(count: int, least: int, most: int, new: tuple[int, int]) -> list[Re
   return made
 
 
-def ragged(size: Size, rows: int) -> list[Request]:
-  return requests(rows, size.slots // 2 + 1, size.slots, (size.slots // 8, size.slots // 2))
+def ragged(size: Size, rows: int, seed: int = 0) -> list[Request]:
+  new = size.slots // 8, size.slots // 2
+  return requests(rows, size.slots // 2 + 1, size.slots, new, seed)
 
 
 def waste(done: list[Completion]) -> float:
@@ -124,28 +141,29 @@ def waste(done: list[Completion]) -> float:
 
 
 def _counts(size: Size) -> list[Row]:
-  params, rows = _params(size.model), []
-  for cache in size.counted:
-    if cache == "text":  # of models that read text causally and denoise a canvas
-      continue
-    done = {
-      way: generator(size, cache, way, size.rows)(params, ragged(size, size.rows))
-      for way in POSITIONS
-    }
-    found = {way: waste(each) for way, each in done.items()}
-    whole, gathered = done.values()
-    rows.append(
-      {
-        "ratio": found["whole batches"] / found["gathered"],
-        "cache": cache,
-        **found,
-        "rows": size.rows,
-        "same tokens": float(
-          np.mean([a.row == b.row for a, b in zip(whole, gathered, strict=True)])
-        ),
-      }
-    )
-  return rows
+  return [_counted(size, cache) for cache in size.counted]
+
+
+def _counted(size: Size, cache: str) -> Row:
+  own = dataclasses.replace(size, model=GEMMA) if cache == "text" else size
+  params, same = _params(own.model), []
+  make = {way: generator(own, cache, way, own.rows) for way in POSITIONS}
+  found: dict[str, list[float]] = {way: [] for way in POSITIONS}
+  for seed in range(own.batches):
+    asked = ragged(own, own.rows, seed)
+    done = {way: make[way](params, asked) for way in POSITIONS}
+    for way in POSITIONS:
+      found[way].append(waste(done[way]))
+    alone = [make["gathered"](params, [each])[0] for each in asked]
+    ways = zip(*done.values(), alone, strict=True)
+    same += [a.row == b.row == c.row for a, b, c in ways]
+  return {
+    "ratio": ratio(found["whole batches"], found["gathered"]),
+    "cache": cache,
+    **{way: Spread.of(each) for way, each in found.items()},
+    "rows": own.rows,
+    "same tokens": float(np.mean(same)),
+  }
 
 
 def _dual(size: Size) -> list[Row]:

@@ -33,6 +33,10 @@ class ExactBlock(CachePlan):
     if self.fill < 0:
       raise ValueError(f"cache: fill={self.fill} must not be negative (0: off)")
 
+  @property
+  def refreshes(self) -> bool:
+    return not self.fill
+
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     """Refuses attention rules under which a cached block could still change."""
     if policy.scope == "canvas":
@@ -166,6 +170,7 @@ class Ahead(ExactBlock):
   """
 
   provisional = False
+  refreshes = False
 
   def check(self, sees: MaskRule, block: int, policy: Policy) -> None:
     if not policy.works_ahead:
@@ -186,11 +191,11 @@ class Ahead(ExactBlock):
     return jnp.zeros_like(at.commits_B)
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    """One block, two, four, ... up to the canvas."""
-    found = [block]
+    """Halves of blocks up to three, as blocks ahead end with the row; then steps that grow."""
+    found = [block * halves // 2 for halves in (2, 3, 4, 5, 6, 8, 12, 16)]
     while found[-1] < slots:
-      found.append(min(2 * found[-1], slots))
-    return tuple(found)
+      found.append(2 * found[-1])
+    return tuple(sorted({min(width, slots) for width in found}))
 
   def keep_BxL(self, at: Progress) -> Array:
     return at.slot_L[None, :] < at.start_B[:, None]

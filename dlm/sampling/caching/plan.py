@@ -14,6 +14,7 @@ class CachePlan(abc.ABC):
 
   Attributes:
     cached: False: there is no cache, every forward is the whole canvas.
+    refreshes: `refresh_B` may ask for the whole canvas; False: every forward is over a window.
     commits: finished blocks enter the cache by a forward after their last decision.
     provisional: keys of the active block are kept as its last forward computed them.
     anchor: with shift: the query before a window rides along, to predict its first slot.
@@ -28,6 +29,7 @@ class CachePlan(abc.ABC):
   """
 
   cached: ClassVar[bool] = True
+  refreshes: ClassVar[bool] = True
   commits: ClassVar[bool] = False
   provisional: ClassVar[bool] = False
   anchor: ClassVar[bool] = True

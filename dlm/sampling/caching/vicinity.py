@@ -53,7 +53,9 @@ class Vicinity(CachePlan):
     return near_BxL | (at.turn_B < self.warmup)[:, None]
 
   def widths(self, block: int, slots: int) -> tuple[int, ...]:
-    return (min(self.before + block + self.after, slots), *([slots] if self.warmup else []))
+    """Without what follows the block, and with it. The warm-up is over whole rows."""
+    found = self.before + block, self.before + block + self.after
+    return tuple(sorted({min(width, slots) for width in found}))
 
   def keep_BxL(self, at: Progress) -> Array:
     """Everything: a window's keys are computed anew in every forward that could read them."""

@@ -10,9 +10,10 @@ import pytest
 
 from dlm import masks
 from dlm.sampling import loop, sizes
-from dlm.sampling.caching import Dual, NoCache
+from dlm.sampling.caching import Ahead, Dual, ExactBlock, NoCache, Vicinity
 from dlm.sampling.canvas import make_canvas
-from dlm.sampling.policies import Threshold
+from dlm.sampling.forward import share_out
+from dlm.sampling.policies import Pipelined, Threshold
 from dlm.sampling.sampler import Sampler
 from dlm.types import KVCache, LogitHead, ModelOutput
 
@@ -54,7 +55,7 @@ def canvas():
   )  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", [NoCache(), Dual()], ids=str)
+@pytest.mark.parametrize("plan", [NoCache(), Dual(), Vicinity()], ids=str)
 def test_sixteen_ragged_rows_compute_little_more_than_they_need(plan):
   table = jnp.asarray(np.random.default_rng(1).normal(size=(SLOTS, 9)) * 2, jnp.float32)
   sampler = Sampler(
@@ -72,6 +73,57 @@ def test_sixteen_ragged_rows_compute_little_more_than_they_need(plan):
   assert plain.computed_B.sum() / needed > 1.5
   # Whatever is computed is computed for somebody, whole forwards of whole batches here.
   assert round(float(plain.computed_B.sum())) % (ROWS * BLOCK) == 0
+
+
+def shared_out(sampler, lengths, opens, waited=None):
+  """The first turn of rows that all may act."""
+  canvas = make_canvas(
+    [np.zeros(n, np.int32) for n in lengths],
+    [np.arange(n) >= n - k for n, k in zip(lengths, opens, strict=True)],
+    list(range(len(lengths))), slots=SLOTS, block=BLOCK, align="prompt", mask_id=MASK, seed=0,
+  )  # fmt: skip
+  at = loop._progress(sampler, loop.start(sampler, canvas))
+  all_B = jnp.ones(len(lengths), bool)
+  full_B, waited_B = sampler.plan.refresh_B(at), jnp.array(waited or [0] * len(lengths))
+  return share_out(sampler, canvas, at, all_B, full_B, waited_B)
+
+
+def together(plan, policy=Threshold(0.6), sees=masks.Full()):  # noqa: B008
+  return Sampler(
+    BySlot(), policy, plan, sees, block=BLOCK, max_forwards=9, mask_id=MASK, positions=2 * SLOTS
+  )
+
+
+@pytest.mark.parametrize(
+  ("lengths", "opens", "waited", "act", "width"),
+  [
+    # Two rows of 128 make a forward. The third waits, which has least to write.
+    ((128, 128, 128), (40, 20, 60), (0, 0, 0), (True, False, True), 128),
+    ((128, 128, 128), (40, 20, 60), (0, 4, 0), (False, True, True), 128),
+    # Places that are taken by a row that needs less, but not much less.
+    ((128, 112, 80), (40, 40, 40), (0, 0, 0), (True, True, False), 128),
+    ((128, 80, 128), (40, 40, 40), (0, 0, 0), (True, False, True), 128),
+    # Nothing is full: the fullest.
+    ((128, 80), (40, 40), (0, 0), (True, True), 128),
+    ((80, 70, 66, 70, 128), (20,) * 5, (0,) * 5, (True, True, True, True, False), 80),
+    ((90,), (20,), (0,), (True,), 96),
+  ],
+)
+def test_rows_wait_for_a_forward_that_is_full(lengths, opens, waited, act, width):
+  found = shared_out(together(NoCache()), lengths, opens, waited)
+  np.testing.assert_array_equal(found.act_B, act)
+  assert [share.width for share in found.shares if share.own_B.any()] == [width]
+
+
+@pytest.mark.parametrize(
+  ("plan", "policy"),
+  [(Ahead(), Pipelined(BLOCK, 0.6, begin=0.3, eager=0.6)), (ExactBlock(fill=32), Threshold(0.6))],
+  ids=str,
+)
+def test_plans_that_never_ask_for_the_whole_canvas_compile_no_forward_over_it(plan, policy):
+  found = shared_out(together(plan, policy, masks.Causal()), (128, 70), (40, 16))
+  assert not any(share.whole for share in found.shares) and found.act_B.any()
+  assert not plan.refreshes and Dual().refreshes and ExactBlock().refreshes
 
 
 def test_sizes_are_few_and_near():
