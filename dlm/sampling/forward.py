@@ -16,8 +16,9 @@ from dlm.sampling.score import score
 from dlm.sampling.state import Served, row_axes, where_rows
 from dlm.types import Array, Canvas, KVCache, Mask, Params, Progress, TokenStats
 
-LEAST_USED = 0.9  # of a forward's positions, by rows for which it is the narrowest, else they wait
+MOST_OVER_USED = 1.1  # a forward's positions over those of its rows' own widths, else they wait
 WAITING = 6  # a turn that a row has waited counts as so many masks that it has left
+LONGEST_WAIT = 12  # turns after which a row is given a forward, full or not
 
 
 @struct.dataclass
@@ -148,15 +149,17 @@ def share_out(
   """Shares the rows that may act out to forwards, of each kind the widest first.
 
   A row goes where its window fits; but a forward that has places left takes rows along that need
-  less, unless they shall be computed at their own width. With `Sampler.positions` a forward of
-  which more than a tenth would be for nothing is left out if there are others, and if there are
-  none the fullest runs: rows wait until more need the same. First come those that have most to
-  write, or have waited: so that all are done at about the same time, and the last are not alone.
+  less, unless they shall be computed at their own width. With `Sampler.positions` a forward to
+  which more than a tenth would be added for nothing is left out if there are others, and if there
+  are none the fullest runs: rows wait until more need the same, but not for ever. First come those
+  that have most to write, or have waited: so that all are done at about the same time, and the last
+  are not alone.
   """
   patient = bool(sampler.positions and not sampler.refresh_rows)
   kinds = _kinds(sampler, canvas, at, act_B, full_B)
-  batch, urgency_B = len(act_B), jnp.zeros_like(canvas.start_B)
+  batch, urgency_B, late_B = len(act_B), jnp.zeros_like(canvas.start_B), jnp.zeros_like(act_B)
   if patient:
+    late_B = waited_B >= LONGEST_WAIT
     left_B = at.masked_BxL.sum(-1) + WAITING * waited_B
     urgency_B = batch - 1 - _rank(left_B, jnp.ones_like(act_B))
   shapes, runs = [], []
@@ -172,14 +175,15 @@ def share_out(
     rows_B, rung_B, width_B, rung, rows, places = run
     fits_B = rung_B == rung if sampler.own_width else rung_B <= rung
     left_B = rows_B & ~taken_B & fits_B
-    count = (left_B & (rung_B == rung)).sum()
+    own_B = left_B & (rung_B == rung)
+    count = own_B.sum()
     rank_B = _rank(rung_B * batch + urgency_B, left_B)
     full_B = left_B & (rank_B < count // rows * rows)
     rest_B = left_B & (rank_B < -(-count // rows) * rows) & ~full_B
     used = jnp.where(rest_B, width_B, 0).sum() / places
-    goes_B = rest_B & (used >= LEAST_USED) if patient else rest_B
-    own_B = full_B | goes_B
-    return taken_B | own_B, (own_B, rest_B & ~goes_B, used)
+    goes = (used >= 1 / MOST_OVER_USED) | (rest_B & own_B & late_B).any() | (not patient)
+    takes_B = full_B | (rest_B & goes)
+    return taken_B | takes_B, (takes_B, rest_B & ~goes, used)
 
   # A scan: so few lines are compiled once, not for each width.
   stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(each) for each in x]), *runs)

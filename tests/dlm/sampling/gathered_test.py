@@ -95,24 +95,27 @@ def together(plan, policy=Threshold(0.6), sees=masks.Full()):  # noqa: B008
 
 
 @pytest.mark.parametrize(
-  ("lengths", "opens", "waited", "act", "width"),
+  ("lengths", "opens", "waited", "act", "widths"),
   [
     # Two rows of 128 make a forward. The third waits, which has least to write.
-    ((128, 128, 128), (40, 20, 60), (0, 0, 0), (True, False, True), 128),
-    ((128, 128, 128), (40, 20, 60), (0, 4, 0), (False, True, True), 128),
+    ((128, 128, 128), (40, 20, 60), (0, 0, 0), (True, False, True), (128,)),
+    ((128, 128, 128), (40, 20, 60), (0, 4, 0), (False, True, True), (128,)),
     # Places that are taken by a row that needs less, but not much less.
-    ((128, 112, 80), (40, 40, 40), (0, 0, 0), (True, True, False), 128),
-    ((128, 80, 128), (40, 40, 40), (0, 0, 0), (True, False, True), 128),
+    ((128, 112, 80), (40, 40, 40), (0, 0, 0), (True, True, False), (128,)),
+    ((128, 80, 128), (40, 40, 40), (0, 0, 0), (True, False, True), (128,)),
+    # Nobody waits for ever.
+    ((128, 80, 128, 128), (40, 40, 40, 9), (0, 0, 0, 11), (True, False, False, True), (128,)),
+    ((128, 80, 128), (40, 40, 40), (0, 12, 0), (True, True, True), (128, 80)),
     # Nothing is full: the fullest.
-    ((128, 80), (40, 40), (0, 0), (True, True), 128),
-    ((80, 70, 66, 70, 128), (20,) * 5, (0,) * 5, (True, True, True, True, False), 80),
-    ((90,), (20,), (0,), (True,), 96),
+    ((128, 80), (40, 40), (0, 0), (True, True), (128,)),
+    ((80, 70, 66, 70, 128), (20,) * 5, (0,) * 5, (True, True, True, True, False), (80,)),
+    ((90,), (20,), (0,), (True,), (96,)),
   ],
 )
-def test_rows_wait_for_a_forward_that_is_full(lengths, opens, waited, act, width):
+def test_rows_wait_for_a_forward_that_is_full(lengths, opens, waited, act, widths):
   found = shared_out(together(NoCache()), lengths, opens, waited)
   np.testing.assert_array_equal(found.act_B, act)
-  assert [share.width for share in found.shares if share.own_B.any()] == [width]
+  assert [share.width for share in found.shares if share.own_B.any()] == list(widths)
 
 
 @pytest.mark.parametrize(
