@@ -154,8 +154,11 @@ def share_out(
   are none the fullest runs: rows wait until more need the same, but not for ever. First come those
   that have most to write, or have waited: so that all are done at about the same time, and the last
   are not alone.
+
+  Args:
+    waited_B: turns that rows have waited; None: none may wait.
   """
-  patient = bool(sampler.positions and not sampler.refresh_rows)
+  patient = bool(sampler.positions and not sampler.refresh_rows) and waited_B is not None
   kinds = _kinds(sampler, canvas, at, act_B, full_B)
   batch, urgency_B, late_B = len(act_B), jnp.zeros_like(canvas.start_B), jnp.zeros_like(act_B)
   if patient:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dlm.sampling import loop
 from dlm.sampling.caching import ExactBlock
-from dlm.sampling.forward import Ask, forward
+from dlm.sampling.forward import Ask, forward, share_out
 from dlm.sampling.sampler import Sampler
 from dlm.sampling.state import LoopState, row_axes, where_rows
 from dlm.types import Array, Canvas, KVCache, Params
@@ -126,7 +126,8 @@ def _prompts(sampler: Sampler, params: Params, canvas: Canvas) -> LoopState:
     barred_B=sampler.policy.barred(state.policy),
     gather_BxAxJ=sampler.policy.gather_ids(state.policy),
   )
-  cache = forward(sampler, params, ask, state.cache).cache
+  turn = share_out(sampler, state.canvas, at, long_B, long_B, None)
+  cache = forward(sampler, params, ask, turn, state.cache).cache
   before_BxL = at.slot_L[None, :] < at.start_B[:, None]
   cache = cache.replace(filled_BxS=cache.filled_BxS & before_BxL & long_B[:, None])
   return state.replace(cache=cache, cached_B=jnp.where(long_B, at.start_B, 0))

@@ -82,7 +82,7 @@ def shared_out(sampler, lengths, opens, waited=None):
     [np.arange(n) >= n - k for n, k in zip(lengths, opens, strict=True)],
     list(range(len(lengths))), slots=SLOTS, block=BLOCK, align="prompt", mask_id=MASK, seed=0,
   )  # fmt: skip
-  at = loop._progress(sampler, loop.start(sampler, canvas))
+  at = loop.progress(sampler, loop.start(sampler, canvas))
   all_B = jnp.ones(len(lengths), bool)
   full_B, waited_B = sampler.plan.refresh_B(at), jnp.array(waited or [0] * len(lengths))
   return share_out(sampler, canvas, at, all_B, full_B, waited_B)
