@@ -19,7 +19,7 @@ class Advantages:
     kind: "centred": less the group's mean (d1, SPG). "leave_one_out": less that of the others
       (coupled-GRPO, ESPO). "zscore": divided by the group's standard deviation too, that of a
       population (TraceRL); "group": that of a sample (LightningRL). "batch": by mean and deviation
-      of the batch (LightningRL). "softmax": softmax of the centred rewards, less that of their
+      of all rows that learn (LightningRL). "softmax": softmax of the centred rewards, less that of their
       negatives, each of mean 1 in its group (wd1); "softmax_good": the first alone. "steps": of
       every forward one of its own, see `of_steps` (MDPO).
     scale: "centred" and "leave_one_out" are divided by the group's sample deviation, plus 1e-4.
@@ -51,15 +51,18 @@ class Advantages:
     kept_B &= of_group(speed_B, group_B, np.ptp) >= self.spread
     return kept_B & (share_B > 0) if self.some_right else kept_B
 
-  def __call__(self, reward_B: np.ndarray, group_B: np.ndarray) -> np.ndarray:
-    """Float64 [B]. `group`: rows of equal number belong together."""
+  def __call__(
+    self, reward_B: np.ndarray, group_B: np.ndarray, kept_B: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Float64 [B]. `group`: rows of equal number belong together. `kept`: see there; None: all."""
     x_B = reward_B.astype(np.float64)
     if self.kind == "none":
       return x_B
     if self.kind == "steps":
       raise ValueError("advantages.kind='steps' are of every forward: see `of_steps`")
     if self.kind == "batch":
-      return (x_B - x_B.mean()) / (_deviation(x_B) + TINY)
+      learned_B = x_B if kept_B is None else x_B[kept_B]
+      return (x_B - learned_B.mean()) / (_deviation(learned_B) + TINY) if len(learned_B) else 0 * x_B
     if self.kind == "zscore":
       return normalised(x_B, group_B, "zscore")
     centred_B = x_B - of_group(x_B, group_B, np.mean)

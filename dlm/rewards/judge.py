@@ -74,8 +74,8 @@ class RewardConfig:
   def judged(self, scores_BxK: np.ndarray, rows: Sequence[Written], room: int) -> Judged:
     """`scores`: of each row by each reward, NaN where it failed. `room`: tokens of an answer."""
     found, group_B = self.rewarded(scores_BxK, rows, room), np.arange(len(rows)) // self.group
-    advantage_B = self.advantages(found.reward, group_B)
     kept_B = self.advantages.kept(found.right, found.speed, group_B)
+    advantage_B = self.advantages(found.reward, group_B, kept_B)
     return Judged(found.reward, advantage_B, found.right, kept_B)
 
   def rewarded(self, scores_BxK: np.ndarray, rows: Sequence[Written], room: int) -> Rewarded:

@@ -13,6 +13,8 @@ import pytest
 from dlm import build, checkpoint, masks, rollout, stepwise, train, workdir
 from dlm.metrics import records
 from dlm.rewards import scores
+from dlm.rewards.advantages import Advantages
+from dlm.rewards.judge import RewardConfig
 from dlm.rewards.written import Written
 from dlm.train import Step
 from dlm.types import Batch
@@ -252,6 +254,20 @@ def test_a_reward_that_fails_costs_its_row():
   rows = [Written("", "a", "a")]
   for name in ("raises", "hangs"):
     assert np.isnan(scores(f"{__name__}:{name}", rows, seconds=0.05)).all()
+
+
+def test_a_batch_is_normalised_over_what_is_learned():
+  """Rewards of groups without a right answer move no other group's advantage."""
+  config = RewardConfig(
+    (("exact", 1.0, "zscore"), ("tokens_per_forward", 1.0, "zscore")),
+    group=2,
+    advantages=Advantages("batch", some_right=True),
+  )
+  rows, found = [Written("", "")] * 4, np.array([[1, 2], [0, 1], [0, 1], [0, 2]])
+  left_out = config.judged(found, rows, room=2)
+  alone = config.judged(found[:2], rows[:2], room=2)
+  assert [*left_out.kept] == [True, True, False, False]
+  np.testing.assert_array_equal(left_out.advantage[:2], alone.advantage)
 
 
 @pytest.mark.parametrize(
