@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from dlm.diffusion import absorbing
 from dlm.objectives import streams
-from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict
+from dlm.objectives.cross_entropy import cross_entropy, loss_sum, predict, tempered
 from dlm.objectives.divergence import Divergence
 from dlm.objectives.objective import Objective
 from dlm.types import Array, Aux, Batch, Denoiser, LogitHead, LossSum, Noisy, Params
+
+SEEN = ("teacher", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Dscd(Objective):
     most: nats.
     short: of answers of at most so many tokens the student has 2 masks and the teacher 1, as in the
       authors' code; of fewer than the second number the student's share is at most a half.
+    seen: of a token that it sees the "teacher" says what its output is, as in the authors' code; a
+      model whose loss was of masked tokens alone never learned to repeat one. "text": it is certain
+      of that token.
   """
 
   mask_id: int
@@ -41,9 +46,10 @@ class Dscd(Objective):
   warmup: float = 0.1
   most: float = 5.0
   short: tuple[int, int] = (10, 20)
+  seen: str = "teacher"
   taught = True
   tellable = True
-  own_fields = ("weights", "updates", "warmup", "most")
+  own_fields = ("weights", "updates", "warmup", "most", "seen")
   teacher_shift = 0
   shiftable = True
 
@@ -59,6 +65,8 @@ class Dscd(Objective):
       raise ValueError(f"Dscd: warmup={self.warmup} must lie in [0, 1)")
     if not self.most > 0:
       raise ValueError(f"Dscd: most={self.most} must be positive")
+    if self.seen not in SEEN:
+      raise ValueError(f"Dscd: seen={self.seen!r} is not one of {', '.join(SEEN)}")
     if not all(n >= 0 for n in self.short):
       raise ValueError(f"Dscd: short={self.short} must not be negative")
 
@@ -123,7 +131,13 @@ class Dscd(Objective):
     finite = jnp.isfinite(head.hidden_BxAxD).all()
     head = head.replace(hidden_BxAxD=jnp.where(finite, head.hidden_BxAxD, 0))
     taught = self.teacher_head(teacher, frozen, noisy, head)
-    kl_BxL = self.divergence(head, taught, noisy.weight_BxL > 0)
+    hidden_BxL = noisy.weight_BxL > 0
+    if self.seen == "text":
+      hidden_BxL &= noisy.extra["nearer_BxL"] == self.mask_id
+    kl_BxL = self.divergence(head, taught, hidden_BxL)
+    if self.seen == "text":
+      certain_BxL = cross_entropy(tempered(head, self.temperature), noisy, ())
+      kl_BxL = jnp.where(hidden_BxL, kl_BxL, certain_BxL)
     kl_BxL = self.temperature**2 * kl_BxL
     ce_BxL = cross_entropy(head, noisy, self.forbidden)
     return jnp.where(finite, kl_BxL, 0), jnp.where(finite, ce_BxL, 0), aux

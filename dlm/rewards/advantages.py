@@ -19,9 +19,9 @@ class Advantages:
     kind: "centred": less the group's mean (d1, SPG). "leave_one_out": less that of the others
       (coupled-GRPO, ESPO). "zscore": divided by the group's standard deviation too, that of a
       population (TraceRL); "group": that of a sample (LightningRL). "batch": by mean and deviation
-      of all rows that learn (LightningRL). "softmax": softmax of the centred rewards, less that of their
-      negatives, each of mean 1 in its group (wd1); "softmax_good": the first alone. "steps": of
-      every forward one of its own, see `of_steps` (MDPO).
+      of all rows that learn (LightningRL). "softmax": softmax of the centred rewards, less that of
+      their negatives, each of mean 1 in its group (wd1); "softmax_good": the first alone. "steps":
+      of every forward one of its own, see `of_steps` (MDPO).
     scale: "centred" and "leave_one_out" are divided by the group's sample deviation, plus 1e-4.
     right: only groups whose share of right answers lies within these learn; (0.2, 0.8): TraceRL.
     spread: only groups whose tokens per forward differ by so much at least learn: LightningRL.
@@ -62,7 +62,9 @@ class Advantages:
       raise ValueError("advantages.kind='steps' are of every forward: see `of_steps`")
     if self.kind == "batch":
       learned_B = x_B if kept_B is None else x_B[kept_B]
-      return (x_B - learned_B.mean()) / (_deviation(learned_B) + TINY) if len(learned_B) else 0 * x_B
+      return (
+        (x_B - learned_B.mean()) / (_deviation(learned_B) + TINY) if len(learned_B) else 0 * x_B
+      )
     if self.kind == "zscore":
       return normalised(x_B, group_B, "zscore")
     centred_B = x_B - of_group(x_B, group_B, np.mean)

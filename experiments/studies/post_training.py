@@ -1,4 +1,4 @@
-"""What post-training gains in tokens a forward: four distillations, and LightningRL's reward.
+"""What post-training gains in tokens a forward: five distillations, and LightningRL's rewards.
 
     make demo
     python -m experiments.studies.post_training --seeds=3
@@ -6,11 +6,12 @@
 The demo's model begins with two more tasks, and is stopped while it is right more often than it is
 sure. From there, seed by seed, 100 updates of each distillation. Two learn from the model's own
 right answers, written one token a forward: d3LLM (arXiv 2601.07568) in the order in which it wrote
-them, dParallel (czg1225/dParallel) under random masks. Two have the model as it was for a teacher
-and read the data: DSCD (2601.02236), and SDTT (jdeschena/sdtt) in two rounds. Beside them, further
-is trained on the data for as many updates, and rewarded answers and learns from accuracy and tokens
-per forward (2603.13319). All held-out lists are asked. Writes post_training.json. The same command
-goes on where it was stopped, and does nothing twice.
+them, dParallel (czg1225/dParallel) under random masks. The others have the model as it was for a
+teacher and read the data: DSCD (2601.02236), as its authors have it and with a teacher that is
+certain of what it sees, and SDTT (jdeschena/sdtt) in two rounds. Beside them, further is trained on
+the data for as many updates. rewarded answers and learns from accuracy and tokens per forward
+(2603.13319), and right_only from accuracy alone. All held-out lists are asked. Writes
+post_training.json. The same command goes on where it was stopped, and does nothing twice.
 """
 
 import dataclasses
@@ -62,17 +63,22 @@ class Stage:
 
 
 ON = ("optimizer.lr=1e-3", "optimizer.warmup=20")
+DSCD = (*ON, "batch=64", "data.length=24", "objective.updates=100")
+# The paper's rewards, filters and terms, at 16 answers of each of 16 prompts an update. States are
+# drawn: the authors' estimate sees an answer all masked and no other way.
+LIGHTNING = (
+  "batch=256", "rewards.group=16", "rewards.margin=None", "data.length=24", "rollout.block=24",
+  "rollout.max_new_tokens=8", "objective.estimator.name=block_masks",
+  "objective.estimator.complement=True", "objective.estimator.block=24",
+)  # fmt: skip
 # Every update of a distillation and of `further` predicts masks of 64 rows: of d3LLM and dParallel
 # 32 in two views. A block is the whole answer.
 STAGES = {
   "begun": Stage(
     "configs/train/demo.py", 60, ("batch=64", "optimizer.lr=1e-3", "optimizer.warmup=10"), after=""
   ),
-  "dscd": Stage(
-    "configs/train/dscd.py",
-    100,
-    (*ON, "batch=64", "data.length=24", "objective.updates=100"),
-  ),
+  "dscd": Stage("configs/train/dscd.py", 100, DSCD),
+  "dscd_text": Stage("configs/train/dscd.py", 100, (*DSCD, "objective.seen=text")),
   "dparallel": Stage(
     "configs/train/dparallel.py", 100, (*ON, "batch=32", "objective.size=None"), ANSWERED
   ),
@@ -87,20 +93,11 @@ STAGES = {
     (*ON, "batch=32", "objective.sizes=(8,)", "objective.noise=(0.0,1.0)", "objective.updates=100"),
     ANSWERED,
   ),
-  # The paper's two rewards. Not its estimate, which sees a block all masked and no other way, and
-  # not its filter of groups, which leaves a fifth of these: BENCHMARKS.md says what they do here.
-  "rewarded": Stage(
-    "configs/train/rl.py:lightning",
-    24,
-    (
-      "objective.estimator.name=block_masks", "objective.estimator.complement=True",
-      "objective.estimator.block=24", "rollout.block=24", "rollout.max_new_tokens=8",
-      "rewards.of=(('fields_right', 1.0, 'zscore'), ('tokens_per_forward', 1.0, 'zscore'))",
-      "rewards.advantages.spread=0.0", "rewards.advantages.some_right=False",
-      "rewards.margin=None", "data.length=24",
-    ),
+  "rewarded": Stage("configs/train/rl.py:lightning", 60, LIGHTNING),
+  "right_only": Stage(
+    "configs/train/rl.py:lightning", 60, (*LIGHTNING, "rewards.of=(('exact', 1.0, 'zscore'),)")
   ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
