@@ -3,8 +3,8 @@ r"""d3LLM's distillation (2601.07568): the demo's model learns the order in whic
 Prompts, the teacher's answers, one token a forward, with the order they were written in; the run:
 
     python -c "import json; from dlm.data import open_source; s = open_source('lists',
-      tasks=('copy', 'reverse', 'shuffle'), form='grid', items=(4, 4), alphabet='abcdefgh');
-    print(*(json.dumps({'prompt': s[i].prompt}) for i in range(6000)), sep='\n')" \
+      tasks=('copy', 'reverse', 'shuffle'), form='grid', items=(4, 4), alphabet='abcdefgh'); print(
+      *(json.dumps({'prompt': s[i].prompt}) for i in range(6000)), sep='\n')" \
       > runs/prompts.jsonl
     python experiments/sample.py --checkpoint=runs/demo/model --step=latest \
       --config=configs/sample/default.py --config.policy.name=fixed --config.policy.k=1 \

@@ -8,7 +8,8 @@ r"""D2F's distillation (2508.09192), small: the demo's model learns to write in 
 The student's blocks see no later block; its teacher, the model that it starts from, sees all of
 the same noisy text. `distill_d2f.py:text` learns from the text instead. Noise and its rise are the
 authors', whose blocks are 16 of 512 tokens, here 4 of an answer's 8; rate and updates are ours.
-Expected: not measured.
+Expected, with --config.slots=24: copies and reversals right, in 2 forwards each; 79 % of shuffles,
+at 1.6 tokens a forward (METHODS.md, D2F).
 """
 
 from ml_collections import ConfigDict

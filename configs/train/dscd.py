@@ -8,8 +8,9 @@ r"""CD4LM's distillation, DSCD (2601.02236): a model of lists learns to say more
 Shares of masks, temperature, weights and clamps are the paper's, learning rate and problems ours
 (its model is LLaDA-8B on GSM8K, at 5e-6). Its code hides 2 tokens of answers as short as these, 8;
 here the shares hold for them too. The teacher is the model that the run starts from;
---config.init_from=HF_DIR takes another. Expected: BENCHMARKS.md, Distillation. 2 minutes on 2 CPU
-cores.
+--config.init_from=HF_DIR takes another. One that never learned to repeat what it sees, as this one,
+teaches more with --config.objective.seen=text. Expected: BENCHMARKS.md, Distillation. 2 minutes on
+2 CPU cores.
 """
 
 from ml_collections import ConfigDict

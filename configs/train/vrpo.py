@@ -3,8 +3,8 @@ r"""VRPO (2505.19223) on pairs of a file: the quickstart's model learns which li
 Pairs, {"prompt", "chosen", "rejected"} a line; the run:
 
     python -c "import json; from dlm.data import open_source; s = open_source('lists',
-      tasks=('reverse',), form='grid', items=(4, 4), alphabet='abcdefgh');
-    print(*(json.dumps({'prompt': s[i].prompt, 'chosen': s[i].completion,
+      tasks=('reverse',), form='grid', items=(4, 4), alphabet='abcdefgh'); print(
+      *(json.dumps({'prompt': s[i].prompt, 'chosen': s[i].completion,
       'rejected': s[i].completion[::-1]}) for i in range(4000)), sep='\n')" > runs/pairs.jsonl
     python experiments/train.py --config=configs/train/quickstart.py --config.steps=200 \
       --workdir=runs/quickstart
