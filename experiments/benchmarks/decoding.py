@@ -1,4 +1,5 @@
-"""Decoding methods on one random model, and the plain LLaDA loop against PyTorch.
+"""Decoding methods on one random model; on CPUs the plain loop against its own products, and the
+plain loop and blocks behind a cache against PyTorch.
 
 The parameters are random, so accuracy means nothing here: forwards, tokens per forward and tokens
 per second do. `experiments/studies/compare.py` measures accuracy, on a trained model.
@@ -7,18 +8,22 @@ per second do. `experiments/studies/compare.py` measures accuracy, on a trained 
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlm import masks
 from dlm.models import ModelConfig, bind, from_preset
+from dlm.models.apart import apart
 from dlm.sampling import caching, loop, policies
 from dlm.sampling.caching.plan import CachePlan
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.policy import Policy
 from dlm.sampling.sampler import Sampler
-from dlm.types import Canvas, Params
+from dlm.types import Array, Canvas, Params
+from experiments.benchmarks import block
 from experiments.benchmarks.results import Row, Table, interleaved, rate, ratio
 
 
@@ -33,6 +38,17 @@ class Size:
   only: tuple[str, ...] = ()  # methods; (): all
 
 
+@dataclasses.dataclass(frozen=True)
+class Cached:
+  """A model that is block-causal: blocks behind a cache, two tokens a forward."""
+
+  model: ModelConfig
+  prompt: int
+  new: int
+  blocks: tuple[int, ...]
+  rounds: int
+
+
 TINY = Size(
   ModelConfig(vocab=37, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=32),
   batch=2, prompt=8, new=16, block=8, rounds=1,
@@ -42,6 +58,10 @@ CPU = Size(
   from_preset("100m", vocab=32_000, tied=False, layers=10),
   batch=1, prompt=32, new=32, block=16, rounds=3,
 )  # fmt: skip
+CACHED_TINY = Cached(TINY.model, prompt=16, new=16, blocks=(8,), rounds=1)
+CACHED_CPU = Cached(
+  from_preset("1b", vocab=32_000), prompt=128, new=64, blocks=(8, 16, 32), rounds=5
+)
 ACCELERATOR = Size(
   from_preset("300m", vocab=126_464, tied=False),
   batch=8, prompt=256, new=256, block=32, rounds=5,
@@ -68,17 +88,26 @@ def methods(size: Size) -> dict[str, tuple[Policy, CachePlan]]:
   }
 
 
-def run(size: str) -> list[Table]:
-  chosen = TINY if size == "tiny" else CPU if jax.default_backend() == "cpu" else ACCELERATOR
+def run(size: str) -> Iterator[Table]:
+  on_cpu = jax.default_backend() == "cpu"
+  chosen = TINY if size == "tiny" else CPU if on_cpu else ACCELERATOR
   with jax.default_matmul_precision("highest"):
-    model = bind(chosen.model)
-    params = jax.jit(model.init)(jax.random.key(0))
-    # Sharper than at birth: confidences spread over (0, 1), as thresholds need.
-    params = params | {"final_norm": {"scale": 6 * params["final_norm"]["scale"]}}
-    return [
-      Table("methods", "seconds of LLaDA's loop / seconds", _methods(chosen, params)),
-      Table("PyTorch", "seconds in PyTorch / seconds, LLaDA's loop", _torch(chosen, params)),
-    ]
+    params = _params(chosen.model)
+    yield Table("methods", "seconds of LLaDA's loop / seconds", _methods(chosen, params))
+    if on_cpu:
+      note = "seconds of LLaDA's loop / seconds of its products alone"
+      yield Table("products", note, _products(chosen, params))
+      note = "seconds in PyTorch / seconds, LLaDA's loop"
+      yield Table("PyTorch", note, _torch(chosen, params))
+      note = "seconds in PyTorch / seconds, blocks behind a cache"
+      cached = CACHED_TINY if size == "tiny" else CACHED_CPU
+      yield Table("PyTorch, cached", note, _cached(cached, _params(cached.model)))
+
+
+def _params(model: ModelConfig) -> Params:
+  """Random, and sharper than at birth: confidences spread over (0, 1), as thresholds need."""
+  params = jax.jit(bind(model).init)(jax.random.key(0))
+  return apart(params | {"final_norm": {"scale": 6 * params["final_norm"]["scale"]}})
 
 
 def _methods(size: Size, params: Params) -> list[Row]:
@@ -104,33 +133,117 @@ def _methods(size: Size, params: Params) -> list[Row]:
   ]
 
 
-def _torch(size: Size, params: Params) -> list[Row]:
-  if importlib.util.find_spec("torch") is None:
-    return [{"speed-up": "torch is not installed", "case": "pip install -e '.[torch]'"}]
-  from experiments.benchmarks.torch_llada import Llada
-
-  steps, mask_id = size.block // 2, size.model.vocab - 1
-  baseline = Llada(size.model, params)
-  canvas = _canvas(size)
-  prompt_BxP = np.asarray(canvas.tokens_BxL)[:, : size.prompt]
-  compiled = _compiled(size, params, policies.Fixed(steps=steps), caching.NoCache())
+def _products(size: Size, params: Params) -> list[Row]:
+  """The loop beside what its matmuls take, those of attention too, with nothing in between."""
+  canvas, steps = _canvas(size), size.block // 2
+  loop_ = _compiled(size, params, policies.Fixed(steps=steps), caching.NoCache())
+  forwards = size.new // size.block * steps
+  products = jax.jit(_matmuls, static_argnums=(0, 1))
+  x_BxLxD = jax.random.normal(jax.random.key(1), (*canvas.tokens_BxL.shape, size.model.width))
   calls = {
-    "dlm": functools.partial(compiled, params, canvas),
-    "PyTorch": lambda: baseline.generate(prompt_BxP, size.new, size.block, steps, mask_id),
+    "products": functools.partial(products, size, forwards, params, x_BxLxD),
+    "loop": functools.partial(loop_, params, canvas),
   }
   for call in calls.values():
     jax.block_until_ready(call())
   seconds, done = interleaved(calls, size.rounds)
-  same = float((np.asarray(done["dlm"].tokens_BxL) == done["PyTorch"])[:, size.prompt :].mean())
+  counted = float(done["loop"].forwards_Bx3.sum(-1).mean())
+  assert counted == forwards, f"the loop took {counted} forwards, its products {forwards}"
   return [
     {
-      "speed-up": ratio(seconds["PyTorch"], seconds[name]),
+      "of its products": ratio(seconds["loop"], seconds[name]),
       "case": name,
-      "tokens/s": rate(size.batch * size.new, seconds[name]),
-      "equal tokens": same,
+      "forwards": float(forwards),
+      "a forward": rate(forwards, seconds[name]),
     }
     for name in calls
   ]
+
+
+def _matmuls(size: Size, forwards: int, params: Params, x_BxLxD: Array) -> Array:
+  config, layers = size.model, params["layers"]
+  groups = config.heads // config.kv_heads
+
+  def forward(_: int, last: Array) -> Array:
+    # What came before is added far below the last digit: so products wait for each other, and stay
+    # of one size.
+    for layer in range(config.layers):
+      kernels = layers["attention"] | layers["mlp"]
+      w = {name: leaf["kernel"][layer] for name, leaf in kernels.items()}
+      x = x_BxLxD + 1e-30 * last
+      q, k, v = (jnp.einsum("bld,dnh->blnh", x, w[name]) for name in ("query", "key", "value"))
+      q = q.reshape(*q.shape[:2], config.kv_heads, groups, -1)
+      seen = jnp.einsum("bkgls,bskh->blkgh", jnp.einsum("blkgh,bskh->bkgls", q, k), v)
+      last = jnp.einsum("blnh,nhd->bld", seen.reshape(*x.shape[:2], config.heads, -1), w["out"])
+      x = x_BxLxD + 1e-30 * last
+      gate, up = (x @ w[name] for name in ("gate", "up"))
+      last = (gate + up) @ w["down"]
+    x_BxAxD = x_BxLxD[:, : size.block] + 1e-30 * last[:, : size.block]
+    unembed_VxD = params.get("unembed", params["embed"])
+    return last + 1e-30 * (x_BxAxD @ unembed_VxD.T).max()
+
+  return jax.lax.fori_loop(0, forwards, forward, jnp.zeros_like(x_BxLxD))
+
+
+def _torch(size: Size, params: Params) -> list[Row]:
+  steps, mask_id = size.block // 2, size.model.vocab - 1
+  canvas = _canvas(size)
+  prompt_BxP = np.asarray(canvas.tokens_BxL)[:, : size.prompt]
+  compiled = _compiled(size, params, policies.Fixed(steps=steps), caching.NoCache())
+
+  def theirs(baseline):
+    return baseline.generate(prompt_BxP, size.new, size.block, steps, mask_id)
+
+  return _against_torch(
+    size.model, params, {"": (functools.partial(compiled, params, canvas), theirs)},
+    prompt=size.prompt, written=size.batch * size.new, rounds=size.rounds,
+  )  # fmt: skip
+
+
+def _cached(size: Cached, params: Params) -> list[Row]:
+  mask_id, cases = size.model.vocab - 1, {}
+  prompt_1xP = np.random.default_rng(0).integers(0, mask_id, (1, size.prompt), np.int32)
+  for length in size.blocks:
+    method = block.Method(policies.Fixed(steps=length // 2), caching.ExactBlock(), "separate")
+    sampler = method.sampler(bind(size.model), masks.BlockCausal(length), length, mask_id)
+    canvas = block.canvas_of(list(prompt_1xP), size.prompt + size.new, length, mask_id)
+    program = jax.jit(loop.run, static_argnums=0).lower(sampler, params, canvas).compile()
+
+    def theirs(baseline, length=length):
+      return baseline.generate_behind_cache(prompt_1xP, size.new, length, length // 2, mask_id)
+
+    cases[f"blocks of {length}, "] = functools.partial(program, params, canvas), theirs
+  return _against_torch(
+    size.model, params, cases, prompt=size.prompt, written=size.new, rounds=size.rounds
+  )
+
+
+def _against_torch(
+  model: ModelConfig, params: Params, cases: dict, prompt: int, written: int, rounds: int
+) -> list[Row]:
+  """Of each case what we call, and what a baseline of the same weights is asked for."""
+  if importlib.util.find_spec("torch") is None:
+    return [{"speed-up": "torch is not installed", "case": "pip install -e '.[torch]'"}]
+  from experiments.benchmarks.torch_llada import Llada
+
+  baseline, rows = Llada(model, params), []
+  for case, (ours, theirs) in cases.items():
+    calls = {"dlm": ours, "PyTorch": functools.partial(theirs, baseline)}
+    for call in calls.values():
+      jax.block_until_ready(call())
+    seconds, done = interleaved(calls, rounds)
+    same = (np.asarray(done["dlm"].tokens_BxL) == done["PyTorch"])[:, prompt:].mean()
+    rows += [
+      {
+        "speed-up": ratio(seconds["PyTorch"], seconds[name]),
+        "case": case + name,
+        "tokens/s": rate(written, seconds[name]),
+        "forwards": float(done["dlm"].forwards_Bx3.sum(-1).mean()),
+        "equal tokens": float(same),
+      }
+      for name in calls
+    ]
+  return rows
 
 
 def _compiled(size: Size, params: Params, policy: Policy, plan: CachePlan):

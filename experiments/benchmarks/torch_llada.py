@@ -1,81 +1,136 @@
-"""LLaDA's sampler as one writes it in PyTorch: the baseline of the `decoding` suite.
+"""What the `decoding` suite compares with: LLaDA's sampler, and one of blocks behind a cache, as
+one writes them in PyTorch.
 
-A LLaMA-style encoder over the whole canvas, all logits of it, a float32 softmax, top-k positions
-of the block, repeat (arXiv 2502.09992, 2.4). Weights are those of a `dlm` model.
+A LLaMA-style encoder, a float32 softmax over all logits, top-k positions of the block, repeat: over
+the whole canvas (arXiv 2502.09992, 2.4), or over a block behind the keys and values of those before
+it (arXiv 2510.06303, SDAR). Weights are a `dlm` model's, laid out as `torch.nn.Linear` has them.
 """
 
-import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dlm.models import ModelConfig
-from dlm.types import Params
+from dlm.types import Array, Params
+
+Past = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [B, K, S, H] of each layer
 
 
 class Llada:
   def __init__(self, config: ModelConfig, params: Params):
     self.config = config
-    self.weights = {
-      "/".join(key.key for key in path): torch.from_numpy(np.array(leaf, np.float32))
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    layers = params["layers"]
+    # Inputs come first in ours, and have one axis but where heads go in.
+    self.kernels = {
+      name: [_linear(layer, 2 if name == "out" else 1) for layer in leaf["kernel"]]
+      for name, leaf in (layers["attention"] | layers["mlp"]).items()
     }
+    self.scales = {name: _tensor(layers[f"{name}_norm"]["scale"]) for name in ("attention", "mlp")}
+    self.final = _tensor(params["final_norm"]["scale"])
+    self.embed = _tensor(params["embed"])
+    self.unembed = _tensor(params.get("unembed", params["embed"]))
     power = torch.arange(0, config.head_dim, 2) / config.head_dim
     self.rate = config.rope_base**-power
 
-  def logits(self, tokens_BxL: torch.Tensor) -> torch.Tensor:
-    """[B, L, V]."""
-    w = self.weights
-    angle = torch.arange(tokens_BxL.shape[1])[:, None] * self.rate
+  def hidden(
+    self, tokens_BxW: torch.Tensor, past: Past | None = None, mask_WxS: torch.Tensor | None = None
+  ) -> tuple[torch.Tensor, Past]:
+    """[B, W, D] of tokens behind what is cached, and the cache with theirs."""
+    first = past[0][0].shape[2] if past else 0
+    angle = (first + torch.arange(tokens_BxW.shape[1]))[:, None] * self.rate
     angle = torch.cat([angle, angle], -1)
-    cos, sin = angle.cos(), angle.sin()
-    x = w["embed"][tokens_BxL]
+    turn = angle.cos(), angle.sin()
+    x, seen = self.embed[tokens_BxW], []
     for layer in range(self.config.layers):
-      x = x + self._attention(
-        self._norm(x, w["layers/attention_norm/scale"][layer]), layer, cos, sin
-      )
-      h = self._norm(x, w["layers/mlp_norm/scale"][layer])
-      gate, up = (h @ w[f"layers/mlp/{name}/kernel"][layer] for name in ("gate", "up"))
-      x = x + (F.silu(gate) * up) @ w["layers/mlp/down/kernel"][layer]
-    return self._norm(x, w["final_norm/scale"]) @ w.get("unembed", w["embed"]).T
+      h = self._norm(x, self.scales["attention"][layer])
+      out, kept = self._attention(h, layer, turn, past[layer] if past else None, mask_WxS)
+      x = x + out
+      seen.append(kept)
+      h = self._norm(x, self.scales["mlp"][layer])
+      gate, up = (F.linear(h, self.kernels[name][layer]) for name in ("gate", "up"))
+      x = x + F.linear(F.silu(gate) * up, self.kernels["down"][layer])
+    return self._norm(x, self.final), seen
 
   def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.norm_eps) * scale
 
-  def _attention(self, x, layer: int, cos, sin) -> torch.Tensor:
-    w = self.weights
-
+  def _attention(self, x: torch.Tensor, layer: int, turn, past, mask_WxS):
     def heads(name: str) -> torch.Tensor:
-      return torch.einsum("bld,dnh->bnlh", x, w[f"layers/attention/{name}/kernel"][layer])
+      y = F.linear(x, self.kernels[name][layer])
+      return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
     def rotate(y: torch.Tensor) -> torch.Tensor:
       a, b = y.chunk(2, -1)
-      return y * cos + torch.cat([-b, a], -1) * sin
+      return y * turn[0] + torch.cat([-b, a], -1) * turn[1]
 
     q, k, v = rotate(heads("query")), rotate(heads("key")), heads("value")
-    out = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    return torch.einsum("bnlh,nhd->bld", out, w["layers/attention/out/kernel"][layer])
+    if past:
+      k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WxS, enable_gqa=True)
+    return F.linear(out.transpose(1, 2).flatten(2), self.kernels["out"][layer]), (k, v)
 
   @torch.no_grad()
   def generate(
     self, tokens_BxP: np.ndarray, new: int, block: int, steps: int, mask_id: int
   ) -> np.ndarray:
-    """[B, P + new] after `steps` forwards a block."""
-    prompt = torch.tensor(tokens_BxP, dtype=torch.long)
-    x = F.pad(prompt, (0, new), value=mask_id)
-    for first in range(prompt.shape[1], x.shape[1], block):
+    """[B, P + new] after `steps` forwards a block, each over the whole canvas."""
+    x = _canvas(tokens_BxP, new, mask_id)
+    for first in range(tokens_BxP.shape[1], x.shape[1], block):
       left = (x[:, first : first + block] == mask_id).sum(-1)
-      quota = left // steps
       for step in range(steps):
-        logits = self.logits(x)
-        logits[..., mask_id] = -torch.inf
-        token = logits.argmax(-1)
-        sure = logits.softmax(-1).gather(-1, token[..., None])[..., 0]
         masked = x == mask_id
         masked[:, first + block :] = False
-        sure = torch.where(masked, sure, -torch.inf)
-        for row in range(len(x)):
-          n = int(quota[row] + (step < left[row] % steps))
-          best = sure[row].topk(n).indices
-          x[row, best] = token[row, best]
+        quota = left // steps + (step < left % steps)
+        self._write(x, self.hidden(x)[0], masked, quota, mask_id)
     return x.numpy()
+
+  @torch.no_grad()
+  def generate_behind_cache(
+    self, tokens_BxP: np.ndarray, new: int, block: int, steps: int, mask_id: int
+  ) -> np.ndarray:
+    """[B, P + new] where a block sees itself and those before it: `steps` forwards over each, and
+    one more that keeps its keys and values. The prompt is whole blocks."""
+    x, prompt = _canvas(tokens_BxP, new, mask_id), tokens_BxP.shape[1]
+    block_P = torch.arange(prompt) // block
+    _, past = self.hidden(x[:, :prompt], mask_WxS=block_P[:, None] >= block_P)
+    for first in range(prompt, x.shape[1], block):
+      own = x[:, first : first + block]  # a view
+      left = torch.full((len(x),), block)
+      for step in range(steps):
+        quota = left // steps + (step < left % steps)
+        self._write(own, self.hidden(own, past)[0], own == mask_id, quota, mask_id)
+      if first + block < x.shape[1]:
+        _, past = self.hidden(own, past)
+    return x.numpy()
+
+  def _write(
+    self,
+    x: torch.Tensor,
+    hidden_BxWxD: torch.Tensor,
+    masked: torch.Tensor,
+    quota_B: torch.Tensor,
+    mask_id: int,
+  ):
+    """The surest tokens of each row, so many as its quota, in place."""
+    logits = F.linear(hidden_BxWxD, self.unembed)
+    logits[..., mask_id] = -torch.inf
+    token = logits.argmax(-1)
+    sure = logits.softmax(-1).gather(-1, token[..., None])[..., 0]
+    sure = torch.where(masked, sure, -torch.inf)
+    for row, quota in enumerate(quota_B):
+      best = sure[row].topk(int(quota)).indices
+      x[row, best] = token[row, best]
+
+
+def _canvas(tokens_BxP: np.ndarray, new: int, mask_id: int) -> torch.Tensor:
+  return F.pad(torch.tensor(tokens_BxP, dtype=torch.long), (0, new), value=mask_id)
+
+
+def _tensor(leaf: Array) -> torch.Tensor:
+  return torch.from_numpy(np.array(leaf, np.float32))
+
+
+def _linear(kernel: Array, inputs: int) -> torch.Tensor:
+  """[out, in]."""
+  fan_in = int(np.prod(kernel.shape[:inputs]))
+  return torch.from_numpy(np.ascontiguousarray(np.asarray(kernel).reshape(fan_in, -1).T))

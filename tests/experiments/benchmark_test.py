@@ -32,7 +32,7 @@ RATIOS = {
     "plain / ours",
     "beside arguments / cache",
   ],
-  "decoding": ["speed-up", "speed-up"],
+  "decoding": ["speed-up", "of its products", "speed-up", "speed-up"],
   "block": ["speed-up", "speed-up", "speed-up"],
   "weights": ["memory / parameters", "memory / parameters"],
   "kernels": ["speed-up"] * 4,
