@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from dlm.models.quantised import Codes
 from dlm.types import Params
+from kernels_pallas import dispatch
 
 # Bytes of weights that a CPU reads from memory at every forward. Less stays in its caches, where a
 # copy is cheap, and compiling a branch a layer is not.
@@ -43,13 +44,22 @@ def apart(params: Params, least: int = STREAMED) -> Params:
 
 def collections(params: Params) -> dict[str, Params]:
   """What linen reads: "params", of kernels kept as codes "quantised", of kernels held apart "apart"
-  and each turn's "layer"."""
+  and each turn's "layer".
+
+  On CPUs codes of attention and MLPs are "stacked": products cut their tiles from the whole stack.
+  """
   flat = traverse_util.flatten_dict(params)
-  held = {path: leaf for path, leaf in flat.items() if isinstance(leaf, tuple)}
-  codes = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Codes)}
-  rest = {path: leaf for path, leaf in flat.items() if path not in held.keys() | codes.keys()}
-  layer = {path: jnp.arange(len(kernels)) for path, kernels in held.items()}
-  parts = {"params": rest, "quantised": codes, "apart": held, "layer": layer}
+  on_cpu = dispatch.backend() == "cpu"
+  parts = {name: {} for name in ("params", "quantised", "stacked", "apart", "layer")}
+  for path, leaf in flat.items():
+    if isinstance(leaf, tuple):
+      parts["apart"][path], parts["layer"][path] = leaf, jnp.arange(len(leaf))
+    elif not isinstance(leaf, Codes):
+      parts["params"][path] = leaf
+    elif on_cpu and _is_stacked(path):
+      parts["stacked"][path], parts["layer"][path] = leaf, jnp.arange(len(leaf.codes))
+    else:
+      parts["quantised"][path] = leaf
   return {name: traverse_util.unflatten_dict(part) for name, part in parts.items() if part}
 
 
@@ -57,7 +67,8 @@ def _stacked(path: tuple) -> bool:
   """Whether it is a stack that `dlm.models.layers.Einsum` reads; experts are others'."""
   if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
     return False  # of `Codes`
-  names = [key.key for key in path]
-  return (
-    names[:1] in (["layers"], ["dense_layers"]) and "moe" not in names and names[-1] == "kernel"
-  )
+  return _is_stacked(tuple(key.key for key in path))
+
+
+def _is_stacked(path: tuple[str, ...]) -> bool:
+  return path[0] in ("layers", "dense_layers") and "moe" not in path and path[-1] == "kernel"

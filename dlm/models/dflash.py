@@ -21,7 +21,7 @@ from dlm.models.apart import collections
 from dlm.models.attention import Shared
 from dlm.models.cache import Stored
 from dlm.models.config import ModelConfig
-from dlm.models.layers import Einsum, RMSNorm, query_scale, rotary, rotate
+from dlm.models.layers import Einsum, RMSNorm, lookup, query_scale, rotary, rotate
 from dlm.models.transformer import Block, scanned
 from dlm.types import Array, KVCache, LogitHead, Mask, ModelOutput, Params
 from kernels_pallas.block_attention import Keys, prepare
@@ -94,7 +94,7 @@ class DFlash:
     """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
-    x_BxWxD = jnp.take(target["embed"], tokens_BxW, axis=0, mode="clip").astype(dtype)
+    x_BxWxD = lookup(target["embed"], tokens_BxW).astype(dtype)
     shared = self._shared(slot_BxW, key_BxW, mask, context[0].shape[2], live_BxS)
     own = {name: part for name, part in params.items() if name not in CONTEXT}
     hidden_BxWxD = _Layers(cfg).apply(collections(own), x_BxWxD, context, shared)

@@ -50,6 +50,37 @@ def _wide_backward(eqn: str, pullback: Callable, dy: Array) -> tuple[Array, Arra
 _wide.defvjp(_wide_forward, _wide_backward)
 
 
+def lookup(table_VxD: Array, id_BxW: Array) -> Array:
+  """Rows of an embedding; ids past its last are the last."""
+  if table_VxD.dtype == jnp.bfloat16 and dispatch.backend() == "cpu":
+    return _narrow_lookup(table_VxD, id_BxW)
+  return _taken(table_VxD, id_BxW)
+
+
+def _taken(table_VxD: Array, id_BxW: Array) -> Array:
+  return jnp.take(table_VxD, id_BxW, axis=0, mode="clip")
+
+
+@jax.custom_vjp
+def _narrow_lookup(table_VxD: Array, id_BxW: Array) -> Array:
+  """Of bfloat16, taken as whole numbers: XLA's CPU backend would widen the whole table first."""
+  word_VxD = jax.lax.bitcast_convert_type(table_VxD, jnp.uint16)
+  return jax.lax.bitcast_convert_type(_taken(word_VxD, id_BxW), jnp.bfloat16)
+
+
+def _narrow_forward(table_VxD: Array, id_BxW: Array) -> tuple[Array, tuple[Array, Array]]:
+  return _narrow_lookup(table_VxD, id_BxW), (table_VxD, id_BxW)
+
+
+def _narrow_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
+  table_VxD, id_BxW = kept
+  (d_table_VxD,) = jax.linear_transpose(lambda table: _taken(table, id_BxW), table_VxD)(dy)
+  return d_table_VxD, None
+
+
+_narrow_lookup.defvjp(_narrow_forward, _narrow_backward)
+
+
 class Einsum(nn.Module):
   """`einsum(eqn, x, kernel)` where `...` stands for the rows, plus a bias over the output axes.
 
@@ -77,9 +108,8 @@ class Einsum(nn.Module):
     rows = folded(x, len(lead))
     if self.has_variable("apart", "kernel"):
       y = self._of_layer(rows, fan_in)
-    elif self.has_variable("quantised", "kernel"):
-      codes = self.get_variable("quantised", "kernel")
-      y = codes.product(rows.reshape(len(rows), fan_in))
+    elif self.has_variable("quantised", "kernel") or self.has_variable("stacked", "kernel"):
+      y = self._of_codes(rows.reshape(len(rows), fan_in))
       y = y.reshape(len(rows), *self.shape[rows.ndim - 1 :])
     else:
       init = nn.initializers.normal(self.gain * fan_in**-0.5)
@@ -110,6 +140,13 @@ class Einsum(nn.Module):
     flat = rows.reshape(len(rows), fan_in)
     y = jax.lax.switch(self.get_variable("layer", "kernel"), branches, flat)
     return y.reshape(len(rows), *self.shape[rows.ndim - 1 :])
+
+  def _of_codes(self, flat: Array) -> Array:
+    """The product with a kernel kept as codes: this layer's, or that of the stack of all."""
+    if self.has_variable("quantised", "kernel"):
+      return self.get_variable("quantised", "kernel").product(flat)
+    stack = self.get_variable("stacked", "kernel")
+    return stack.product(flat, self.get_variable("layer", "kernel"))
 
   def _adapted(
     self, y: Array, rows: Array, inward: str, outward: str, fan_in: int, gate: Array | None

@@ -24,9 +24,14 @@ from flax import struct, traverse_util
 
 from dlm.models.layers import product
 from dlm.types import Array, Params
+from kernels_pallas import dispatch, shards
 from kernels_pallas.precision import float32_product
 
 KNOWN = re.compile(r"(int8|int4)(?:g([1-9][0-9]*))?(z)?|w8a8|(?:dgq|w4a8g)([1-9][0-9]*)")
+# On a CPU a tile of a kernel, as it is multiplied, has at most so many bytes, or as many inputs as
+# there are rows, up to TILE_ROWS: the sum so far is read and written for each tile. Measured on two
+# cores of an EPYC with 1 MB of cache each (4096 x 4096 and 4096 x 12288, 1 to 512 rows).
+TILE_BYTES, TILE_ROWS, TILE_MIN = 3 << 20, 512, 32
 TINY = jnp.finfo(jnp.float32).tiny ** 0.5  # a channel of smaller numbers has scale 1, and codes 0
 
 
@@ -113,8 +118,16 @@ class Codes:
     grouped *= scale[:, None]
     return grouped.reshape(codes.shape).astype(dtype)
 
-  def product(self, x_RxI: Array) -> Array:
-    """x @ kernel: [rows, out], in x's type."""
+  def product(self, x_RxI: Array, layer: Array | None = None) -> Array:
+    """x @ kernel: [rows, out], in x's type; of a stack of kernels that of this layer."""
+    tile = self._tile(x_RxI, stacked=layer is not None)
+    if tile:
+      stack = self if layer is not None else jax.tree.map(lambda x: x[None], self)
+      return _in_tiles(x_RxI, stack, 0 if layer is None else layer, tile)
+    own = self if layer is None else jax.tree.map(lambda x: x[layer], self)
+    return own._whole_product(x_RxI)
+
+  def _whole_product(self, x_RxI: Array) -> Array:
     if len(self.scale) > 1 or self.zero is not None:
       return product("RI,IO->RO", x_RxI, self.wide(x_RxI.dtype))
     codes_IxO, scale_1xO = self.whole, self.scale.reshape(1, -1)
@@ -125,6 +138,90 @@ class Codes:
     rounded_RxI, scale_Rx1 = rounded(x_RxI.astype(jnp.float32), 8, axes=(1,))
     y_RxO = jnp.matmul(rounded_RxI, codes_IxO, preferred_element_type=jnp.int32)
     return (y_RxO * scale_Rx1 * scale_1xO).astype(x_RxI.dtype)
+
+  def _tile(self, x_RxI: Array, stacked: bool) -> int:
+    """Inputs that a CPU multiplies at a time, see `_in_tiles`; 0: all of them, not in tiles."""
+    own = shards.axes()
+    if dispatch.backend() != "cpu" or own.rows or own.tensor:
+      return 0
+    run = x_RxI.shape[1] * self.format.bits // 8  # inputs whose codes follow on each other
+    outputs = math.prod(self.codes.shape[1 + stacked :])
+    bytes_ = 1 if self.format.activations else _wide_type(x_RxI).itemsize
+    most = max(TILE_BYTES // (outputs * bytes_), min(len(x_RxI), TILE_ROWS), TILE_MIN)
+    group = self.format.group or run
+    fit = [
+      size
+      for size in range(min(TILE_MIN, run), min(most, run) + 1)
+      if run % size == 0 and (group % size == 0 or size % group == 0)
+    ]
+    return max(fit, default=0)
+
+
+def _wide_type(x_RxI: Array) -> jnp.dtype:
+  """What codes become beside x on a CPU: for one row XLA has matmuls of float32 alone."""
+  return jnp.dtype(jnp.float32) if len(x_RxI) == 1 else x_RxI.dtype
+
+
+def _in_tiles(x_RxI: Array, stack: Codes, layer: Array | int, tile: int) -> Array:
+  """x @ a kernel of the stack, so many inputs at a time: for CPUs.
+
+  XLA's CPU backend writes operands of a product to memory, so a kernel that is widened whole, or
+  taken from the stack first, costs several times the product of few rows. A tile stays in the
+  caches (BENCHMARKS.md, Products).
+  """
+  format, rows = stack.format, len(x_RxI)
+  given, dtype = x_RxI.dtype, _wide_type(x_RxI)
+  parts = 8 // format.bits  # the two halves of the inputs that 4-bit codes are packed of
+  count = x_RxI.shape[1] // parts // tile
+  outputs = math.prod(stack.codes.shape[2:])
+  if format.activations:
+    x_RxI, scale_Rx1 = rounded(x_RxI.astype(jnp.float32), 8, axes=(1,))
+    # Of one row XLA would widen codes to 32 bits.
+    x_RxI = jnp.pad(x_RxI, ((0, rows == 1), (0, 0)))
+  else:
+    x_RxI = x_RxI.astype(dtype)
+  x_RxPxNxT = x_RxI.reshape(len(x_RxI), parts, count, tile)
+
+  def cut(array: Array, first: Array, size: int) -> Array:
+    array = array.reshape(*array.shape[:2], outputs)
+    return jax.lax.dynamic_slice(array, (layer, first, 0), (1, size, outputs))[0]
+
+  def of_groups(array: Array, part: int, i: Array) -> Array:
+    """What the tile's inputs have of scales, steps or zeros: [groups, 1, out]."""
+    groups = array.shape[1]
+    size = max(groups * tile // x_RxI.shape[1], 1)
+    first = (part * count + i) * tile * groups // x_RxI.shape[1]
+    return cut(array, first, size)[:, None]
+
+  def add(i: Array, y_RxO: Array) -> Array:
+    stored_TxO = cut(stack.codes, i * tile, tile)
+    for part in range(parts):
+      codes_TxO = stored_TxO if parts == 1 else _of_half(stored_TxO, part)
+      x_RxT = jax.lax.dynamic_index_in_dim(x_RxPxNxT[:, part], i, 1, keepdims=False)
+      if stack.steps is not None:
+        steps = of_groups(stack.steps, part, i)
+        codes_TxO = (codes_TxO.reshape(len(steps), -1, outputs) * steps).reshape(tile, outputs)
+      if format.activations:
+        y_RxO += jnp.matmul(x_RxT, codes_TxO, preferred_element_type=jnp.int32)
+        continue
+      scale = of_groups(stack.scale, part, i)
+      wide = codes_TxO.reshape(len(scale), -1, outputs).astype(jnp.float32)
+      if stack.zero is not None:
+        wide -= of_groups(stack.zero, part, i)
+      if len(scale) > 1:
+        wide *= scale
+      wide_TxO = wide.reshape(tile, outputs).astype(dtype)
+      sum_RxO = jnp.matmul(x_RxT, wide_TxO, preferred_element_type=jnp.float32)
+      # Codes less their zero are exact in bfloat16: the scale of all of them waits for the sum.
+      y_RxO += sum_RxO if len(scale) > 1 else sum_RxO * scale[0]
+    return y_RxO
+
+  kind = jnp.int32 if format.activations else jnp.float32
+  y_RxO = jnp.zeros((len(x_RxI), outputs), kind)
+  y_RxO = jax.lax.fori_loop(0, count, add, y_RxO)[:rows]
+  if format.activations:
+    y_RxO = y_RxO * scale_Rx1 * cut(stack.scale, 0, 1)
+  return y_RxO.astype(given)
 
 
 def map_numbers(fn: Callable[[Array], Any], params: Params) -> Params:
@@ -360,5 +457,10 @@ def packed(codes: Array) -> Array:
 
 def unpacked(codes: Array) -> Array:
   """The int8 codes that `packed` was given."""
-  high = jax.lax.bitcast_convert_type(jnp.concatenate([codes << 4, codes & 240]), jnp.int8)
-  return high >> 4  # with its sign
+  return jnp.concatenate([_of_half(codes, 0), _of_half(codes, 1)])
+
+
+def _of_half(codes: Array, half: int) -> Array:
+  """The codes of the first half of the inputs, or of the second, with their signs."""
+  high = jax.lax.bitcast_convert_type(codes if half else codes << 4, jnp.int8)
+  return high >> 4

@@ -36,7 +36,15 @@ from dlm.models.cache import Stored
 from dlm.models.config import DIT_SINUSOIDS, TIME_WIDTH, ModelConfig, Stack
 from dlm.models.dit import DitBlock, DitHead, LayerNorm
 from dlm.models.gemma import GemmaBlock, SelfConditioning, sliding
-from dlm.models.layers import Einsum, RMSNorm, SwiGLU, TimeEmbedding, query_scale, rotary
+from dlm.models.layers import (
+  Einsum,
+  RMSNorm,
+  SwiGLU,
+  TimeEmbedding,
+  lookup,
+  query_scale,
+  rotary,
+)
 from dlm.models.modernbert import BertBlock, BertHead, nearby
 from dlm.models.moe.experts import EXPERT_PRODUCT
 from dlm.models.moe.layer import Moe
@@ -92,7 +100,7 @@ def scanned(block: type[nn.Module], layers: int, initializing: bool) -> type[nn.
   return nn.scan(
     block,
     variable_axes={"params": 0, "quantised": 0, "layer": 0},
-    variable_broadcast="apart",
+    variable_broadcast=("apart", "stacked"),
     split_rngs={"params": True},
     in_axes=(0, nn.broadcast),
     length=layers,
@@ -136,7 +144,7 @@ class Transformer(nn.Module):
       soft_BxWxD = None if soft_BxWxD is None else soft_BxWxD[:, order_W]
 
     # A checkpoint without a mask token is given one past its last row: the lookup takes the last.
-    x_BxWxD = split_rows(jnp.take(embed_VxD, tokens_BxW, axis=0, mode="clip").astype(dtype))
+    x_BxWxD = split_rows(lookup(embed_VxD, tokens_BxW).astype(dtype))
     if cfg.gemma is not None:
       conditioned = SelfConditioning(cfg, name="self_conditioning")
       x_BxWxD = conditioned(x_BxWxD, soft_BxWxD, time_BxW)

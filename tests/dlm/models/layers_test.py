@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dlm.models.layers import product
+from dlm.models.layers import lookup, product
 
 EQN = "RC,CD->RD"
 
@@ -41,3 +41,27 @@ def test_no_kernel_is_widened_for_it(rows):
   kernel = jax.ShapeDtypeStruct((512, 1024), jnp.bfloat16)
   needs = jax.jit(functools.partial(product, EQN)).lower(x, kernel).compile().memory_analysis()
   assert needs.temp_size_in_bytes < 2 * 4 * 1024 * max(rows, 2) + 4096
+
+
+def test_rows_of_an_embedding_and_their_gradient():
+  draw, ids = np.random.default_rng(0), jnp.array([[3, 0, 3], [7, 9, 5]])  # 9 is past the last
+  table = jnp.asarray(draw.normal(size=(8, 4)), jnp.bfloat16)
+  dy = jnp.asarray(draw.integers(-4, 5, (2, 3, 4)), jnp.bfloat16)
+
+  @jax.jit
+  def both(table):
+    out, pullback = jax.vjp(lambda table: lookup(table, ids), table)
+    return out, pullback(dy)[0]
+
+  out, d_table = both(table)
+  near = np.minimum(ids, 7)
+  np.testing.assert_array_equal(out, np.asarray(table)[near])
+  expected = np.zeros((8, 4), np.float32)
+  np.add.at(expected, near, np.asarray(dy, np.float32))
+  np.testing.assert_array_equal(d_table, expected)
+
+
+def test_no_embedding_is_widened_for_it():
+  table, ids = jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16), jnp.zeros((1, 4), jnp.int32)
+  needs = jax.jit(lookup).lower(table, ids).compile().memory_analysis()
+  assert needs.temp_size_in_bytes < 2 * 512 * 4 * 4 + 4096

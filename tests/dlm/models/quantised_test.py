@@ -14,6 +14,7 @@ from dlm.models import LoraConfig, MoeConfig
 from dlm.models.apart import apart
 from dlm.models.quantised import (
   CLIPS,
+  TILE_BYTES,
   Codes,
   Format,
   as_dicts,
@@ -142,6 +143,46 @@ def test_whole_steps_inside_the_scale_of_a_channel():
   both = dataclasses.replace(made.format, activations=True)
   y_RxO = jax.jit(lambda codes, x: codes.product(x))(made.replace(format=both), x_RxI)
   np.testing.assert_allclose(y_RxO, x_RxI @ (whole * np.asarray(made.scale)), atol=0.2)
+
+
+FORMATS = ("int8", "int8z", "int8g32", "int4", "int4g64z", "int4g256", "dgq64", "w8a8", "w4a8g64")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+  ("format", "dtype"),
+  [*((name, "float32") for name in FORMATS), ("int8", "bfloat16"), ("int4g32", "bfloat16")],
+)
+def test_tiles_of_a_stack_give_its_product(format, dtype, rows, monkeypatch):
+  """Tiles inside a group, of one and of several."""
+  monkeypatch.setattr("dlm.models.quantised.TILE_BYTES", 64 * 40 * jnp.dtype(dtype).itemsize)
+  draw = np.random.default_rng(0)
+  kernels_YxIxNxH = jnp.asarray(draw.normal(size=(2, 512, 4, 10)), jnp.float32)
+  x_RxI = jnp.asarray(draw.normal(size=(rows, 512)), dtype)
+  x_RxI = x_RxI.at[:, 0].set(5)  # the largest: of a negative one the code lies near a tie
+  stack = quantise(format)(("layers", "up", "kernel"), kernels_YxIxNxH)
+  y_RxO = jax.jit(lambda stack, x, layer: stack.product(x, layer))(stack, x_RxI, 1)
+  own = jax.tree.map(lambda leaf: leaf[1], stack)
+  x_RxI, wide_IxO = np.asarray(x_RxI, np.float64), np.asarray(own.wide(jnp.float32), np.float64)
+  if own.format.activations:
+    scale_Rx1 = 5 / 127.5
+    x_RxI = np.clip(np.round(x_RxI / scale_Rx1), -128, 127) * scale_Rx1
+  near = 1e-5 if dtype == "float32" else 1e-2
+  assert y_RxO.dtype == dtype
+  np.testing.assert_allclose(y_RxO, x_RxI @ wide_IxO, rtol=near, atol=near * 30)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("format", ["int8", "int4g128", "w8a8", "w4a8g128"])
+def test_no_kernel_is_widened_or_taken_from_its_stack(format, rows):
+  """A tile is held, and the sums: XLA's CPU backend would write a kernel of 4 bytes a code."""
+  kernels = jax.ShapeDtypeStruct((3, 2048, 1024), jnp.float32)
+  stack = jax.eval_shape(lambda k: quantise(format)(("layers", "up", "kernel"), k), kernels)
+  x = jax.ShapeDtypeStruct((rows, 2048), jnp.float32)
+  layer = jax.ShapeDtypeStruct((), jnp.int32)
+  compiled = jax.jit(lambda stack, x, i: stack.product(x, i)).lower(stack, x, layer).compile()
+  rest = 16 * 4 * 4 * 2048
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * TILE_BYTES + rest < 4 * 2048 * 1024
 
 
 def test_codes_come_back_from_dicts():
