@@ -3,6 +3,7 @@
 from experiments.benchmarks import (
   alone,
   block,
+  codes,
   compilation,
   correct,
   decoding,
@@ -32,6 +33,7 @@ SUITES = {
   "weights": weights.run,
   "moe": moe.run,
   "products": products.run,
+  "codes": codes.run,
   "rollouts": rollouts.run,
   "smollm": smollm.run,
   "scoring": scoring.run,

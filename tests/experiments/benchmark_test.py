@@ -46,6 +46,7 @@ RATIOS = {
   "large_training": ["share of peak"],
   "large_weights": ["memory / parameters"],
   "products": ["speed-up"],
+  "codes": ["speed-up"] * 2,
   "rollouts": ["speed-up"],
   "moe": ["seconds a FLOP", "slope", "speed-up", "speed-up", "gather + scatter"],
 }
