@@ -282,9 +282,10 @@ def open_traces(paths: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
   )
 
 
-def open_pairs(paths: str, split: str, tokenizer: Tokenizer) -> TokenCorpus:
-  """What `dlm.data.sources.pairs.read_pairs` reads."""
-  return dataclasses.replace(tokenize(read_pairs(paths, split), tokenizer), paired=True)
+def open_pairs(paths: str, split: str, tokenizer: Tokenizer, **options) -> TokenCorpus:
+  """What `dlm.data.sources.pairs.read_pairs` reads; `options`: see `Encoder`."""
+  made = tokenize(read_pairs(paths, split), tokenizer, **options)
+  return dataclasses.replace(made, paired=True)
 
 
 def _checked(meta: Any, path: pathlib.Path) -> dict[str, Any]:
@@ -301,7 +302,6 @@ STORED = {
   "traces": open_traces,
   "arrayrecord": open_array_records,
   "targets": open_told_rows,
-  "pairs": open_pairs,
 }
 
 
@@ -340,12 +340,16 @@ def open_corpus(
     case _:
       raise ValueError(f"{spec}: silent={silent!r} must be (LEFT, RIGHT), two texts")
   kind, _, argument = spec.partition(":")
+  own = {"parse_specials": parse_specials, "silent": silent}
+  if kind == "pairs":
+    if options:
+      raise ValueError(f"pairs: takes {' and '.join(own)}, has {sorted(options)}")
+    return open_pairs(argument, split, tokenizer, **own)
   if kind in STORED:
-    own = {"parse_specials": parse_specials, "silent": silent}
     if given := sorted([*options, *(name for name in own if own[name])]):
       raise ValueError(f"{kind}: takes no options, has {given}")
     return STORED[kind](argument, split, tokenizer)
   source = open_source(spec, split, seed=seed, **options)
   if source.generated:
-    return GeneratedCorpus(source, Encoder(tokenizer, parse_specials, silent))
-  return tokenize(source, tokenizer, parse_specials=parse_specials, silent=silent)
+    return GeneratedCorpus(source, Encoder(tokenizer, **own))
+  return tokenize(source, tokenizer, **own)

@@ -24,7 +24,9 @@ def written(folder):
 
 def rows(source, **options):
   given = {"length": 8, "mode": "pad", "pad": "none", "too_long": "drop"} | options
-  return open_rows(((f"pairs:{source}", 1.0),), TOKENIZER, batch=4, seed=0, **given)
+  silent = given.pop("silent", None)
+  own = {} if silent is None else {"silent": silent}
+  return open_rows(((f"pairs:{source}", 1.0, own),), TOKENIZER, batch=4, seed=0, **given)
 
 
 def test_pairs_stay_together_in_any_order_and_are_dropped_whole(tmp_path):
@@ -46,6 +48,16 @@ def test_pairs_stay_together_in_any_order_and_are_dropped_whole(tmp_path):
   assert LONG not in seen and len({*first}) == pairs and first != sorted(first)
   np.testing.assert_array_equal(batch.noisable_BxL[:, :2], False)
   np.testing.assert_array_equal(batch.noisable_BxL.sum(1), [4, 3, 4, 3])
+
+
+def test_what_tools_answered_in_a_pair_is_read_and_not_learned(tmp_path):
+  """Offline Agentic VRPO: whole trajectories are compared, by what the model wrote of them."""
+  path = tmp_path / "pairs.jsonl"
+  pair = {"prompt": "q", "chosen": "a[b]c", "rejected": "a[d"}
+  path.write_text((json.dumps(pair) + "\n") * 40)
+  batch = rows(path, silent=("[", "]"))[0]
+  learned = np.asarray(batch.noisable_BxL[:2, :7], int)
+  np.testing.assert_array_equal(learned, [[0, 1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize(
