@@ -50,6 +50,8 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    against tokens per forward,
                    policies on exact laws, energy
   dlm/agent        tools that run while the model writes: a loop around the sampling loop, too
+  dlm/tools        what may be called: functions of texts, and a search
+  dlm/episodes     an agent's trajectories as rows to learn from
   dlm/difftester   samples that share their syntax: a loop around the sampling loop, on the host
   experiments/     mains: flags and one call; studies configs/    what a paper sets: tables
   tests/           mirrors the tree
@@ -61,12 +63,14 @@ may say beyond its rule is declared in its base class: `dlm.sampling.policy`, `c
 Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
-  masks, edits, diffusion, parallel -> types            data -> numpy, files;  rewards -> data
+  masks, edits, diffusion, parallel -> types            data -> numpy, files
+  rewards, tools -> data
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)
-  weights -> models;  rollout, generate -> all above, and build;  train -> the same and rollout
-  evaluation -> generate and all above but models;  serving, agent -> generate and all above
+  weights -> models;  rollout, generate -> all above, and build;  agent -> generate
+  episodes -> agent;  train -> rollout, episodes and all above
+  evaluation -> generate and all above but models;  serving -> generate and all above
   difftester -> types, sampling;  roofline -> models;  plan -> train, generate, roofline, programs
   build -> all but train, generate, serving, evaluation;  experiments -> anything
 

@@ -24,6 +24,7 @@ from dlm.models.apart import apart
 from dlm.sampling import loop, sizes, variety
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.sampler import Sampler
+from dlm.sampling.state import LoopState, axes_of
 from dlm.types import FORWARD_KINDS, Canvas, Params
 
 
@@ -302,12 +303,12 @@ class Generator:
     All requests stand on one canvas, so this is another program, equal to `__call__` but for
     rounding.
     """
-    canvas, params = self.canvas(requests, seed), apart(params)
-    state = jax.jit(loop.start, static_argnums=0)(self.sampler, canvas)
-    step = jax.jit(loop.step, static_argnums=0)
+    canvas = parallel.put(self.canvas(requests, seed), parallel.batch_sharding(self.mesh))
+    (start, step), params = _programs_of_a_step(self.sampler, self.mesh), apart(params)
+    state = start(canvas)
     yield state.canvas
     while not bool(state.canvas.done_B.all()):
-      state = step(self.sampler, params, state)
+      state = step(params, state)
       yield state.canvas
 
 
@@ -329,6 +330,28 @@ def _program(
   run = parallel.over_batch(shard, mesh, batched_in=(False, True), batched_out=True, driver=driver)
   mapped = driver == "pmap" and mesh.shape["data"] > 1  # over one shard `run` is `shard` itself
   return run if mapped else jax.jit(run)
+
+
+@functools.lru_cache(maxsize=16)
+def _programs_of_a_step(
+  sampler: Sampler, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[Canvas], LoopState], Callable[[Params, LoopState], LoopState]]:
+  """The loop's start and a step of it, over the rows of a canvas."""
+  whole = jax.P()
+
+  def split(state: LoopState) -> LoopState:
+    return jax.tree.map(parallel.batch_spec, axes_of(state))
+
+  def start(canvas: Canvas) -> LoopState:
+    fn = functools.partial(loop.start, sampler)
+    specs = parallel.batch_spec(), split(jax.eval_shape(fn, canvas))
+    return parallel.over_shards(fn, mesh, (specs[0],), specs[1])(canvas)
+
+  def step(params: Params, state: LoopState) -> LoopState:
+    fn, specs = functools.partial(loop.step, sampler), split(state)
+    return parallel.over_shards(fn, mesh, (whole, specs), specs)(params, state)
+
+  return jax.jit(start), jax.jit(step)
 
 
 def generator(

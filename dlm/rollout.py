@@ -166,7 +166,7 @@ class Judge:
   """Reads what was written and says what it is worth, on the host.
 
   Args:
-    room: tokens of an answer at most.
+    room: tokens at most that a row is written in.
   """
 
   config: RewardConfig
@@ -199,19 +199,28 @@ class Judge:
     }
 
   def written(self, rows: Batch, given: Batch) -> list[Written]:
-    """Every row as text; the end and what stands behind it are no part of it."""
+    """Every row as text; the end and what stands behind it are no part of it.
+
+    Of rows that say where their answer stands ("answer" in `extra`) the text is that alone.
+    """
     prompts, answers = self.given(given)
     rows = parallel.to_host(rows)
     found, group = [], len(rows.tokens_BxL) // len(prompts)
     for i, tokens_L in enumerate(rows.tokens_BxL):
       at_L = rows.noisable_BxL[i] & ~rows.extra["end"][i]
+      whole = text = self.tokenizer.decode(tokens_L[at_L])
+      if "answer" in rows.extra:
+        text = self.tokenizer.decode(tokens_L[rows.extra["answer"][i]])
+        first, last = (int(at_L.argmax()), len(at_L) - int(at_L[::-1].argmax()))
+        whole = self.tokenizer.decode(tokens_L[first:last]) if at_L.any() else ""
       found.append(
         Written(
           prompt=prompts[i // group],
-          text=self.tokenizer.decode(tokens_L[at_L]),
+          text=text,
           answer=answers[i // group],
           when=tuple(rows.extra["when"][i][at_L].tolist()),
           ended=bool(rows.extra["end"][i].any()),
+          whole=whole,
         )
       )
     return found
@@ -252,4 +261,6 @@ def judge(training: Training) -> Judge | None:
   if run.rewards is None:
     return None
   room = run.rollout.max_new_tokens or run.data.length
+  if run.tools is not None:
+    room = run.tools.turns * room + run.tools.answer_tokens
   return Judge(run.rewards, training.tokenizer, training.mesh, room)

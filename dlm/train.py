@@ -20,7 +20,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from dlm import build, checkpoint, parallel, rollout, stepwise
+from dlm import build, checkpoint, episodes, parallel, rollout, stepwise
 from dlm.build import Training
 from dlm.checkpoint import Checkpoints
 from dlm.data import Rows
@@ -323,6 +323,8 @@ def train(
   data = {"train": training.rows.fingerprint(), "test": training.eval_rows.fingerprint()}
   if base is not None:
     data["base"] = {"parameters": training.source.digest(base)}
+  if training.tools is not None:
+    data["tools"] = {"corpus": training.tools.digest}
   with (
     claimed(workdir, config, training.facts, training.tokenizer, data, as_now=build.recorded),
     Checkpoints(workdir, training.run.checkpoint) as checkpoints,
@@ -419,8 +421,13 @@ class _Loop:
     return batches, written | judged
 
   @functools.cached_property
-  def roll_out(self) -> rollout.RollOut | stepwise.StepwiseRollOut | None:
-    return stepwise.of(self.training) or rollout.of(self.training)
+  def roll_out(
+    self,
+  ) -> rollout.RollOut | stepwise.StepwiseRollOut | episodes.ToolRollOut | None:
+    for kind in (episodes, stepwise, rollout):
+      if (found := kind.of(self.training)) is not None:
+        return found
+    return None
 
   @functools.cached_property
   def judge(self) -> rollout.Judge | stepwise.StepwiseJudge | None:

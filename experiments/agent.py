@@ -17,10 +17,11 @@ import dataclasses
 from absl import flags
 
 from dlm import build, command
-from dlm.agent import Agent, Corpus, Episode, Tools
+from dlm.agent import Agent, Episode
 from dlm.checksums import checksums
 from dlm.completions import Output, asked, check_out, digest
 from dlm.generate import generator
+from dlm.tools import OF_CORPUS, open_tools
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of training, or a Hugging Face directory.")
 STEP = flags.DEFINE_string("step", "best", "best, latest or a number.")
@@ -74,11 +75,11 @@ def main() -> None:
   check_out(OUT.value, PROMPTS.value, CORPUS.value)
   trained = build.pretrained(CHECKPOINT.value, STEP.value)
   (writer, own), (answerer, last) = (generator(each, trained) for each in (config, answers))
-  corpus = Corpus(CORPUS.value, HITS.value)
+  tools = open_tools(OF_CORPUS, CORPUS.value, hits=HITS.value, seconds=LIMIT.value)
   agent = Agent(
     writer,
     answerer,
-    Tools({"search": corpus.search, "open": corpus.open}, LIMIT.value),
+    tools,
     slots=own.room["slots"],
     turn_tokens=own.max_new_tokens,
     answer_tokens=last.max_new_tokens,
@@ -94,7 +95,7 @@ def main() -> None:
     agent(params, requests, seed=own.seed, on_batch=lambda done: print(*map(describe, done)))
     return
   told = [each.value for each in (HITS, TURNS, AHEAD, LIMIT, BEFORE, AFTER, LONGEST)]
-  made = [build.plain(config), build.plain(answers), digest(requests), corpus.digest, told]
+  made = [build.plain(config), build.plain(answers), digest(requests), tools.digest, told]
   with Output(OUT.value, [trained.config, step, made, checksums(params)]) as output:
     output.fill(
       agent, params, requests, seed=own.seed, records=lambda done: [record(each) for each in done]

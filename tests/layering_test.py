@@ -94,7 +94,7 @@ LAYERS = {
   "dlm.command": Layer(("dlm.processes",), ("absl",)),
   "dlm.processes": Layer(("dlm.tunnel",), ("jax", "absl")),
   "dlm.tunnel": Layer((), ()),
-  "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.weights"), ("jax",)),
+  "dlm.build": Layer((*PARTS, "dlm.checksums", "dlm.tools", "dlm.weights"), ("jax",)),
   "dlm.preemption": Layer((), ("jax",)),
   "dlm.generate": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.roofline": Layer(("dlm.models.config",)),
@@ -117,14 +117,19 @@ LAYERS = {
   "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
+  "dlm.tools": Layer(("dlm.data",), (), ("bm25s",)),
   "dlm.agent": Layer(
-    ("dlm.data", "dlm.generate", "dlm.sampling", "dlm.types"), ("numpy",), ("bm25s",)
+    ("dlm.data", "dlm.generate", "dlm.parallel", "dlm.sampling", "dlm.tools", "dlm.types"),
+    ("numpy",),
   ),
   "dlm.rollout": Layer((*PARTS, "dlm.build"), ("jax", "numpy")),
   "dlm.stepwise": Layer((*PARTS, "dlm.build", "dlm.rollout"), ("jax", "flax", "numpy")),
+  "dlm.episodes": Layer(
+    ("dlm.agent", "dlm.build", "dlm.generate", "dlm.parallel", "dlm.types"), ("jax", "numpy")
+  ),
   "dlm.targets": Layer((*PARTS, "dlm.build", "dlm.train"), ("jax", "numpy")),
   "dlm.train": Layer(
-    (*PARTS, "dlm.build", "dlm.preemption", "dlm.rollout", "dlm.stepwise"),
+    (*PARTS, "dlm.build", "dlm.episodes", "dlm.preemption", "dlm.rollout", "dlm.stepwise"),
     ("jax", "flax", "optax", "numpy"),
   ),
   "dlm.evaluation": Layer(

@@ -6,17 +6,17 @@ the last mask of the call is gone, and the model writes its thoughts meanwhile.
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 
-from dlm.agent.tools import Call, Tools
+from dlm import parallel
 from dlm.data.specials import Spelled
 from dlm.generate import Generator, Request
-from dlm.sampling.policies import Region
-from dlm.sampling.policy import Policy, Wrapper
+from dlm.sampling.policies.region import call_of, region_of
+from dlm.tools import Call, Tools
 from dlm.types import Canvas, Params
 
 
@@ -32,6 +32,7 @@ class Turn:
   seconds: float  # the turn took to write
   tool: float  # seconds the tool took
   waited: float  # seconds of those in which there was nothing left to write
+  failed: bool  # the response is an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +45,72 @@ class Episode:
   tokens: tuple[int, ...]  # all that the model wrote
   queries: int  # query positions that this took, and those computed for it: see `Completion`
   computed: float
+  forwards: int  # that decided
+  row: "Row"
+  answered: tuple[int, int]  # where the answer stands in it, [begin, end)
+  stop: int | None  # where the stop id that ended the answer does; None: none did
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+  """A whole trajectory as ids: what was given, as responses were, and what the model wrote.
+
+  A token that the policy forced was given. So was what stands behind a slot that was never written:
+  it has moved up.
+  """
+
+  ids: np.ndarray
+  when: np.ndarray  # the forward that wrote each, counted over all turns; -1: it was given
+  logp: np.ndarray  # its log-probability then; NaN: it was given, or nobody knows
+  response: np.ndarray  # bool: given behind a turn, which was written before
+
+  @classmethod
+  def given(cls, ids: np.ndarray, response: bool = False) -> Self:
+    size = len(ids)
+    when, logp = np.full(size, -1, np.int32), np.full(size, np.nan, np.float32)
+    return cls(ids, when, logp, np.full(size, response))
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __getitem__(self, where: slice | np.ndarray) -> "Row":
+    return Row(*(x[where] for x in self._arrays))
+
+  def __add__(self, other: "Row") -> "Row":
+    return Row(*map(np.concatenate, zip(self._arrays, other._arrays, strict=True)))
+
+  @property
+  def _arrays(self) -> tuple[np.ndarray, ...]:
+    return self.ids, self.when, self.logp, self.response
 
 
 @dataclasses.dataclass
-class _Row:
+class _Asked:
+  """A question on its way."""
+
   request: Request
-  ids: np.ndarray  # the question, and all that was written and responded since
+  row: Row
   turns: list[Turn] = dataclasses.field(default_factory=list)
   tokens: list[int] = dataclasses.field(default_factory=list)
   searches: bool = True
   queries: int = 0
   computed: float = 0.0
+  forwards: int = 0
 
-  def add(self, ids: np.ndarray, canvas: Canvas, i: int) -> None:
+  def add(self, written: Row, canvas: Canvas, i: int) -> None:
     """What was written to it as row `i` of a canvas, and what that took."""
-    self.ids = np.concatenate([self.ids, ids])
-    self.tokens += ids.tolist()
+    self.row += written
+    self.tokens += written.ids.tolist()
     self.queries += int(canvas.queries_B[i])
     self.computed += float(canvas.computed_B[i])
+    self.forwards += int(canvas.turn_B[i])
 
 
 class Agent:
   """Asks tools, then answers. Called as a `Generator` is, it gives episodes.
+
+  In blocks of the canvas every turn, and the answer, begins where a block does: the question is
+  filled up by line breaks before it, and responses within their frame.
 
   Args:
     writer: writes a turn; a region in its policy forces the tokens that frame a call.
@@ -97,15 +142,9 @@ class Agent:
     for name, value in (("turns", turns), ("longest", longest)):
       if value < 1:
         raise ValueError(f"Agent: {name}={value} must be at least 1")
-    framed = between(writer.sampler.policy)
-    if framed is None:
-      raise ValueError(
-        "Agent: the policy must force the tokens around a call: policy.name='region' with `forced` "
-        "of two places or more (configs/sample/p_react.py)"
-      )
-    if framed[1] >= turn_tokens:
-      raise ValueError(f"Agent: {turn_tokens=} must hold the call, which ends at {framed[1]}")
-    self._call, self._answer = framed, between(answerer.sampler.policy)
+    self._call = call_of(writer.sampler.policy, turn_tokens)
+    answers = region_of(answerer.sampler.policy)
+    self._answer = None if answers is None else answers.framed
     self._writer, self._answerer, self._tools, self._turns = writer, answerer, tools, turns
     self._slots, self._new = slots, {True: turn_tokens, False: answer_tokens}
     self._longest, self._ahead = longest, ahead
@@ -135,42 +174,79 @@ class Agent:
         on_batch(done)
     return episodes
 
+  def fits(self, asked: int) -> bool:
+    """Whether the longest episode of a question of so many tokens fits into the canvas."""
+    return self._most(asked) <= self._slots
+
+  def _most(self, asked: int) -> int:
+    most = asked + self._gap(asked, 0)
+    for turn in range(self._turns):
+      most += self._new[True] + sum(map(len, self._frame)) + self._longest
+      most += self._gap(most, turn + 1)
+    return most + self._new[False]
+
   def _check(self, request: Request) -> None:
     """That the longest episode fits is known before it begins."""
     asked = int(np.argmax(request.open))
-    turn = self._new[True] + sum(map(len, self._frame)) + self._longest
-    fill = self._writer.sampler.block - 1 if self._writer.align == "canvas" else 0
-    if asked + self._turns * turn + fill + self._new[False] > self._slots:
+    if not self.fits(asked):
+      turn = self._new[True] + sum(map(len, self._frame)) + self._longest
+      filled = self._most(asked) - asked - self._turns * turn - self._new[False]
       raise ValueError(
         f"prompt {request.id}: {asked} tokens, {self._turns} turns of at most {turn}, an answer of "
-        f"{self._new[False]} and {fill} up to a block exceed config.slots={self._slots}"
+        f"{self._new[False]} and {filled} up to blocks exceed config.slots={self._slots}"
       )
 
   def _batch(self, params: Params, requests: Sequence[Request], seed: int) -> list[Episode]:
-    rows = [_Row(each, each.tokens[: int(np.argmax(each.open))]) for each in requests]
+    rows = [self._begun(each) for each in requests]
     for turn in range(self._turns):
       if searching := [row for row in rows if row.searches]:
         self._turn(params, searching, turn, seed)
-    asked = [self._request(row, self._turns, calls=False) for row in rows]
+    for row in rows:
+      if not row.searches:  # no response has filled its last turn up
+        row.row += self._fill(len(row.row), self._turns, response=True)
+    asked = [self._request(row, self._turns) for row in rows]
     *_, canvas = self._answerer.stream(params, asked, seed=seed)
-    episodes = []
-    for i, row in enumerate(rows):
-      ids = self._written(canvas, i, self._answer[1] if self._answer else 0)
-      answer = self._answerer.tokenizer.decode(ids)
-      if self._answer:
-        answer, _ = self._within(canvas, i, self._answer)
-      row.add(ids, canvas, i)
-      spent = row.queries, row.computed
-      episodes.append(Episode(row.request, tuple(row.turns), answer, tuple(row.tokens), *spent))
-    return episodes
+    canvas = _on_host(canvas)
+    return [self._answered(row, canvas, i) for i, row in enumerate(rows)]
 
-  def _turn(self, params: Params, rows: Sequence[_Row], turn: int, seed: int) -> None:
+  def _begun(self, request: Request) -> _Asked:
+    ids = request.tokens[: int(np.argmax(request.open))]
+    return _Asked(request, self._fill(len(ids), 0) + Row.given(ids))
+
+  def _answered(self, asked: _Asked, canvas: Canvas, i: int) -> Episode:
+    begin, end = self._answer or (0, None)
+    written, behind = self._written(asked, self._answerer, canvas, i, end or 0)
+    at = len(asked.row)
+    asked.add(written, canvas, i)
+    answer = self._answerer.tokenizer.decode(written.ids)
+    if self._answer:
+      answer, _ = self._within(canvas, i, self._answer)
+    row, stop = asked.row, None
+    behind = behind[: int((behind.when >= 0).cumprod().sum())]
+    if len(behind):  # the model saw the rest of the block as it was written
+      stop, block = len(row), self._answerer.sampler.block
+      row += behind[: block - stop % block]
+    return Episode(
+      request=asked.request,
+      turns=tuple(asked.turns),
+      answer=answer,
+      tokens=tuple(asked.tokens),
+      queries=asked.queries,
+      computed=asked.computed,
+      forwards=asked.forwards,
+      row=row,
+      answered=(at + begin, at + len(written[:end])),
+      stop=stop,
+    )
+
+  def _turn(self, params: Params, rows: Sequence[_Asked], turn: int, seed: int) -> None:
     """One turn of the rows that still search: what they write, and the responses."""
-    asked = [self._request(row, turn, calls=True) for row in rows]
+    asked = [self._request(row, turn) for row in rows]
     calls: list[tuple[Call, int] | None] = [None] * len(rows)
     began = time.monotonic()
     for canvas in self._writer.stream(params, asked, seed=seed):
-      forwards_B = np.asarray(canvas.forwards_Bx3).sum(-1)
+      canvas = _on_host(canvas)
+      forwards_B = canvas.forwards_Bx3.sum(-1)
       for i in range(len(rows)):
         if self._ahead and calls[i] is None:
           text, whole = self._within(canvas, i, self._call)
@@ -181,8 +257,8 @@ class Agent:
       if text and (calls[i] is None or calls[i][0].text != text):  # a policy may write it anew
         calls[i] = self._tools.call(text), int(forwards_B[i])
     for i, row in enumerate(rows):
-      ids = self._written(canvas, i, self._call[1])
-      row.add(ids, canvas, i)
+      written, behind = self._written(row, self._writer, canvas, i, self._call[1])
+      row.add(written, canvas, i)
       row.searches = calls[i] is not None
       if not row.searches:
         continue
@@ -190,49 +266,76 @@ class Agent:
       waits = time.monotonic()
       response = call.response()
       waited = time.monotonic() - waits
-      before, after = self._frame
-      found = self._writer.tokenizer.encode(response)[: self._longest]
-      row.ids = np.concatenate([row.ids, before, found, after])
-      text = self._writer.tokenizer.decode(ids)
+      self._respond(row, response, turn, behind)
+      text = self._writer.tokenizer.decode(written.ids)
       row.turns.append(
-        Turn(text, call.text, response, int(forwards_B[i]), called, wrote, call.seconds, waited)
+        Turn(
+          text=text,
+          call=call.text,
+          response=response,
+          forwards=int(forwards_B[i]),
+          called=called,
+          seconds=wrote,
+          tool=call.seconds,
+          waited=waited,
+          failed=call.failed,
+        )
       )
 
-  def _request(self, row: _Row, turn: int, *, calls: bool) -> Request:
-    """What a row writes next, begun where blocks of the canvas begin, as the call has its place."""
-    generator, ids = (self._writer if calls else self._answerer), row.ids
-    if generator.align == "canvas":  # the authors fill up with a text; what they fill in is unknown
-      fill = np.repeat(generator.tokenizer.encode("\n")[:1], -len(ids) % generator.sampler.block)
-      ids = np.concatenate([fill, ids])
+  def _respond(self, asked: _Asked, response: str, turn: int, behind: Row) -> None:
+    """A response in its frame. Where that begins with the stop id which stands `behind` the turn,
+    the model wrote it."""
+    before, after = (Row.given(ids, response=True) for ids in self._frame)
+    if len(behind) and len(before) and before.ids[0] == behind.ids[0]:
+      before = behind[:1] + before[1:]
+    ids = self._writer.tokenizer.encode(response)[: self._longest]
+    row = asked.row + before + Row.given(ids, response=True)
+    asked.row = row + self._fill(len(row) + len(after), turn + 1, response=True) + after
+
+  def _next(self, turn: int) -> Generator:
+    return self._writer if turn < self._turns else self._answerer
+
+  def _gap(self, ids: int, turn: int) -> int:
+    """How many ids are missing to where a block begins, before a turn; the last: the answer."""
+    generator = self._next(turn)
+    return -ids % generator.sampler.block if generator.align == "canvas" else 0
+
+  def _fill(self, ids: int, turn: int, response: bool = False) -> Row:
+    """The authors fill up with a text; what they fill in is unknown."""
+    filled = np.repeat(self._writer.tokenizer.encode("\n")[:1], self._gap(ids, turn))
+    return Row.given(filled, response)
+
+  def _request(self, asked: _Asked, turn: int) -> Request:
+    """What is written next."""
+    generator, new = self._next(turn), self._new[turn < self._turns]
     request = Request.from_ids(
-      row.request.id, row.request.prompt, ids, generator.sampler.mask_id,
-      slots=self._slots, max_new_tokens=self._new[calls],
+      asked.request.id, asked.request.prompt, asked.row.ids, generator.sampler.mask_id,
+      slots=self._slots, max_new_tokens=new,
     )  # fmt: skip
     return dataclasses.replace(request, sample=turn)
 
-  def _open(self, canvas: Canvas, i: int) -> np.ndarray:
-    """Ids of the slots that row `i` was to write, masks where it did not yet."""
-    return np.asarray(canvas.tokens_BxL[i])[np.asarray(canvas.open_BxL[i])]
-
   def _within(self, canvas: Canvas, i: int, span: tuple[int, int]) -> tuple[str, bool]:
     """The text between two forced places, and whether it is whole."""
-    ids, mask_id = self._open(canvas, i)[slice(*span)], self._writer.sampler.mask_id
+    mask_id = self._writer.sampler.mask_id
+    ids = canvas.tokens_BxL[i][canvas.open_BxL[i]][slice(*span)]
     return self._writer.tokenizer.decode(ids[ids != mask_id]).strip(), bool((ids != mask_id).all())
 
-  def _written(self, canvas: Canvas, i: int, end: int) -> np.ndarray:
-    """Ids of row `i` up to the first stop id that follows offset `end`."""
-    sampler, ids = self._writer.sampler, self._open(canvas, i)
-    stops = np.flatnonzero(np.isin(ids, sampler.eos_ids) & (np.arange(len(ids)) >= end))
-    ids = ids[: stops[0]] if len(stops) else ids
-    return ids[ids != sampler.mask_id]
+  def _written(
+    self, asked: _Asked, generator: Generator, canvas: Canvas, i: int, end: int
+  ) -> tuple[Row, Row]:
+    """Row `i` up to the first stop id that follows offset `end`; and what is there from that on."""
+    sampler, open_L = generator.sampler, canvas.open_BxL[i]
+    ids, when, logp = (x[i][open_L] for x in (canvas.tokens_BxL, canvas.when_BxL, canvas.logp_BxL))
+    offset, kept = np.arange(len(ids)), ids != sampler.mask_id
+    own = kept.cumprod().astype(bool) & (when >= 0)
+    if (region := region_of(sampler.policy)) is not None:
+      own &= ~np.isin(offset, [place for place, _ in region.forced])
+    when, logp = np.where(own, when + asked.forwards, -1), np.where(own, logp, np.nan)
+    row = Row(ids, when, logp, np.zeros(len(ids), bool))
+    stops = np.flatnonzero(np.isin(ids, sampler.eos_ids) & (offset >= end))
+    stop = int(stops[0]) if len(stops) else len(ids)
+    return row[:stop][kept[:stop]], row[stop:]
 
 
-def between(policy: Policy) -> tuple[int, int] | None:
-  """Offsets [begin, end) that a policy's forced tokens enclose; None: they enclose none."""
-  while isinstance(policy, Wrapper) and not isinstance(policy, Region):
-    policy = policy.inner
-  forced = sorted(offset for offset, _ in policy.forced) if isinstance(policy, Region) else []
-  for left, right in itertools.pairwise(forced):
-    if right > left + 1:
-      return left + 1, right
-  return None
+def _on_host(canvas: Canvas) -> Canvas:
+  return parallel.to_host(canvas.replace(key_B=None))

@@ -1,6 +1,9 @@
 """What no table of a config can check alone: parts of a training run that must go together."""
 
+import dataclasses
 from typing import TYPE_CHECKING
+
+import jax
 
 from dlm import parallel
 from dlm.build.models import check_drafter
@@ -8,8 +11,10 @@ from dlm.build.sampling import SamplingConfig, sampling
 from dlm.objectives import Shifted
 from dlm.optimizer import learning_rate
 from dlm.rewards import reward
+from dlm.sampling.policies.region import call_of, region_of
 
 if TYPE_CHECKING:
+  from dlm.build.run import RunConfig
   from dlm.build.training import Training
 
 
@@ -58,6 +63,7 @@ def agree(training: "Training") -> None:
   else:
     _on_rollout(training)
     _on_rewards(training)
+    _on_tools(training)
   learning_rate(run.optimizer, run.steps)
 
 
@@ -202,6 +208,43 @@ def _on_rewards(training: "Training") -> None:
   _on_estimate(training)
 
 
+def _on_tools(training: "Training") -> None:
+  """Trajectories with what tools answered fit into rows, and are estimated without a look ahead."""
+  run, tools = training.run, training.run.tools
+  if tools is None:
+    return
+  if run.rollout is None or run.rewards is None:
+    raise ValueError("tools are called in roll-outs that are rewarded: they need both tables")
+  if not training.objective.interleaved:
+    raise ValueError(
+      f"{_named(run)} does not go with tools: it would see what a tool answered while it estimates "
+      "the call; block_elbo, trace, block_masks, block_one_step and block_exact do not, of models "
+      "in blocks, with align='canvas'"
+    )
+  if jax.process_count() > 1 or run.parallel != "shard_map":
+    raise ValueError(
+      f"tools go with one process and parallel='shard_map', not {jax.process_count()} and "
+      f"{run.parallel!r}"
+    )
+  sampler, own = sampling(run.rollout, training.model, training.facts)
+  if own.align != "canvas":
+    raise ValueError(
+      f"rollout.align={own.align!r} does not go with tools: blocks are the canvas's in every turn"
+    )
+  call_of(sampler.policy, run.rollout.max_new_tokens)
+  answers = dataclasses.replace(run.rollout, policy=tools.answer)
+  answering = sampling(answers, training.model, training.facts)[0].policy
+  if (region := region_of(answering)) is not None and region.framed is None:
+    raise ValueError("tools.answer.forced must frame the answer, or be empty: two places")
+  turn = run.rollout.max_new_tokens + tools.response_tokens
+  if tools.turns * turn + tools.answer_tokens >= run.data.length:
+    raise ValueError(
+      f"tools: {tools.turns} turns of {run.rollout.max_new_tokens} tokens with responses of "
+      f"{tools.response_tokens}, and an answer of {tools.answer_tokens}, leave nothing of "
+      f"data.length={run.data.length} for a prompt"
+    )
+
+
 def _on_steps(training: "Training") -> None:
   """Who learns the steps of roll-outs, so many of so many."""
   run, trained = training.run, training.objective
@@ -230,12 +273,9 @@ def _on_estimate(training: "Training") -> None:
   if training.source is None:
     raise ValueError(f"objective.name={run.objective.name!r} needs init_from: a model that writes")
   facts = training.source.facts
-  of = f"objective.name={run.objective.name!r}"
-  if "estimator" in run.objective.fields:
-    of = f"objective.estimator={run.objective.fields['estimator'].name!r}"
   if facts.attention != trained.attention:
     raise ValueError(
-      f"{of} is of models with attention {trained.attention}, not "
+      f"{_named(run)} is of models with attention {trained.attention}, not "
       f"{facts.attention} as in init_from={run.init_from!r}; for models that write in blocks there "
       "are trace, block_masks, block_one_step, block_elbo and block_exact, with their block and "
       "align, and for autoregressive ones autoregressive"
@@ -247,6 +287,13 @@ def _on_estimate(training: "Training") -> None:
     )
 
 
+def _named(run: "RunConfig") -> str:
+  """What estimates: of an objective that does so in one way, itself."""
+  if "estimator" in run.objective.fields:
+    return f"objective.estimator={run.objective.fields['estimator'].name!r}"
+  return f"objective.name={run.objective.name!r}"
+
+
 def _on_pairs(training: "Training") -> None:
   """Pairs of a file are learned from as they are, by who learns from pairs."""
   run, trained = training.run, training.objective
@@ -255,7 +302,7 @@ def _on_pairs(training: "Training") -> None:
       f"objective.name={run.objective.name!r} does not learn from data.sources of pairs: that does "
       "'preference'"
     )
-  for name in ("rollout", "rewards"):
+  for name in ("rollout", "rewards", "tools"):
     if getattr(run, name) is not None:
       raise ValueError(f"{name} does not go with data.sources of pairs, whose answers are there")
   if run.objective.fields["estimator"].kind.traced:

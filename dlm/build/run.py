@@ -12,8 +12,12 @@ from dlm.objectives import Objective
 from dlm.optimizer import OptimizerConfig
 from dlm.parallel import Driver, MeshConfig
 from dlm.rewards.judge import RewardConfig
+from dlm.sampling.policies import POLICIES
+from dlm.sampling.policy import Policy
 from dlm.seeds import check_seed
+from dlm.tools import OF_CORPUS
 
+ONE_BY_ONE = Named("fixed", POLICIES["fixed"], {"k": 1})
 MOST = 2**31 - 1  # of updates and rows: they are counted in int32
 
 
@@ -82,6 +86,41 @@ class CheckpointConfig(Retention):
 
 
 @dataclasses.dataclass(frozen=True)
+class ToolConfig:
+  """The `tools` table: roll-outs are trajectories in which these are called, see `dlm.episodes`.
+
+  `rollout` says how a turn is written, in at most `rollout.max_new_tokens`; its policy forces the
+  tokens that frame a call. The answer is written alike, but by the policy `answer`.
+
+  Args:
+    of: names, see `dlm.tools.open_tools`. Functions are called from several threads at once.
+    corpus: a JSONL file of documents for "search" and "open"; empty: these are not there.
+    hits: documents that a search finds.
+    seconds: a call may take.
+    turns: with a call, at most.
+    frame: text before and after a response; special tokens may be spelled.
+    response_tokens: of a response; the rest is cut off.
+    answer: one of `dlm.sampling.policies`; a region's forced tokens frame the answer.
+    answer_tokens: of an answer.
+  """
+
+  answer_tokens: int
+  response_tokens: int
+  of: tuple[str, ...] = OF_CORPUS
+  corpus: str = ""
+  hits: int = 3
+  seconds: float = 20.0
+  turns: int = 1
+  frame: tuple[str, str] = ("\n", "\n")
+  answer: Named[Policy] = ONE_BY_ONE
+
+  def __post_init__(self):
+    for field in ("answer_tokens", "response_tokens", "turns"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"tools.{field}={getattr(self, field)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
   """A training config.
 
@@ -103,6 +142,7 @@ class RunConfig(Config):
     rollout: how the model writes the rows it learns from, after the prompts of the data's rows: see
       `dlm.rollout`. None: it learns from the data's.
     rewards: what those rows are worth, for an objective like policy_gradient.
+    tools: what the model may call while it writes those rows; None: nothing.
   """
 
   steps: int
@@ -120,6 +160,7 @@ class RunConfig(Config):
   teacher: str = ""
   rollout: SamplingConfig | None = None
   rewards: RewardConfig | None = None
+  tools: ToolConfig | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   eval: EvalConfig = EvalConfig()
   sample: SampleConfig = SampleConfig()

@@ -13,13 +13,14 @@ from dlm.build.agreement import agree
 from dlm.build.choices import Reading
 from dlm.build.models import model
 from dlm.build.pretrained import ORIGIN, Pretrained, continued, pretrained, without_origin
-from dlm.build.run import RunConfig
+from dlm.build.run import RunConfig, ToolConfig
 from dlm.data import Rows, Tokenizer
 from dlm.facts import ModelFacts, name_of
 from dlm.models.bind import Model, bind
 from dlm.models.config import DrafterConfig, ModelConfig
 from dlm.models.dflash import DFlash
 from dlm.objectives import OBJECTIVES, Annealed, ExactCount, Objective, Shifted, Told
+from dlm.tools import Tools, open_tools
 from dlm.types import MaskRule
 
 DRAFT_LAYERS = 5  # of a DFlash drafter (2602.06036)
@@ -39,6 +40,7 @@ class Training:
   eval_rows: Rows | None
   facts: ModelFacts
   teacher: Pretrained | None  # of an objective that is taught
+  tools: Tools | None = None  # that its roll-outs call
 
   @property
   def teacher_model(self) -> Model:
@@ -88,9 +90,16 @@ def everything(config: RunConfig | Mapping[str, Any]) -> Training:
     eval_rows=eval_rows,
     facts=_facts(run, trained, words, source),
     teacher=_teacher(run, trained, words),
+    tools=_tools(run.tools),
   )
   agree(training)
   return training
+
+
+def _tools(own: ToolConfig | None) -> Tools | None:
+  if own is None:
+    return None
+  return open_tools(own.of, own.corpus, hits=own.hits, seconds=own.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +126,7 @@ def planned(config: RunConfig | Mapping[str, Any], devices: Sequence[jax.Device]
     ValueError: as `everything`; or the run starts from a checkpoint, is taught or writes its rows.
   """
   run = _completed(RunConfig.of(config))
-  for field in ("init_from", "teacher", "rollout", "rewards"):
+  for field in ("init_from", "teacher", "rollout", "rewards", "tools"):
     if getattr(run, field):
       raise ValueError(f"{field}={getattr(run, field)!r} cannot be planned: leave it out")
   vocab = run.model.fields.get("vocab")

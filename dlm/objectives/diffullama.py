@@ -76,6 +76,7 @@ class Around(Objective):
   drafts = property(attrgetter("objective.drafts"))
   traced = property(attrgetter("objective.traced"))
   rewarded = property(attrgetter("objective.rewarded"))
+  interleaved = property(attrgetter("objective.interleaved"))
   stepwise = property(attrgetter("objective.stepwise"))
   paired = property(attrgetter("objective.paired"))
   recalls = property(attrgetter("objective.recalls"))

@@ -44,6 +44,7 @@ class Objective(abc.ABC):
   drafts = False  # and its model is a drafter of the teacher, told by taps, without a table
   traced = False  # reads `Batch.extra["when"]`: its rows are what the model itself wrote
   rewarded = False  # and `Batch.extra["advantage_B"]`: what they are worth
+  interleaved = False  # and these may hold what tools answered meanwhile: `dlm.episodes`
   stepwise = False  # and are states of it, each with what the model made of it: `dlm.stepwise`
   paired = False  # rows 2i and 2i + 1 belong together
   recalls = False  # and, of several updates on the same rows, "old_BxL": see `remembered`

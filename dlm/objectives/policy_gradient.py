@@ -58,6 +58,10 @@ class OfCompletions(Objective):
   def attention(self) -> MaskRule:
     return self.estimator.attention
 
+  @property
+  def interleaved(self) -> bool:
+    return self.estimator.interleaved
+
   def draw(self, key: Array, batch: Batch) -> dict[str, Array]:
     return self.estimator.draw(key, batch)
 

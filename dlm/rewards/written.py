@@ -10,6 +10,9 @@ class Written:
   Args:
     prompt, text: without special tokens.
     answer: what the data has in its place; "" if nothing.
+    whole: of an answer behind tools, all of the row behind the prompt: thoughts, calls, responses
+      and the answer, as text; else the answer. `text` is the answer alone, `when` of all tokens
+      that the model wrote.
     when: the forward of its row that wrote each token, from 1; -1: it is not known.
     ended: with a stop id.
   """
@@ -19,6 +22,7 @@ class Written:
   answer: str = ""
   when: tuple[int, ...] = ()
   ended: bool = True
+  whole: str = ""
 
   @property
   def tokens(self) -> int:

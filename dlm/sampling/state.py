@@ -57,6 +57,12 @@ def row_axes(cache: KVCache) -> KVCache:
   return axes if cache.drafts is None else axes.replace(drafts=row_axes(cache.drafts))
 
 
+def axes_of(state: LoopState) -> LoopState:
+  """Which axis of each leaf holds the rows; of a state or of the shapes of one."""
+  axes = jax.tree.map(lambda _: 0, state)
+  return axes if state.cache is None else axes.replace(cache=row_axes(state.cache))
+
+
 def where_rows(rows_B: Array, new: State, old: State) -> State:
   """Row-wise choice; every leaf of a policy's state leads with B."""
 

@@ -18,7 +18,7 @@ from dlm.sampling import loop
 from dlm.sampling.canvas import make_canvas
 from dlm.sampling.forward import empty_cache
 from dlm.sampling.sampler import Sampler
-from dlm.sampling.state import Held, LoopState, Served, row_axes
+from dlm.sampling.state import Held, LoopState, Served, axes_of
 from dlm.types import Array, Canvas, Params
 
 
@@ -124,7 +124,7 @@ def compiled(
     [own if own_settings else None] * 3,
   )
   row = _shapes(jax.eval_shape(begin, canvas, *own), everywhere)
-  axes = _rows_of(row)
+  axes = axes_of(row)
   specs = jax.tree.map(parallel.batch_spec, axes)
   idle = jax.tree.map(
     lambda axis, leaf: jax.ShapeDtypeStruct(
@@ -274,7 +274,7 @@ def _run_first(
   refreshes: Array,
 ) -> tuple[LoopState, Report]:
   """`_run` of the first rows of a tile; its report is of these."""
-  axes = _rows_of(state)
+  axes = axes_of(state)
   first = jax.tree.map(lambda axis, x: jax.lax.slice_in_dim(x, 0, size, axis=axis), axes, state)
   first, report = _run(sampler, params, first, live_B[:size], most, refreshes)
   return _insert(state, first, np.int32(0)), report
@@ -294,7 +294,7 @@ def _insert(tile: LoopState, one: LoopState, place: Array) -> LoopState:
   def put(axis: int, into: Array, row: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(into, row, place, axis)
 
-  return jax.tree.map(put, _rows_of(tile), tile, one)
+  return jax.tree.map(put, axes_of(tile), tile, one)
 
 
 def _load(one: LoopState, pages: Pages, number: Array, place: Array) -> LoopState:
@@ -342,12 +342,6 @@ def _leaf_by_leaf(put: Callable[[Array, Array], Array], into: Any, own: Any) -> 
 def _coded(stored: Any) -> Any:
   """Keys without those that wait for their group."""
   return stored.replace(recent=None) if isinstance(stored, Packed) else stored
-
-
-def _rows_of(state: LoopState) -> LoopState:
-  """Which axis of each leaf holds the rows."""
-  axes = jax.tree.map(lambda _: 0, state)
-  return axes if state.cache is None else axes.replace(cache=row_axes(state.cache))
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> Array:

@@ -20,8 +20,9 @@ import time
 from absl import flags
 
 from dlm import build, checkpoint, command, files, train
-from dlm.agent import Agent, Corpus, Episode, Tools
+from dlm.agent import Agent, Episode
 from dlm.generate import Generator, Request, generator
+from dlm.tools import Corpus, Tools
 from experiments.benchmarks import results
 
 OUT = flags.DEFINE_string("out", "runs/react", "Where everything goes.")

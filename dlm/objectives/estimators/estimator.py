@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dlm import masks
 from dlm.objectives import streams
+from dlm.objectives.block import of_block
 from dlm.types import Array, Batch, LogitHead, MaskRule, Noisy
 
 
@@ -25,6 +26,7 @@ class Estimator(abc.ABC):
   traced = False  # it reads which forward wrote each token
   shift = 0  # 1: it asks logits at i for token i + 1
   block = None  # of a model that sees clean blocks before its own; None: it sees all
+  interleaved = False  # given text may stand between what was written, and tells nothing before it
 
   @property
   @abc.abstractmethod
@@ -110,10 +112,24 @@ def beside_clean(
 ) -> Noisy:
   """Copies of the rows as [noisy; clean]: noisy blocks, from `start`, see clean ones before them.
 
+  A tool's response behind all that a block learns was not there yet when the block was written:
+  masks stand in its place in the noisy block, where `Batch.extra` tells of "response".
+
   Args:
     masked_BxCxL, weight_BxCxL: see `one_stream`.
     start_BxL: first slot of each slot's block.
   """
   noisy = one_stream(batch, masked_BxCxL, weight_BxCxL, mask_id)
   start_RxL = jnp.repeat(start_BxL, masked_BxCxL.shape[1], axis=0)
+  if "response" in batch.extra:
+    later_BxL = behind_learned(batch, start_BxL, block) & batch.extra["response"]
+    later_RxL = jnp.repeat(later_BxL, masked_BxCxL.shape[1], axis=0)
+    noisy = noisy.replace(inputs_BxW=jnp.where(later_RxL, mask_id, noisy.inputs_BxW))
   return streams.noisy_and_clean(noisy, masks.noisy_clean_from(start_RxL, block))
+
+
+def behind_learned(batch: Batch, start_BxL: Array, block: int) -> Array:
+  """Bool [B, L]: slots behind the last learned one of their block, of blocks that have one."""
+  inside_BxLxb = of_block(streams.noisable(batch), batch, start_BxL, block, False)
+  last_BxL = start_BxL + jnp.where(inside_BxLxb, jnp.arange(block), -1).max(-1)
+  return inside_BxLxb.any(-1) & (streams.slots(batch) > last_BxL)

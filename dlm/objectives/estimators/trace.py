@@ -9,7 +9,13 @@ from dlm import masks
 from dlm.diffusion import absorbing
 from dlm.objectives import streams
 from dlm.objectives.block import answer_block_start, block_start, of_block
-from dlm.objectives.estimators.estimator import Estimator, answer, beside_clean, by_row
+from dlm.objectives.estimators.estimator import (
+  Estimator,
+  answer,
+  behind_learned,
+  beside_clean,
+  by_row,
+)
 from dlm.objectives.opdlm import step_ranks
 from dlm.types import Array, Batch, MaskRule, Noisy
 
@@ -35,6 +41,10 @@ class _InBlocks(Estimator):
       raise ValueError(f"{owner}: block={self.block} must be at least 1")
     if self.align not in ALIGNS:
       raise ValueError(f"{owner}: align={self.align!r} is not one of {', '.join(ALIGNS)}")
+
+  @property
+  def interleaved(self) -> bool:
+    return self.align == "canvas"
 
   @property
   def attention(self) -> MaskRule:
@@ -246,7 +256,7 @@ class BlockElbo(_InBlocks):
 
   Args:
     draws: masks of a row, each with numbers of its own.
-    end_id: None: what stands behind the last learned token is shown as it is.
+    end_id: None: what was written behind the last learned token is shown as it is.
   """
 
   draws: int = 2
@@ -290,10 +300,9 @@ class BlockElbo(_InBlocks):
     noisy = beside_clean(batch, masked_BxCxL, weight_BxCxL, start_BxL, self.block, mask_id)
     if self.end_id is None:
       return noisy
-    offset_b = jnp.arange(self.block)
-    last_BxL = start_BxL + jnp.where(inside_BxLxb, offset_b[None, None], -1).max(-1)
-    slot_L = jnp.arange(learned_BxL.shape[1])
-    ended_BxL = (n_BxL > 0) & (slot_L[None] > last_BxL)
+    ended_BxL = behind_learned(batch, start_BxL, self.block)
+    if "response" in batch.extra:  # a token that was forced stood there from the start
+      ended_BxL &= batch.extra["response"] | answer(batch)
     ended_RxL = jnp.repeat(ended_BxL, self.draws, axis=0)
     ended_RxW = jnp.concatenate([ended_RxL, jnp.zeros_like(ended_RxL)], axis=1)
     return noisy.replace(inputs_BxW=jnp.where(ended_RxW, self.end_id, noisy.inputs_BxW))

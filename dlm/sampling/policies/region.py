@@ -1,12 +1,13 @@
 """A region of the text comes first, framed by tokens that are given."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 
-from dlm.sampling.policy import Wrapper
+from dlm.sampling.policy import Policy, Wrapper
 from dlm.sampling.state import where_rows
 from dlm.types import Array, Decision, TokenStats, View
 
@@ -58,6 +59,14 @@ class Region(Wrapper):
     offsets = [offset for offset, _ in self.forced]
     if len(set(offsets)) < len(offsets) or min(offsets, default=0) < 0:
       raise ValueError(f"region: forced={self.forced} must name offsets from 0 on, each once")
+
+  @property
+  def framed(self) -> tuple[int, int] | None:
+    """Offsets [begin, end) that the first two forced tokens with room between them enclose."""
+    for left, right in itertools.pairwise(sorted(offset for offset, _ in self.forced)):
+      if right > left + 1:
+        return left + 1, right
+    return None
 
   def enter(self, masked_BxA: Array, state: RegionState | None) -> RegionState:
     batch, width = masked_BxA.shape
@@ -114,3 +123,30 @@ class Region(Wrapper):
       stop_B=unless_forcing(decision.stop_B),
       leave_B=unless_forcing(decision.leave_B),
     )
+
+
+def call_of(policy: Policy, tokens: int) -> tuple[int, int]:
+  """Offsets [begin, end) of the call that a policy frames in turns of so many tokens.
+
+  Raises:
+    ValueError: it frames none, or a turn does not hold it.
+  """
+  region = region_of(policy)
+  framed = None if region is None else region.framed
+  if framed is None:
+    raise ValueError(
+      "tools: the policy must force the tokens around a call: policy.name='region' with `forced` "
+      "of two places or more (configs/sample/p_react.py)"
+    )
+  if framed[1] >= tokens:
+    raise ValueError(
+      f"tools: a turn of max_new_tokens={tokens} must hold the call, which ends at {framed[1]}"
+    )
+  return framed
+
+
+def region_of(policy: Policy) -> Region | None:
+  """The region that a policy writes first, whatever wraps it."""
+  while isinstance(policy, Wrapper) and not isinstance(policy, Region):
+    policy = policy.inner
+  return policy if isinstance(policy, Region) else None

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from dlm import masks, parallel
-from dlm.agent import Agent, Tools
+from dlm.agent import Agent
 from dlm.data import ByteTokenizer
 from dlm.generate import Generator, Request
 from dlm.sampling.caching import NoCache
 from dlm.sampling.policies import Fixed, Region
 from dlm.sampling.sampler import Sampler
+from dlm.tools import Tools
 from tests.dlm.sampling.table import Lookup
 
 TOKENIZER = ByteTokenizer()
@@ -28,10 +29,10 @@ def spelling(text: str):
   return {"own": 5.0 * jax.nn.one_hot(ids, VOCAB), "left": nothing_VxV, "right": nothing_VxV}
 
 
-def writer(policy, align="prompt"):
+def writer(policy, align="prompt", eos_id=TOKENIZER.eos_id):
   sampler = Sampler(
     Lookup(width=VOCAB), policy, NoCache(), masks.Full(), block=TURN, max_forwards=40,
-    mask_id=TOKENIZER.mask_id, eos_ids=(TOKENIZER.eos_id,),
+    mask_id=TOKENIZER.mask_id, eos_ids=(eos_id,),
   )  # fmt: skip
   mesh = parallel.make_mesh(devices=jax.local_devices()[:1])
   return Generator(sampler, TOKENIZER, mesh, align=align, batch=2)
@@ -91,16 +92,32 @@ def test_a_long_response_is_cut_and_a_failing_tool_is_told():
 
 def test_turns_begin_where_blocks_of_the_canvas_begin():
   made = writer(FRAMED, "canvas"), writer(Fixed(k=1), "canvas")
-  model = spelling("." * 8 + "012 red " + "WXYZ")  # 2, 8 and 5 ids make 15: one more
+  model = spelling("." * 8 + "012 red " + "." * 8 + "WXYZ")  # [RED] is filled up within its frame
   (episode,) = agent(str.upper, *made)(model, questions("ab"))
   assert episode.turns[0].call == "red" and episode.answer == "WXYZ"
+
+
+def test_a_row_tells_what_the_model_wrote_of_it():
+  """Not what was forced; of a frame the stop id that it begins with, if the model ended there."""
+  made = (writer(policy, eos_id=ord("!")) for policy in (FRAMED, Fixed(k=1)))
+  asks = agent(str.upper, *made, frame=("![", "]"), turn_tokens=9)
+  (episode,) = asks(spelling("ab" + "012 red !" + "[RED]" + "WX!"), questions("ab"))
+  row = episode.row
+  assert TOKENIZER.decode(row.ids[:19]) == "ab012<red>![RED]WX!" and episode.answer == "WX"
+  assert (episode.stop, episode.answered) == (18, (16, 18))
+  given = [0, 1, 5, 9, *range(11, 16)]  # the question, forced tokens, the response
+  assert np.flatnonzero(row.when[:19] < 0).tolist() == given
+  # The call was written first, and the answer in forwards that follow all of the turn's.
+  assert row.when[[6, 7, 8]].max() < row.when[2:5].min()
+  assert row.when[2:11].max() < row.when[16:19].min() and np.isfinite(row.logp[row.when >= 0]).all()
+  assert episode.forwards == row.when.max()
 
 
 @pytest.mark.parametrize(
   ("given", "message"),
   [
     ({"turns": 0}, "turns=0 must be at least 1"),
-    ({"turn_tokens": 7}, "turn_tokens=7 must hold the call, which ends at 7"),
+    ({"turn_tokens": 7}, "max_new_tokens=7 must hold the call, which ends at 7"),
     ({"writer": ANSWERER}, "must force the tokens around a call"),
   ],
 )

@@ -10,10 +10,15 @@ Tool = Callable[..., str]
 
 
 class Call:
-  """A call that runs since it was made. `seconds`: how long it took; None while it runs."""
+  """A call that runs since it was made.
+
+  Attributes:
+    seconds: how long it took; None while it runs.
+    failed: it gave no response of its own, so far.
+  """
 
   def __init__(self, text: str, tool: Callable[[], str], limit: float):
-    self.text, self.seconds = text, None
+    self.text, self.seconds, self.failed = text, None, True
     self._tool, self._limit, self._began = tool, limit, time.monotonic()
     self._response = f"error: no response within {limit:g} seconds"
     # A thread that hangs holds nobody up: it is a daemon, and is waited for no longer than `limit`.
@@ -22,12 +27,14 @@ class Call:
 
   def _run(self) -> None:
     try:
-      response = self._tool()
+      response, failed = self._tool(), False
       if not isinstance(response, str):
         raise TypeError(f"the tool returned {type(response).__name__}, not a text")
     except Exception as error:
+      failed = True
       response = f"error: {' '.join(str(error).split()) or type(error).__name__}"
-    self._response, self.seconds = response, time.monotonic() - self._began
+    self._response, self.failed = response, failed
+    self.seconds = time.monotonic() - self._began
 
   def response(self) -> str:
     """Waits for it. What went wrong is a response too, for the model to read."""
@@ -43,14 +50,15 @@ class Tools:
   Args:
     tools: each takes texts. The first is called by a text that is no JSON, its one argument.
     seconds: a call may take; what takes longer is told the model as an error.
+    digest: of the data that they look into, equal for equal data.
   """
 
-  def __init__(self, tools: Mapping[str, Tool], seconds: float = 20.0):
+  def __init__(self, tools: Mapping[str, Tool], seconds: float = 20.0, digest: str = ""):
     if not tools:
       raise ValueError("Tools: tools must name at least one")
     if not seconds > 0:
       raise ValueError(f"Tools: seconds={seconds} must be positive")
-    self._tools, self._seconds = dict(tools), seconds
+    self._tools, self._seconds, self.digest = dict(tools), seconds, digest
 
   def call(self, text: str) -> Call:
     """Starts what `{"name": ..., "arguments": {...}}` says, or the first tool with the text."""

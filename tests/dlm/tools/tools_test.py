@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dlm.agent import Corpus, Tools
+from dlm.tools import Corpus, Tools
 
 
 def search(query: str) -> str:
