@@ -63,7 +63,11 @@ def _taken(table_VxD: Array, id_BxW: Array) -> Array:
 
 @jax.custom_vjp
 def _narrow_lookup(table_VxD: Array, id_BxW: Array) -> Array:
-  """Of bfloat16, taken as whole numbers: XLA's CPU backend would widen the whole table first."""
+  """Of bfloat16, taken as whole numbers: XLA's CPU backend would widen the whole table first.
+
+  The barrier keeps the reading of the table as such in a sampler's loop: before it it is a copy.
+  """
+  table_VxD, id_BxW = jax.lax.optimization_barrier((table_VxD, id_BxW))
   word_VxD = jax.lax.bitcast_convert_type(table_VxD, jnp.uint16)
   return jax.lax.bitcast_convert_type(_taken(word_VxD, id_BxW), jnp.bfloat16)
 
