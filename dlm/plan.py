@@ -9,7 +9,9 @@ every product at the chip's peak, every link busy, and what is not asynchronous 
 import collections
 import dataclasses
 import functools
+import math
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -130,8 +132,9 @@ class Plan:
 
 
 def chip_of(topology: str) -> roofline.Chip:
-  """ValueError: the chip is not one that can be planned for."""
-  name = aot.sliced(topology)[1].partition(":")[0]
+  """ValueError: the chip is not one that can be planned for, or has no slices of this shape."""
+  slices, one = aot.sliced(topology)
+  name, _, shape = one.partition(":")
   known = [chip.name for chip in roofline.CHIPS.values() if chip.links]
   if name in GPUS:
     raise ValueError(
@@ -142,7 +145,15 @@ def chip_of(topology: str) -> roofline.Chip:
       f"{topology=} must be CHIP:AxB, CHIP:AxBxC or, of N slices, NxCHIP:... with a chip of "
       + ", ".join(known)
     )
-  return roofline.CHIPS[name]
+  chip = roofline.CHIPS[name]
+  form = "x".join("ABC"[: chip.axes])
+  if slices < 1 or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape):
+    raise ValueError(
+      f"{topology=} must be {name}:{form}, or Nx{name}:{form}: chips along each axis"
+    )
+  if (chips := math.prod(map(int, shape.split("x")))) > chip.slice:
+    raise ValueError(f"{topology=}: a slice of {name} has at most {chip.slice} chips, not {chips}")
+  return chip
 
 
 def training(config: RunConfig, topology: str) -> tuple[Training, roofline.Chip]:

@@ -16,8 +16,8 @@ class Chip:
   """Dense peaks in operations a second, bandwidth in bytes a second, as the makers state them.
 
   `memory` in bytes; `link`: bytes a second that a link to another chip brings, and their number;
-  half of what is stated for both ways; `dcn`: bytes a second between slices; `cores`: that jax
-  shows as a device each. 0: not said here.
+  half of what is stated for both ways; `dcn`: bytes a second between slices; `slice`: chips of one
+  at most; `cores`: that jax shows as a device each. 0: not said here.
   """
 
   name: str
@@ -28,7 +28,13 @@ class Chip:
   link: float = 0
   links: int = 0
   dcn: float = 0
+  slice: int = 0
   cores: int = 1
+
+  @property
+  def axes(self) -> int:
+    """Of the torus that a slice is: two links along each."""
+    return self.links // 2
 
   def peak(self, bits: "Bits") -> float:
     """Of products whose operands have so many bits: all of 8 or fewer take the faster units."""
@@ -52,12 +58,10 @@ CHIPS = {
     Chip("v100", 900e9, 112e12, 62e12),
     # docs.cloud.google.com/tpu/docs/{v5e,v5p-training,v6e,tpu7x}, read 2026-11-30; of v5p and v7x
     # the 8-bit peak is FP8's.
-    Chip("v5e", 819e9, 197e12, 393e12, memory=16e9, link=50e9, links=4, dcn=3.125e9),
-    Chip("v5p", 2765e9, 459e12, 459e12, memory=95 * 2**30, link=100e9, links=6, dcn=6.25e9),
-    Chip("v6e", 1638e9, 918e12, 1836e12, memory=32e9, link=100e9, links=4, dcn=12.5e9),
-    Chip(
-      "v7x", 7380e9, 2307e12, 4614e12, memory=192 * 2**30, link=100e9, links=6, dcn=12.5e9, cores=2
-    ),
+    Chip("v5e", 819e9, 197e12, 393e12, 16e9, link=50e9, links=4, dcn=3.125e9, slice=256),
+    Chip("v5p", 2765e9, 459e12, 459e12, 95 * 2**30, link=100e9, links=6, dcn=6.25e9, slice=8960),
+    Chip("v6e", 1638e9, 918e12, 1836e12, 32e9, link=100e9, links=4, dcn=12.5e9, slice=256),
+    Chip("v7x", 7380e9, 2307e12, 4614e12, 192 * 2**30, 100e9, 6, dcn=12.5e9, slice=9216, cores=2),
   )
 }
 

@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from absl import flags
 
@@ -34,6 +34,16 @@ RUNTIMES = {  # of TPU VMs, by the beginning of their type
   "v5litepod-": "v2-alpha-tpuv5-lite",
   "v5p-": "v2-alpha-tpuv5",
   "v6e-": "v2-alpha-tpuv6e",
+}
+FLAT = (1, 4, 8, 16, 32, 64, 128, 256)  # chips of a slice in two dimensions
+DEEP = (8, 16, 32, 64)  # cores, two a chip, of one in three; larger ones are cubes of 64 chips
+CUBE = 128
+SIZES = {  # by the beginning of a type; a number: DEEP, or cubes up to so many cores
+  "v4-": 8192,
+  "v5litepod-": FLAT,
+  "v5p-": 17920,
+  "v6e-": FLAT,
+  "tpu7x-": 18432,
 }
 
 
@@ -62,6 +72,8 @@ class Job:
       if (getattr(self, field) is None) == (self.on in takers):
         what = "needs" if self.on in takers else "takes no"
         raise ValueError(f"--on={self.on} {what} --{field}")
+    if self.on in ("tpu_vm", "gke"):
+      check_slice(self.accelerator, known=RUNTIMES if self.on == "tpu_vm" else SIZES)
     if self.bucket is not None and not re.fullmatch(r"\w+://[^/]+", self.bucket):
       raise ValueError(f"--bucket={self.bucket!r} must be like gs://NAME")
     for flag in KEPT if self.on != "slurm" else ():  # whose nodes see one folder
@@ -89,6 +101,21 @@ class Job:
     return (*self.command, "--distributed")
 
 
+def check_slice(accelerator: str, known: Collection[str]) -> None:
+  """ValueError where TPUs have no such type, of those whose beginnings are `known`, or size."""
+  start, size = re.fullmatch(r"(.*?)(\d*)", accelerator).groups()
+  if start not in known:
+    names = ", ".join(f"{each}N" for each in known)
+    raise ValueError(f"--accelerator={accelerator!r} is no type of TPU; known: {names}")
+  sizes, cubes, more = SIZES[start], (), ""
+  if isinstance(sizes, int):
+    cubes, more = range(CUBE, sizes + 1, CUBE), f", or a multiple of {CUBE} up to {sizes}"
+    sizes = DEEP
+  if size not in map(str, (*sizes, *cubes)):
+    told = ", ".join(map(str, sizes)) + more
+    raise ValueError(f"--accelerator={accelerator!r} is no slice: {start}N has N of {told}")
+
+
 Commands = list[list[str]]
 
 
@@ -105,10 +132,7 @@ def tell_uncommitted() -> None:
 
 def tpu_vm(job: Job) -> Commands:
   """The last commit to the bucket; then slices that fetch it from there when they start."""
-  runtime = [name for start, name in RUNTIMES.items() if job.accelerator.startswith(start)]
-  if not runtime:
-    known = ", ".join(f"{start}N" for start in RUNTIMES)
-    raise ValueError(f"--accelerator={job.accelerator!r} is no type of TPU VM; known: {known}")
+  (runtime,) = (name for start, name in RUNTIMES.items() if job.accelerator.startswith(start))
   tell_uncommitted()
   code = str(pathlib.Path(tempfile.gettempdir()) / f"{job.name}.tar.gz")
   said = {
@@ -125,7 +149,7 @@ def tpu_vm(job: Job) -> Commands:
     [
       *("gcloud", "compute", "tpus", "queued-resources", "create", job.name, *nodes),
       f"--accelerator-type={job.accelerator}",
-      f"--runtime-version={runtime[0]}",
+      f"--runtime-version={runtime}",
       "--scopes=cloud-platform",
       # Between two ^ stands what parts the fields: a command has commas.
       "--metadata=^;;;^" + ";;;".join(f"{key}={value}" for key, value in said.items()),

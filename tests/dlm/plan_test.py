@@ -145,6 +145,11 @@ def test_the_table_holds_programs_that_do_not_fit_too():
     ({}, "v9:2x2", "must be CHIP:AxB, .* with a chip of v5e, v5p, v6e, v7x"),
     ({"mesh": dict(dcn=2)}, "2xv5e:1x1", "mesh.dcn=2 must divide the number of processes, 1"),
     ({}, "h100:8", "no compiler for several hosts of h100"),
+    ({}, "v5p:4x4", "must be v5p:AxBxC, or Nxv5p:AxBxC: chips along each axis"),
+    ({}, "v5e:4x4x4", "must be v5e:AxB, or"),
+    ({}, "0xv5p:4x4x4", "must be v5p:AxBxC, or"),
+    ({}, "v6e:16x32", "a slice of v6e has at most 256 chips, not 512"),
+    ({}, "v5p:16x16x36", "at most 8960 chips, not 9216"),
     ({"mesh": dict(data=1, fsdp=3)}, "v5e:2x2", "must multiply to the number of devices, 4"),
     ({"batch": 6, "mesh": dict(data=1, fsdp=4)}, "v5e:2x2", "batch=6"),
     ({"model": TINY["model"] | {"width": 34}, "mesh": dict(data=1, fsdp=4)}, "v5e:2x2", "divide"),
@@ -156,3 +161,8 @@ def test_mistakes_are_told_before_anything_compiles(monkeypatch, fields, topolog
   monkeypatch.setattr(plan.aot, "tpus", lambda name: jax.devices() * 4)
   with pytest.raises(ValueError, match=message):
     plan.training(build.RunConfig.of(TINY | fields), topology)
+
+
+@pytest.mark.parametrize("topology", ["v5p:16x20x28", "2xv5p:2x2x1", "v6e:16x16", "v7x:4x4x4"])
+def test_slices_that_there_are_can_be_planned(topology):
+  assert plan.chip_of(topology).name in topology

@@ -141,10 +141,20 @@ def test_slurm_queues_a_stopped_run_again(tmp_path, code, before, again):
   assert said[2 : 3 + len(WORDS)] == words[at + 1 :] and (said[-1] == "requeue 7") == again
 
 
+@pytest.mark.parametrize("accelerator", ["v5p-8", "v5p-17920", "v6e-1", "v5litepod-256"])
+def test_slices_that_there_are_can_be_asked_for(accelerator):
+  launch = mains.load("experiments/launch.py")
+  launch.check_slice(accelerator, known=launch.RUNTIMES)
+
+
 @pytest.mark.parametrize(
   ("on", "more", "message"),
   [
-    ("tpu_vm", ["--accelerator=v9-8"], "'v9-8' is no type of TPU VM; known: v4-N"),
+    ("tpu_vm", ["--accelerator=v9-8"], "'v9-8' is no type of TPU; known: v4-N"),
+    ("tpu_vm", ["--accelerator=tpu7x-8"], "'tpu7x-8' is no type of TPU; known: v4-N"),
+    ("tpu_vm", ["--accelerator=v5p-129"], "or a multiple of 128 up to 17920"),
+    ("tpu_vm", ["--accelerator=v5p-"], "'v5p-' is no slice: v5p-N has N of 8, 16, 32, 64, or"),
+    ("gke", ["--accelerator=v6e-512"], "'v6e-512' is no slice: v6e-N has N of 1, 4, 8, 16,"),
     ("tpu_vm", ["--bucket=b"], "--bucket='b' must be like gs://NAME"),
     ("gke", ["--bucket=gs://b"], "--on=gke takes no --bucket"),
     ("sky", ["--name=Run_1"], "--name='Run_1' must be"),
