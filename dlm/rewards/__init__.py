@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,6 +27,9 @@ from dlm.rewards.written import Written
 
 Reward = Callable[[Written], float]
 SECONDS = 5.0  # that a reward may take over a row
+LINE = 200  # characters of a failure that are told
+
+_told: set[str] = set()  # rewards that have failed
 
 
 def exact(written: Written) -> float:
@@ -93,19 +97,23 @@ def reward(name: str) -> Reward:
 def scores(name: str, rows: Sequence[Written], seconds: float = SECONDS) -> list[float]:
   """Of each row; NaN where the reward raised, took longer, or gave no finite number.
 
-  Time is bounded in the main thread alone: nothing else can be interrupted.
+  Why a reward failed first is told on stderr, once in a process: a run goes on without it. Time is
+  bounded in the main thread alone: nothing else can be interrupted.
   """
-  of = reward(name)
-  return [_score(of, each, seconds) for each in rows]
-
-
-def _score(of: Reward, written: Written, seconds: float) -> float:
-  try:
-    with _bounded(seconds):
-      score = float(of(written))
-  except Exception:  # a reward is the user's code, and what it reads is the model's
-    return math.nan
-  return score if math.isfinite(score) else math.nan
+  of, found = reward(name), []
+  for each in rows:
+    try:
+      with _bounded(seconds):
+        score = float(of(each))
+      failed = None if math.isfinite(score) else f"it gave {score}"
+    except (Exception, SystemExit) as error:  # the user's code, and what it reads is the model's
+      failed = f"{type(error).__name__}: {error}"
+    found.append(score if failed is None else math.nan)
+    if failed is not None and name not in _told:
+      _told.add(name)
+      line = " ".join(failed.split())[:LINE]
+      print(f"reward {name} failed: {line} (told once; see rollout/failed)", file=sys.stderr)
+  return found
 
 
 @contextlib.contextmanager
@@ -116,7 +124,7 @@ def _bounded(seconds: float) -> Iterator[None]:
     return
 
   def ring(*_) -> None:
-    raise TimeoutError
+    raise TimeoutError(f"it took longer than {seconds:g} s")
 
   before = signal.signal(signal.SIGALRM, ring)
   signal.setitimer(signal.ITIMER_REAL, seconds)
