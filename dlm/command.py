@@ -1,5 +1,7 @@
 """What all mains share: a mistake of the caller ends in one line and exit code 2.
 
+Ctrl-C ends in one line, too, and 130.
+
 A mistake is told by where its error was raised: dlm's own code raises ValueError for what it was
 given, and the system raises OSError for what the caller's machine lacks. A ValueError of a library
 is a fault of ours and keeps its traceback.
@@ -8,6 +10,7 @@ is a fault of ours and keeps its traceback.
 import ast
 import os
 import pathlib
+import signal
 import sys
 import traceback
 import types
@@ -19,6 +22,7 @@ from absl import app, flags, logging
 from dlm import processes
 
 LONGEST = 4000  # characters of a line
+INTERRUPTED = 128 + signal.SIGINT  # exit code
 OURS = ("dlm", "kernels_pallas", "experiments", "configs", "__main__")
 # What the command line says of the config; `dlm.build.tables.Config.read` takes it.
 FIELDS = flags.DEFINE_multi_string(
@@ -58,6 +62,9 @@ def run(
       try:
         processes.join(distributed)
         main()
+      except KeyboardInterrupt:
+        print(f"{_name()}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
       except Exception as error:
         if not _is_mistake(error):
           raise
@@ -125,5 +132,9 @@ def refuse(error: object) -> NoReturn:
   line = " ".join(str(error).split())
   if len(line) > LONGEST:  # it quotes what it was given
     line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-  print(f"{pathlib.Path(sys.argv[0]).stem}: {line}", file=sys.stderr)
+  print(f"{_name()}: {line}", file=sys.stderr)
   sys.exit(2)
+
+
+def _name() -> str:
+  return pathlib.Path(sys.argv[0]).stem

@@ -6,6 +6,8 @@ from tests.experiments import mains
 
 MAIN = """
 import json
+import os
+import signal
 from absl import flags
 from dlm import command
 
@@ -27,6 +29,8 @@ def main():
     open("/nowhere/at/all")
   if ERROR.value == "full":
     raise OSError(28, "No space left on device")
+  if ERROR.value == "interrupt":
+    os.kill(os.getpid(), signal.SIGINT)
   if ERROR.value == "package":
     import no_such_package
   print("counted", COUNT.value, *command.FIELDS.value)
@@ -68,6 +72,10 @@ def test_mistake_is_one_line(count, arguments, line):
   done = count(*arguments)
   assert (done.returncode, done.stdout) == (2, "")
   assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_is_one_line(count):
+  assert count("--count=3", "--error=interrupt") == mains.Done(130, "", "count: interrupted\n")
 
 
 def test_mistake_of_a_hundred_thousand_characters_is_a_line_that_can_be_read(count):
