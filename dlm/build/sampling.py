@@ -169,6 +169,12 @@ def sampling(
     insert_id=facts.insert_id, delete_id=facts.delete_id, conditions=model.config.gemma is not None
   )
   policy = own.policy.make(block=block, end_ids=ends, vocab=facts.vocab, **told)
+  for each in policy.bars:
+    if each >= facts.vocab or each == facts.mask_id:
+      raise ValueError(
+        f"policy.name={own.policy.name!r} waits for the token {each}, which is none of this "
+        f"checkpoint's: vocab={facts.vocab}, mask_id={facts.mask_id}"
+      )
   facts = _in_mode(facts, own.attention, block, bool(policy.draft_span))
   block = policy.draft_span or block
   # A token a forward and a commit a token; policies that count steps may take all of them.

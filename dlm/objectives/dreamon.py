@@ -27,6 +27,7 @@ class DreamOn(Objective):
 
   Args:
     mask_id: id of [MASK].
+    vocab: number of ids.
     end_id: the end token.
     expand_id: DreamOn-v0-7B's is 151667.
     ends: 1: no end tokens are put.
@@ -35,6 +36,7 @@ class DreamOn(Objective):
   """
 
   mask_id: int
+  vocab: int = dataclasses.field(kw_only=True)
   end_id: int = dataclasses.field(kw_only=True)
   expand_id: int = dataclasses.field(kw_only=True)
   ends: int = 64
@@ -47,6 +49,11 @@ class DreamOn(Objective):
     if self.end_id < 0 or self.expand_id < 0:
       raise ValueError(
         f"DreamOn: end_id={self.end_id} and expand_id={self.expand_id} must not be negative"
+      )
+    if self.expand_id >= self.vocab or self.expand_id in (self.mask_id, self.end_id):
+      raise ValueError(
+        f"DreamOn: expand_id={self.expand_id} must lie below vocab={self.vocab}, and be neither "
+        f"mask_id={self.mask_id} nor end_id={self.end_id}"
       )
     if self.ends < 1:
       raise ValueError(f"DreamOn: ends={self.ends} must be at least 1 (none)")

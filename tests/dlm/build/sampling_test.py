@@ -68,7 +68,13 @@ def sampling(facts, name="default", model=MODEL, **fields):
     ("rnd1", MDLM | {"shift": 1}, Rnd1(256), 256, NoCache()),
     ("diffullama", MDLM | {"shift": 1}, Ancestral(LogLinear(), 64), 2048, NoCache()),
     ("modernbert", MDLM, Fixed(steps=32), 32, NoCache()),
-    ("dreamon", MDLM | {"shift": 1}, DreamOn(151667, 64, end_ids=(258,)), 128, NoCache()),
+    (
+      "dreamon",
+      MDLM | {"shift": 1, "vocab": 151668},
+      DreamOn(151667, 64, end_ids=(258,)),
+      128,
+      NoCache(),
+    ),
     ("wedlm", AR | {"shift": 0}, WeDlm(0.6, 0.02), 16, ExactBlock()),
     ("stable_diffcoder", BD3LM | {"block": 4}, Fixed(steps=4), 4, ExactBlock()),
     ("dream:dream_coder", MDLM | {"shift": 1}, Dream(768), 768, NoCache()),
@@ -78,6 +84,14 @@ def sampling(facts, name="default", model=MODEL, **fields):
 def test_published_settings(name, facts, policy, block, plan):
   sampler, _ = sampling(facts | {"length": 2048}, name)
   assert (sampler.policy, sampler.block, sampler.plan) == (policy, block, plan)
+
+
+@pytest.mark.parametrize(("vocab", "mask_id"), [(151667, 259), (151668, 151667)])
+def test_a_token_that_the_checkpoint_has_not_is_waited_for_in_vain(vocab, mask_id):
+  facts = MDLM | {"vocab": vocab, "mask_id": mask_id}
+  message = f"'dreamon' waits for the token 151667, .*: vocab={vocab}, mask_id={mask_id}"
+  with pytest.raises(ValueError, match=message):
+    sampling(facts, "dreamon")
 
 
 @pytest.mark.parametrize(

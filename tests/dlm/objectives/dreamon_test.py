@@ -8,10 +8,10 @@ from dlm.objectives import DreamOn
 from tests.dlm.objectives import oracle
 from tests.dlm.objectives.oracle import MASK
 
-ROWS, LENGTH, END, EXPAND = 400, 20, 7, 8
+ROWS, LENGTH, VOCAB, END, EXPAND = 400, 20, 12, 7, 8
 # Two documents, the first with a prompt of three, and padding; or one of the row's length.
 DOCUMENTS = [[(0, 8, 3), (8, 14, 0)], [(0, 20, 2)], [(0, 3, 2)], [(0, 12, 0)]]
-OBJECTIVE = DreamOn(MASK, end_id=END, expand_id=EXPAND, ends=5, merge=0.9)
+OBJECTIVE = DreamOn(MASK, vocab=VOCAB, end_id=END, expand_id=EXPAND, ends=5, merge=0.9)
 
 
 def batch_of():
@@ -98,6 +98,8 @@ def test_holes_are_any_run_inside_a_document(noised):
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
+    ({"expand_id": VOCAB}, f"expand_id={VOCAB} must lie below vocab={VOCAB}"),
+    ({"expand_id": MASK}, f"expand_id={MASK} must lie below .* neither mask_id={MASK}"),
     ({"end_id": -1}, "end_id=-1 and expand_id=8 must not be negative"),
     ({"ends": 0}, r"ends=0 must be at least 1 \(none\)"),
     ({"merge": 1.5}, r"merge=1\.5 must lie in \[0, 1\]"),
@@ -105,4 +107,4 @@ def test_holes_are_any_run_inside_a_document(noised):
 )
 def test_mistakes_are_named(fields, words):
   with pytest.raises(ValueError, match=f"DreamOn: {words}"):
-    DreamOn(MASK, **{"end_id": END, "expand_id": EXPAND, **fields})
+    DreamOn(MASK, **{"vocab": VOCAB, "end_id": END, "expand_id": EXPAND, **fields})
