@@ -57,7 +57,7 @@ def get_config(stage: str = "vrpo") -> ConfigDict:
     )
   return ConfigDict(
     dict(
-      steps=60,
+      steps=30,
       batch=32,
       log_every=5,
       init_from=f"{FOLDER}/sft",
@@ -86,6 +86,6 @@ def get_config(stage: str = "vrpo") -> ConfigDict:
       rewards=dict(of=(("exact", 1.0),), **REWARDS[stage]),
       data=dict(sources=((f"jsonl:{FOLDER}/asked.jsonl", 1.0),), **data),
       optimizer=dict(lr=2e-4, schedule="constant", warmup=5),
-      checkpoint=dict(every=20, keep_last=1, keep_best=0),
+      checkpoint=dict(every=10, keep_last=1, keep_best=0),
     )
   )
