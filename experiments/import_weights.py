@@ -13,6 +13,9 @@ merged too, or written as PEFT_DIR, which sample and evaluate take as --adapter.
 --quantise keeps kernels in 8 or 4 bits (int8, int4g128, dgq128: all that --config.weights knows):
 each is rounded as soon as it is read, and the folder is read so by sample, evaluate and serve.
 
+--dtype=bfloat16 takes half the memory of float32: parameters are kept in it, and what is written
+computes in it from then on (--config.model.dtype of a run that starts from it says otherwise).
+
 Needs memory for the parameters once, on the devices of --mesh (data=1,fsdp=4; default: one device).
 With --distributed these are the devices of all processes (default: each holds all parameters).
 """
@@ -35,7 +38,9 @@ EXPORT = flags.DEFINE_string("export", None, "The Hugging Face directory to make
 EXPORT_ADAPTER = flags.DEFINE_string("export_adapter", None, "The PEFT directory to make.")
 ADAPTER = flags.DEFINE_string("adapter", None, "In PEFT's layout: is merged into the weights.")
 FAMILY = flags.DEFINE_string("family", "", "Layout of what is exported; empty: as it came in.")
-DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the parameters; default: as stored.")
+DTYPE = flags.DEFINE_enum(
+  "dtype", None, DTYPES, "Of parameters and of what they compute; default: as stored."
+)
 MESH = flags.DEFINE_list("mesh", None, "Devices to hold them: data=1,fsdp=4.")
 STEP = flags.DEFINE_string("step", "best", "Of a checkpoint folder: best, latest or a number.")
 QUANTISE = flags.DEFINE_string("quantise", "", "How --workdir keeps kernels: int8, int4g128, ...")

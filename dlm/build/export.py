@@ -28,7 +28,7 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
 
   Args:
     reading: arguments of `Pretrained.params`. The folder keeps kernels as `weights` has them, and
-      is read so from then on.
+      is read so from then on. With a `dtype` its model computes in that, too, as an export's does.
 
   Raises:
     ValueError: the folder exists and is not empty; adapters are gated, else they are merged;
@@ -40,6 +40,8 @@ def write_checkpoint(directory: str | os.PathLike, made: Pretrained, **reading: 
   with _appearing(directory) as folder:
     made, params, step = _merged(made, **reading)
     config = made.config | ({WEIGHTS: kept} if kept else {})
+    if dtype := reading.get("dtype"):
+      config |= {"model": tables.plain(dataclasses.replace(made.model.config, dtype=dtype))}
     if jax.process_index() == 0:
       workdir.fill(folder, config, made.facts, made.tokenizer)
     params = quantised.as_dicts(params)

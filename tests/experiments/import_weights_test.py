@@ -135,6 +135,7 @@ def test_adapted_checkpoint_is_measured_sampled_and_trained_on(tmp_path, qwen):
   assert (done.returncode, done.stderr) == (0, "")
   facts = json.loads((folder / "facts.json").read_text())
   assert (facts["attention"], facts["shift"]) == ("full", 1)
+  assert json.loads((folder / "config.json").read_text())["model"]["dtype"] == "bfloat16"
 
   done = mains.run(
     tmp_path, "experiments/evaluate.py", f"--checkpoint={folder}", TINY, "--batches=2"
