@@ -1,6 +1,9 @@
-"""Tile sizes of TPU kernels that multiply hidden rows by the unembedding: what fits into VMEM."""
+"""TPU kernels that multiply hidden rows by the unembedding: tiles of what sizes fit into VMEM."""
 
 from collections.abc import Callable
+from typing import Any
+
+import jax
 
 # A core has 64 MiB (v5p) or 128 MiB (v5e, v6e). Tiles are chosen by an estimate, so a part is left
 # to what the compiler adds.
@@ -38,6 +41,16 @@ def tile_sizes(rows: int, vocab: int, nbytes: Callable[[int, int], int]) -> tupl
 def columns(rows: int, count: int) -> int:
   """Bytes of `count` buffered [rows, 1] blocks of 32-bit numbers: one fills a lane of 128."""
   return 2 * count * rows * _LANES * 4
+
+
+def load(refs: Any) -> Any:
+  """What a tree of blocks holds."""
+  return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def store(refs: Any, values: Any) -> None:
+  for ref, value in zip(jax.tree.leaves(refs), jax.tree.leaves(values), strict=True):
+    ref[...] = value
 
 
 def _even(rows: int, most: int) -> int:

@@ -112,19 +112,40 @@ def no_gradients(hidden_RxD: Array, unembed_VxD: Array, dtype: jnp.dtype) -> tup
 
 
 def add_gradients(
-  state: tuple[Array, Array], d_z_RxT: Array, part: Tile, hidden_RxD: Array
+  state: tuple[Array, Array],
+  d_z_RxT: Array,
+  hidden_RxD: Array,
+  unembed_TxD: Array,
+  start: Array | int,
 ) -> tuple[Array, Array]:
-  """Those of a tile's logits, of which that of an id that is not live must be 0."""
+  """Those of the logits of ids `start .. start + T`; of ids that were there before they are 0."""
   d_hidden_RxD, d_unembed_VxD = state
-  d_hidden_RxD += d_z_RxT @ part.unembed_TxD.astype(jnp.float32)
-  return d_hidden_RxD, add_at(d_unembed_VxD, d_z_RxT.T @ hidden_RxD.astype(jnp.float32), part)
+  d_hidden_RxD += jnp.dot(d_z_RxT, unembed_TxD, preferred_element_type=jnp.float32)
+  d_tile_TxD = jnp.dot(d_z_RxT.T, hidden_RxD, preferred_element_type=jnp.float32)
+  old_TxD = jax.lax.dynamic_slice_in_dim(d_unembed_VxD, start, len(unembed_TxD))
+  new_TxD = old_TxD + d_tile_TxD.astype(d_unembed_VxD.dtype)
+  return d_hidden_RxD, jax.lax.dynamic_update_slice_in_dim(d_unembed_VxD, new_TxD, start, 0)
 
 
-def add_at(x_VxD: Array, tile_TxD: Array, part: Tile) -> Array:
-  """Adds a tile where it belongs; ids that a moved last tile meets again bring 0."""
-  old_TxD = jax.lax.dynamic_slice_in_dim(x_VxD, part.start, part.ids_T.size)
-  new_TxD = old_TxD + tile_TxD.astype(x_VxD.dtype)
-  return jax.lax.dynamic_update_slice_in_dim(x_VxD, new_TxD, part.start, 0)
+def summed_gradients(
+  shares: Callable[[tuple[jnp.dtype, jnp.dtype]], tuple[Array, Array]],
+  split: shards.Axes,
+  dtypes: tuple[jnp.dtype, jnp.dtype],
+) -> list[Array]:
+  """Of hidden and unembedding, from each device's shares: a sum over ids, and one over rows.
+
+  Args:
+    shares: in the types that it is given: float32 of what is summed over devices.
+    split: over what rows and ids are split, asked outside of `shards.run`.
+  """
+  others = (split.tensor,) if split.tensor else (), split.rows
+  asked = tuple(
+    jnp.dtype(jnp.float32) if axes else dtype for axes, dtype in zip(others, dtypes, strict=True)
+  )
+  return [
+    (jax.lax.psum(share, axes) if axes else share).astype(dtype)
+    for share, axes, dtype in zip(shares(asked), others, dtypes, strict=True)
+  ]
 
 
 def allowed(ids_T: Array, forbidden: tuple[int, ...]) -> Array:

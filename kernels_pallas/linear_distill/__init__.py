@@ -1,20 +1,23 @@
 """How far a student's softmax(hidden @ unembed.T) lies from a teacher's, and its gradient.
 
-Both vocabularies are walked together, a tile of ids at a time. No TPU kernel yet: XLA's tiles serve
-every backend.
+Both vocabularies are walked together, a tile of ids at a time.
 """
 
 import jax
 
 from kernels_pallas import dispatch, vocabulary
-from kernels_pallas.linear_distill import reference, xla
+from kernels_pallas.linear_distill import reference, tpu, xla
 from kernels_pallas.linear_distill.spec import Spec
 
 __all__ = ["IMPLEMENTATIONS", "Spec", "linear_distill"]
 
 Array = jax.Array
 
-IMPLEMENTATIONS = {"reference": reference.linear_distill, "xla": xla.linear_distill}
+IMPLEMENTATIONS = {
+  "reference": reference.linear_distill,
+  "xla": xla.linear_distill,
+  "tpu": tpu.linear_distill,
+}
 
 
 def linear_distill(

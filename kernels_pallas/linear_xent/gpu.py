@@ -109,10 +109,7 @@ class _Passes:
       fresh = part.ids_T[0] + (~part.live_T).sum(dtype=jnp.int32)
       ids = (jnp.full(tiling.rows, id, jnp.int32) for id in (part.ids_T[0], fresh))
       d_z_RxT = self._d_z(tiling, hidden_RxD, part.unembed_TxD, (*ids, *by_row))
-      d_hidden_RxD, d_unembed_VxD = state
-      d_hidden_RxD += jnp.dot(d_z_RxT, part.unembed_TxD, preferred_element_type=jnp.float32)
-      d_tile_TxD = jnp.dot(d_z_RxT.T, hidden_RxD, preferred_element_type=jnp.float32)
-      return d_hidden_RxD, vocabulary.add_at(d_unembed_VxD, d_tile_TxD, part)
+      return vocabulary.add_gradients(state, d_z_RxT, hidden_RxD, part.unembed_TxD, part.start)
 
     d_hidden_RxD, d_unembed_VxD = vocabulary.sweep(
       add,

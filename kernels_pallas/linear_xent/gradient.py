@@ -82,17 +82,9 @@ def _backward(passes: Passes, saved: tuple[Array, ...], grad_R: Array) -> tuple[
   own = shards.axes()
 
   def part(hidden_RxD: Array, unembed_VxD: Array, *by_row: Array) -> list[Array]:
-    """Hidden's gradient is a sum over all ids, the unembedding's over all rows."""
     held = vocabulary.held(unembed_VxD, vocab)
-    others = (own.tensor,) if own.tensor else (), own.rows
-    summed = tuple(
-      jnp.dtype(jnp.float32) if axes else dtype for axes, dtype in zip(others, dtypes, strict=True)
-    )
-    shares = passes.backward(hidden_RxD, unembed_VxD, *by_row, held, summed)
-    return [
-      (jax.lax.psum(share, axes) if axes else share).astype(dtype)
-      for share, axes, dtype in zip(shares, others, dtypes, strict=True)
-    ]
+    shares = functools.partial(passes.backward, hidden_RxD, unembed_VxD, *by_row, held)
+    return vocabulary.summed_gradients(shares, own, dtypes)
 
   # A row of weight 0 may hold anything, NaN too, and 0 * NaN would spread to every gradient.
   hidden_RxD = jnp.where((grad_R != 0)[:, None], hidden_RxD, 0)

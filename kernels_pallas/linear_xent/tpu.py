@@ -120,7 +120,7 @@ class _Passes:
         unembed_TxD = jnp.where(index_Tx1 < vocab, unembed_TxD, 0)
       ids_1xT = first_ref[0] + start + jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
       z_RxT = vocabulary.logits(hidden_ref[...], unembed_TxD, self.soft_cap)
-      d_z_RxT = self._d_z(z_RxT, ids_1xT, first_ref[0] + vocab, *_load(by_row_refs))
+      d_z_RxT = self._d_z(z_RxT, ids_1xT, first_ref[0] + vocab, *vmem.load(by_row_refs))
       _add(sum_ref, out_ref, d_z_RxT, unembed_TxD)
 
     return _call(
@@ -152,7 +152,7 @@ class _Passes:
       start = first_ref[0] + pl.program_id(0) * tile_ids
       ids_Tx1 = start + jax.lax.broadcasted_iota(jnp.int32, (tile_ids, 1), 0)
       z_TxR = vocabulary.logits(unembed_ref[...], hidden_ref[...], self.soft_cap)
-      d_z_TxR = self._d_z(z_TxR, ids_Tx1, first_ref[0] + vocab, *_load(by_row_refs))
+      d_z_TxR = self._d_z(z_TxR, ids_Tx1, first_ref[0] + vocab, *vmem.load(by_row_refs))
       _add(sum_ref, out_ref, d_z_TxR, hidden_ref[...])
 
     return _call(
@@ -194,10 +194,6 @@ def _call(
     ),
     **others,
   )
-
-
-def _load(refs: list[Any]) -> list[Array]:
-  return [ref[...] for ref in refs]
 
 
 def _add(sum_ref, out_ref, d_z: Array, factor: Array) -> None:

@@ -72,7 +72,7 @@ class _Passes:
       if self.soft_cap is not None:
         d_z_RxT *= 1 - jnp.square(z_RxT / self.soft_cap)
       d_z_RxT = jnp.where(used_Rx1 & part.live_T[None, :], d_z_RxT, 0)
-      return vocabulary.add_gradients(state, d_z_RxT, part, hidden_RxD)
+      return vocabulary.add_gradients(state, d_z_RxT, hidden_RxD, part.unembed_TxD, part.start)
 
     nothing = vocabulary.no_gradients(hidden_RxD, unembed_VxD, unembed_dtype)
     d_hidden_RxD, d_unembed_VxD = self._sweep(add, nothing, hidden_RxD, unembed_VxD, held)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.mass import finite
 from kernels_pallas.token_stats.spec import Inputs, StatSpec
 
 Array = jax.Array
@@ -170,8 +171,3 @@ def if_any(
 def weight(z_RxT: Array, top1_R: Array, temperature: float | Array) -> Array:
   """Tempered probability of each id, over that of the best."""
   return jnp.exp((z_RxT - finite(top1_R)[:, None]) / temperature)
-
-
-def finite(top1_R: Array) -> Array:
-  """What to subtract before `exp`: in a row of -inf, 0, so that every weight is 0 and not NaN."""
-  return jnp.where(jnp.isfinite(top1_R), top1_R, 0)

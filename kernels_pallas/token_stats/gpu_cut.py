@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import hopper, vocabulary
 from kernels_pallas.hopper import wide
+from kernels_pallas.mass import finite
 from kernels_pallas.token_stats import cut
 from kernels_pallas.token_stats.spec import Inputs, StatSpec
 from kernels_pallas.vocabulary import Held
@@ -90,7 +91,7 @@ def lowest_kept(
   def find() -> Array:
     parts = best()
     top1_R = vocabulary.of_all(jnp.maximum, parts.top1_R.max(0), held)
-    base_R, cut_R, floor_R = cut.finite(top1_R), lowest_R, None
+    base_R, cut_R, floor_R = finite(top1_R), lowest_R, None
     if by_count:
       low_R = parts.low_R.min(0)
       if spec.top_k <= len(parts.top1_R):  # the best of so many parts are so many ids

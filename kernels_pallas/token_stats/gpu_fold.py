@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from kernels_pallas import vocabulary
 from kernels_pallas.hopper import wide
+from kernels_pallas.mass import Mass
 from kernels_pallas.token_stats.noise import threefry2x32
 from kernels_pallas.token_stats.spec import StatSpec
-from kernels_pallas.token_stats.tile import Asked, Mass, State
+from kernels_pallas.token_stats.tile import Asked, State
 
 Array = jax.Array
 

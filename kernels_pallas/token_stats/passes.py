@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import mass as masses
 from kernels_pallas import vocabulary
+from kernels_pallas.mass import Mass
 from kernels_pallas.token_stats import cut
-from kernels_pallas.token_stats import tile as tiles
 from kernels_pallas.token_stats.spec import Inputs, StatSpec
 from kernels_pallas.vocabulary import Held
 
@@ -105,18 +106,16 @@ def _lowest_kept(
   shares = spec.top_p < 1 or inputs.top_p_R is not None
   of_all = shares and spec.top_p_of == "all"
 
-  def add(
-    state: tuple[cut.KBest, tiles.Mass | None], seen: Seen
-  ) -> tuple[cut.KBest, tiles.Mass | None]:
+  def add(state: tuple[cut.KBest, Mass | None], seen: Seen) -> tuple[cut.KBest, Mass | None]:
     best, mass = state
     if of_all:
-      mass = tiles.merge_mass(mass, tiles.mass_of(seen.eligible_RxT / divisor))
+      mass = masses.merge(mass, masses.of_tile(seen.eligible_RxT / divisor))
     return cut.add_k_best(best, seen.eligible_RxT), mass
 
-  no_mass = tiles.no_mass(lowest_R[:, None]) if of_all else None
+  no_mass = masses.empty(lowest_R[:, None]) if of_all else None
   best, mass = sweep(add, (cut.no_best(lowest_R, spec.top_k), no_mass))
   best = vocabulary.of_all(cut.merge_k_best, best, held)
-  all_R = vocabulary.of_all(tiles.merge_mass, mass, held).sum_Rx1[:, 0] if of_all else None
+  all_R = vocabulary.of_all(masses.merge, mass, held).sum_Rx1[:, 0] if of_all else None
   if not shares:
     return best.best_RxK[:, -1]
   return cut.top_k_cut(best, share_R, spec.top_p_rule, divisor, all_R)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas import mass as masses
 from kernels_pallas import vocabulary
-from kernels_pallas.token_stats.cut import finite
+from kernels_pallas.mass import Mass, finite
 from kernels_pallas.token_stats.noise import gumbel_of
 from kernels_pallas.token_stats.spec import Inputs, StatSpec, TokenStats
 
@@ -29,30 +30,6 @@ class Asked(NamedTuple):
   current_Rx1: Array | None  # int32
   gather_J: tuple[Array, ...]  # int32 [R, 1] each
   divide_Rx1: Array | None = None  # float32: for kernels, which make the logits themselves
-
-
-class Mass(NamedTuple):
-  """The best logit, and the sum of exp(logit - finite(best)): exact differences at any scale."""
-
-  top1_Rx1: Array
-  sum_Rx1: Array
-
-  def lse(self) -> Array:
-    return finite(self.top1_Rx1) + jnp.log(self.sum_Rx1)
-
-
-def no_mass(lowest_Rx1: Array) -> Mass:
-  return Mass(lowest_Rx1, jnp.zeros_like(lowest_Rx1))
-
-
-def mass_of(z_RxT: Array) -> Mass:
-  """Of logits without NaN."""
-  top1_Rx1 = z_RxT.max(1, keepdims=True)
-  return Mass(top1_Rx1, jnp.exp(z_RxT - finite(top1_Rx1)).sum(1, keepdims=True))
-
-
-def merge_mass(old: Mass, new: Mass) -> Mass:
-  return _merge_mass(old, new)[0]
 
 
 class State(NamedTuple):
@@ -107,7 +84,7 @@ def empty(
   lowest_Rx1: Array, first_allowed: int, spec: StatSpec, gathered: int, embed_width: int = 0
 ) -> State:
   """Before the first tile; `lowest` is -inf. A row without any finite logit keeps this token."""
-  nothing = no_mass(lowest_Rx1)
+  nothing = masses.empty(lowest_Rx1)
   return State(
     score_Rx1=lowest_Rx1,
     token_Rx1=jnp.full_like(lowest_Rx1, first_allowed, dtype=jnp.int32),
@@ -185,10 +162,10 @@ def of_tile(
 def merge(old: State, new: State) -> State:
   """The state of both; the ids of `new` are higher, and ties go to the lower ones."""
   better_Rx1 = new.score_Rx1 > old.score_Rx1
-  mass, (old_scale, new_scale) = _merge_mass(old.mass, new.mass)
+  mass, (old_scale, new_scale) = masses.merged(old.mass, new.mass)
   moment_Rx1 = soft_RxD = None
   if old.moment_Rx1 is not None:
-    moment_Rx1 = old_scale.of_moment(old) + new_scale.of_moment(new)
+    moment_Rx1 = _moment(old_scale, old) + _moment(new_scale, new)
   if old.soft_RxD is not None:
     soft_RxD = old_scale.factor_Rx1 * old.soft_RxD + new_scale.factor_Rx1 * new.soft_RxD
   top2_Rx1 = None
@@ -204,7 +181,7 @@ def merge(old: State, new: State) -> State:
     best_RxJ = _best(*both, old.best_RxJ[0].shape[1])
   outside = None
   if old.outside is not None:
-    outside = merge_mass(old.outside, new.outside)
+    outside = masses.merge(old.outside, new.outside)
   return State(
     score_Rx1=jnp.where(better_Rx1, new.score_Rx1, old.score_Rx1),
     token_Rx1=jnp.where(better_Rx1, new.token_Rx1, old.token_Rx1),
@@ -299,24 +276,5 @@ def _average(weight_RxT: Array, embed_TxD: Array) -> Array:
   return jnp.einsum("rt,td->rd", weight_RxT, embed_TxD, preferred_element_type=jnp.float32)
 
 
-class _Scale(NamedTuple):
-  """What sums relative to one best logit are multiplied by to be relative to a better one."""
-
-  shift_Rx1: Array
-  factor_Rx1: Array
-
-  def of_moment(self, state: State) -> Array:
-    return self.factor_Rx1 * (state.moment_Rx1 + self.shift_Rx1 * state.mass.sum_Rx1)
-
-
-def _merge_mass(old: Mass, new: Mass) -> tuple[Mass, tuple[_Scale, _Scale]]:
-  top1_Rx1 = jnp.maximum(old.top1_Rx1, new.top1_Rx1)
-
-  def scale(mass: Mass) -> _Scale:
-    # Not positive, but for a part without ids (best -inf, nothing to scale) or a best of +inf.
-    shift_Rx1 = jnp.minimum(finite(mass.top1_Rx1) - finite(top1_Rx1), 0.0)
-    return _Scale(shift_Rx1, jnp.exp(shift_Rx1))
-
-  scales = scale(old), scale(new)
-  sum_Rx1 = scales[0].factor_Rx1 * old.sum_Rx1 + scales[1].factor_Rx1 * new.sum_Rx1
-  return Mass(top1_Rx1, sum_Rx1), scales
+def _moment(scale: masses.Scale, state: State) -> Array:
+  return scale.factor_Rx1 * (state.moment_Rx1 + scale.shift_Rx1 * state.mass.sum_Rx1)

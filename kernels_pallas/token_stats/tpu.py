@@ -60,15 +60,15 @@ def token_stats(
 
     @pl.when(pl.program_id(1) == 0)
     def _():
-      _store(state_refs, empty(tile_rows))
+      vmem.store(state_refs, empty(tile_rows))
 
     start = first_ref[0] + pl.program_id(1) * tile_ids
     ids_1xT = start + jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
-    asked = _load(asked_refs)
+    asked = vmem.load(asked_refs)
     z_RxT = vocabulary.logits(hidden_ref[...], unembed_ref[...], soft_cap, asked.divide_Rx1)
     end = first_ref[0] + vocab
     found = tiles.of_tile(z_RxT, ids_1xT, start, asked, spec, end)
-    _store(state_refs, tiles.merge(_load(state_refs), found))
+    vmem.store(state_refs, tiles.merge(vmem.load(state_refs), found))
 
   with jax.enable_x64(False):  # else index maps are int64, which do not compile
     (state,) = pl.pallas_call(
@@ -88,12 +88,3 @@ def token_stats(
       name="token_stats",
     )(jnp.full(1, held.first, jnp.int32), hidden_RxD, unembed_VxD, asked)
   return tiles.result(vocabulary.of_all(tiles.merge, state, held))
-
-
-def _load(refs):
-  return jax.tree.map(lambda ref: ref[...], refs)
-
-
-def _store(refs, values) -> None:
-  for ref, value in zip(jax.tree.leaves(refs), jax.tree.leaves(values), strict=True):
-    ref[...] = value
