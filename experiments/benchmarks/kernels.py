@@ -54,6 +54,7 @@ class Size:
   train: int  # tokens of a row; [noisy; clean] has twice as many inputs
   block: int
   rounds: int
+  distill: tuple[int, int] | None = None  # rows and width of linear_distill; None: as linear_xent
 
 
 SIZES = {
@@ -63,6 +64,7 @@ SIZES = {
   "cpu": Size(
     {"LLaDA-8B": LLADA_8B, "Qwen3-8B": QWEN3_8B, "LLaDA2-mini": LLADA2_MINI},
     "float32", 1024, (32,), 32, ((1, 32, 4096),), 256, 32, 3,
+    (512, 128),  # of a model's width 32 rows are one tile, and two unembeddings with gradients 8 GB
   ),
   "accelerator": Size(
     {"LLaDA-8B": LLADA_8B, "Qwen3-8B": QWEN3_8B, "LLaDA2-mini": LLADA2_MINI},
@@ -83,17 +85,18 @@ class Work:
   flops: float
 
 
-def run(size: str) -> Iterator[Table]:
+def run(size: str, op: str | None = None) -> Iterator[Table]:
+  """`op`: that one alone."""
   backend = "cpu" if jax.default_backend() == "cpu" else "accelerator"
   chosen = SIZES["tiny" if size == "tiny" else backend]
   bandwidth, peak = _ceilings(chosen)
   note = "seconds of XLA's plain way / seconds"
-  for op, works in OPS.items():
+  for name in OPS if op is None else [op]:
     rows = []
-    for name, shape in chosen.shapes.items():
-      for work in works(chosen, shape):
-        rows += _measured(name, work, bandwidth, peak, chosen.rounds)
-    yield Table(op, note, rows)
+    for model, shape in chosen.shapes.items():
+      for work in OPS[name](chosen, shape):
+        rows += _measured(model, work, bandwidth, peak, chosen.rounds)
+    yield Table(name, note, rows)
 
 
 def _ceilings(size: Size) -> tuple[float, float]:
@@ -200,7 +203,8 @@ def _linear_xent(size: Size, shape: Shape) -> list[Work]:
 
 def _linear_distill(size: Size, shape: Shape) -> list[Work]:
   """Beside `linear_xent` of the same rows: 4 matmuls where that has 3."""
-  rows = size.xent_rows
+  rows, width = size.distill or (size.xent_rows, shape.width)
+  shape = dataclasses.replace(shape, width=width)
   hidden_RxD, unembed_VxD = _head(size, shape, rows)
   operands = hidden_RxD, unembed_VxD, hidden_RxD[::-1], unembed_VxD[::-1]  # another distribution
   target_R = jax.random.randint(jax.random.key(1), (rows,), 0, shape.vocab)
@@ -218,7 +222,8 @@ def _linear_distill(size: Size, shape: Shape) -> list[Work]:
     for name in _implementations(linear_distill.IMPLEMENTATIONS)
   } | {"linear_xent": jax.value_and_grad(of_target, (0, 1))}
   nbytes, flops = 3 * (hidden_RxD.nbytes + unembed_VxD.nbytes), 8.0 * rows * unembed_VxD.size
-  return [Work(f"{rows} rows, gradients", "linear_xent", calls, operands, nbytes, flops)]
+  case = f"{rows} rows of {width}, gradients"
+  return [Work(case, "linear_xent", calls, operands, nbytes, flops)]
 
 
 def _block_attention(size: Size, shape: Shape) -> list[Work]:

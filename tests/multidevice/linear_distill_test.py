@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,12 +28,23 @@ def arrays():
   return *student, *teacher, weight_R
 
 
-def value_and_gradients(mesh=None):
+def value_and_gradients(mesh=None, implementation=None):
   def loss(hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE, weight_R):
-    nats_R = linear_distill(hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE, SPEC)
+    student, teacher = (hidden_RxD, unembed_VxD), (teacher_hidden_RxE, teacher_unembed_VxE)
+    nats_R = linear_distill(*student, *teacher, SPEC, implementation=implementation)
     return jnp.where(weight_R > 0, weight_R * nats_R, 0).sum()
 
   return meshes.jitted(jax.value_and_grad(loss, argnums=(0, 1)), mesh)
+
+
+def placed(mesh):
+  by_row, by_id = (NamedSharding(mesh, P(axes)) for axes in (("data", "fsdp"), "tensor"))
+  return jax.device_put(arrays(), (by_row, by_id, by_row, by_id, by_row))
+
+
+def assert_close(actual, expected, atol=1e-6):
+  for got, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +55,11 @@ def expected():
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "tensor": 4}])
 def test_gradients_of_rows_and_ids_that_are_split(sizes, expected):
   mesh = parallel.make_mesh(**sizes)
-  by_row, by_id = (NamedSharding(mesh, P(axes)) for axes in (("data", "fsdp"), "tensor"))
-  placed = jax.device_put(arrays(), (by_row, by_id, by_row, by_id, by_row))
-  actual = value_and_gradients(mesh)(*placed)
-  for got, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=1e-6)
+  assert_close(value_and_gradients(mesh)(*placed(mesh)), expected)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"data": 1, "tensor": 2}])
+def test_kernels_split_themselves(sizes, expected):
+  mesh = parallel.make_mesh(**sizes, devices=jax.devices()[:2])
+  with pltpu.force_tpu_interpret_mode():
+    assert_close(value_and_gradients(mesh, "tpu")(*placed(mesh)), expected, atol=1e-5)

@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.linear_distill import IMPLEMENTATIONS, Spec, linear_distill
 
-ROWS, VOCAB, WIDTH, TEACHER_WIDTH = 5, 38, 8, 6
+ROWS, VOCAB, WIDTH, TEACHER_WIDTH = 11, 38, 8, 6
 CALLS = {
   "reference": IMPLEMENTATIONS["reference"],
   "xla": IMPLEMENTATIONS["xla"],
   "xla in tiles": functools.partial(IMPLEMENTATIONS["xla"], tile=7),
+  # Tiles that neither rows nor ids fill; stretches of two of them, and a part of one is left.
+  "tpu": functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 8), stretch=16),
 }
 SPECS = [
   Spec(),
@@ -23,7 +26,7 @@ SPECS = [
 
 
 def arrays():
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng()
   shapes = (ROWS, WIDTH), (VOCAB, WIDTH), (ROWS, TEACHER_WIDTH), (VOCAB, TEACHER_WIDTH)
   return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
@@ -52,15 +55,9 @@ def expected(spec, weight_R, hidden_RxD, unembed_VxD, teacher_hidden_RxE, teache
   return nats_R, (d_z_RxV @ unembed_VxD, d_z_RxV.T @ hidden_RxD)
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("spec", SPECS)
-def test_values_and_gradients_and_rows_that_are_dropped(spec, name):
-  weight_R = np.linspace(0.2, 3, ROWS, dtype=np.float32)
-  args = arrays()
-  if name != "reference":  # that differentiates by the book
-    weight_R[3] = 0
+def gradients(name, spec):
+  """Of (weights, *operands): gradients of the weighted sum, and nats."""
 
-  @jax.jit
   def run(weight_R, *args):
     def loss(hidden_RxD, unembed_VxD):
       nats_R = CALLS[name](hidden_RxD, unembed_VxD, *args[2:], spec)
@@ -68,15 +65,57 @@ def test_values_and_gradients_and_rows_that_are_dropped(spec, name):
 
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(*args[:2])
 
-  grads, nats_R = run(weight_R, *args)
-  wanted_R, wanted = expected(spec, weight_R, *args)
-  np.testing.assert_allclose(nats_R, wanted_R, rtol=2e-5, atol=2e-6)
-  assert wanted_R.min() > 0.1
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("spec", SPECS)
+def test_values_and_gradients_and_rows_that_are_dropped(spec, name):
+  weight_R = np.linspace(0.2, 3, ROWS, dtype=np.float32)
+  args = arrays()
+  if name != "reference":  # that differentiates by the book
+    weight_R[3] = 0
+  run = gradients(name, spec)
+  with pltpu.force_tpu_interpret_mode():
+    grads, nats_R = run(weight_R, *args)
+    wanted_R, wanted = expected(spec, weight_R, *args)
+    np.testing.assert_allclose(nats_R, wanted_R, rtol=2e-5, atol=8e-6)
+    assert wanted_R.max() > 0.1
+    for actual, grad in zip(grads, wanted, strict=True):
+      np.testing.assert_allclose(actual, grad, rtol=4e-5, atol=2e-5)
+    np.testing.assert_array_equal(grads[1][list(spec.forbidden)], 0)
+    if name != "reference":
+      args[0][3], args[2][3] = np.nan, np.inf
+      jax.tree.map(np.testing.assert_array_equal, run(weight_R, *args)[0], grads)
+
+
+@pytest.mark.parametrize("name", ["xla in tiles", "tpu"])
+def test_bfloat16_is_rounded_once_or_in_kernels_twice(name):
+  """Against float64 of the same numbers; a teacher of another type keeps its own."""
+  weight_R = np.linspace(0.2, 3, ROWS, dtype=np.float32)
+  hidden_RxD, unembed_VxD, *teacher = arrays()
+  student = [jnp.asarray(x, jnp.bfloat16) for x in (hidden_RxD, unembed_VxD)]
+  with pltpu.force_tpu_interpret_mode():
+    grads, nats_R = gradients(name, SPECS[2])(weight_R, *student, *teacher)
+  exact = [np.asarray(x, np.float32) for x in student]
+  wanted_R, wanted = expected(SPECS[2], weight_R, *exact, *teacher)
+  np.testing.assert_allclose(nats_R, wanted_R, rtol=2e-5, atol=8e-6)
   for actual, grad in zip(grads, wanted, strict=True):
-    np.testing.assert_allclose(actual, grad, rtol=2e-5, atol=5e-6)
-  if name != "reference":
-    args[0][3], args[2][3] = np.nan, np.inf
-    jax.tree.map(np.testing.assert_array_equal, run(weight_R, *args)[0], grads)
+    assert actual.dtype == jnp.bfloat16
+    largest = np.abs(grad).max()
+    np.testing.assert_allclose(actual.astype(np.float32), grad, rtol=8e-3, atol=4e-3 * largest)
+
+
+@pytest.mark.parametrize("name", ["xla in tiles", "tpu"])
+def test_extreme_logits(name):
+  """Of one id each gets all, and the other side's logit of it is 10,000 or 20,000 lower."""
+  logits_RxV = np.float32([[1e4, 0, -1e4], [-1e4, -1e4, -1e4]])
+  teacher_RxV = np.float32([[-1e4, 0, 1e4], [1e4, 1e4, 1e4]])
+  ids = np.eye(3, dtype=np.float32)
+  with pltpu.force_tpu_interpret_mode():
+    grads, nats_R = gradients(name, Spec(0.5))(np.ones(2), logits_RxV, ids, teacher_RxV, ids)
+  np.testing.assert_allclose(nats_R, [2e4, 0], atol=1e-2)
+  np.testing.assert_allclose(grads[0], [[0.5, 0, -0.5], [0, 0, 0]], atol=1e-2)
 
 
 def test_memory_does_not_grow_with_the_vocabulary():
