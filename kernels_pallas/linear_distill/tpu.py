@@ -45,7 +45,7 @@ def linear_distill(
 
   Args:
     tile: rows and ids; None: `vmem.tile_sizes`.
-    stretch: ids that backward takes at a time, a multiple of a tile's; None: see above.
+    stretch: ids that backward takes at a time; None: a few thousand, see `_STRETCH_ELEMENTS`.
 
   Raises:
     NotImplementedError: the widths are too large for VMEM.
@@ -67,8 +67,7 @@ class _Passes:
   stretch: int | None  # ids
 
   def forward(self, operands: Operands, held: Held) -> tiles.State:
-    rows, vocab = operands.hidden_RxD.shape[0], operands.unembed_VxD.shape[0]
-    tile_rows, _ = self.tile_sizes(operands)
+    rows, (tile_rows, _) = operands.hidden_RxD.shape[0], self.tile_sizes(operands)
 
     def empty(rows: int) -> tiles.State:
       return tiles.empty(jnp.full((rows, 1), -jnp.inf, jnp.float32), self.spec)
@@ -84,12 +83,11 @@ class _Passes:
       vmem.store(state_refs, tiles.merge(vmem.load(state_refs), found))
 
     shapes = jax.eval_shape(lambda: empty(rows))
-    column = pl.BlockSpec((tile_rows, 1), lambda r, v, at: (r, 0))
+    column = pl.BlockSpec((tile_rows, 1), lambda r, v: (r, 0))
     (state,) = self._over_tiles(
       add,
       operands,
-      held,
-      ids=vocab,
+      first=held.first,
       order=("parallel", "arbitrary"),
       out_specs=(jax.tree.map(lambda _: column, shapes),),
       out_shape=(shapes,),
@@ -107,29 +105,27 @@ class _Passes:
   ) -> tuple[Array, Array]:
     hidden_RxD, unembed_VxD = operands[:2]
     vocab, tile_ids = unembed_VxD.shape[0], self.tile_sizes(operands)[1]
-    most = _STRETCH_ELEMENTS // max(hidden_RxD.shape)
+    most = _STRETCH_ELEMENTS // max(*hidden_RxD.shape, operands.teacher_hidden_RxE.shape[1])
     stretch = min(self.stretch or max(most // tile_ids, 1) * tile_ids, vocab)
     by_row = jax.tree.map(lambda x_R: x_R[:, None], (sums, grad_R))
 
-    def add(start: Array | int, ids: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-      d_z_RxT = self._d_z(operands, held, by_row, start, ids)
-      unembed_TxD = jax.lax.dynamic_slice_in_dim(unembed_VxD, start, ids)
-      return vocabulary.add_gradients(state, d_z_RxT, hidden_RxD, unembed_TxD, start)
+    def add(state: tuple[Array, Array], part: vocabulary.Tile) -> tuple[Array, Array]:
+      teacher_TxE = jax.lax.dynamic_slice_in_dim(operands.teacher_unembed_VxE, part.start, stretch)
+      own = operands._replace(unembed_VxD=part.unembed_TxD, teacher_unembed_VxE=teacher_TxE)
+      d_z_RxT = self._d_z(own, by_row, part.ids_T[0], (~part.live_T).sum(dtype=jnp.int32))
+      return vocabulary.add_gradients(state, d_z_RxT, hidden_RxD, part.unembed_TxD, part.start)
 
     hidden_dtype, unembed_dtype = dtypes
     nothing = vocabulary.no_gradients(hidden_RxD, unembed_VxD, unembed_dtype)
-    whole, rest = divmod(vocab, stretch)
-    state = jax.lax.fori_loop(0, whole, lambda i, x: add(i * stretch, stretch, x), nothing)
-    if rest:
-      state = add(whole * stretch, rest, state)
-    d_hidden_RxD, d_unembed_VxD = state
+    d_hidden_RxD, d_unembed_VxD = vocabulary.sweep(
+      add, nothing, unembed_VxD, tile=stretch, forbidden=(), first=held.first
+    )
     return d_hidden_RxD.astype(hidden_dtype), d_unembed_VxD
 
-  def _d_z(
-    self, operands: Operands, held: Held, by_row: Any, start: Array | int, ids: int
-  ) -> Array:
-    """The gradients of the student's products of ids `start .. start + ids`, [R, ids]."""
-    rows, dtype = operands.hidden_RxD.shape[0], jnp.result_type(*operands[:2])
+  def _d_z(self, operands: Operands, by_row: Any, first: Array | int, stale: Array) -> Array:
+    """The gradients of the student's products, [R, T], 0 for so many first ids as are `stale`."""
+    shape = operands.hidden_RxD.shape[0], operands.unembed_VxD.shape[0]
+    dtype = jnp.result_type(*operands[:2])
 
     def write(student_RxT: Array, teacher_RxT: Array, live_1xT: Array, refs: Any, out_ref) -> None:
       sums, grad_Rx1 = vmem.load(refs)
@@ -139,13 +135,12 @@ class _Passes:
     return self._over_tiles(
       write,
       operands,
-      held,
       by_row,
-      start=start,
-      ids=ids,
+      first=first,
+      stale=stale,
       order=("parallel", "parallel"),
-      out_specs=pl.BlockSpec(self.tile_sizes(operands), lambda r, v, at: (r, v)),
-      out_shape=jax.ShapeDtypeStruct((rows, ids), dtype),
+      out_specs=pl.BlockSpec(self.tile_sizes(operands), lambda r, v: (r, v)),
+      out_shape=jax.ShapeDtypeStruct(shape, dtype),
       name="linear_distill_d_logits",
     )
 
@@ -153,10 +148,9 @@ class _Passes:
     self,
     use: Callable[..., None],
     operands: Operands,
-    held: Held,
     *by_row: Any,
-    start: Array | int = 0,
-    ids: int,
+    first: Array | int,
+    stale: Array | int = 0,
     order: tuple[str, str],
     **results: Any,
   ) -> Any:
@@ -164,38 +158,40 @@ class _Passes:
 
     Args:
       by_row: trees of [R, 1].
-      start: of the ids, a multiple of a tile's.
+      first: the lowest id.
+      stale: so many of the first ids are not live.
     """
     rows, vocab = operands.hidden_RxD.shape[0], operands.unembed_VxD.shape[0]
     tile_rows, tile_ids = self.tile_sizes(operands)
 
     def kernel(at_ref, operand_refs: Operands, *refs: Any) -> None:
       hidden_RxD, unembed_TxD, teacher_hidden_RxE, teacher_unembed_TxE = vmem.load(operand_refs)
-      index_1xT = (at_ref[0] + pl.program_id(1)) * tile_ids
+      index_1xT = pl.program_id(1) * tile_ids
       index_1xT += jax.lax.broadcasted_iota(jnp.int32, (1, tile_ids), 1)
-      dead_1xT = vocabulary.among(at_ref[1] + index_1xT, self.spec.forbidden)
+      live_1xT = (index_1xT >= at_ref[1]) & (index_1xT < vocab)
+      live_1xT &= ~vocabulary.among(at_ref[0] + index_1xT, self.spec.forbidden)
       student_RxT = self.spec.student(hidden_RxD, unembed_TxD)
       teacher_RxT = self.spec.teacher(teacher_hidden_RxE, teacher_unembed_TxE)
-      use(student_RxT, teacher_RxT, (index_1xT < vocab) & ~dead_1xT, *refs)
+      use(student_RxT, teacher_RxT, live_1xT, *refs)
 
     def of_rows(x: Array) -> pl.BlockSpec:
-      return pl.BlockSpec((tile_rows, x.shape[1]), lambda r, v, at: (r, 0))
+      return pl.BlockSpec((tile_rows, x.shape[1]), lambda r, v: (r, 0))
 
     def of_ids(x: Array) -> pl.BlockSpec:
-      return pl.BlockSpec((tile_ids, x.shape[1]), lambda r, v, at: (at[0] + v, 0))
+      return pl.BlockSpec((tile_ids, x.shape[1]), lambda r, v: (v, 0))
 
     blocks = (of_rows, of_ids, of_rows, of_ids)
     in_specs = Operands(*(block(x) for block, x in zip(blocks, operands, strict=True)))
     with jax.enable_x64(False):  # else index maps are int64, which do not compile
-      at_2 = jnp.stack([jnp.asarray(x, jnp.int32) for x in (start // tile_ids, held.first)])
+      at_2 = jnp.stack([jnp.asarray(x, jnp.int32) for x in (first, stale)])
       return pl.pallas_call(
         kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=1,
-          grid=(pl.cdiv(rows, tile_rows), pl.cdiv(ids, tile_ids)),
-          in_specs=[in_specs, *jax.tree.map(of_rows, by_row)],
-          out_specs=results.pop("out_specs"),
-        ),
+        grid=(pl.cdiv(rows, tile_rows), pl.cdiv(vocab, tile_ids)),
+        in_specs=[
+          pl.BlockSpec(memory_space=pltpu.SMEM),
+          in_specs,
+          *jax.tree.map(of_rows, by_row),
+        ],
         compiler_params=pltpu.CompilerParams(
           dimension_semantics=order, vmem_limit_bytes=vmem.LIMIT_BYTES
         ),

@@ -15,7 +15,7 @@ CALLS = {
   "reference": IMPLEMENTATIONS["reference"],
   "xla": IMPLEMENTATIONS["xla"],
   "xla in tiles": functools.partial(IMPLEMENTATIONS["xla"], tile=7),
-  # Tiles that neither rows nor ids fill; stretches of two of them, and a part of one is left.
+  # Tiles that neither rows nor ids fill, in stretches of which the last meets ids again.
   "tpu": functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 8), stretch=16),
 }
 SPECS = [

@@ -26,7 +26,7 @@ def gradients(implementation):
 
 
 def races_of_gradients():
-  """Two cores share three tiles of rows; forward, a stretch of two tiles of ids, and one left."""
+  """Two cores share three tiles of rows; forward, and two stretches of two tiles of ids."""
   of_tiles = functools.partial(IMPLEMENTATIONS["tpu"], tile=(8, 16), stretch=32)
   return races.seen(lambda: gradients(of_tiles))
 
