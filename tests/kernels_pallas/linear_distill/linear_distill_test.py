@@ -141,7 +141,7 @@ def test_bad_arguments():
   hidden_RxD, unembed_VxD, *teacher = map(jnp.asarray, arrays())
   with pytest.raises(ValueError, match="equally many ids, not 38 and 37"):
     linear_distill(hidden_RxD, unembed_VxD, teacher[0], teacher[1][1:], Spec())
-  with pytest.raises(ValueError, match="equally many rows, not 5 and 4"):
+  with pytest.raises(ValueError, match="equally many rows, not 11 and 10"):
     linear_distill(hidden_RxD, unembed_VxD, teacher[0][1:], teacher[1], Spec())
   with pytest.raises(ValueError, match="reverse=2"):
     Spec(reverse=2)
