@@ -49,6 +49,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
   dlm/evaluation   likelihood, tasks, accuracy        live        denoising in the terminal
                    against tokens per forward,
                    policies on exact laws, energy
+  dlm/waiting      at a terminal: what takes so long
   dlm/agent        tools that run while the model writes: a loop around the sampling loop, too
   dlm/tools        what may be called: functions of texts, and a search
   dlm/episodes     an agent's trajectories as rows to learn from

@@ -52,7 +52,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlm import build, command, files, masks, parallel, roofline
+from dlm import build, command, files, masks, parallel, roofline, waiting
 from dlm.completions import conversed
 from dlm.data import SPLITS
 from dlm.data.install import require
@@ -117,13 +117,21 @@ def measure() -> likelihood.Likelihood:
   key = jax.random.key(check_seed(SEED.value, "--seed"))
   trained = build.pretrained(CHECKPOINT.value, STEP.value, ADAPTER.value)
   tokenizer, model = trained.tokenizer, trained.model
-  rows = build.rows(text_of(trained), tokenizer, SPLIT.value)
+  run = text_of(trained)
+  rows = build.rows(run, tokenizer, SPLIT.value)
   print("".join(f"{line}\n" for line in rows.notes()), end="")
   estimator = build.estimator(trained.objective, tokenizer, ESTIMATOR.value)
   params, step = trained.params(objective=True)
-  print(f"{CHECKPOINT.value} step {step}, {SPLIT.value} split, estimator {estimator}")
-  batches = (Batch(*jax.device_put(tuple(rows[index]))) for index in range(BATCHES.value))
-  return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
+  where = f"{CHECKPOINT.value} step {step}, {SPLIT.value} split"
+  print(f"{where}, estimator {estimator}", flush=True)
+  with waiting.told("evaluating") as at:
+
+    def batch(index: int) -> Batch:
+      at(f"batch {index + 1} of {BATCHES.value}, of {run.batch} rows of {run.data.length} tokens")
+      return Batch(*jax.device_put(tuple(rows[index])))
+
+    batches = map(batch, range(BATCHES.value))
+    return likelihood.nelbo(estimator, model, params, batches, key, draws=DRAWS.value)
 
 
 def settings(path: str, sweep: str | None) -> dict[str, build.SamplingConfig]:
@@ -258,8 +266,10 @@ def run(
   params, step = read(sample.mesh, own.weights)
   told = f", {setting}" if setting else ""
   print(f"{CHECKPOINT.value} step {step}, {len(asked)} problems{told}", flush=True)
-  sample.compile(params, [*parallel.share(requests)])
-  with energy.watched(energy.meter()) as usage:
+  with waiting.told("compiling"):
+    sample.compile(params, [*parallel.share(requests)])
+  answering = waiting.told(f"answering {len(asked)} problems{told}")
+  with answering, energy.watched(energy.meter()) as usage:
     done = shared_out(sample, params, requests, seed=own.seed)
   scores = graded(asked, done, tasks.Question.score)
   results, record = tasks.results(asked, scores, done, SAMPLES.value), {}

@@ -18,7 +18,7 @@ tokens if it is gated; --draft_adapter=PEFT_DIR acts while the checkpoint drafts
 
 from absl import flags
 
-from dlm import build, command, live, parallel
+from dlm import build, command, live, parallel, waiting
 from dlm.checksums import checksums
 from dlm.completions import Output, asked, check_out, describe, digest, join, record, share_of
 from dlm.generate import generator
@@ -79,28 +79,31 @@ def main() -> None:
   params, step = trained.on(sample.mesh, own.weights)
   if drafter is not None:
     params = params, drafter.on(sample.mesh)[0]
-  write = Offline(sample) if PROMPTS.value else sample
-  if OUT.value:
-    settings = [build.plain(config), digest(requests), TRACE.value, STOP.value]
-    job = [trained.config, step, settings, checksums(params)]
-    with Output(share_of(OUT.value), job) as output:
-      output.fill(
-        write,
-        params,
-        requests,
-        seed=own.seed,
-        records=lambda done: [record(each, TRACE.value) for each in done],
-      )
-    join(OUT.value)
-  elif LIVE.value:
+  if LIVE.value:
     for batch in sample.batches(requests):
       canvases = sample.stream(params, [requests[i] for i in batch], seed=own.seed)
       live.show(canvases, len(batch), trained.tokenizer, sample.sampler.mask_id)
-  elif len(requests) == len(every):
-    write(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
-  else:
-    done = write(params, requests, seed=own.seed) if requests else []
-    print("\n".join(parallel.joined([describe([each]) for each in done])))
+    return
+  write = Offline(sample) if PROMPTS.value else sample
+  work = f"{len(requests)} rows of {sum(int(each.open.sum()) for each in requests)} new tokens"
+  with waiting.told(f"compiling, then sampling {work}"):
+    if OUT.value:
+      settings = [build.plain(config), digest(requests), TRACE.value, STOP.value]
+      job = [trained.config, step, settings, checksums(params)]
+      with Output(share_of(OUT.value), job) as output:
+        output.fill(
+          write,
+          params,
+          requests,
+          seed=own.seed,
+          records=lambda done: [record(each, TRACE.value) for each in done],
+        )
+      join(OUT.value)
+    elif len(requests) == len(every):
+      write(params, requests, seed=own.seed, on_batch=lambda done: print(describe(done)))
+    else:
+      done = write(params, requests, seed=own.seed) if requests else []
+      print("\n".join(parallel.joined([describe([each]) for each in done])))
 
 
 if __name__ == "__main__":

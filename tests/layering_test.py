@@ -63,6 +63,7 @@ LAYERS = {
   "dlm.facts": Layer(("dlm.types", "dlm.masks")),
   "dlm.files": Layer(),
   "dlm.seeds": Layer(),
+  "dlm.waiting": Layer(),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax", "numpy")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
