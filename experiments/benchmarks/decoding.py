@@ -186,6 +186,15 @@ def _matmuls(size: Size, forwards: int, params: Params, x_BxLxD: Array) -> Array
 
 
 def _torch(size: Size, params: Params) -> list[Row]:
+  """In float32 and in bfloat16, as a checkpoint of that is held."""
+  rows = []
+  for dtype in ("float32", "bfloat16"):
+    own = dataclasses.replace(size, model=dataclasses.replace(size.model, dtype=dtype))
+    rows += _plain(own, jax.tree.map(lambda leaf, to=dtype: leaf.astype(to), params))
+  return rows
+
+
+def _plain(size: Size, params: Params) -> list[Row]:
   steps, mask_id = size.block // 2, size.model.vocab - 1
   canvas = _canvas(size)
   prompt_BxP = np.asarray(canvas.tokens_BxL)[:, : size.prompt]
@@ -194,10 +203,8 @@ def _torch(size: Size, params: Params) -> list[Row]:
   def theirs(baseline):
     return baseline.generate(prompt_BxP, size.new, size.block, steps, mask_id)
 
-  return _against_torch(
-    size.model, params, {"": (functools.partial(compiled, params, canvas), theirs)},
-    prompt=size.prompt, written=size.batch * size.new, rounds=size.rounds,
-  )  # fmt: skip
+  cases = {f"{size.model.dtype}, ": (functools.partial(compiled, params, canvas), theirs)}
+  return _against_torch(size.model, params, cases, size.prompt, size.batch * size.new, size.rounds)
 
 
 def _cached(size: Cached, params: Params) -> list[Row]:
@@ -213,9 +220,7 @@ def _cached(size: Cached, params: Params) -> list[Row]:
       return baseline.generate_behind_cache(prompt_1xP, size.new, length, length // 2, mask_id)
 
     cases[f"blocks of {length}, "] = functools.partial(program, params, canvas), theirs
-  return _against_torch(
-    size.model, params, cases, prompt=size.prompt, written=size.new, rounds=size.rounds
-  )
+  return _against_torch(size.model, params, cases, size.prompt, size.new, size.rounds)
 
 
 def _against_torch(

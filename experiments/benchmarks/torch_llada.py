@@ -3,7 +3,8 @@ one writes them in PyTorch.
 
 A LLaMA-style encoder, a float32 softmax over all logits, top-k positions of the block, repeat: over
 the whole canvas (arXiv 2502.09992, 2.4), or over a block behind the keys and values of those before
-it (arXiv 2510.06303, SDAR). Weights are a `dlm` model's, laid out as `torch.nn.Linear` has them.
+it (arXiv 2510.06303, SDAR). Weights are a `dlm` model's, in the type that it computes in, and laid
+out as `torch.nn.Linear` has them.
 """
 
 import numpy as np
@@ -18,19 +19,29 @@ Past = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [B, K, S, H] o
 
 class Llada:
   def __init__(self, config: ModelConfig, params: Params):
-    self.config = config
+    self.config, self.dtype = config, getattr(torch, config.dtype)
     layers = params["layers"]
     # Inputs come first in ours, and have one axis but where heads go in.
     self.kernels = {
-      name: [_linear(layer, 2 if name == "out" else 1) for layer in leaf["kernel"]]
+      name: [self._linear(layer, 2 if name == "out" else 1) for layer in leaf["kernel"]]
       for name, leaf in (layers["attention"] | layers["mlp"]).items()
     }
-    self.scales = {name: _tensor(layers[f"{name}_norm"]["scale"]) for name in ("attention", "mlp")}
-    self.final = _tensor(params["final_norm"]["scale"])
-    self.embed = _tensor(params["embed"])
-    self.unembed = _tensor(params.get("unembed", params["embed"]))
+    self.scales = {
+      name: self._tensor(layers[f"{name}_norm"]["scale"]) for name in ("attention", "mlp")
+    }
+    self.final = self._tensor(params["final_norm"]["scale"])
+    self.embed = self._tensor(params["embed"])
+    self.unembed = self._tensor(params.get("unembed", params["embed"]))
     power = torch.arange(0, config.head_dim, 2) / config.head_dim
     self.rate = config.rope_base**-power
+
+  def _tensor(self, leaf: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(leaf, np.float32, order="C")).to(self.dtype)
+
+  def _linear(self, kernel: Array, inputs: int) -> torch.Tensor:
+    """[out, in]."""
+    fan_in = int(np.prod(kernel.shape[:inputs]))
+    return self._tensor(np.asarray(kernel).reshape(fan_in, -1).T)
 
   def hidden(
     self, tokens_BxW: torch.Tensor, past: Past | None = None, mask_WxS: torch.Tensor | None = None
@@ -39,7 +50,7 @@ class Llada:
     first = past[0][0].shape[2] if past else 0
     angle = (first + torch.arange(tokens_BxW.shape[1]))[:, None] * self.rate
     angle = torch.cat([angle, angle], -1)
-    turn = angle.cos(), angle.sin()
+    turn = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
     x, seen = self.embed[tokens_BxW], []
     for layer in range(self.config.layers):
       h = self._norm(x, self.scales["attention"][layer])
@@ -52,7 +63,9 @@ class Llada:
     return self._norm(x, self.final), seen
 
   def _norm(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.norm_eps) * scale
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.config.norm_eps)
+    return y.to(x.dtype) * scale
 
   def _attention(self, x: torch.Tensor, layer: int, turn, past, mask_WxS):
     def heads(name: str) -> torch.Tensor:
@@ -112,7 +125,7 @@ class Llada:
     mask_id: int,
   ):
     """The surest tokens of each row, so many as its quota, in place."""
-    logits = F.linear(hidden_BxWxD, self.unembed)
+    logits = F.linear(hidden_BxWxD, self.unembed).float()
     logits[..., mask_id] = -torch.inf
     token = logits.argmax(-1)
     sure = logits.softmax(-1).gather(-1, token[..., None])[..., 0]
@@ -124,13 +137,3 @@ class Llada:
 
 def _canvas(tokens_BxP: np.ndarray, new: int, mask_id: int) -> torch.Tensor:
   return F.pad(torch.tensor(tokens_BxP, dtype=torch.long), (0, new), value=mask_id)
-
-
-def _tensor(leaf: Array) -> torch.Tensor:
-  return torch.from_numpy(np.array(leaf, np.float32))
-
-
-def _linear(kernel: Array, inputs: int) -> torch.Tensor:
-  """[out, in]."""
-  fan_in = int(np.prod(kernel.shape[:inputs]))
-  return torch.from_numpy(np.ascontiguousarray(np.asarray(kernel).reshape(fan_in, -1).T))
