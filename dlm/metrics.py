@@ -16,6 +16,7 @@ from dlm import files
 from dlm.types import LossSum
 
 JSONL = "metrics.jsonl"
+COUNT = "count"  # of a tally's sums, what the others are divided by
 
 
 class Metrics:
@@ -86,22 +87,22 @@ class Tally:
 
   Args:
     tokens, flops: of one update, over all devices.
+    sums: what a run that was stopped between two records had summed by then.
   """
 
-  def __init__(self, tokens: int, flops: float):
+  def __init__(self, tokens: int, flops: float, sums: dict[str, float]):
     self._tokens, self._flops = tokens, flops
     self._began: float | None = None  # None until an update has ended: the first one compiles
     self._reset()
+    self._sums |= sums
 
   def _reset(self) -> None:
-    self._total, self._count, self._sums = 0.0, 0.0, {}
+    self._sums = {"loss": 0.0, COUNT: 0.0}
     self._steps, self._seconds, self._last = 0, 0.0, {}
 
   def add(self, loss: LossSum, last: dict[str, float]) -> None:
     """Counts an update that has just ended; of `last` only the newest values are kept."""
-    self._total += float(loss.total)
-    self._count += float(loss.count)
-    for name, value in loss.metrics.items():
+    for name, value in {"loss": loss.total, COUNT: loss.count, **loss.metrics}.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
     self._last = last
     now = time.perf_counter()
@@ -109,6 +110,11 @@ class Tally:
       self._seconds += now - self._began
       self._steps += 1
     self._began = now
+
+  @property
+  def sums(self) -> dict[str, float]:
+    """What a run that goes on from here needs, to record what this one would have."""
+    return dict(self._sums)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -121,8 +127,8 @@ class Tally:
 
     Where nothing was learned there is no mean.
     """
-    sums = {"loss": self._total} | self._sums
-    values = {name: value / self._count for name, value in sums.items() if self._count}
+    sums, count = self.sums, self._sums[COUNT]
+    values = {name: sums[name] / count for name in sums if name != COUNT and count}
     values |= self._last
     if self._steps:
       seconds = self._seconds / self._steps

@@ -335,10 +335,13 @@ def train(
     elif state is None:  # ended before its first checkpoint
       state = step.init()
     first, extra = int(state.step), jax.tree.map(jnp.float32, meta["data"].get("extra", {}))
+    tally = Tally(
+      training.run.batch * training.run.data.length, step.flops(), meta["data"].get("sums", {})
+    )
     with Metrics(workdir, step=first, steps=training.run.steps) as metrics, stop_signal() as stop:
       for line in training.rows.notes():
         metrics.say(line)
-      loop = _Loop(training, step, checkpoints, metrics, stop, samples, extra, teacher)
+      loop = _Loop(training, step, checkpoints, metrics, stop, samples, extra, teacher, tally)
       return loop.run(state, first)
 
 
@@ -354,10 +357,10 @@ class _Loop:
   samples: Writer | None
   extra: dict[str, Any]  # `Batch.extra`: the noise that the last evaluation chose
   teacher: Params | None
+  tally: Tally
 
   def run(self, state: TrainState, first: int) -> TrainState:
     steps = self.training.run.steps
-    self.tally = Tally(self.training.run.batch * self.training.run.data.length, self.step.flops())
     if first:
       self.metrics.say(f"resumed at step {first}")
     waiting = None  # the report of the update before, fetched while the next one runs
@@ -479,6 +482,7 @@ class _Loop:
     if "save" in due:
       extra = jax.tree.map(float, self.extra)
       position = {"step": done, "seed": self.training.run.seed, "extra": extra}
+      position["sums"] = self.tally.sums
       self.checkpoints.save(done, self.step.kept(state), position, loss)
 
   def evaluate(self, state: TrainState, done: int) -> float:

@@ -50,6 +50,12 @@ def records(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def learned(workdir):
+  """What is recorded of updates, but speeds."""
+  speeds, lines = {"tokens/s", "flop/s", "seconds/step"}, records(workdir)
+  return [{k: v for k, v in line.items() if k not in speeds} for line in lines if "loss" in line]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "unbroken"
@@ -89,6 +95,7 @@ def test_signal_saves_after_the_update_at_hand(unbroken, tmp_path, capsys, numbe
   assert "stopped and saved at step 3" in capsys.readouterr().out
   assert signal.getsignal(number) == before
   same(train.train(training(), tmp_path / "run"), unbroken[1])
+  assert learned(tmp_path / "run") == learned(unbroken[0])  # of updates 3 and 4 together, too
 
 
 def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
