@@ -307,23 +307,26 @@ def _teacher(run: RunConfig, trained: Objective, tokenizer: Tokenizer) -> Pretra
   if not (run.teacher or run.init_from):
     raise ValueError(f"objective.name={run.objective.name!r} needs teacher, or init_from")
   teacher = pretrained(run.teacher or run.init_from)
+  named = f"teacher {teacher.directory}"
+  if not run.teacher:
+    named = f"init_from={run.init_from!r}, the teacher where none is named,"
   if not trained.teacher_shift:
     asked, theirs = (
       _over(rule, run.data.length) for rule in (trained.teacher_attention, teacher.facts.attention)
     )
     if (asked, trained.shift) != (theirs, teacher.facts.shift):
       raise ValueError(
-        f"teacher {teacher.directory} must be a model of attention {name_of(asked)!r} and "
+        f"{named} must be a model of attention {name_of(asked)!r} and "
         f"shift={trained.shift}, as objective.name={run.objective.name!r} asks it, not of "
         f"{teacher.facts.attention_name!r} and {teacher.facts.shift}: name another by `teacher`"
       )
   elif not isinstance(teacher.facts.attention, masks.Causal):
     raise ValueError(
-      f"teacher {teacher.directory} must be autoregressive, not of attention "
+      f"{named} must be autoregressive, not of attention "
       f"{teacher.facts.attention_name!r}: name another by `teacher`"
     )
   if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
-    raise ValueError(f"teacher {teacher.directory} has another tokenizer than the run")
+    raise ValueError(f"{named} has another tokenizer than the run")
   return teacher.adapted() if trained.teacher_shift and not trained.drafts else teacher
 
 

@@ -261,7 +261,10 @@ def test_d2f_is_taught_by_a_model_that_sees_all(tmp_path):
   assert built.teacher is not None and not built.taught_by_base
   assert built.facts.attention_name == "prompt_blocks"
   assert build.everything(taught | {"model": {"lora": {"rank": 2, "alpha": 2.0}}}).taught_by_base
-  with pytest.raises(ValueError, match=r"of attention 'full' and shift=0, as .*'d2f' asks it"):
+  wrong = (
+    r"^init_from='.*', the teacher where none is named, must be a model of attention 'full' and "
+  )
+  with pytest.raises(ValueError, match=wrong + "shift=0, as .*'d2f' asks it"):
     build.everything(config("sdar", attention="block_causal", block=4))
   with pytest.raises(ValueError, match=r"teacher='x' does not go with objective\.name='d2f'"):
     build.everything(changed({"objective": {"name": "d2f", "block": 4}, "teacher": "x"}))
