@@ -40,7 +40,7 @@ REWARDS = {
 
 
 def get_config(stage: str = "vrpo") -> ConfigDict:
-  data = dict(length=LENGTH, mode="pad", pad="none", tokenizer="byte")
+  data = dict(length=LENGTH, mode="pad", pad="none")
   if stage == "sft":
     silent = (("silent", ("[", "]")),)
     return ConfigDict(
@@ -50,7 +50,9 @@ def get_config(stage: str = "vrpo") -> ConfigDict:
         log_every=50,
         model=dict(width=128, layers=2, heads=4, kv_heads=4, head_dim=32, mlp=384, qk_norm=True),
         objective=dict(name="sdar", block=BLOCK, fill=False),
-        data=dict(sources=((f"jsonl:{FOLDER}/learned.jsonl", 1.0, silent),), **data),
+        data=dict(
+          sources=((f"jsonl:{FOLDER}/learned.jsonl", 1.0, silent),), tokenizer="byte", **data
+        ),
         optimizer=dict(lr=4e-3, schedule="cosine", warmup=50, weight_decay=0.01, ema=0.99),
         checkpoint=dict(keep_last=1, keep_best=0),
       )

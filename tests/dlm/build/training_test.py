@@ -199,14 +199,21 @@ def test_every_config_builds_with_fields_of_the_command_line(path, tmp_path):
     trace = {"row": [1, 2, 3], "when": [-1, 2, 1], "tokens": [2, 3], "reason": "length"}
     (tmp_path / "traces.jsonl").write_text((json.dumps(trace) + "\n") * 40)
     source = f"traces:{tmp_path / 'traces.jsonl'}"
-  elif kind.paired:
+  elif kind.paired and given.rollout is None:
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 40)
     source = f"pairs:{tmp_path / 'pairs.jsonl'}"
   fields = [f"data.sources=(('{source}', 1.0),)", "data.mode=pad", "data.document_mask=false"]
   fields += ["model.implementation=xla", "sample.prompts=('a',)", "checkpoint.keep_last=5"]
   fields.append("optimizer.b1=0.5")
-  if "width" in given.model.fields:
+  if given.objective.name == "dreamon":
+    fields.append("objective.expand_id=0")
+  if given.tools is not None:
+    (tmp_path / "corpus.jsonl").write_text('{"title": "word", "text": "friend"}\n')
+    fields.append(f"tools.corpus={tmp_path / 'corpus.jsonl'}")
+    facts = {"mask": "<|mask|>", "attention": "block_causal", "block": 16, "shift": 0}
+    fields.append(f"init_from={directories.write(tmp_path / 'hf', 'sdar', **facts)}")
+  elif "width" in given.model.fields:
     fields.append("data.tokenizer=byte")
   elif kind.drafts:
     fields += [
