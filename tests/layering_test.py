@@ -7,6 +7,7 @@ map in `dlm/__init__.py`.
 
 import ast
 import dataclasses
+import fnmatch
 import graphlib
 import importlib.util
 import pathlib
@@ -307,3 +308,11 @@ def test_a_config_is_a_table(path):
   assert isinstance(config, ConfigDict)
   assert not lists_in(config.to_dict())
   assert module.__doc__ and str(path.relative_to(ROOT)) in module.__doc__
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig):
+  folders = {file.relative_to(ROOT).parent for file in (ROOT / "tests").rglob("*_test.py")}
+  assert folders
+  for pattern in pytestconfig.getini("norecursedirs"):
+    passed_over = {f for f in folders if any(fnmatch.fnmatch(p, pattern) for p in f.parts)}
+    assert not passed_over, f"norecursedirs={pattern}"

@@ -380,6 +380,7 @@ KINDS = {
   "fast_dllm_v2": SHIFTED,
   "d2f": D2F,
   "wedlm": AR | {"shift": 0},
+  "dreamon": MDLM | {"vocab": 152_064},
 }  # else MDLM
 
 
