@@ -60,7 +60,7 @@ CPU = Size(
 )  # fmt: skip
 CACHED_TINY = Cached(TINY.model, prompt=16, new=16, blocks=(8,), rounds=1)
 CACHED_CPU = Cached(
-  from_preset("1b", vocab=32_000), prompt=128, new=64, blocks=(8, 16, 32), rounds=5
+  from_preset("1b", vocab=32_000), prompt=128, new=32, blocks=(8, 16, 32), rounds=3
 )
 ACCELERATOR = Size(
   from_preset("300m", vocab=126_464, tied=False),
