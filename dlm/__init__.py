@@ -50,6 +50,7 @@ The tree. Start with `types.py`: the values and protocols that all others speak.
                    against tokens per forward,
                    policies on exact laws, energy
   dlm/waiting      at a terminal: what takes so long
+  dlm/named        a user's own functions, as configs name them
   dlm/agent        tools that run while the model writes: a loop around the sampling loop, too
   dlm/tools        what may be called: functions of texts, and a search
   dlm/episodes     an agent's trajectories as rows to learn from
@@ -65,7 +66,7 @@ Imports point one way; tests/layering_test.py holds the table:
 
   kernels_pallas -> jax                               types -> kernels_pallas (its words)
   masks, edits, diffusion, parallel -> types            data -> numpy, files
-  rewards, tools -> data
+  rewards, tools -> data, named
   models -> types, masks, kernels_pallas
   sampling -> types, masks, kernels_pallas            (never models: it is handed a Denoiser)
   objectives -> types, masks, diffusion, kernels_pallas                      (never models, too)

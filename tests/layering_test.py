@@ -65,6 +65,7 @@ LAYERS = {
   "dlm.files": Layer(),
   "dlm.seeds": Layer(),
   "dlm.waiting": Layer(),
+  "dlm.named": Layer(),
   "dlm.diffusion": Layer(("dlm.types",), ("jax",)),
   "dlm.parallel": Layer(("dlm.types",), ("jax", "flax", "numpy")),
   "dlm.models": Layer((*WORDS, "kernels_pallas"), ("jax", "flax")),
@@ -74,7 +75,7 @@ LAYERS = {
   "dlm.sampling": Layer((*WORDS, "kernels_pallas"), ("jax", "flax", "numpy")),
   "dlm.difftester": Layer(("dlm.types", "dlm.sampling"), ("jax", "flax", "numpy")),
   "dlm.data": Layer(("dlm.seeds", "dlm.files"), ("numpy",)),
-  "dlm.rewards": Layer(("dlm.data",), ("numpy",)),
+  "dlm.rewards": Layer(("dlm.data", "dlm.named"), ("numpy",)),
   "dlm.data.sandbox": Layer((), ("jinja2",)),  # a script of its own process, which nobody imports
   "dlm.weights": Layer(
     (*WORDS, "dlm.files", "dlm.checksums", "dlm.models"),
@@ -119,7 +120,7 @@ LAYERS = {
   "dlm.serving.regular": Layer((), ("outlines_core",)),  # a script of its own process, too
   # Imported by the main alone: the engine needs no web server.
   "dlm.serving.app": Layer(("dlm.serving", "dlm.generate"), ("starlette", "uvicorn")),
-  "dlm.tools": Layer(("dlm.data",), (), ("bm25s",)),
+  "dlm.tools": Layer(("dlm.data", "dlm.named"), (), ("bm25s",)),
   "dlm.agent": Layer(
     ("dlm.data", "dlm.generate", "dlm.parallel", "dlm.sampling", "dlm.tools", "dlm.types"),
     ("numpy",),

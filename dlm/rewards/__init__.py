@@ -5,13 +5,13 @@ or takes too long costs its row, not the run.
 """
 
 import contextlib
-import importlib
 import math
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from dlm import named
 from dlm.rewards import gym
 from dlm.rewards.formats import (
   format_soft,
@@ -26,6 +26,7 @@ from dlm.rewards.puzzles import countdown, sudoku
 from dlm.rewards.written import Written
 
 Reward = Callable[[Written], float]
+GYM = "reasoning_gym:"
 SECONDS = 5.0  # that a reward may take over a row
 LINE = 200  # characters of a failure that are told
 
@@ -79,19 +80,9 @@ def reward(name: str) -> Reward:
   """
   if name in REWARDS:
     return REWARDS[name]
-  module, colon, function = name.partition(":")
-  if not colon:
-    known = ", ".join((*REWARDS, "reasoning_gym:TASK"))
-    raise ValueError(f"rewards: {name!r} is unknown; known: {known}, or package.module:function")
-  if module == "reasoning_gym":
-    return gym.of_task(function)
-  try:
-    found = getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(f"rewards: {name!r} cannot be imported: {error}") from error
-  if not callable(found):
-    raise ValueError(f"rewards: {name!r} must be a function")
-  return found
+  if name.startswith(GYM):
+    return gym.of_task(name.removeprefix(GYM))
+  return named.function("rewards", name, (*REWARDS, f"{GYM}TASK"))
 
 
 def scores(name: str, rows: Sequence[Written], seconds: float = SECONDS) -> list[float]:

@@ -4,9 +4,9 @@ calls   a text becomes a call, which runs in a thread of its own
 corpus  the tools that are here without a network: BM25 over a file, and its documents
 """
 
-import importlib
 from collections.abc import Sequence
 
+from dlm import named
 from dlm.tools.calls import Call, Tool, Tools
 from dlm.tools.corpus import Corpus
 
@@ -40,19 +40,8 @@ def open_tools(
     short = name.rpartition(":")[2]
     if short in found:
       raise ValueError(f"tools.of={tuple(names)} names {short!r} twice")
-    found[short] = getattr(documents, name) if name in OF_CORPUS else _imported(name)
+    if name in OF_CORPUS:
+      found[short] = getattr(documents, name)
+    else:
+      found[short] = named.function("tools.of", name, OF_CORPUS)
   return Tools(found, seconds, "" if documents is None else documents.digest)
-
-
-def _imported(name: str) -> Tool:
-  module, colon, function = name.partition(":")
-  if not colon:
-    known = ", ".join(OF_CORPUS)
-    raise ValueError(f"tools.of: {name!r} is unknown; known: {known}, or package.module:function")
-  try:
-    found = getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(f"tools.of: {name!r} cannot be imported: {error}") from error
-  if not callable(found):
-    raise ValueError(f"tools.of: {name!r} must be a function")
-  return found
