@@ -56,7 +56,7 @@ def collections(params: Params) -> dict[str, Params]:
       parts["apart"][path], parts["layer"][path] = leaf, jnp.arange(len(leaf))
     elif not isinstance(leaf, Codes):
       parts["params"][path] = leaf
-    elif on_cpu and _is_stacked(path):
+    elif on_cpu and _of_layers(path):
       parts["stacked"][path], parts["layer"][path] = leaf, jnp.arange(len(leaf.codes))
     else:
       parts["quantised"][path] = leaf
@@ -64,11 +64,12 @@ def collections(params: Params) -> dict[str, Params]:
 
 
 def _stacked(path: tuple) -> bool:
-  """Whether it is a stack that `dlm.models.layers.Einsum` reads; experts are others'."""
+  """Whether it is such a kernel, as an array."""
   if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
     return False  # of `Codes`
-  return _is_stacked(tuple(key.key for key in path))
+  return _of_layers(tuple(key.key for key in path))
 
 
-def _is_stacked(path: tuple[str, ...]) -> bool:
+def _of_layers(path: tuple[str, ...]) -> bool:
+  """Whether it is a stack that `dlm.models.layers.Einsum` reads; experts are others'."""
   return path[0] in ("layers", "dense_layers") and "moe" not in path and path[-1] == "kernel"

@@ -52,9 +52,7 @@ def linear_distill(
   """
   passes = _Passes(spec, tile, stretch)
   operands = Operands(hidden_RxD, unembed_VxD, teacher_hidden_RxE, teacher_unembed_VxE)
-  passes.tile_sizes(
-    operands
-  )  # asked here too: within `jax.grad` the backward pass would be too late
+  passes.tile_sizes(operands)  # refuses here: in the backward pass of `jax.grad` it is too late
   return divergence(passes, operands)
 
 
